@@ -1,0 +1,306 @@
+"""LOCOMO as typed values: found or downloaded, verified byte for byte, its known faults repaired or listed.
+
+    python -m locomo.dataset [--data FILE]      prints the invariants, exits 1 on any mismatch
+
+Source: https://github.com/snap-research/locomo at the pinned commit, CC BY-NC 4.0; never part of this project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from memory_system import Turn
+
+COMMIT = "3eb6f2c585f5e1699204e3c3bdf7adc5c28cb376"
+URL = f"https://raw.githubusercontent.com/snap-research/locomo/{COMMIT}/data/locomo10.json"
+SHA256 = "79fa87e90f04081343b8c8debecb80a9a6842b76a7aa537dc9fdf651ea698ff4"
+LICENCE = (
+    "LOCOMO (Maharana et al., 2024, github.com/snap-research/locomo) is licensed CC BY-NC 4.0: "
+    "attribution, no commercial use. https://creativecommons.org/licenses/by-nc/4.0/"
+)
+DATA = Path(__file__).resolve().parent.parent / "data"
+SAMPLE = DATA / "sample.json"
+
+CATEGORIES = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop", 5: "adversarial"}
+"""The integer in the file and what it means. Most published tables rotate these names."""
+ANSWERABLE = (1, 2, 3, 4)
+
+
+class DataError(ValueError):
+    """The data cannot be used; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One sitting: its number in the file, its time, its turns."""
+
+    number: int
+    said_at: datetime
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question about one conversation. Its identity is (conversation, index), never its text: conv-48 asks
+    eleven questions twice, and conv-30 asks one with opposite truth.
+
+    `gold` is None for category 5, which has no answer; `adversarial_answer` is the trap laid there.
+    `evidence` holds turn ids that exist, each once; `unresolved` the evidence strings that name no turn.
+    """
+
+    conversation: str
+    index: int
+    text: str
+    category: int
+    gold: str | None
+    evidence: tuple[str, ...]
+    unresolved: tuple[str, ...] = ()
+    adversarial_answer: str | None = None
+
+    @property
+    def id(self) -> str:
+        return f"{self.conversation}#{self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    id: str
+    speakers: tuple[str, str]
+    sessions: tuple[Session, ...]
+    questions: tuple[Question, ...]
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        return tuple(turn for session in self.sessions for turn in session.turns)
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Verified conversations and where they came from. `is_sample` marks our own stand-in, worth no score."""
+
+    conversations: tuple[Conversation, ...]
+    path: Path
+    sha256: str
+    is_sample: bool = False
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        return tuple(question for conversation in self.conversations for question in conversation.questions)
+
+
+def load(data: str | Path | None = None, *, say: Callable[[str], None] = print) -> Dataset:
+    """The data set from `data`, else LOCOMO_PATH, else data/locomo10.json, else the network, else the sample.
+
+    Raises DataError for a file that is missing, unreadable, or not LOCOMO byte for byte.
+    """
+    named = data or os.environ.get("LOCOMO_PATH")
+    path = Path(named) if named else DATA / "locomo10.json"
+    if not path.exists():
+        if named:
+            source = "--data" if data else "LOCOMO_PATH"
+            raise DataError(f"{source} names {str(path)!r}, which does not exist; give the path of locomo10.json.")
+        try:
+            download(path, say=say)
+        except OSError as error:
+            say(f"No LOCOMO file and no way to download it ({type(error).__name__}); using data/sample.json instead.")
+            path = SAMPLE
+    return read(path)
+
+
+def read(path: Path) -> Dataset:
+    """Parse and verify one file. Raises DataError unless it is LOCOMO, or this project's sample, to the byte."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {str(path)!r} ({error.strerror}); give the path of locomo10.json.") from error
+    digest = hashlib.sha256(content).hexdigest()
+    is_sample = SAMPLE.exists() and content == SAMPLE.read_bytes()
+    if digest != SHA256 and not is_sample:
+        raise DataError(
+            f"{str(path)!r} is not the pinned LOCOMO file (sha256 {digest[:12]}…, expected {SHA256[:12]}…) and is "
+            "refused for scoring; remove it to have the right one downloaded."
+        )
+    return Dataset(tuple(parse(json.loads(content))), path, digest, is_sample)
+
+
+def parse(raw: list[dict[str, Any]]) -> list[Conversation]:
+    """LOCOMO's JSON as conversations. What a memory must not see (summaries, image search words) is not kept."""
+    return [_conversation(entry) for entry in raw]
+
+
+def _conversation(entry: dict[str, Any]) -> Conversation:
+    talk = entry["conversation"]
+    numbers = sorted(int(key[8:]) for key in talk if re.fullmatch(r"session_\d+", key))
+    sessions = tuple(_session(number, talk) for number in numbers)
+    known = {turn.id for session in sessions for turn in session.turns}
+    return Conversation(
+        id=entry["sample_id"],
+        speakers=(talk["speaker_a"], talk["speaker_b"]),
+        sessions=sessions,
+        questions=tuple(_question(entry["sample_id"], i, item, known) for i, item in enumerate(entry["qa"])),
+    )
+
+
+def _session(number: int, talk: dict[str, Any]) -> Session:
+    said_at = datetime.strptime(talk[f"session_{number}_date_time"], "%I:%M %p on %d %B, %Y")
+    turns = tuple(
+        Turn(t["dia_id"], t["speaker"], t["text"], number, said_at, t.get("blip_caption"))
+        for t in talk[f"session_{number}"]
+    )
+    return Session(number, said_at, turns)
+
+
+def _question(conversation: str, index: int, item: dict[str, Any], known: set[str]) -> Question:
+    evidence, unresolved = repair_evidence(item["evidence"], known)
+    answerable = item["category"] in ANSWERABLE
+    return Question(
+        conversation=conversation,
+        index=index,
+        text=item["question"],
+        category=item["category"],
+        gold=str(item["answer"]) if answerable else None,
+        evidence=evidence,
+        unresolved=unresolved,
+        adversarial_answer=None if answerable else str(item["adversarial_answer"]),
+    )
+
+
+def repair_evidence(strings: list[str], known: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(turn ids that exist, strings that name none). Mends `D:11:26`, `D30:05` and lists in one string."""
+    found: dict[str, None] = {}
+    unresolved = []
+    for string in strings:
+        ids = [f"D{session}:{turn}" for session, turn in re.findall(r"D:?(\d+):0*(\d+)", string)]
+        found.update(dict.fromkeys(id for id in ids if id in known))
+        if not ids or not all(id in known for id in ids):
+            unresolved.append(string)
+    return tuple(found), tuple(unresolved)
+
+
+def download(path: Path, *, url: str = URL, sha256: str = SHA256, say: Callable[[str], None] = print) -> None:
+    """Fetch the file to `path`: resumed where a broken download stopped, verified, then moved into place whole.
+
+    Raises OSError when the network fails (what arrived is kept for the next try) and DataError for wrong bytes.
+    """
+    import requests
+    from filelock import FileLock
+    from tqdm import tqdm
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with FileLock(path.with_name(path.name + ".lock")):
+        if path.exists():  # another process was faster
+            return
+        have = part.stat().st_size if part.exists() else 0
+        headers = {"Range": f"bytes={have}-"} if have else {}
+        with requests.get(url, headers=headers, stream=True, timeout=(5, 30)) as response:
+            if response.status_code != 416:  # 416: the part is already whole
+                response.raise_for_status()
+                if response.status_code != 206:
+                    have = 0
+                say(LICENCE)
+                total = have + int(response.headers.get("Content-Length", 0)) or None
+                with (
+                    part.open("ab" if have else "wb") as file,
+                    tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=path.name) as bar,
+                ):
+                    for chunk in response.iter_content(1 << 16):
+                        file.write(chunk)
+                        bar.update(len(chunk))
+        if (digest := hashlib.sha256(part.read_bytes()).hexdigest()) != sha256:
+            part.unlink()
+            raise DataError(f"{url} sent other bytes than LOCOMO's (sha256 {digest[:12]}…); nothing was kept. Try again.")
+        part.replace(path)
+
+
+EXPECTED = {
+    "conversations": 10,
+    "sessions": 272,
+    "session dates without turns": 16,
+    "turns": 5882,
+    "captions (blip_caption)": 1226,
+    "captions without img_url": 316,
+    "questions": 1986,
+    "questions of category 1 (multi-hop)": 282,
+    "questions of category 2 (temporal)": 321,
+    "questions of category 3 (open-domain)": 96,
+    "questions of category 4 (single-hop)": 841,
+    "questions of category 5 (adversarial)": 446,
+    "questions of categories 1-4 without evidence": 4,
+    "gold answers that are integers": 6,
+    "evidence strings": 2815,
+    "evidence strings that are faulty": 9,
+    "evidence strings unresolved": "conv-42#58 D10:19, conv-42#88 D, conv-47#38 D4:36",
+}
+
+
+def invariants(raw: list[dict[str, Any]]) -> dict[str, int | str]:
+    """What LOCOMO.json must hold, counted from the file; the keys are those of EXPECTED."""
+    conversations = parse(raw)
+    questions = [question for conversation in conversations for question in conversation.questions]
+    items = [item for entry in raw for item in entry["qa"]]
+    talks = [entry["conversation"] for entry in raw]
+    turns = [turn for talk in talks for value in talk.values() if isinstance(value, list) for turn in value]
+    captioned = [turn for turn in turns if "blip_caption" in turn]
+    categories = Counter(question.category for question in questions)
+    strings = [(c.id, i, s) for c, e in zip(conversations, raw, strict=True) for i, q in enumerate(e["qa"])
+               for s in q["evidence"]]  # fmt: skip
+    known = {c.id: {turn.id for turn in c.turns} for c in conversations}
+    return {
+        "conversations": len(conversations),
+        "sessions": sum(len(c.sessions) for c in conversations),
+        "session dates without turns": sum(
+            key.endswith("_date_time") and key.removesuffix("_date_time") not in talk for talk in talks for key in talk
+        ),
+        "turns": len(turns),
+        "captions (blip_caption)": len(captioned),
+        "captions without img_url": sum("img_url" not in turn for turn in captioned),
+        "questions": len(questions),
+        **{f"questions of category {n} ({name})": categories[n] for n, name in CATEGORIES.items()},
+        "questions of categories 1-4 without evidence": sum(
+            q.category in ANSWERABLE and not q.evidence and not q.unresolved for q in questions
+        ),
+        "gold answers that are integers": sum(isinstance(item.get("answer"), int) for item in items),
+        "evidence strings": len(strings),
+        "evidence strings that are faulty": sum(s not in known[c] for c, _, s in strings),
+        "evidence strings unresolved": ", ".join(f"{q.id} {s}" for q in questions for s in q.unresolved),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m locomo.dataset", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", metavar="FILE", help="locomo10.json (default: LOCOMO_PATH, data/, the network)")
+    args = parser.parse_args(argv)
+    try:
+        data = load(args.data)
+    except DataError as error:
+        print(f"locomo.dataset: {error}", file=sys.stderr)
+        return 1
+    found = invariants(json.loads(data.path.read_bytes()))
+    if data.is_sample:
+        for name, value in found.items():
+            print(f"SAMPLE  {name}: {value}")
+        print("SAMPLE  this is the project's own stand-in; LOCOMO's invariants do not apply to it")
+        return 0
+    wrong = 0
+    for name, expected in EXPECTED.items():
+        ok = found[name] == expected
+        wrong += not ok
+        print(f"{'ok   ' if ok else 'WRONG'} {name}: {found[name]}" + ("" if ok else f" (expected {expected})"))
+    print(f"{data.path.name}, sha256 {data.sha256}: {len(EXPECTED) - wrong} of {len(EXPECTED)} invariants hold")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,20 @@
+"""The memory systems by name. A new one is a file in this folder and a line here.
+
+Systems are named as strings, so that nothing heavy is imported before it is asked for.
+"""
+
+from importlib import import_module
+
+SYSTEMS = {
+    "adaptive": "memory_system:MemorySystem",
+    "full_context": "memories.full_context:FullContext",
+    "simple": "memories.simple:Simple",
+}
+
+
+def load(name: str) -> type:
+    """The class of the memory system `name`. Raises KeyError with the known names."""
+    if name not in SYSTEMS:
+        raise KeyError(f"unknown memory system {name!r}; known: {', '.join(sorted(SYSTEMS))}")
+    module, _, attribute = SYSTEMS[name].partition(":")
+    return getattr(import_module(module), attribute)

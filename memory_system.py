@@ -1,0 +1,298 @@
+"""The one interface of every memory system, the exact budget, and the token-aware adaptive memory.
+
+What is remembered is a value (`State`) that the caller holds; what remembers is code (`Memory`):
+
+    memory = MemorySystem(count=counter)
+    state = memory.new()
+    memory.observe(state, turns)                                  # session by session, in time order
+    recall = memory.recall(state, question, budget_tokens=2048)   # recall.tokens <= 2048, always
+    memory(state=state, question=question).answer                 # the same, read by dspy's language model
+
+A new memory system is a subclass with one method, `recall`, and a line in `memories/__init__.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from typing import ClassVar, Protocol
+
+import dspy
+import numpy as np
+
+DEFAULT_BUDGET_TOKENS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One utterance. `id` is unique in its conversation; `said_at` is the time of its session."""
+
+    id: str
+    speaker: str
+    text: str
+    session: int
+    said_at: datetime
+    caption: str | None = None
+
+    @property
+    def line(self) -> str:
+        """The turn as a reader sees it: one line, inner whitespace squeezed, ending in a newline.
+
+        Squeezing is what makes token counts of lines add up exactly: no tokenizer joins across the newline.
+        """
+        image = f" [image: {self.caption}]" if self.caption else ""
+        return " ".join(f"{self.speaker}: {self.text}{image}".split()) + "\n"
+
+    @property
+    def header(self) -> str:
+        """The date line that opens the turn's session, such as `# Mon 2023-05-08`."""
+        return self.said_at.strftime("# %a %Y-%m-%d\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """What a reader is shown for one question. `tokens` counts `text` exactly, in the memory's own counter."""
+
+    text: str = ""
+    tokens: int = 0
+    turn_ids: tuple[str, ...] = ()
+
+
+class TokenCounter(Protocol):
+    """Counts the tokens of a text. `name` goes into every record, so that no count is anonymous."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, text: str) -> int: ...
+
+
+class Utf8Bytes:
+    """An upper bound for any byte-level BPE tokenizer: each token covers at least one UTF-8 byte."""
+
+    name = "utf8-bytes (upper bound)"
+
+    def __call__(self, text: str) -> int:
+        return len(text.encode())
+
+
+class BudgetTooSmall(ValueError):
+    """Raised by a system that shows everything or nothing, when everything does not fit the budget."""
+
+
+@dataclass
+class State:
+    """What is remembered of one conversation: its turns in time order, and what each costs to show."""
+
+    turns: list[Turn] = field(default_factory=list)
+    line_tokens: list[int] = field(default_factory=list)
+    header_tokens: dict[int, int] = field(default_factory=dict)
+
+
+class Answer(dspy.Signature):
+    """Answer the question from the memory of a conversation, in as few words as possible, using its exact words. \
+Write dates like 7 May 2023. If the memory does not hold the answer, reply: No information available"""
+
+    memory: str = dspy.InputField()
+    question: str = dspy.InputField()
+    answer: str = dspy.OutputField()
+
+
+# Written for this project. They show the two things that small models get wrong: a phrase, not a sentence,
+# and a relative date resolved against the date line.
+EXAMPLES = (
+    dspy.Example(
+        memory="# Sat 2021-03-06\nPriya: We finally adopted a puppy yesterday, a beagle called Biscuit!",
+        question="When did Priya adopt a puppy?",
+        answer="5 March 2021",
+    ),
+    dspy.Example(
+        memory="# Mon 2021-06-14\nTom: I bake sourdough most weekends and my brother grows tomatoes.",
+        question="What does Tom bake?",
+        answer="Sourdough",
+    ),
+)
+
+
+class Memory(dspy.Module):
+    """Code that remembers; it holds parameters only, so one instance serves all conversations and threads.
+
+    Args:
+        count: counts tokens as the answering model does; every budget is measured with it.
+    """
+
+    shows_everything: ClassVar[bool] = False
+    """True for a system that is given the reader's whole window instead of the budget."""
+
+    def __init__(self, *, count: TokenCounter | None = None) -> None:
+        super().__init__()
+        self.count: TokenCounter = count or Utf8Bytes()
+        self.read = dspy.Predict(Answer)
+        self.read.demos = list(EXAMPLES)
+
+    def new(self) -> State:
+        """An empty state."""
+        return State()
+
+    def observe(self, state: State, turns: Sequence[Turn]) -> None:
+        """Append turns, in time order. Observing in one call or in many gives the same state."""
+        for turn in turns:
+            state.turns.append(turn)
+            state.line_tokens.append(self.count(turn.line))
+            if turn.session not in state.header_tokens:
+                state.header_tokens[turn.session] = self.count(turn.header)
+
+    def recall(self, state: State, question: str, budget_tokens: int) -> Recall:
+        """What to show for `question`. Reads only; `Recall.tokens <= budget_tokens`, always."""
+        raise NotImplementedError(f"{type(self).__name__} must define recall")
+
+    def forward(
+        self, state: State, question: str, budget_tokens: int = DEFAULT_BUDGET_TOKENS, choices: str = ""
+    ) -> dspy.Prediction:
+        """Recall, then let dspy's language model answer: the same prompt for every memory system.
+
+        `choices` are answer options shown to the reader; they play no part in the recall.
+        Returns a prediction with `answer` (text) and `recall`.
+        """
+        recall = self.recall(state, question, budget_tokens)
+        asked = f"{question} {choices}" if choices else question
+        return dspy.Prediction(answer=self.read(memory=recall.text, question=asked).answer, recall=recall)
+
+
+def pack(state: State, ranking: Iterable[int], budget_tokens: int, count: TokenCounter) -> Recall:
+    """Fill the budget by rank, skipping what does not fit, and print in time order.
+
+    Args:
+        state: whose turns and costs `ranking` points into.
+        ranking: turn positions (0-based), the most wanted first.
+        budget_tokens: a hard bound on the printed text, date lines included.
+        count: the counter that made the costs; the joined text is counted again, because a tokenizer may
+            join across lines after all, and then the lowest-ranked lines go.
+    """
+    chosen: list[int] = []
+    sessions: set[int] = set()
+    left = budget_tokens
+    cheapest = min(state.line_tokens, default=0)
+    for position in ranking:
+        if left < cheapest:
+            break
+        session = state.turns[position].session
+        cost = state.line_tokens[position] + (0 if session in sessions else state.header_tokens[session])
+        if cost <= left:
+            chosen.append(position)
+            sessions.add(session)
+            left -= cost
+    while chosen:
+        recall = show(state, chosen, count)
+        if recall.tokens <= budget_tokens:
+            return recall
+        chosen.pop()
+    return Recall()
+
+
+def show(state: State, positions: Iterable[int], count: TokenCounter) -> Recall:
+    """Print turns in time order, one date line a session, whatever it costs."""
+    lines: list[str] = []
+    ids: list[str] = []
+    session = None
+    for position in sorted(positions):
+        turn = state.turns[position]
+        if turn.session != session:
+            session = turn.session
+            lines.append(turn.header)
+        lines.append(turn.line)
+        ids.append(turn.id)
+    text = "".join(lines)
+    return Recall(text=text, tokens=count(text), turn_ids=tuple(ids))
+
+
+# ---------------------------------------------------------------- the adaptive memory
+
+K1, B = 0.9, 0.3  # BM25, as commonly set for short texts
+NEIGHBOURS = ((1, 0.45), (2, 0.2))  # what a turn inherits from the turns at this distance, in its own session
+
+STOP_WORDS = frozenset(
+    """a about after again all also am an and any are as at be because been before being but by can could did do does
+    doing down during each for from further had has have having he her here hers him his how i if in into is it its
+    just me more most my no nor not now of off on once only or other our out over own same she should so some such
+    than that the their them then there these they this those through to too under until up very was we were what
+    when where which while who whom whose why will with would you your d ll m re s t ve""".split()
+)
+
+
+@lru_cache(maxsize=None)
+def _stemmer():
+    from nltk.stem.porter import PorterStemmer
+
+    return PorterStemmer()
+
+
+@lru_cache(maxsize=200_000)
+def stem(word: str) -> str:
+    return _stemmer().stem(word)
+
+
+def terms(text: str) -> list[str]:
+    """Index terms: lowercased words and numbers, stop words dropped, Porter-stemmed."""
+    return [stem(word) for word in re.findall(r"[^\W_]+", text.lower()) if word not in STOP_WORDS]
+
+
+@dataclass
+class IndexedState(State):
+    """A State with an inverted index, kept up to date as turns arrive."""
+
+    postings: dict[str, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
+    lengths: list[int] = field(default_factory=list)
+
+
+class MemorySystem(Memory):
+    """The token-aware adaptive memory: every turn is kept as it was said, ranked by BM25 with its neighbours,
+    and packed exactly into the budget. Writing calls no model."""
+
+    def new(self) -> IndexedState:
+        return IndexedState()
+
+    def observe(self, state: IndexedState, turns: Sequence[Turn]) -> None:
+        for position, turn in enumerate(turns, start=len(state.turns)):
+            counts = Counter(terms(turn.line))
+            for term, n in counts.items():
+                state.postings[term].append((position, n))
+            state.lengths.append(counts.total())
+        super().observe(state, turns)
+
+    def recall(self, state: IndexedState, question: str, budget_tokens: int) -> Recall:
+        scores = with_neighbours(state, bm25(state, terms(question)))
+        # Equal scores: the later turn first, since what is newer is likelier to still hold.
+        ranking = np.lexsort((-np.arange(len(scores)), -scores))
+        return pack(state, ranking.tolist(), budget_tokens, self.count)
+
+
+def bm25(state: IndexedState, query: Sequence[str]) -> np.ndarray:
+    """Okapi BM25 of every turn, shape (turns,), with the idf that is never negative."""
+    n = len(state.turns)
+    scores = np.zeros(n)
+    mean_length = sum(state.lengths) / n if n else 1.0
+    for term in sorted(set(query)):
+        postings = state.postings.get(term, ())
+        idf = math.log(1 + (n - len(postings) + 0.5) / (len(postings) + 0.5))
+        for position, tf in postings:
+            norm = K1 * (1 - B + B * state.lengths[position] / mean_length)
+            scores[position] += idf * tf * (K1 + 1) / (tf + norm)
+    return scores
+
+
+def with_neighbours(state: State, scores: np.ndarray) -> np.ndarray:
+    """Add to each turn a share of its neighbours' scores: an answer often stands next to the words it shares
+    with the question."""
+    sessions = np.array([turn.session for turn in state.turns])
+    total = scores.copy()
+    for distance, share in NEIGHBOURS:
+        same = sessions[distance:] == sessions[:-distance]
+        total[distance:] += share * scores[:-distance] * same
+        total[:-distance] += share * scores[distance:] * same
+    return total
