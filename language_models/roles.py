@@ -1,0 +1,117 @@
+"""Which model answers and which one judges: any DSPy model string, a local server, or an embedded model.
+
+    openai/gpt-4o-mini            a provider that DSPy knows, with its key in the environment
+    openai/NAME with an api base  any OpenAI-compatible server
+    embedded:tiny|small|base      in this process, no key; embedded:/path/model.gguf for any other GGUF
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import dspy
+from dspy.utils.exceptions import LMConfigurationError
+
+from language_models import embedded
+from language_models.tokens import counter_for
+from memory_system import TokenCounter
+
+PROVIDER_DEFAULTS = {
+    "TOGETHER_API_KEY": "together_ai/Qwen/Qwen2.5-7B-Instruct-Turbo",
+    "OPENAI_API_KEY": "openai/gpt-4o-mini",
+}
+"""The first key found in the environment picks the provider, for reader and judge alike."""
+
+NO_KEY_DEFAULT = "embedded:tiny"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A language model ready for its role.
+
+    `context_tokens` is the window, None where unknown; `max_tokens` bounds a reply; `usd_per_token` is
+    (prompt, completion), None where unknown.
+    """
+
+    name: str
+    lm: dspy.LM
+    count: TokenCounter
+    context_tokens: int | None
+    max_tokens: int
+    usd_per_token: tuple[float, float] | None
+
+
+def default_model() -> str:
+    """The provider whose key is set, else the embedded model that any package index can serve."""
+    return next((model for key, model in PROVIDER_DEFAULTS.items() if os.environ.get(key)), NO_KEY_DEFAULT)
+
+
+def cannot_judge(name: str) -> str:
+    """Why a model may not judge; empty where it may."""
+    tier = embedded.TIERS.get(name.removeprefix("embedded:")) if name.startswith("embedded:") else None
+    if tier is None or tier.can_judge:
+        return ""
+    able = ", ".join(f"embedded:{name}" for name, tier in embedded.TIERS.items() if tier.can_judge)
+    return (
+        f"{name} cannot judge: measured on pairs of a gold answer with a paraphrase or another answer, models of its "
+        f"size do no better than chance; use {able} or a larger model."
+    )
+
+
+def load(
+    name: str,
+    *,
+    api_base: str | None = None,
+    tokenizer: str | None = None,
+    context_tokens: int | None = None,
+    max_tokens: int = 64,
+    timeout_seconds: float = 120.0,
+    retries: int = 4,
+    say: Callable[[str], None] = print,
+) -> Model:
+    """The model `name`, at temperature 0 and uncached, so that every recorded answer was really given.
+
+    Retries are DSPy's: exponential back-off that waits as long as a server's `Retry-After` asks.
+    Raises ValueError or embedded.WeightsUnavailable with one sentence for the user.
+    """
+    if name.startswith("embedded:"):
+        if api_base:
+            raise ValueError(f"{name} runs in this process and takes no API base; leave one of the two out.")
+        path = embedded.weights(name.removeprefix("embedded:"), say=say)
+        engine = embedded.Embedded(path, context_tokens=context_tokens or embedded.CONTEXT_TOKENS)
+        lm = dspy.LM(
+            name.replace(":", "/", 1), engine=engine, temperature=0.0, max_tokens=max_tokens, cache=False, num_retries=0
+        )
+        return Model(name, lm, engine, engine.context_tokens, max_tokens, (0.0, 0.0))
+    client: dict[str, object] = {"timeout": timeout_seconds}
+    if api_base:
+        client["api_base"] = api_base
+        if name.startswith("openai/") and not os.environ.get("OPENAI_API_KEY"):
+            client["api_key"] = "none"  # local servers ask for none, and the client refuses to start without
+    try:
+        lm = dspy.LM(name, temperature=0.0, max_tokens=max_tokens, cache=False, num_retries=retries, **client)
+    except LMConfigurationError:  # a reasoning model: it sets its own temperature and thinks within its reply
+        max_tokens = 16_000
+        lm = dspy.LM(name, temperature=None, max_tokens=max_tokens, cache=False, num_retries=retries, **client)
+    info = _published(name)
+    prices = (info.get("input_cost_per_token"), info.get("output_cost_per_token"))
+    return Model(
+        name=name,
+        lm=lm,
+        count=counter_for(name, tokenizer=tokenizer),
+        context_tokens=context_tokens or info.get("max_input_tokens"),
+        max_tokens=max_tokens,
+        usd_per_token=None if api_base or None in prices else prices,
+    )
+
+
+def _published(name: str) -> dict:
+    """Window and prices from the table that DSPy carries; empty for a model that is not in it."""
+    from dspy.clients.model_metadata import model_info
+
+    provider, _, model = name.rpartition("/") if name.count("/") < 2 else name.partition("/")
+    return model_info(provider or "openai", model)
+
+

@@ -1,0 +1,257 @@
+"""The evaluation loop: each conversation is read once into each system, then all its questions are asked.
+
+The loop knows no particular memory; it writes one record per attempt into the run folder and computes no metric.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any
+
+import dspy
+
+from language_models.failure import FATAL, describe
+from language_models.meter import metered
+from language_models.plain_adapter import PlainAdapter
+from language_models.roles import Model
+from locomo.controls import NoMemory, Oracle
+from locomo.dataset import Conversation, Question
+from locomo.llm_judge import Judge, Verdict
+from locomo.metrics import ABSTAIN_FIRST, FREE, TRAP_FIRST, options
+from locomo.run_folder import Key, Record, RunFolder, is_answered, latest
+from memory_system import Answer, Memory, Recall, State, show
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One question to one system at one budget."""
+
+    system: str
+    budget_tokens: int
+    question: Question
+    form: str = FREE
+
+    @property
+    def key(self) -> Key:
+        return self.system, self.budget_tokens, self.question.id, self.form
+
+
+def plan(
+    memories: Mapping[str, Memory],
+    questions: Sequence[Question],
+    *,
+    budgets: Sequence[int],
+    window_budget: int | None = None,
+    two_options: bool = False,
+) -> list[Task]:
+    """Every question to every system at every budget, grouped by conversation, then system.
+
+    Args:
+        window_budget: what the reader's window leaves for memory; a system that shows everything gets it instead
+            of `budgets`. None where the window is unknown or nobody reads.
+        two_options: ask category 5 in the official two-option form, in both orders, instead of freely.
+    """
+
+    def budgets_of(memory: Memory) -> Sequence[int]:
+        if isinstance(memory, NoMemory):
+            return [0]
+        return [window_budget or UNBOUNDED] if memory.shows_everything else budgets
+
+    def forms_of(question: Question) -> Sequence[str]:
+        return (ABSTAIN_FIRST, TRAP_FIRST) if two_options and question.gold is None else (FREE,)
+
+    return [
+        Task(system, budget, question, form)
+        for _, asked in groupby(questions, key=lambda question: question.conversation)
+        for asked_here in [list(asked)]
+        for system, memory in memories.items()
+        for budget in budgets_of(memory)
+        for question in asked_here
+        for form in forms_of(question)
+    ]
+
+
+UNBOUNDED = 10_000_000
+"""The budget of a system that shows everything to a reader whose window is unknown."""
+
+
+def run(
+    tasks: Sequence[Task],
+    memories: Mapping[str, Memory],
+    conversations: Iterable[Conversation],
+    folder: RunFolder,
+    *,
+    reader: Model | None,
+    judge: Judge | None = None,
+    num_threads: int = 4,
+    stop: threading.Event | None = None,
+    progress: Callable[[Record], None] = lambda record: None,
+) -> str:
+    """Do every task that the folder does not hold an answer to, and append a record for each.
+
+    With no reader only the recall is recorded. Setting `stop` lets the calls in flight end and starts no other.
+    Returns the empty string, or why no call could succeed (a rejected key, an unknown model): then it stops early.
+    """
+    stop = stop or threading.Event()
+    by_id = {conversation.id: conversation for conversation in conversations}
+    attempts = _attempts(folder)
+    todo = [task for task in tasks if attempts.get(task.key, (0, False))[1] is False]
+    fatal: list[str] = []
+
+    def attempt(task: Task, state: State | None, failed: str) -> None:
+        if stop.is_set():
+            return
+        number = attempts.get(task.key, (0, False))[0] + 1
+        record, end = _attempt(task, memories[task.system], state, failed, number, reader=reader, judge=judge)
+        folder.append(record)
+        progress(record)
+        if end:
+            fatal.append(end)
+            stop.set()
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        pending: set[Future[None]] = set()
+        for (conversation, system), group in groupby(todo, key=lambda task: (task.question.conversation, task.system)):
+            if stop.is_set():
+                break
+            state, failed = _ingest(system, memories[system], by_id[conversation], folder, reader)
+            pending |= {pool.submit(attempt, task, state, failed) for task in group}
+            # Stay a little ahead of the pool, so that memory holds the conversations in flight and no more.
+            while len(pending) > 4 * num_threads + 64 and not stop.is_set():
+                pending = _drain(pending)
+        while pending:
+            pending = _drain(pending)
+    return fatal[0] if fatal else ""
+
+
+def _drain(pending: set[Future[None]]) -> set[Future[None]]:
+    """Wait a moment for some futures; raise what they raised. Short waits keep the main thread open to signals."""
+    done, rest = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+    for future in done:
+        future.result()
+    return rest
+
+
+def _attempts(folder: RunFolder) -> dict[Key, tuple[int, bool]]:
+    """How often each question was tried, and whether it is answered."""
+    records = folder.records()
+    tried: dict[Key, int] = {}
+    for record in records:
+        k = record["system"], record["budget_tokens"], record["question_id"], record["form"]
+        tried[k] = tried.get(k, 0) + 1
+    return {k: (tried[k], is_answered(record)) for k, record in latest(records).items()}
+
+
+def _ingest(
+    system: str, memory: Memory, conversation: Conversation, folder: RunFolder, reader: Model | None
+) -> tuple[State | None, str]:
+    """(state, "") or (None, why it failed): a system that cannot read one conversation fails its questions only."""
+    started = time.perf_counter()
+    state = memory.new()
+    failed = ""
+    lm = reader.lm if reader else None
+    with metered() as usage, dspy.context(lm=lm, adapter=PlainAdapter(), disable_history=True):
+        try:
+            for session in conversation.sessions:
+                memory.observe(state, session.turns)
+        except Exception as error:  # noqa: BLE001 - any memory may fail; its questions are recorded as failed
+            failed = f"ingest: {describe(error)}"
+    seconds = time.perf_counter() - started
+    folder.append_ingest(
+        {"system": system, "conversation": conversation.id, "turns": len(state.turns), "seconds": round(seconds, 4),
+         **asdict(usage), "error": failed}
+    )  # fmt: skip
+    return (None, failed) if failed else (state, "")
+
+
+def _attempt(
+    task: Task, memory: Memory, state: State | None, failed: str, number: int, *, reader: Model | None, judge: Judge | None
+) -> tuple[Record, str]:
+    """(the record, why the whole run must end or "")."""
+    started = time.perf_counter()
+    question = task.question
+    recall, answer, error, end = Recall(), None, failed, ""
+    verdicts: list[dict[str, Any]] = []
+    with metered() as usage:
+        if state is not None:
+            try:
+                recall, answer = _ask(task, memory, state, reader)
+            except FATAL as problem:
+                error = end = describe(problem)
+            except Exception as problem:  # noqa: BLE001 - a failed call is a record, not the end of the run
+                error = describe(problem)
+    seconds = time.perf_counter() - started
+    if judge and answer is not None and question.gold is not None:
+        verdict, end = _judge(judge, question, answer)
+        verdicts.append(verdict)
+    record = {
+        "system": task.system,
+        "budget_tokens": task.budget_tokens,
+        "question_id": question.id,
+        "form": task.form,
+        "attempt": number,
+        "answer": answer,
+        "recall": {"turn_ids": recall.turn_ids, "tokens": recall.tokens, "counter": memory.count.name},
+        "verdicts": verdicts,
+        **asdict(usage),
+        "seconds": round(seconds, 4),
+        "model": reader.name if reader else None,
+        "error": error,
+        "at": round(time.time(), 3),
+    }
+    return record, end
+
+
+def _ask(task: Task, memory: Memory, state: State, reader: Model | None) -> tuple[Recall, str | None]:
+    question = task.question
+    if isinstance(memory, Oracle):
+        state = memory.reveal(state, question.evidence)
+    if reader is None:
+        return memory.recall(state, question.text, task.budget_tokens), None
+    with dspy.context(lm=reader.lm, adapter=PlainAdapter(), disable_history=True):
+        prediction = memory(
+            state=state,
+            question=question.text,
+            budget_tokens=task.budget_tokens,
+            choices=options(question, task.form),
+        )
+    return prediction.recall, prediction.answer
+
+
+def _judge(judge: Judge, question: Question, answer: str) -> tuple[dict[str, Any], str]:
+    end = ""
+    try:
+        verdict = judge(question.text, question.gold or "", answer)
+    except FATAL as problem:
+        end = f"judge: {describe(problem)}"
+        verdict = Verdict("ungraded", reason=describe(problem))
+    return judge.record(verdict), end
+
+
+def window_budget(reader: Model, questions: Iterable[Question]) -> int | None:
+    """Tokens that the reader's window leaves for memory, beside the longest question; None for an unknown window."""
+    if reader.context_tokens is None:
+        return None
+    longest = max((f"{q.text} {options(q, TRAP_FIRST) if q.gold is None else ''}" for q in questions), key=len, default="")
+    return max(0, reader.context_tokens - prompt_overhead(reader, longest) - reader.max_tokens)
+
+
+def prompt_overhead(reader: Model, question: str) -> int:
+    """Tokens of the answer prompt without its memory. Chat templates add a few a message, hence the allowance."""
+    messages = PlainAdapter().format(
+        Answer, [dict(example) for example in Memory().read.demos], {"memory": "", "question": question}
+    )
+    return sum(reader.count(str(message["content"])) + 8 for message in messages) + 16
+
+
+def conversation_tokens(conversation: Conversation, reader: Model) -> int:
+    """What the whole conversation costs to show to this reader."""
+    state = State(turns=list(conversation.turns))
+    return show(state, range(len(state.turns)), reader.count).tokens
+
+

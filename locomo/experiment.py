@@ -1,0 +1,420 @@
+"""One evaluation as configured: what it will ask, of whom, at what cost; then carried out, or resumed.
+
+Configuration is a dictionary with the names of evaluate.py's flags; it is saved in the run folder, and a run is
+resumed from that alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from language_models.embedded import WeightsUnavailable
+from locomo import report
+from locomo.controls import CONTROLS
+from locomo.dataset import ANSWERABLE, CATEGORIES, DataError, load
+from locomo.evaluate import Task, conversation_tokens, plan, prompt_overhead, run, window_budget
+from locomo.llm_judge import Judge
+from locomo.run_folder import Key, Record, RunFolder, RunFolderError, is_answered, new_path
+from locomo.split_data import SPLITS, part, sample
+from memory_system import DEFAULT_BUDGET_TOKENS, Memory, State, TokenCounter, show
+
+Config = dict[str, Any]
+LoadMemory = Callable[[str], type[Memory]]
+
+
+class Refused(ValueError):
+    """The experiment cannot be run as asked; the message is one sentence with the next step."""
+
+
+class Experiment:
+    """What a configuration amounts to on this machine. Building it costs no model call.
+
+    Raises Refused for a configuration that cannot be run.
+    """
+
+    def __init__(self, config: Config, load_memory: LoadMemory) -> None:
+        self.config = config
+        self.notices: list[str] = []
+        try:
+            self.data = load(config["data"], say=_aside)
+        except DataError as error:
+            raise Refused(str(error)) from error
+        self.mark = "SAMPLE  " if self.data.is_sample else ""
+        self.questions = self._questions()
+        self.conversations = [c for c in self.data.conversations if any(q.conversation == c.id for q in self.questions)]
+        self._choose_models()
+        self._choose_memories(load_memory)
+        self.tasks = self._plan()
+
+    # ------------------------------------------------------------ choosing
+
+    def _questions(self) -> tuple[Any, ...]:
+        split, _, name = self.config["split"].rpartition(":")
+        if (split or "default") not in SPLITS or name not in ("train", "validation", "test", "all"):
+            raise Refused(
+                f"--split is {self.config['split']!r}; it may be test, train, validation or all, "
+                f"or with another split's name before it ({', '.join(SPLITS)}), as in memory-r1:test."
+            )
+        questions = [
+            question
+            for conversation in part(self.data, name, split=split or "default")
+            for question in conversation.questions
+            if question.category in self.config["categories"]
+        ]
+        return sample(questions, self.config["num_test"] or len(questions), seed=self.config["seed"])
+
+    def _choose_models(self) -> None:
+        self.reader = self.judge_model = self.judge = None
+        self.no_judge = "the run asked no model"
+        if self.config["recall_only"]:
+            return
+        from language_models import roles
+
+        name = self.config["model"] or roles.default_model()
+        judge = self.config["judge_model"]
+        # A judge is chosen unasked only where the reader was: nothing is spent on what nobody named.
+        if judge is None and not self.config["model"] and name != roles.NO_KEY_DEFAULT:
+            judge = name
+        calls = {"timeout_seconds": self.config["timeout_seconds"], "retries": self.config["retries"], "say": _aside}
+        try:
+            self.reader = roles.load(
+                name,
+                api_base=_without_credentials(self.config["api_base"]),
+                tokenizer=self.config["tokenizer"],
+                context_tokens=self.config["context_window"],
+                **calls,
+            )
+            if judge in (None, "none"):
+                self.no_judge = "no judge was named; add --judge-model embedded:base, or any DSPy model string."
+                return
+            if reason := roles.cannot_judge(judge):
+                raise Refused(reason)
+            self.judge_model = roles.load(
+                judge, api_base=_without_credentials(self.config["judge_api_base"]), max_tokens=16, **calls
+            )
+        except (ValueError, WeightsUnavailable) as error:
+            raise error if isinstance(error, Refused) else Refused(str(error)) from error
+        self.judge = Judge(self.judge_model.lm, prompt=self.config["judge"])
+
+    def _choose_memories(self, load_memory: LoadMemory) -> None:
+        default = "simple,adaptive" if self.reader is None else "simple,full_context,adaptive"
+        names = [name.strip() for name in (self.config["systems"] or default).split(",") if name.strip()]
+        self.count: TokenCounter
+        if self.reader:
+            self.count = self.reader.count
+        else:
+            from language_models.tokens import counter_for
+
+            self.count = counter_for(tokenizer=self.config["tokenizer"])
+        self.memories: dict[str, Memory] = {}
+        self.left_out: dict[str, str] = {}
+        for name in [*names, *CONTROLS]:
+            try:
+                kind = CONTROLS.get(name) or load_memory(name)
+            except KeyError as error:
+                raise Refused(f"--systems: {error.args[0]}.") from error
+            self.memories[name] = kind(count=self.count)
+
+    def _plan(self) -> list[Task]:
+        budgets = self.config["budgets"] or [self.config["budget_tokens"] or DEFAULT_BUDGET_TOKENS]
+        room = window_budget(self.reader, self.questions) if self.reader else None
+        if room is not None:
+            if room < 64:
+                raise Refused(
+                    f"the window of {self.reader.name if self.reader else ''} leaves {room} tokens for memory beside the "
+                    "question; use a model with a larger one, or name it with --context-window."
+                )
+            self._fit_to_window(room)
+            if too_large := [budget for budget in budgets if budget > room]:
+                budgets = list(dict.fromkeys(min(budget, room) for budget in budgets))
+                listed = ", ".join(f"{budget:,}" for budget in too_large)
+                self.notices.append(f"Budget {listed} lowered to {room:,} tokens, all that the reader's window leaves.")
+        return plan(
+            self.memories,
+            self.questions,
+            budgets=budgets,
+            window_budget=room,
+            two_options=self.config["two_options"] and self.reader is not None,
+        )
+
+    def _fit_to_window(self, room: int) -> None:
+        assert self.reader
+        for name, memory in list(self.memories.items()):
+            if memory.shows_everything and self.conversations:
+                needed = max(conversation_tokens(conversation, self.reader) for conversation in self.conversations)
+                if needed > room:
+                    del self.memories[name]
+                    self.left_out[name] = (
+                        f"the longest conversation is {needed:,} tokens and {self.reader.name} has room for {room:,}"
+                    )
+                    self.notices.append(f"{name} is left out: {self.left_out[name]}.")
+
+    # ------------------------------------------------------------ saying
+
+    def say(self, text: str = "") -> None:
+        """Print; with the sample in place of LOCOMO, every line says so."""
+        for line in text.split("\n"):
+            print(f"{self.mark}{line}", flush=True)
+
+    def announce(self) -> None:
+        """First line: who answers, who judges, what it will cost at most. Then the plan and its limits."""
+        if self.reader is None:
+            self.say(f"No model is asked; tokens are counted by {self.count.name}.")
+        else:
+            judge = f"{self.judge_model.name} ({self.config['judge']})" if self.judge_model else "nobody"
+            self.say(f"{self.reader.name} answers, {judge} judges; forecast: at most {self._forecast()}.")
+        systems = {task.system: 0 for task in self.tasks}
+        counts = Counter(question.category for question in self.questions)
+        self.say(
+            f"{len(self.questions)} questions of {len(self.conversations)} conversations ({self.config['split']}; "
+            + ", ".join(f"{counts[c]} {name}" for c, name in CATEGORIES.items() if counts[c])
+            + f") to {', '.join(systems)}."
+        )
+        for notice in self.notices:
+            self.say(notice)
+        if self.data.is_sample:
+            self.say("This is data/sample.json, a stand-in: no figure below says anything about a memory.")
+
+    def _forecast(self) -> str:
+        assert self.reader
+        whole = {c.id: conversation_tokens(c, self.reader) for c in self.conversations}
+        overhead = prompt_overhead(self.reader, max((q.text for q in self.questions), key=len, default=""))
+        prompts = sum(overhead + self._most_memory(task, whole[task.question.conversation]) for task in self.tasks)
+        calls, replies = len(self.tasks), len(self.tasks) * self.reader.max_tokens
+        cost = _cost(self.reader, prompts, replies)
+        if self.judge_model:
+            judged = [task.question for task in self.tasks if task.question.gold is not None]
+            asked = sum(500 + self.judge_model.count(f"{q.text}{q.gold}") + self.reader.max_tokens for q in judged)
+            calls += len(judged)
+            prompts += asked
+            replies += len(judged) * self.judge_model.max_tokens
+            extra = _cost(self.judge_model, asked, len(judged) * self.judge_model.max_tokens)
+            cost = None if cost is None or extra is None else cost + extra
+        money = "a cost that is unknown (no price for this model)" if cost is None else f"${cost:,.2f}"
+        return f"{calls:,} calls, {prompts + replies:,} tokens, {money}"
+
+    def _most_memory(self, task: Task, whole: int) -> int:
+        if task.system == "oracle":
+            turns = {turn.id: turn for c in self.conversations if c.id == task.question.conversation for turn in c.turns}
+            evidence = [turns[id] for id in task.question.evidence]
+            whole = show(State(turns=evidence), range(len(evidence)), self.count).tokens
+        return min(task.budget_tokens, whole)
+
+    # ------------------------------------------------------------ doing
+
+    def start(self, path: Path | None) -> str:
+        """Run in a new folder; the outcome is valid, invalid, failed or stopped."""
+        try:
+            with RunFolder.create(path or new_path(), self._manifest()) as folder:
+                return self._carry_out(folder)
+        except (RunFolderError, OSError) as error:
+            raise Refused(str(error)) from error
+
+    @classmethod
+    def resume(cls, path: Path, load_memory: LoadMemory) -> tuple[Experiment, Callable[[], str]]:
+        """The experiment saved in a folder, and what goes on with it. Refused where anything has changed since."""
+        try:
+            folder = RunFolder.reopen(path)
+        except RunFolderError as error:
+            raise Refused(str(error)) from error
+        with folder:
+            manifest = folder.manifest
+        experiment = cls(manifest["config"], load_memory)
+        now = experiment.identity()
+        changed = [name for name, was in manifest["identity"].items() if now.get(name) != was]
+        if changed:
+            raise Refused(
+                f"{path} was begun with another {', '.join(changed)} than there is now, and answers of two "
+                "configurations may not be mixed; restore what changed, or start a new run."
+            )
+
+        def go_on() -> str:
+            with RunFolder.reopen(path) as folder:
+                return experiment._carry_out(folder)
+
+        return experiment, go_on
+
+    def identity(self) -> dict[str, str]:
+        """What must be the same for two answers to belong to one run."""
+        identity = {
+            "configuration": _hash(self.config),
+            "data": self.data.sha256,
+            "questions": _hash([question.id for question in self.questions]),
+            "systems": _hash({name: type(memory).__name__ for name, memory in self.memories.items()}),
+            "tasks": _hash([task.key for task in self.tasks]),
+            "token counter": self.count.name,
+        }
+        if self.reader:
+            read = Memory().read
+            demos = [sorted(demo.toDict().items()) for demo in read.demos]
+            identity["reader"] = self.reader.name
+            identity["answer prompt"] = _hash([read.signature.instructions, demos])
+        if self.judge_model and self.judge:
+            identity["judge"] = f"{self.judge_model.name} {self.judge.prompt} {self.judge.prompt_hash}"
+        return identity
+
+    def _manifest(self) -> dict[str, Any]:
+        return {
+            "config": self.config,
+            "identity": self.identity(),
+            "left_out": self.left_out,
+            "sample": self.data.is_sample,
+            "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "python": platform.python_version(),
+            "packages": {name: _version(name) for name in ("adaptive-memory", "dspy", "litellm", "mlflow-skinny", "xllamacpp")},
+            "git": _git(),
+        }
+
+    def _carry_out(self, folder: RunFolder) -> str:
+        from tqdm import tqdm
+
+        if self.config["trace"] and not self.config["no_mlflow"]:
+            from locomo.mlflow_log import trace_dspy
+
+            trace_dspy()
+        keys = [task.key for task in self.tasks]
+        already = sum(is_answered(record) for record in report.current(folder.records(), keys))
+        if already:
+            self.say(f"{already} of {len(keys)} are answered already.")
+        bad = Counter[str]()
+        with tqdm(total=len(keys), initial=already, desc=f"{self.mark}asked", file=sys.stderr, mininterval=0.5) as bar:
+
+            def progress(record: Record) -> None:
+                if not is_answered(record):
+                    bad["failed"] += 1
+                    bar.set_postfix(bad)
+                bar.update()
+
+            with _stopping() as stop:
+                fatal = run(
+                    self.tasks,
+                    self.memories,
+                    self.conversations,
+                    folder,
+                    reader=self.reader,
+                    judge=self.judge,
+                    num_threads=self.config["num_threads"] if self.reader else 1,
+                    stop=stop,
+                    progress=progress,
+                )
+                stopped = stop.is_set() and not fatal
+        return self._conclude(folder, keys, fatal, stopped)
+
+    def _conclude(self, folder: RunFolder, keys: list[Key], fatal: str, stopped: bool) -> str:
+        records = folder.records()
+        share = report.ungraded_share(records, keys)
+        limit = self.config["fail_on_error"]
+        outcome = "failed" if fatal else "stopped" if stopped else "invalid" if share > limit else "valid"
+        results = {
+            "status": outcome,
+            "sample": self.data.is_sample,
+            "split": self.config["split"],
+            "subset": len([q for q in self.questions if q.category in ANSWERABLE]) < 1540,
+            "reader": self.reader.name if self.reader else None,
+            "judge": f"{self.judge_model.name} ({self.config['judge']})" if self.judge_model else None,
+            "token_counter": self.count.name,
+            "ungraded_share": share,
+            "left_out": self.left_out,
+            "systems": report.results(records, self.questions, keys),
+        }
+        table = report.table(results["systems"], no_judge=self.no_judge)
+        folder.write_json("results.json", results)
+        folder.write_text("table.txt", "".join(f"{self.mark}{line}\n" for line in table.splitlines()))
+        self.say()
+        self.say(table)
+        for name, reason in self.left_out.items():
+            self.say(f"{name} is not in the table: {reason}.")
+        for reason in report.failures(records, keys):
+            self.say(f"ungraded: {reason}")
+        if outcome in ("failed", "stopped"):
+            why = f"Stopped, because no call can succeed: {fatal}." if fatal else "Stopped."
+            self.say(f"{why} Go on with: python evaluate.py --resume {folder.path}")
+        if outcome == "invalid":
+            self.say(
+                f"INVALID: {share:.1%} are ungraded, more than --fail-on-error {limit:.1%}. "
+                f"Try the failed ones again with: python evaluate.py --resume {folder.path}"
+            )
+        self.say(f"Written to {folder.path}")
+        if outcome in ("valid", "invalid") and self.reader and not self.config["no_mlflow"]:
+            from locomo.mlflow_log import log_run
+
+            self.say(log_run(folder, results, self.data))
+        return outcome
+
+
+@contextmanager
+def _stopping() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets, so that the calls in flight can end; the second one quits."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        if stop.is_set():
+            import os
+
+            os._exit(4)
+        stop.set()
+        print("\nStopping after the calls in flight; once more to quit at once.", file=sys.stderr, flush=True)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _aside(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _cost(model: Any, prompt_tokens: int, reply_tokens: int) -> float | None:
+    if model.usd_per_token is None:
+        return None
+    return prompt_tokens * model.usd_per_token[0] + reply_tokens * model.usd_per_token[1]
+
+
+def _without_credentials(url: str | None) -> str | None:
+    if url:
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise Refused("an API base must be an address such as http://127.0.0.1:8000/v1.")
+        if parts.username or parts.password or parts.query:
+            raise Refused("an API base may hold no user, password or query; put the key into OPENAI_API_KEY.")
+    return url
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git() -> str | None:
+    """The commit of this code, with + where the tree was changed; None outside a checkout."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

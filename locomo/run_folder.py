@@ -1,0 +1,144 @@
+"""A run on disk: what was asked (manifest.json), what came back (records.jsonl), what it amounts to (results.json).
+
+Records are appended one line at a time as answers arrive and are never rewritten: a killed run loses at most the
+calls in flight, and every metric can be computed again from the folder without a model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+Record = dict[str, Any]
+"""One attempt at one question; see `locomo.evaluate.record` for its fields."""
+
+Key = tuple[str, int, str, str]
+"""(system, budget in tokens, question id, form): what makes an answer the answer to something."""
+
+
+class RunFolderError(ValueError):
+    """The folder cannot be used as asked; the message is one sentence for the user."""
+
+
+def key(record: Record) -> Key:
+    return record["system"], record["budget_tokens"], record["question_id"], record["form"]
+
+
+def is_answered(record: Record) -> bool:
+    """Whether an attempt ended with a result. Failed ones may be tried again, and only they."""
+    return not record["error"]
+
+
+class RunFolder:
+    """One run, locked against a second process for as long as it is open.
+
+    Use `create` or `reopen`, as context managers.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._write_lock = threading.Lock()
+        self._process_lock = FileLock(path / ".lock", blocking=False)
+        try:
+            self._process_lock.acquire()
+        except Timeout as error:
+            raise RunFolderError(f"{path} is in use by another process; wait for it, or name another folder.") from error
+
+    @classmethod
+    def create(cls, path: Path, manifest: dict[str, Any]) -> RunFolder:
+        """Start a run in a new or empty folder. Raises RunFolderError when it holds anything already."""
+        path.mkdir(parents=True, exist_ok=True)
+        if any(entry.name != ".lock" for entry in path.iterdir()):
+            raise RunFolderError(
+                f"{path} is not empty; continue a run with --resume {path}, or name another folder with --run-dir."
+            )
+        folder = cls(path)
+        folder.write_json("manifest.json", manifest)
+        return folder
+
+    @classmethod
+    def reopen(cls, path: Path) -> RunFolder:
+        """Continue a run: an unfinished last line, left by a kill in the middle of a write, is cut off."""
+        if not (path / "manifest.json").is_file():
+            raise RunFolderError(f"{path} holds no run (no manifest.json); give the folder of an earlier run.")
+        folder = cls(path)
+        records = path / "records.jsonl"
+        if records.exists():
+            content = records.read_bytes()
+            if content and not content.endswith(b"\n"):
+                os.truncate(records, content.rfind(b"\n") + 1)
+        return folder
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._process_lock.release()
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.path / "manifest.json").read_bytes())
+        except ValueError as error:
+            raise RunFolderError(f"{self.path / 'manifest.json'} is damaged ({error}); start a new run.") from error
+
+    def append(self, record: Record) -> None:
+        """Write one line, whole, at once."""
+        # ASCII, because a model's reply may hold half a surrogate pair, which UTF-8 cannot write.
+        line = json.dumps(record, separators=(",", ":")) + "\n"
+        with self._write_lock, (self.path / "records.jsonl").open("ab", buffering=0) as file:
+            file.write(line.encode("ascii"))
+
+    def append_ingest(self, record: Record) -> None:
+        """Note what reading one conversation into one system cost."""
+        with self._write_lock, (self.path / "ingest.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def records(self) -> list[Record]:
+        """Every attempt, in the order in which they ended."""
+        return _lines(self.path / "records.jsonl")
+
+    def ingests(self) -> list[Record]:
+        return _lines(self.path / "ingest.jsonl")
+
+    def write_json(self, name: str, value: object) -> None:
+        """Replace a file atomically."""
+        self.write_text(name, json.dumps(value, indent=1) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        part = self.path / f".{name}.part"
+        part.write_text(text)
+        part.replace(self.path / name)
+
+
+def latest(records: Iterable[Record]) -> dict[Key, Record]:
+    """The record that counts for each question: its first answered attempt, else its last failed one."""
+    chosen: dict[Key, Record] = {}
+    for record in records:
+        earlier = chosen.get(key(record))
+        if earlier is None or not is_answered(earlier):
+            chosen[key(record)] = record
+    return chosen
+
+
+def _lines(path: Path) -> list[Record]:
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as file:
+        lines = file.read().split("\n")
+    try:
+        return [json.loads(line) for line in lines if line]
+    except ValueError as error:
+        raise RunFolderError(f"{path} holds a line that is not JSON ({error}); restore the file or start anew.") from error
+
+
+def new_path(root: Path = Path("runs")) -> Path:
+    """A folder name that sorts by time and does not collide."""
+    return root / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.urandom(2).hex()}"
