@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     models.add_argument("--judge-api-base", metavar="URL")
     models.add_argument("--judge", default="strict", choices=["strict", "lenient"], help="the judge's prompt")
     how = p.add_argument_group("how it runs")
-    how.add_argument("--num-threads", type=_positive, default=4, metavar="N")
+    how.add_argument("--num-threads", type=_positive, metavar="N", help="calls at once (default 4; 1 for an embedded model)")  # fmt: skip
     how.add_argument("--retries", type=int, default=4, metavar="N", help="of a failed call, waiting as Retry-After asks")
     how.add_argument("--timeout-seconds", type=float, default=120.0, metavar="S")
     how.add_argument("--fail-on-error", type=float, default=0.02, metavar="SHARE", help="ungraded share that voids a run")

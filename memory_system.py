@@ -19,7 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import ClassVar, Protocol
 
 import dspy
@@ -28,7 +28,7 @@ import numpy as np
 DEFAULT_BUDGET_TOKENS = 20_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Turn:
     """One utterance. `id` is unique in its conversation; `said_at` is the time of its session."""
 
@@ -39,7 +39,7 @@ class Turn:
     said_at: datetime
     caption: str | None = None
 
-    @property
+    @cached_property
     def line(self) -> str:
         """The turn as a reader sees it: one line, inner whitespace squeezed, ending in a newline.
 
@@ -48,7 +48,7 @@ class Turn:
         image = f" [image: {self.caption}]" if self.caption else ""
         return " ".join(f"{self.speaker}: {self.text}{image}".split()) + "\n"
 
-    @property
+    @cached_property
     def header(self) -> str:
         """The date line that opens the turn's session, such as `# Mon 2023-05-08`."""
         return self.said_at.strftime("# %a %Y-%m-%d\n")

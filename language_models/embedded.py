@@ -22,6 +22,7 @@ from typing import Any
 
 from dspy import lm15
 
+ONE_LINE = r'root ::= " "? [^ \n] [^\n]* "\n"?'
 CONTEXT_TOKENS = 8192  # enough for every budget worth running on a CPU; a larger window only takes memory
 
 
@@ -167,8 +168,8 @@ class Embedded:
     """A GGUF in this process, as an engine for `dspy.LM(..., engine=Embedded(path))` and as a token counter.
 
     Greedy and without a prompt cache, so that an answer depends on its prompt alone, not on what was asked before.
-    Prompts with worked examples go in as plain text, which small models continue far better than they chat; an
-    answer then ends at the first blank line, where the next example would begin.
+    Prompts with worked examples go in as plain text, which small models continue far better than they chat; the
+    reply is then one line that is not empty, by grammar, so that it always parses.
     """
 
     def __init__(self, path: Path, *, context_tokens: int = CONTEXT_TOKENS) -> None:
@@ -206,13 +207,20 @@ class Embedded:
 
     def __call__(self, text: str) -> int:
         """The number of tokens of `text` in the model's own vocabulary, special tokens not added."""
-        connection = getattr(self._local, "connection", None)
-        if connection is None:
-            address = urllib.parse.urlsplit(self._running().listening_address)
-            connection = http.client.HTTPConnection(address.hostname or "127.0.0.1", address.port)
-            self._local.connection = connection
-        connection.request("POST", "/tokenize", json.dumps({"content": text}), {"Content-Type": "application/json"})
-        return len(json.loads(connection.getresponse().read())["tokens"])
+        body = json.dumps({"content": text})
+        for retry in (False, True):  # the server closes a connection that was idle for seconds
+            connection = getattr(self._local, "connection", None)
+            if connection is None or retry:
+                address = urllib.parse.urlsplit(self._running().listening_address)
+                connection = http.client.HTTPConnection(address.hostname or "127.0.0.1", address.port)
+                self._local.connection = connection
+            try:
+                connection.request("POST", "/tokenize", body, {"Content-Type": "application/json"})
+                return len(json.loads(connection.getresponse().read())["tokens"])
+            except (http.client.HTTPException, OSError):
+                if retry:
+                    raise
+        raise AssertionError("unreachable")
 
     def complete(self, request: lm15.Request) -> lm15.Response:
         """One completion. Raises lm15.ContextLengthError for a prompt that the window cannot hold."""
@@ -226,7 +234,7 @@ class Embedded:
         if request.config.seed is not None:
             body["seed"] = request.config.seed
         if any(message.role == "assistant" for message in request.messages):
-            body |= {"prompt": _as_text(request), "stop": [*body["stop"], "\n\n"]}
+            body |= {"prompt": _as_text(request), "grammar": ONE_LINE, "stop": [*body["stop"], "\n"]}
             reply = server.handle_completions(body)
         else:
             system = [{"role": "system", "content": request.system}] if request.system else []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
@@ -115,26 +115,31 @@ def run(
             stop.set()
 
     with ThreadPoolExecutor(num_threads) as pool:
-        pending: set[Future[None]] = set()
+        pending: list[Future[None]] = []
         for (conversation, system), group in groupby(todo, key=lambda task: (task.question.conversation, task.system)):
             if stop.is_set():
                 break
             state, failed = _ingest(system, memories[system], by_id[conversation], folder, reader)
-            pending |= {pool.submit(attempt, task, state, failed) for task in group}
+            pending += [pool.submit(attempt, task, state, failed) for task in group]
             # Stay a little ahead of the pool, so that memory holds the conversations in flight and no more.
-            while len(pending) > 4 * num_threads + 64 and not stop.is_set():
-                pending = _drain(pending)
-        while pending:
-            pending = _drain(pending)
+            pending = _until(pending, left=4 * num_threads, stop=stop)
+        _until(pending, left=0)
     return fatal[0] if fatal else ""
 
 
-def _drain(pending: set[Future[None]]) -> set[Future[None]]:
-    """Wait a moment for some futures; raise what they raised. Short waits keep the main thread open to signals."""
-    done, rest = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-    for future in done:
-        future.result()
-    return rest
+def _until(pending: list[Future[None]], *, left: int, stop: threading.Event | None = None) -> list[Future[None]]:
+    """Wait until at most `left` futures are unfinished, and raise what any of them raised.
+
+    Polling keeps the main thread open to Ctrl-C, and costs nothing beside a call to a model.
+    """
+    while True:
+        for future in pending:
+            if future.done():
+                future.result()
+        pending = [future for future in pending if not future.done()]
+        if len(pending) <= left or (stop and stop.is_set()):
+            return pending
+        time.sleep(0.01)
 
 
 def _attempts(folder: RunFolder) -> dict[Key, tuple[int, bool]]:

@@ -307,12 +307,18 @@ class Experiment:
                     folder,
                     reader=self.reader,
                     judge=self.judge,
-                    num_threads=self.config["num_threads"] if self.reader else 1,
+                    num_threads=self._num_threads(),
                     stop=stop,
                     progress=progress,
                 )
                 stopped = stop.is_set() and not fatal
         return self._conclude(folder, keys, fatal, stopped)
+
+    def _num_threads(self) -> int:
+        """Threads help where a server answers; ranking and an embedded model keep the processor busy alone."""
+        if self.reader is None:
+            return 1
+        return self.config["num_threads"] or (1 if self.reader.name.startswith("embedded:") else 4)
 
     def _conclude(self, folder: RunFolder, keys: list[Key], fatal: str, stopped: bool) -> str:
         records = folder.records()

@@ -20,10 +20,8 @@ Label = Literal["correct", "wrong", "ungraded"]
 
 
 class Strict(dspy.Signature):
-    """Grade an answer to a question against the gold answer. Reply with one word: CORRECT or WRONG.
-    CORRECT: the answer states the same fact as the gold answer, in any words or date format, and nothing that contradicts it.
-    WRONG: it names another person, thing, place, number or date, leaves out an item of a list, is vague where the gold answer \
-is specific, gives several answers of which only some are right, or says that it does not know."""
+    """Does the answer state the same fact as the gold answer? Other words, other date formats and extra detail are fine; \
+another person, thing, place, number or date is not. Reply with one word: yes or no."""
 
     question: str = dspy.InputField()
     gold: str = dspy.InputField()
@@ -32,9 +30,8 @@ is specific, gives several answers of which only some are right, or says that it
 
 
 class Lenient(dspy.Signature):
-    """Grade an answer to a question against the gold answer. Reply with one word: CORRECT or WRONG.
-    Be generous: as long as the answer touches on the same topic as the gold answer, it is CORRECT, however long it is.
-    For questions about time, an answer that refers to the same date or period, in any format or relative form, is CORRECT."""
+    """Does the answer touch on the same topic as the gold answer? Be generous: a longer or vaguer answer, or a date in \
+any format or relative form that refers to the same time, counts. Reply with one word: yes or no."""
 
     question: str = dspy.InputField()
     gold: str = dspy.InputField()
@@ -43,19 +40,8 @@ class Lenient(dspy.Signature):
 
 
 PROMPTS: dict[str, type[dspy.Signature]] = {"strict": Strict, "lenient": Lenient}
-"""`lenient` follows the rule under which most published LOCOMO scores were made, in our own words. It accepts most
-vague wrong answers; it is here to compare, never to be reported alone."""
-
-EXAMPLES = tuple(
-    dspy.Example(question=question, gold=gold, answer=answer, verdict=verdict)
-    for question, gold, answer, verdict in (
-        ("When did Priya adopt a puppy?", "5 March 2021", "On the 5th of March, 2021", "CORRECT"),
-        ("When did Priya adopt a puppy?", "5 March 2021", "6 March 2021", "WRONG"),
-        ("What does Tom bake on weekends?", "Sourdough", "He likes to bake sourdough bread.", "CORRECT"),
-        ("What does Tom bake on weekends?", "Sourdough", "Chocolate cake", "WRONG"),
-    )
-)
-"""Written for this project; every prompt carries them, because the small judges only answer in form when shown."""
+"""`lenient` follows, in our own words, the rule under which most published LOCOMO scores were made: what touches on the
+gold answer's topic is correct. It is here to compare, never to be reported alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +67,12 @@ class Judge:
         self.lm = lm
         self.prompt = prompt
         self._grade = dspy.Predict(PROMPTS[prompt])
-        self._grade.demos = list(EXAMPLES)
         self._grade.lm = lm
 
     @property
     def prompt_hash(self) -> str:
-        """Identifies the exact prompt, examples included."""
-        text = PROMPTS[self.prompt].instructions + "".join(str(sorted(demo.toDict().items())) for demo in EXAMPLES)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """Identifies the exact prompt."""
+        return hashlib.sha256(PROMPTS[self.prompt].instructions.encode()).hexdigest()[:16]
 
     def __call__(self, question: str, gold: str, answer: str) -> Verdict:
         """Grade `answer`. A failed call is `ungraded`, with the reason; only what would fail every call is raised."""
@@ -111,11 +95,11 @@ class Judge:
 
 
 def parse_label(reply: str) -> Label:
-    """CORRECT or WRONG and nothing else, up to case, spaces, emphasis and a full stop; all else is ungraded.
+    """`yes` or `no` and nothing else, up to case, spaces, emphasis and a full stop; all else is ungraded.
 
-    A substring search would read INCORRECT as CORRECT, which published harnesses did.
+    A search for the word inside the reply would find a label in any explanation; published harnesses read INCORRECT
+    as CORRECT that way.
     """
-    word = reply.strip().strip("*`\"'").rstrip(".").upper()
-    labels: dict[str, Label] = {"CORRECT": "correct", "WRONG": "wrong"}
-    return labels.get(word, "ungraded")
+    labels: dict[str, Label] = {"yes": "correct", "no": "wrong"}
+    return labels.get(reply.strip().strip("*`\"'").rstrip(".").lower(), "ungraded")
 
