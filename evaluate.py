@@ -28,14 +28,20 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = p.add_argument_group("what is asked")
     what.add_argument("--data", metavar="FILE", help="locomo10.json (default: LOCOMO_PATH, data/, the network)")
-    what.add_argument("--split", default="test", metavar="PART", help="test (default), train, validation or all; memory-r1:test for that split")  # fmt: skip
+    what.add_argument(
+        "--split", default="test", metavar="PART", help="test, train, validation, all, or memory-r1:test …"
+    )
     what.add_argument("--num-test", type=_positive, metavar="N", help="a seeded sample, stratified by category")
     what.add_argument("--categories", type=_integers, default=[1, 2, 3, 4, 5], metavar="1,2,…")
     what.add_argument("--two-options", action="store_true", help="ask category 5 as two options, in both orders")
     what.add_argument("--seed", type=int, default=0)
     who = p.add_argument_group("who is compared")
-    who.add_argument("--systems", metavar="A,B,…", help="default simple,full_context,adaptive; the controls none and oracle always run")
-    who.add_argument("--budget-tokens", type=_positive, metavar="N", help="hard budget for memory in a prompt (default 20000)")  # fmt: skip
+    who.add_argument(
+        "--systems",
+        metavar="A,B,…",
+        help="default simple,full_context,adaptive; the controls none and oracle always run",
+    )
+    who.add_argument("--budget-tokens", type=_positive, metavar="N", help="of memory in a prompt (default 20000)")
     who.add_argument("--budgets", type=_integers, metavar="N,M,…", help="several budgets in one run")
     who.add_argument("--recall-only", action="store_true", help="no model: measure what is recalled")
     models = p.add_argument_group("who answers and who judges")
@@ -47,10 +53,14 @@ def parser() -> argparse.ArgumentParser:
     models.add_argument("--judge-api-base", metavar="URL")
     models.add_argument("--judge", default="strict", choices=["strict", "lenient"], help="the judge's prompt")
     how = p.add_argument_group("how it runs")
-    how.add_argument("--num-threads", type=_positive, metavar="N", help="calls at once (default 4; 1 for an embedded model)")  # fmt: skip
-    how.add_argument("--retries", type=int, default=4, metavar="N", help="of a failed call, waiting as Retry-After asks")
+    how.add_argument("--num-threads", type=_positive, metavar="N", help="calls at once (default 4, embedded 1)")
+    how.add_argument(
+        "--retries", type=int, default=4, metavar="N", help="of a failed call, waiting as Retry-After asks"
+    )
     how.add_argument("--timeout-seconds", type=float, default=120.0, metavar="S")
-    how.add_argument("--fail-on-error", type=float, default=0.02, metavar="SHARE", help="ungraded share that voids a run")
+    how.add_argument(
+        "--fail-on-error", type=float, default=0.02, metavar="SHARE", help="ungraded share that voids a run"
+    )
     how.add_argument("--run-dir", type=Path, metavar="DIR", help="default runs/TIME")
     how.add_argument("--resume", type=Path, metavar="DIR", help="go on with a stopped run, as it was configured")
     how.add_argument("--dry-run", action="store_true", help="print the plan and stop")
@@ -123,7 +133,9 @@ def _start(args: argparse.Namespace) -> int:
 def _resume(argv: Sequence[str], folder: Path) -> int:
     allowed = {"--resume", str(folder), f"--resume={folder}"}
     if extra := [word for word in argv if word not in allowed]:
-        raise Usage(f"--resume takes the saved configuration and nothing else, but got {' '.join(extra)}; leave it out.")
+        raise Usage(
+            f"--resume takes the saved configuration and nothing else, but got {' '.join(extra)}; leave it out."
+        )
     import memories
     from locomo.experiment import Experiment
 

@@ -19,8 +19,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property, lru_cache
-from typing import ClassVar, Protocol
+from functools import cache, cached_property, lru_cache
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 import dspy
 import numpy as np
@@ -50,8 +50,9 @@ class Turn:
 
     @cached_property
     def header(self) -> str:
-        """The date line that opens the turn's session, such as `# Mon 2023-05-08`."""
-        return self.said_at.strftime("# %a %Y-%m-%d\n")
+        """The date line that opens the turn's session, such as `# Mon 8 May 2023`: a token cheaper than an ISO date,
+        and in the form in which people, and gold answers, write dates."""
+        return f"# {self.said_at:%a} {self.said_at.day} {self.said_at:%B %Y}\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,24 +108,30 @@ Write dates like 7 May 2023. If the memory does not hold the answer, reply: No i
 # and a relative date resolved against the date line.
 EXAMPLES = (
     dspy.Example(
-        memory="# Sat 2021-03-06\nPriya: We finally adopted a puppy yesterday, a beagle called Biscuit!",
+        memory="# Sat 6 March 2021\nPriya: We finally adopted a puppy yesterday, a beagle called Biscuit!",
         question="When did Priya adopt a puppy?",
         answer="5 March 2021",
     ),
     dspy.Example(
-        memory="# Mon 2021-06-14\nTom: I bake sourdough most weekends and my brother grows tomatoes.",
+        memory="# Mon 14 June 2021\nTom: I bake sourdough most weekends and my brother grows tomatoes.",
         question="What does Tom bake?",
         answer="Sourdough",
     ),
 )
 
 
-class Memory(dspy.Module):
+S = TypeVar("S", bound=State)
+
+
+class Memory(dspy.Module, Generic[S]):
     """Code that remembers; it holds parameters only, so one instance serves all conversations and threads.
 
     Args:
         count: counts tokens as the answering model does; every budget is measured with it.
     """
+
+    state_type: ClassVar[type[State]] = State
+    """What `new` makes."""
 
     shows_everything: ClassVar[bool] = False
     """True for a system that is given the reader's whole window instead of the budget."""
@@ -135,11 +142,11 @@ class Memory(dspy.Module):
         self.read = dspy.Predict(Answer)
         self.read.demos = list(EXAMPLES)
 
-    def new(self) -> State:
+    def new(self) -> S:
         """An empty state."""
-        return State()
+        return cast(S, self.state_type())
 
-    def observe(self, state: State, turns: Sequence[Turn]) -> None:
+    def observe(self, state: S, turns: Sequence[Turn]) -> None:
         """Append turns, in time order. Observing in one call or in many gives the same state."""
         for turn in turns:
             state.turns.append(turn)
@@ -147,12 +154,12 @@ class Memory(dspy.Module):
             if turn.session not in state.header_tokens:
                 state.header_tokens[turn.session] = self.count(turn.header)
 
-    def recall(self, state: State, question: str, budget_tokens: int) -> Recall:
+    def recall(self, state: S, question: str, budget_tokens: int) -> Recall:
         """What to show for `question`. Reads only; `Recall.tokens <= budget_tokens`, always."""
         raise NotImplementedError(f"{type(self).__name__} must define recall")
 
     def forward(
-        self, state: State, question: str, budget_tokens: int = DEFAULT_BUDGET_TOKENS, choices: str = ""
+        self, state: S, question: str, budget_tokens: int = DEFAULT_BUDGET_TOKENS, choices: str = ""
     ) -> dspy.Prediction:
         """Recall, then let dspy's language model answer: the same prompt for every memory system.
 
@@ -225,8 +232,8 @@ STOP_WORDS = frozenset(
 )
 
 
-@lru_cache(maxsize=None)
-def _stemmer():
+@cache
+def _stemmer() -> Any:
     from nltk.stem.porter import PorterStemmer
 
     return PorterStemmer()
@@ -234,7 +241,8 @@ def _stemmer():
 
 @lru_cache(maxsize=200_000)
 def stem(word: str) -> str:
-    return _stemmer().stem(word)
+    """The Porter stem, as NLTK's PorterStemmer makes it: the one that the official scorer uses."""
+    return str(_stemmer().stem(word))
 
 
 def terms(text: str) -> list[str]:
@@ -250,12 +258,11 @@ class IndexedState(State):
     lengths: list[int] = field(default_factory=list)
 
 
-class MemorySystem(Memory):
+class MemorySystem(Memory[IndexedState]):
     """The token-aware adaptive memory: every turn is kept as it was said, ranked by BM25 with its neighbours,
     and packed exactly into the budget. Writing calls no model."""
 
-    def new(self) -> IndexedState:
-        return IndexedState()
+    state_type = IndexedState
 
     def observe(self, state: IndexedState, turns: Sequence[Turn]) -> None:
         for position, turn in enumerate(turns, start=len(state.turns)):

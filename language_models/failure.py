@@ -12,8 +12,9 @@ FATAL = (LMAuthError, LMBillingError, LMNotConfiguredError, LMUnsupportedModelEr
 
 
 def describe(error: BaseException) -> str:
-    """`Type: message` on one line, at most 500 characters, secrets replaced."""
-    return redact(" ".join(f"{type(error).__name__}: {error}".split()))[:500]
+    """`Type: first line of the message`, at most 300 characters, secrets replaced."""
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    return redact(" ".join(f"{type(error).__name__}: {first}".split()))[:300]
 
 
 def redact(text: str) -> str:
@@ -24,7 +25,11 @@ def redact(text: str) -> str:
     for name, value in os.environ.items():
         if re.search(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", name) and len(value) >= 6:
             text = text.replace(value, "[redacted]")
-    text = re.sub(r"(?i)\b(authorization|x-api-key|api[-_]key)(['\"]?\s*[:=]\s*['\"]?)(bearer\s+)?[^\s'\",;}]+", r"\1\2[redacted]", text)
+    text = re.sub(
+        r"(?i)\b(authorization|x-api-key|api[-_]key)(['\"]?\s*[:=]\s*['\"]?)(bearer\s+)?[^\s'\",;}]+",
+        r"\1\2[redacted]",
+        text,
+    )
     text = re.sub(r"(?i)\bbearer\s+[^\s'\",;}]+", "Bearer [redacted]", text)
     text = re.sub(r"\b(sk|tgp|hf|rpa|key)[-_][A-Za-z0-9_\-]{8,}", "[redacted]", text)
     return re.sub(r"(https?://)[^/\s@]+@", r"\1[redacted]@", text)

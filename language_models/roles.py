@@ -1,15 +1,17 @@
 """Which model answers and which one judges: any DSPy model string, a local server, or an embedded model.
 
-    openai/gpt-4o-mini            a provider that DSPy knows, with its key in the environment
-    openai/NAME with an api base  any OpenAI-compatible server
-    embedded:tiny|small|base      in this process, no key; embedded:/path/model.gguf for any other GGUF
+openai/gpt-4o-mini            a provider that DSPy knows, with its key in the environment
+openai/NAME with an api base  any OpenAI-compatible server
+embedded:tiny|small|base      in this process, no key; embedded:/path/model.gguf for any other GGUF
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import dspy
 from dspy.utils.exceptions import LMConfigurationError
@@ -76,6 +78,7 @@ def load(
     Retries are DSPy's: exponential back-off that waits as long as a server's `Retry-After` asks.
     Raises ValueError or embedded.WeightsUnavailable with one sentence for the user.
     """
+    logging.getLogger("dspy.clients.lm").setLevel(logging.ERROR)  # replies are cut at max_tokens on purpose
     if name.startswith("embedded:"):
         if api_base:
             raise ValueError(f"{name} runs in this process and takes no API base; leave one of the two out.")
@@ -85,7 +88,7 @@ def load(
             name.replace(":", "/", 1), engine=engine, temperature=0.0, max_tokens=max_tokens, cache=False, num_retries=0
         )
         return Model(name, lm, engine, engine.context_tokens, max_tokens, (0.0, 0.0))
-    client: dict[str, object] = {"timeout": timeout_seconds}
+    client: dict[str, Any] = {"timeout": timeout_seconds}
     if api_base:
         client["api_base"] = api_base
         if name.startswith("openai/") and not os.environ.get("OPENAI_API_KEY"):
@@ -96,22 +99,20 @@ def load(
         max_tokens = 16_000
         lm = dspy.LM(name, temperature=None, max_tokens=max_tokens, cache=False, num_retries=retries, **client)
     info = _published(name)
-    prices = (info.get("input_cost_per_token"), info.get("output_cost_per_token"))
+    prompt_price, reply_price = info.get("input_cost_per_token"), info.get("output_cost_per_token")
     return Model(
         name=name,
         lm=lm,
         count=counter_for(name, tokenizer=tokenizer),
         context_tokens=context_tokens or info.get("max_input_tokens"),
         max_tokens=max_tokens,
-        usd_per_token=None if api_base or None in prices else prices,
+        usd_per_token=None if api_base or prompt_price is None or reply_price is None else (prompt_price, reply_price),
     )
 
 
-def _published(name: str) -> dict:
+def _published(name: str) -> dict[str, Any]:
     """Window and prices from the table that DSPy carries; empty for a model that is not in it."""
     from dspy.clients.model_metadata import model_info
 
     provider, _, model = name.rpartition("/") if name.count("/") < 2 else name.partition("/")
     return model_info(provider or "openai", model)
-
-

@@ -78,7 +78,7 @@ def counter_for(model: str | None = None, *, tokenizer: str | None = None) -> To
             )
         try:
             return HuggingFace(path)
-        except Exception as error:  # noqa: BLE001 - the tokenizers library raises bare Exception for a bad file
+        except Exception as error:  # the tokenizers library raises bare Exception for a bad file
             raise ValueError(f"--tokenizer names {tokenizer!r}, which is no tokenizer.json ({error}).") from error
     if model is None:
         return Tiktoken("o200k_base")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 from memory_system import Memory, Recall, State, pack
 
 
-class NoMemory(Memory):
+class NoMemory(Memory[State]):
     """The question alone: what a reader guesses or knows already."""
 
     def recall(self, state: State, question: str, budget_tokens: int) -> Recall:
@@ -22,14 +23,13 @@ class RevealedState(State):
     evidence: list[int] = field(default_factory=list)
 
 
-class Oracle(Memory):
+class Oracle(Memory[RevealedState]):
     """The gold evidence turns, as far as the budget holds them: the ceiling that the reader sets for any memory.
 
     The only system that is shown evidence labels, by `reveal`, which nothing but the evaluation loop calls.
     """
 
-    def new(self) -> RevealedState:
-        return RevealedState()
+    state_type = RevealedState
 
     def reveal(self, state: State, evidence: Collection[str]) -> RevealedState:
         """The state to recall one question from."""
@@ -40,4 +40,4 @@ class Oracle(Memory):
         return pack(state, state.evidence, budget_tokens, self.count)
 
 
-CONTROLS: dict[str, type[Memory]] = {"none": NoMemory, "oracle": Oracle}
+CONTROLS: dict[str, type[Memory[Any]]] = {"none": NoMemory, "oracle": Oracle}

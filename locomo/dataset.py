@@ -220,7 +220,9 @@ def download(path: Path, *, url: str = URL, sha256: str = SHA256, say: Callable[
                         bar.update(len(chunk))
         if (digest := hashlib.sha256(part.read_bytes()).hexdigest()) != sha256:
             part.unlink()
-            raise DataError(f"{url} sent other bytes than LOCOMO's (sha256 {digest[:12]}…); nothing was kept. Try again.")
+            raise DataError(
+                f"{url} sent other bytes than LOCOMO's (sha256 {digest[:12]}…); nothing was kept. Try again."
+            )
         part.replace(path)
 
 

@@ -42,7 +42,7 @@ class Task:
 
 
 def plan(
-    memories: Mapping[str, Memory],
+    memories: Mapping[str, Memory[Any]],
     questions: Sequence[Question],
     *,
     budgets: Sequence[int],
@@ -57,7 +57,7 @@ def plan(
         two_options: ask category 5 in the official two-option form, in both orders, instead of freely.
     """
 
-    def budgets_of(memory: Memory) -> Sequence[int]:
+    def budgets_of(memory: Memory[Any]) -> Sequence[int]:
         if isinstance(memory, NoMemory):
             return [0]
         return [window_budget or UNBOUNDED] if memory.shows_everything else budgets
@@ -82,7 +82,7 @@ UNBOUNDED = 10_000_000
 
 def run(
     tasks: Sequence[Task],
-    memories: Mapping[str, Memory],
+    memories: Mapping[str, Memory[Any]],
     conversations: Iterable[Conversation],
     folder: RunFolder,
     *,
@@ -90,7 +90,7 @@ def run(
     judge: Judge | None = None,
     num_threads: int = 4,
     stop: threading.Event | None = None,
-    progress: Callable[[Record], None] = lambda record: None,
+    progress: Callable[[Record], None] = lambda _: None,
 ) -> str:
     """Do every task that the folder does not hold an answer to, and append a record for each.
 
@@ -153,7 +153,7 @@ def _attempts(folder: RunFolder) -> dict[Key, tuple[int, bool]]:
 
 
 def _ingest(
-    system: str, memory: Memory, conversation: Conversation, folder: RunFolder, reader: Model | None
+    system: str, memory: Memory[Any], conversation: Conversation, folder: RunFolder, reader: Model | None
 ) -> tuple[State | None, str]:
     """(state, "") or (None, why it failed): a system that cannot read one conversation fails its questions only."""
     started = time.perf_counter()
@@ -175,7 +175,14 @@ def _ingest(
 
 
 def _attempt(
-    task: Task, memory: Memory, state: State | None, failed: str, number: int, *, reader: Model | None, judge: Judge | None
+    task: Task,
+    memory: Memory[Any],
+    state: State | None,
+    failed: str,
+    number: int,
+    *,
+    reader: Model | None,
+    judge: Judge | None,
 ) -> tuple[Record, str]:
     """(the record, why the whole run must end or "")."""
     started = time.perf_counter()
@@ -212,7 +219,7 @@ def _attempt(
     return record, end
 
 
-def _ask(task: Task, memory: Memory, state: State, reader: Model | None) -> tuple[Recall, str | None]:
+def _ask(task: Task, memory: Memory[Any], state: State, reader: Model | None) -> tuple[Recall, str | None]:
     question = task.question
     if isinstance(memory, Oracle):
         state = memory.reveal(state, question.evidence)
@@ -242,7 +249,9 @@ def window_budget(reader: Model, questions: Iterable[Question]) -> int | None:
     """Tokens that the reader's window leaves for memory, beside the longest question; None for an unknown window."""
     if reader.context_tokens is None:
         return None
-    longest = max((f"{q.text} {options(q, TRAP_FIRST) if q.gold is None else ''}" for q in questions), key=len, default="")
+    longest = max(
+        (f"{q.text} {options(q, TRAP_FIRST) if q.gold is None else ''}" for q in questions), key=len, default=""
+    )
     return max(0, reader.context_tokens - prompt_overhead(reader, longest) - reader.max_tokens)
 
 
@@ -258,5 +267,3 @@ def conversation_tokens(conversation: Conversation, reader: Model) -> int:
     """What the whole conversation costs to show to this reader."""
     state = State(turns=list(conversation.turns))
     return show(state, range(len(state.turns)), reader.count).tokens
-
-

@@ -30,10 +30,10 @@ from locomo.evaluate import Task, conversation_tokens, plan, prompt_overhead, ru
 from locomo.llm_judge import Judge
 from locomo.run_folder import Key, Record, RunFolder, RunFolderError, is_answered, new_path
 from locomo.split_data import SPLITS, part, sample
-from memory_system import DEFAULT_BUDGET_TOKENS, Memory, State, TokenCounter, show
+from memory_system import DEFAULT_BUDGET_TOKENS, Memory, State, TokenCounter, Utf8Bytes, show
 
 Config = dict[str, Any]
-LoadMemory = Callable[[str], type[Memory]]
+LoadMemory = Callable[[str], type[Memory[Any]]]
 
 
 class Refused(ValueError):
@@ -110,6 +110,13 @@ class Experiment:
             raise error if isinstance(error, Refused) else Refused(str(error)) from error
         self.judge = Judge(self.judge_model.lm, prompt=self.config["judge"])
 
+    def _note_counter(self) -> None:
+        if isinstance(self.count, Utf8Bytes):
+            self.notices.append(
+                "The model's tokenizer is not known, so budgets are counted in UTF-8 bytes, which tokens never exceed; "
+                "for exact budgets name it with --tokenizer (o200k_base, cl100k_base, or a tokenizer.json)."
+            )
+
     def _choose_memories(self, load_memory: LoadMemory) -> None:
         default = "simple,adaptive" if self.reader is None else "simple,full_context,adaptive"
         names = [name.strip() for name in (self.config["systems"] or default).split(",") if name.strip()]
@@ -120,7 +127,8 @@ class Experiment:
             from language_models.tokens import counter_for
 
             self.count = counter_for(tokenizer=self.config["tokenizer"])
-        self.memories: dict[str, Memory] = {}
+        self._note_counter()
+        self.memories: dict[str, Memory[Any]] = {}
         self.left_out: dict[str, str] = {}
         for name in [*names, *CONTROLS]:
             try:
@@ -135,8 +143,8 @@ class Experiment:
         if room is not None:
             if room < 64:
                 raise Refused(
-                    f"the window of {self.reader.name if self.reader else ''} leaves {room} tokens for memory beside the "
-                    "question; use a model with a larger one, or name it with --context-window."
+                    f"the window of {self.reader.name if self.reader else ''} leaves {room} tokens for memory beside "
+                    "the question; use a model with a larger one, or name it with --context-window."
                 )
             self._fit_to_window(room)
             if too_large := [budget for budget in budgets if budget > room]:
@@ -209,7 +217,9 @@ class Experiment:
 
     def _most_memory(self, task: Task, whole: int) -> int:
         if task.system == "oracle":
-            turns = {turn.id: turn for c in self.conversations if c.id == task.question.conversation for turn in c.turns}
+            turns = {
+                turn.id: turn for c in self.conversations if c.id == task.question.conversation for turn in c.turns
+            }
             evidence = [turns[id] for id in task.question.evidence]
             whole = show(State(turns=evidence), range(len(evidence)), self.count).tokens
         return min(task.budget_tokens, whole)
@@ -275,7 +285,9 @@ class Experiment:
             "sample": self.data.is_sample,
             "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "python": platform.python_version(),
-            "packages": {name: _version(name) for name in ("adaptive-memory", "dspy", "litellm", "mlflow-skinny", "xllamacpp")},
+            "packages": {
+                name: _version(name) for name in ("adaptive-memory", "dspy", "litellm", "mlflow-skinny", "xllamacpp")
+            },
             "git": _git(),
         }
 
@@ -367,7 +379,7 @@ def _stopping() -> Iterator[threading.Event]:
     """An event that the first Ctrl-C or SIGTERM sets, so that the calls in flight can end; the second one quits."""
     stop = threading.Event()
 
-    def ask(number: int, frame: object) -> None:
+    def ask(*_: object) -> None:
         if stop.is_set():
             import os
 

@@ -20,8 +20,8 @@ Label = Literal["correct", "wrong", "ungraded"]
 
 
 class Strict(dspy.Signature):
-    """Does the answer state the same fact as the gold answer? Other words, other date formats and extra detail are fine; \
-another person, thing, place, number or date is not. Reply with one word: yes or no."""
+    """Does the answer state the same fact as the gold answer? Other words, other date formats and extra detail are \
+fine; another person, thing, place, number or date is not. Reply with one word: yes or no."""
 
     question: str = dspy.InputField()
     gold: str = dspy.InputField()
@@ -30,8 +30,8 @@ another person, thing, place, number or date is not. Reply with one word: yes or
 
 
 class Lenient(dspy.Signature):
-    """Does the answer touch on the same topic as the gold answer? Be generous: a longer or vaguer answer, or a date in \
-any format or relative form that refers to the same time, counts. Reply with one word: yes or no."""
+    """Does the answer touch on the same topic as the gold answer? Be generous: a longer or vaguer answer, or a date \
+in any format or relative form that refers to the same time, counts. Reply with one word: yes or no."""
 
     question: str = dspy.InputField()
     gold: str = dspy.InputField()
@@ -102,4 +102,3 @@ def parse_label(reply: str) -> Label:
     """
     labels: dict[str, Label] = {"yes": "correct", "no": "wrong"}
     return labels.get(reply.strip().strip("*`\"'").rstrip(".").lower(), "ungraded")
-

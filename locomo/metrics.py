@@ -9,9 +9,9 @@ import re
 import string
 from collections import Counter
 from collections.abc import Collection, Sequence
-from functools import lru_cache
 
 from locomo.dataset import Question
+from memory_system import stem
 
 ABSTENTION = "No information available"
 NOT_MENTIONED = "Not mentioned in the conversation"
@@ -20,19 +20,12 @@ FREE, ABSTAIN_FIRST, TRAP_FIRST = "free", "abstain-first", "trap-first"
 """The forms in which a category-5 question is asked: freely, or as two options in either order."""
 
 
-@lru_cache(maxsize=1)
-def _stemmer():
-    from nltk.stem.porter import PorterStemmer
-
-    return PorterStemmer()
-
-
 def normalize(text: str) -> list[str]:
     """The official normalisation: no commas, punctuation or articles (and no `and`), lowercased, Porter-stemmed."""
     text = text.replace(",", "").lower()
     text = "".join(character for character in text if character not in string.punctuation)
     text = re.sub(r"\b(a|an|the|and)\b", " ", text)
-    return [_stemmer().stem(word) for word in text.split()]
+    return [stem(word) for word in text.split()]
 
 
 def token_f1(prediction: str, gold: str) -> float:

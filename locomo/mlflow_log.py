@@ -42,9 +42,16 @@ def _log(folder: RunFolder, results: dict[str, Any], data: Dataset) -> str:
 
     manifest = folder.manifest
     with mlflow.start_run(run_name=folder.path.name) as active:
-        mlflow.set_tags({name: str(results[name]) for name in ("status", "split", "sample", "subset", "ungraded_share")})
+        mlflow.set_tags(
+            {name: str(results[name]) for name in ("status", "split", "sample", "subset", "ungraded_share")}
+        )
         mlflow.set_tags({"git": str(manifest["git"]), **{f"left_out.{k}": v for k, v in results["left_out"].items()}})
-        parameters = {**manifest["config"], **manifest["identity"], "reader": results["reader"], "judge": results["judge"]}
+        parameters = {
+            **manifest["config"],
+            **manifest["identity"],
+            "reader": results["reader"],
+            "judge": results["judge"],
+        }
         mlflow.log_params({name: str(value)[:500] for name, value in parameters.items()})
         mlflow.log_metrics(dict(_metrics(results["systems"])))
         source = HTTPDatasetSource(URL)

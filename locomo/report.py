@@ -128,7 +128,9 @@ def table(systems: Mapping[str, Results], *, no_judge: str = "") -> str:
     parts = [_section("Categories 1-4", rows, read=read, judged=judged)]
     if read:
         everything = [(name, budget, entry["categories_1_5"]) for name, budget, entry in rows]
-        parts.append(_section("Categories 1-5 (category 5 is right when it abstains)", everything, read=True, judged=False))
+        parts.append(
+            _section("Categories 1-5 (category 5 is right when it abstains)", everything, read=True, judged=False)
+        )
     parts.append(_by_category(rows, "f1" if read else "evidence_recall", "F1" if read else "Evidence recall"))
     if judged:
         parts.append(_by_category(rows, "judge", "J"))
@@ -153,12 +155,17 @@ def _section(title: str, rows: Sequence[tuple[str, str, Results]], *, read: bool
     columns.append(("context tokens", lambda e: _number(e["mean_tokens"])))
     if read:
         columns += [
-            ("total tokens", lambda e: _number(e.get("mean_total_tokens")) + ("?" if e.get("unreported_calls") else "")),
+            (
+                "total tokens",
+                lambda e: _number(e.get("mean_total_tokens")) + ("?" if e.get("unreported_calls") else ""),
+            ),
             ("calls", lambda e: _number(e.get("mean_calls"), 1)),
             ("seconds", lambda e: _number(e.get("mean_seconds"), 2)),
         ]
     body = [[name, _budget(budget), *(show(entry) for _, show in columns)] for name, budget, entry in rows]
-    return _grid(f"{title}, with 95 % intervals clustered by conversation", ["system", "budget"] + [c for c, _ in columns], body)
+    return _grid(
+        f"{title}, with 95 % intervals clustered by conversation", ["system", "budget"] + [c for c, _ in columns], body
+    )
 
 
 def _by_category(rows: Sequence[tuple[str, str, Results]], metric: str, title: str) -> str:

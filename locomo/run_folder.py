@@ -49,7 +49,9 @@ class RunFolder:
         try:
             self._process_lock.acquire()
         except Timeout as error:
-            raise RunFolderError(f"{path} is in use by another process; wait for it, or name another folder.") from error
+            raise RunFolderError(
+                f"{path} is in use by another process; wait for it, or name another folder."
+            ) from error
 
     @classmethod
     def create(cls, path: Path, manifest: dict[str, Any]) -> RunFolder:
@@ -136,7 +138,9 @@ def _lines(path: Path) -> list[Record]:
     try:
         return [json.loads(line) for line in lines if line]
     except ValueError as error:
-        raise RunFolderError(f"{path} holds a line that is not JSON ({error}); restore the file or start anew.") from error
+        raise RunFolderError(
+            f"{path} holds a line that is not JSON ({error}); restore the file or start anew."
+        ) from error
 
 
 def new_path(root: Path = Path("runs")) -> Path:

@@ -40,7 +40,9 @@ SPLITS: dict[str, Split] = {
 
 def leave_one_out(conversations: Sequence[str] = CONVERSATIONS) -> list[Split]:
     """One fold a conversation: train on all the others, test on it."""
-    return [{"train": tuple(c for c in conversations if c != held_out), "test": (held_out,)} for held_out in conversations]
+    return [
+        {"train": tuple(c for c in conversations if c != held_out), "test": (held_out,)} for held_out in conversations
+    ]
 
 
 def check(split: Split) -> None:
@@ -142,8 +144,8 @@ def main(argv: list[str] | None = None) -> int:
             )
     leak = leakage(data)
     print(
-        f"{mark}A random 80/20 split by question would leak: {leak['evidence turn']:.0%} of its test questions share an "
-        f"evidence turn\n{mark}with a training question, {leak['session']:.0%} a session, and "
+        f"{mark}A random 80/20 split by question would leak: {leak['evidence turn']:.0%} of its test questions share "
+        f"an evidence turn\n{mark}with a training question, {leak['session']:.0%} a session, and "
         f"{leak['adversarial evidence']:.0%} of the category-5 questions reuse an answerable one's evidence."
     )
     if not data.is_sample:

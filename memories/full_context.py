@@ -3,7 +3,7 @@
 from memory_system import BudgetTooSmall, Memory, Recall, State, show
 
 
-class FullContext(Memory):
+class FullContext(Memory[State]):
     """Every turn, or BudgetTooSmall: a truncated full context would be another system under this name."""
 
     shows_everything = True

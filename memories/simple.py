@@ -3,7 +3,7 @@
 from memory_system import Memory, Recall, State, pack
 
 
-class Simple(Memory):
+class Simple(Memory[State]):
     """The newest turns that fit, whatever is asked."""
 
     def recall(self, state: State, question: str, budget_tokens: int) -> Recall:

@@ -1,0 +1,122 @@
+"""Shared fixtures: the real data where it is there, our sample everywhere, and a server that speaks OpenAI's protocol."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+ROOT = Path(__file__).resolve().parent.parent
+
+Reply = tuple[int, dict[str, str], bytes]
+
+
+def completion(text: str, *, prompt_tokens: int = 100, completion_tokens: int = 5) -> Reply:
+    """A chat completion as OpenAI sends it."""
+    body = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "scripted",
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        },
+    }
+    return 200, {"Content-Type": "application/json"}, json.dumps(body).encode()
+
+
+def failure(status: int, message: str = "scripted failure", **headers: str) -> Reply:
+    body = json.dumps({"error": {"message": message, "type": "scripted", "code": None}}).encode()
+    return status, {"Content-Type": "application/json", **{k.replace("_", "-"): v for k, v in headers.items()}}, body
+
+
+@dataclass
+class Server:
+    """A loopback server; `answer` maps (number of the request, its body) to a reply."""
+
+    answer: Callable[[int, dict[str, Any]], Reply] = lambda number, body: completion("Sourdough")
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    url: str = ""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    script = Server()
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:  # noqa: N802 - the name that http.server calls
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            assert self.path.endswith("/chat/completions"), self.path
+            assert body["model"]
+            assert all(message["role"] in ("system", "user", "assistant") for message in body["messages"])
+            with lock:
+                script.requests.append(body)
+                script.headers.append(dict(self.headers))
+                number = len(script.requests)
+            status, headers, content = script.answer(number, body)
+            try:
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+            except OSError:
+                pass  # the client gave up waiting, as some tests want
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.daemon_threads = True
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    script.url = f"http://127.0.0.1:{http.server_address[1]}/v1"
+    yield script
+    http.shutdown()
+    http.server_close()
+
+
+@pytest.fixture(scope="session")
+def locomo() -> Any:
+    """LOCOMO itself, from LOCOMO_PATH or data/; the tests never download it."""
+    from locomo.dataset import DATA, read
+
+    path = Path(os.environ.get("LOCOMO_PATH") or DATA / "locomo10.json")
+    if not path.exists() or path.name == "sample.json":
+        pytest.skip("LOCOMO is not here: set LOCOMO_PATH to locomo10.json")
+    return read(path)
+
+
+@pytest.fixture(scope="session")
+def sample() -> Any:
+    from locomo.dataset import SAMPLE, read
+
+    return read(SAMPLE)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Path:
+    """The weights of the smallest embedded model."""
+    from language_models.embedded import WeightsUnavailable, weights
+
+    try:
+        return weights("tiny")
+    except WeightsUnavailable as error:
+        pytest.skip(str(error))

@@ -1,0 +1,324 @@
+"""The evaluation as its users run it: as a process, against a server that fails, killed, stopped and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, Reply, Server, completion, failure
+
+SECRET = "sk-test-0123456789abcdefghij"
+
+
+def evaluate(*args: str, cwd: Path, wait: bool = True, **environment: str) -> Any:
+    """evaluate.py in `cwd` on the sample; a finished process, or a running one."""
+    env = {k: v for k, v in os.environ.items() if k not in ("TOGETHER_API_KEY", "OPENAI_API_KEY")}
+    env |= {"LOCOMO_PATH": str(ROOT / "data" / "sample.json"), "OPENAI_API_KEY": SECRET, **environment}
+    command = [sys.executable, str(ROOT / "evaluate.py"), *args]
+    if wait:
+        return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def remote(server: Server, *more: str) -> list[str]:
+    return ["--model", "openai/scripted", "--api-base", server.url, "--tokenizer", "o200k_base", "--no-mlflow",
+            "--budget-tokens", "150", "--retries", "0", *more]  # fmt: skip
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+
+
+def results(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
+
+
+def everything(folder: Path) -> str:
+    return "".join(path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file())
+
+
+def test_recall_only_asks_no_model_and_imports_none(tmp_path: Path) -> None:
+    script = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import evaluate\n"
+        "code = evaluate.main(['--recall-only', '--split', 'all', '--budgets', '64,128', '--run-dir', 'run'])\n"
+        "print('imported:', {'litellm', 'mlflow', 'xllamacpp', 'torch'} & set(sys.modules)); sys.exit(code)"
+    )
+    env = {**os.environ, "LOCOMO_PATH": str(ROOT / "data" / "sample.json")}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "imported: set()" in done.stdout
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("imported")]
+    assert all(line.startswith("SAMPLE") for line in lines), "every line says that this is not LOCOMO"
+    systems = results(tmp_path / "run")["systems"]
+    assert set(systems) == {"simple", "adaptive", "none", "oracle"}
+    for budget in ("64", "128"):
+        figures = systems["adaptive"]["budgets"][budget]
+        assert figures["n"] == 11
+        assert 0 < figures["evidence_recall"] <= 1
+        assert figures["mean_tokens"] <= figures["max_tokens"] <= int(budget)
+        assert set(figures["by_category"]) == {"1", "2", "3", "4", "5"}
+    assert systems["oracle"]["budgets"]["128"]["evidence_recall"] == 1
+    assert systems["none"]["budgets"]["0"]["evidence_recall"] == 0
+
+
+def test_the_recall_of_the_adaptive_memory_on_locomo(locomo: Any, tmp_path: Path) -> None:
+    done = evaluate("--recall-only", "--split", "all", "--budgets", "2048", "--systems", "adaptive", "--run-dir", "run",
+                    cwd=tmp_path, LOCOMO_PATH=str(locomo.path))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    figures = results(tmp_path / "run")["systems"]["adaptive"]["budgets"]["2048"]
+    assert figures["n"] == 1536
+    assert figures["evidence_recall"] >= 0.83
+    assert figures["max_tokens"] <= 2048
+
+
+def test_a_run_ends_in_a_table_of_all_systems(server: Server, tmp_path: Path) -> None:
+    done = evaluate(*remote(server, "--judge-model", "openai/scripted-judge", "--judge-api-base", server.url,
+                            "--run-dir", "run"), cwd=tmp_path)  # fmt: skip
+    # The scripted judge says what the scripted reader says, which is no label.
+    assert done.returncode == 3, done.stderr
+    first = done.stdout.splitlines()[0]
+    assert first.startswith("SAMPLE  openai/scripted answers, openai/scripted-judge (strict) judges; forecast: at most")
+    found = records(tmp_path / "run")
+    assert len(found) == 5 * 13
+    for record in found:
+        assert record["answer"] == "Sourdough"
+        assert (record["calls"], record["prompt_tokens"], record["completion_tokens"]) == (1, 100, 5)
+        assert [v["label"] for v in record["verdicts"]] == ([] if "#1" in record["question_id"] and
+               record["question_id"] in ("sample-1#11", "sample-1#12") else ["ungraded"])  # fmt: skip
+    figures = results(tmp_path / "run")["systems"]
+    assert set(figures) == {"simple", "full_context", "adaptive", "none", "oracle"}
+    assert figures["adaptive"]["budgets"]["150"]["judge_n"] == 0
+
+
+def test_judged_answers_are_counted_exactly(server: Server, tmp_path: Path) -> None:
+    def answer(number: int, body: dict[str, Any]) -> Reply:
+        prompt = body["messages"][-1]["content"]
+        if body["model"] == "judge":
+            return completion("yes" if "Gold: Bruno" in prompt or "Gold: 120 euros" in prompt else "no")
+        return completion("No information available")
+
+    server.answer = answer
+    done = evaluate(*remote(server, "--judge-model", "openai/judge", "--judge-api-base", server.url, "--systems",
+                            "adaptive", "--run-dir", "run"), cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = results(tmp_path / "run")["systems"]["adaptive"]["budgets"]["150"]
+    assert (figures["judge_correct"], figures["judge_n"], figures["ungraded"]) == (2, 11, 0)
+    assert figures["by_category"]["4"]["judge"] == 2 / 5
+    assert figures["by_category"]["5"]["f1"] == 1.0, "an abstention is right in category 5"
+    assert "judge" not in figures["by_category"]["5"]
+
+
+def third_fails(number: int, body: dict[str, Any]) -> Reply:
+    """429, 500, garbage, an empty reply and a time-out, for a third of the calls."""
+    if number % 3:
+        return completion("Sourdough")
+    kind = (number // 3) % 5
+    if kind == 4:
+        time.sleep(3)
+    return [
+        failure(429, Retry_After="0"),
+        failure(500, f"you sent Authorization: Bearer {SECRET}"),
+        (200, {"Content-Type": "application/json"}, b"<html>not json"),
+        completion(""),
+        completion("too late"),
+    ][kind]
+
+
+def test_failures_are_ungraded_and_never_zero(server: Server, tmp_path: Path) -> None:
+    server.answer = third_fails
+    args = remote(server, "--timeout-seconds", "1", "--num-threads", "8", "--run-dir", "run")
+    done = evaluate(*args, cwd=tmp_path)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "INVALID" in done.stdout
+    found = records(tmp_path / "run")
+    failed = [record for record in found if record["error"]]
+    assert len(found) == 65
+    assert len(failed) == 21
+    assert all(record["answer"] is None for record in failed)
+    kinds = Counter(record["error"].split(":")[0] for record in failed)
+    assert {"LMRateLimitError", "LMServerError", "LMProviderError", "AdapterParseError", "LMTransportError"} == set(kinds)
+    for system in results(tmp_path / "run")["systems"].values():
+        for figures in system["budgets"].values():
+            assert figures["questions"] == figures["ungraded"] + figures["f1_n"]
+    assert SECRET not in everything(tmp_path) + done.stdout + done.stderr
+
+    server.answer = lambda number, body: completion("Sourdough")
+    again = evaluate("--resume", "run", cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    tries = Counter((r["system"], r["question_id"]) for r in records(tmp_path / "run"))
+    assert sorted(tries.values()) == [1] * 44 + [2] * 21, "only what failed is asked again"
+    assert len(server.requests) == 65 + 21
+    assert all(f["ungraded"] == 0 for s in results(tmp_path / "run")["systems"].values() for f in s["budgets"].values())
+
+
+def test_retries_wait_and_then_answer(server: Server, tmp_path: Path) -> None:
+    server.answer = lambda number, body: failure(429, Retry_After="0.05") if number % 2 else completion("Sourdough")
+    args = remote(server, "--systems", "adaptive", "--num-threads", "1", "--run-dir", "run")
+    args[args.index("--retries") + 1] = "2"
+    done = evaluate(*args, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(records(tmp_path / "run")) == 39
+    assert len(server.requests) == 2 * 39
+
+
+def test_a_rejected_key_stops_the_run_at_once(server: Server, tmp_path: Path) -> None:
+    server.answer = lambda number, body: failure(401, f"Incorrect API key provided: {SECRET}")
+    done = evaluate(*remote(server, "--num-threads", "2", "--run-dir", "run"), cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert len(server.requests) <= 4
+    assert "no call can succeed: LMAuthError" in done.stdout
+    assert "--resume run" in done.stdout
+    assert SECRET not in everything(tmp_path) + done.stdout + done.stderr
+
+
+def wait_for_records(folder: Path, n: int) -> None:
+    deadline = time.time() + 60
+    while time.time() < deadline:
+        if (folder / "records.jsonl").exists() and len((folder / "records.jsonl").read_text().splitlines()) >= n:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the run does not get on")
+
+
+def slow(number: int, body: dict[str, Any]) -> Reply:
+    time.sleep(0.15)
+    return completion("Sourdough")
+
+
+def test_a_killed_run_is_resumed_without_asking_twice(server: Server, tmp_path: Path) -> None:
+    server.answer = slow
+    running = evaluate(*remote(server, "--num-threads", "2", "--run-dir", "run"), cwd=tmp_path, wait=False)
+    wait_for_records(tmp_path / "run", 20)
+    second = evaluate("--resume", "run", cwd=tmp_path)
+    assert second.returncode == 2
+    assert "in use by another process" in second.stderr
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+    with (tmp_path / "run" / "records.jsonl").open("a") as file:
+        file.write('{"system": "simple", "budget_tok')  # what a kill in the middle of a write leaves
+    before = len(records_whole(tmp_path / "run"))
+    asked = len(server.requests)
+    server.answer = lambda number, body: completion("Sourdough")
+    done = evaluate("--resume", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    keys = Counter((r["system"], r["question_id"]) for r in records(tmp_path / "run"))
+    assert len(keys) == 65
+    assert set(keys.values()) == {1}, "no question is answered twice"
+    assert len(server.requests) - asked == 65 - before
+    assert asked - before <= 2, "at most the calls in flight are lost"
+
+
+def records_whole(folder: Path) -> list[str]:
+    return [line for line in (folder / "records.jsonl").read_text().split("\n")[:-1] if line]
+
+
+def test_ctrl_c_finishes_what_is_in_flight_and_saves(server: Server, tmp_path: Path) -> None:
+    server.answer = slow
+    running = evaluate(*remote(server, "--num-threads", "2", "--run-dir", "run"), cwd=tmp_path, wait=False)
+    wait_for_records(tmp_path / "run", 8)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 4, out + err
+    assert "Go on with: python evaluate.py --resume run" in out
+    saved = results(tmp_path / "run")
+    assert saved["status"] == "stopped"
+    assert len(server.requests) == len(records(tmp_path / "run")), "what was sent came back and is kept"
+    assert evaluate("--resume", "run", cwd=tmp_path).returncode == 0
+
+
+def test_resume_takes_nothing_else_and_refuses_what_changed(server: Server, tmp_path: Path) -> None:
+    assert evaluate(*remote(server, "--systems", "simple", "--run-dir", "run"), cwd=tmp_path).returncode == 0
+    extra = evaluate("--resume", "run", "--seed", "3", cwd=tmp_path)
+    assert extra.returncode == 2
+    assert "got --seed 3" in extra.stderr
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    manifest["config"]["seed"] = 3
+    manifest["config"]["num_test"] = 5
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+    changed = evaluate("--resume", "run", cwd=tmp_path)
+    assert changed.returncode == 2
+    assert "configuration, questions, tasks" in changed.stderr
+    assert evaluate("--resume", "nowhere", cwd=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--systems", "adaptive,mem1"], "unknown memory system 'mem1'; known: adaptive"),
+        (["--split", "tests"], "--split is 'tests'; it may be test, train"),
+        (["--budgets", "512", "--budget-tokens", "512"], "say the same thing twice"),
+        (["--categories", "6"], "LOCOMO has 1, 2, 3, 4 and 5"),
+        (["--model", "embedded:huge"], "no tier (tiny, small, base)"),
+        (["--model", "openai/x", "--judge-model", "embedded:small"], "embedded:small cannot judge"),
+        (["--api-base", "http://127.0.0.1:1/v1"], "--api-base needs --model"),
+        (["--model", "openai/x", "--api-base", "http://me:pw@host/v1"], "may hold no user, password"),
+        (["--recall-only", "--model", "openai/x"], "--recall-only asks no model"),
+        (["--data", "nowhere.json"], "which does not exist"),
+        (["--num-test", "0"], "not a positive number"),
+        (["--model", "openai/x", "--tokenizer", "nope"], "may be o200k_base or cl100k_base"),
+        (["--model", "openai/x", "--context-window", "200"], "leaves"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_costs_nothing(args: list[str], message: str, tmp_path: Path) -> None:
+    done = evaluate(*args, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "pw@" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_says_what_it_would_cost(server: Server, tmp_path: Path) -> None:
+    done = evaluate("--model", "openai/gpt-4o-mini", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "openai/gpt-4o-mini answers, nobody judges; forecast: at most 65 calls" in done.stdout
+    assert "$0.0" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_window_cannot_hold_is_left_out_or_lowered(server: Server, tmp_path: Path) -> None:
+    args = remote(server, "--context-window", "700", "--run-dir", "run")
+    args[args.index("--budget-tokens") + 1] = "5000"
+    done = evaluate(*args, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "full_context is left out: the longest conversation is" in done.stdout
+    assert "Budget 5,000 lowered to" in done.stdout
+    assert "full_context" not in results(tmp_path / "run")["systems"]
+    assert "full_context" in results(tmp_path / "run")["left_out"]
+
+
+def test_category_5_is_asked_as_two_options_in_both_orders(server: Server, tmp_path: Path) -> None:
+    server.answer = lambda number, body: completion("(a)")
+    done = evaluate(*remote(server, "--two-options", "--systems", "adaptive", "--run-dir", "run"), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    traps = results(tmp_path / "run")["systems"]["adaptive"]["budgets"]["150"]["by_category"]["5"]
+    assert traps["f1_by_form"] == {"abstain-first": 1.0, "trap-first": 0.0}
+    assert traps["f1"] == 0.5
+    assert traps["n"] == 2
+
+
+def test_a_folder_in_use_is_not_written_over(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("irreplaceable")
+    done = evaluate(*remote(server, "--run-dir", "run"), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "run is not empty" in done.stderr
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_the_embedded_model_runs_end_to_end(tiny: Path, tmp_path: Path) -> None:
+    done = evaluate("--num-test", "3", "--systems", "adaptive", "--budget-tokens", "100", "--model", "embedded:tiny",
+                    "--no-mlflow", "--run-dir", "run", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(record["answer"] for record in records(tmp_path / "run"))
+    assert "J is not shown: no judge was named; add --judge-model embedded:base" in done.stdout
+    assert results(tmp_path / "run")["token_counter"].startswith("gguf")

@@ -1,0 +1,79 @@
+"""A judge gives a label or none; it never guesses."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from language_models import roles
+from locomo.llm_judge import PROMPTS, Judge, parse_label
+from tests.conftest import Server, completion, failure
+
+
+@pytest.mark.parametrize(
+    ("reply", "label"),
+    [
+        ("yes", "correct"),
+        (" Yes. ", "correct"),
+        ("**No**", "wrong"),
+        ("NO", "wrong"),
+        ("", "ungraded"),
+        ("not yes", "ungraded"),
+        ("yes and no", "ungraded"),
+        ("INCORRECT", "ungraded"),
+        ("The answer is correct: yes", "ungraded"),
+    ],
+)
+def test_labels_are_parsed_exactly(reply: str, label: str) -> None:
+    assert parse_label(reply) == label
+
+
+@given(st.text(max_size=20))
+def test_only_the_two_words_are_labels(reply: str) -> None:
+    bare = reply.strip().strip("*`\"'").rstrip(".").lower()
+    assert (parse_label(reply) == "ungraded") == (bare not in ("yes", "no"))
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_judge_grades_with_its_own_model_and_prompt(server: Server, prompt: str) -> None:
+    server.answer = lambda number, body: completion("yes", prompt_tokens=90, completion_tokens=1)
+    judge = Judge(roles.load("openai/scripted", api_base=server.url).lm, prompt=prompt)
+    verdict = judge("Who?", "Nadia", "It was Nadia.")
+    assert (verdict.label, verdict.raw, verdict.prompt_tokens, verdict.completion_tokens) == ("correct", "yes", 90, 1)
+    sent = server.requests[0]
+    assert sent["messages"][0]["content"] == PROMPTS[prompt].instructions
+    assert sent["temperature"] == 0
+    assert judge.record(verdict)["prompt"] == prompt
+
+
+def test_the_prompts_have_different_hashes() -> None:
+    lm = roles.load("openai/scripted", api_base="http://127.0.0.1:1/v1").lm
+    assert len({Judge(lm, prompt=prompt).prompt_hash for prompt in PROMPTS}) == len(PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason", "raw"),
+    [
+        (failure(500), "LMServerError", ""),
+        (completion(""), "AdapterParseError", ""),
+        ((200, {"Content-Type": "application/json"}, b"<html>"), "LMProviderError", ""),
+        (completion("I think so"), "the reply is not a label", "I think so"),
+    ],
+    ids=["500", "empty", "garbage", "prose"],
+)
+def test_what_is_no_label_is_ungraded_with_its_reason(server: Server, reply: object, reason: str, raw: str) -> None:
+    server.answer = lambda number, body: reply  # type: ignore[return-value]
+    judge = Judge(roles.load("openai/scripted", api_base=server.url, retries=0).lm)
+    verdict = judge("Who?", "Nadia", "Oskar")
+    assert verdict.label == "ungraded"
+    assert reason in verdict.reason
+    assert verdict.raw == raw
+
+
+def test_a_rejected_key_ends_the_judging(server: Server) -> None:
+    from dspy.utils.exceptions import LMAuthError
+
+    server.answer = lambda number, body: failure(401)
+    with pytest.raises(LMAuthError):
+        Judge(roles.load("openai/scripted", api_base=server.url, retries=0).lm)("Who?", "Nadia", "Oskar")

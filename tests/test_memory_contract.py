@@ -1,0 +1,176 @@
+"""What every memory system must keep to, whatever it remembers. A new system is covered by being named in memories/."""
+
+from __future__ import annotations
+
+import copy
+import json
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import memories
+from language_models.tokens import HuggingFace, Tiktoken
+from locomo.controls import CONTROLS, Oracle
+from memory_system import BudgetTooSmall, Memory, MemorySystem, Recall, Turn, Utf8Bytes
+
+SYSTEMS = {**{name: memories.load(name) for name in memories.SYSTEMS}, **CONTROLS}
+
+texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=120)
+words = st.sampled_from(["accordion", "reed", "Vienna", "blue", "bowl", "yesterday", "3 May", "🎹", "naïve", "  ", "\n/"])
+lines = st.one_of(texts, st.lists(words, max_size=30).map(" ".join))
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[Turn]:
+    turns = []
+    for session in range(1, draw(st.integers(1, 4)) + 1):
+        said_at = datetime(2024, 1, 1) + timedelta(days=9 * session)
+        for i in range(draw(st.integers(1, 8))):
+            speaker = draw(st.sampled_from(["Nadia", "Oskar"]))
+            caption = draw(st.one_of(st.none(), lines))
+            turns.append(Turn(f"D{session}:{i + 1}", speaker, draw(lines), session, said_at, caption))
+    return turns
+
+
+@pytest.fixture(scope="module")
+def counters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Five tokenizers of different kinds; the tokenizer.json ones are trained here, on our own sample."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    sample = (Path(__file__).parent.parent / "data" / "sample.json").read_text()
+    built = {"bytes": Utf8Bytes(), "o200k": Tiktoken("o200k_base"), "cl100k": Tiktoken("cl100k_base")}
+    for name, model, trainer, pre in (
+        ("bpe", models.BPE(), trainers.BpeTrainer(vocab_size=600, show_progress=False,
+         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()), pre_tokenizers.ByteLevel()),
+        ("wordpiece", models.WordPiece(unk_token="[UNK]"), trainers.WordPieceTrainer(vocab_size=600,  # type: ignore[call-arg]
+         show_progress=False, special_tokens=["[UNK]"]), pre_tokenizers.BertPreTokenizer()),
+    ):  # fmt: skip
+        tokenizer = Tokenizer(model)
+        tokenizer.pre_tokenizer = pre
+        tokenizer.train_from_iterator(sample.splitlines(), trainer)
+        path = tmp_path_factory.mktemp(name) / "tokenizer.json"
+        tokenizer.save(str(path))
+        built[name] = HuggingFace(path)
+    return built
+
+
+def observed(memory: Memory[Any], turns: list[Turn]) -> Any:
+    state = memory.new()
+    for session in sorted({turn.session for turn in turns}):
+        memory.observe(state, [turn for turn in turns if turn.session == session])
+    if isinstance(memory, Oracle):
+        state = memory.reveal(state, [turn.id for turn in turns[::2]])
+    return state
+
+
+def recalled(memory: Memory[Any], state: Any, question: str, budget: int) -> Recall | None:
+    try:
+        return memory.recall(state, question, budget)
+    except BudgetTooSmall:
+        assert memory.shows_everything
+        return None
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("counter", ["bytes", "o200k", "cl100k", "bpe", "wordpiece"])
+@settings(max_examples=25, deadline=None)
+@given(turns=conversations(), question=lines, budget=st.integers(0, 8192))
+def test_no_recall_exceeds_its_budget(
+    name: str, counter: str, counters: dict[str, Any], turns: list[Turn], question: str, budget: int
+) -> None:
+    count = counters[counter]
+    memory = SYSTEMS[name](count=count)
+    recall = recalled(memory, observed(memory, turns), question, budget)
+    if recall is not None:
+        assert recall.tokens == count(recall.text) <= budget
+        order = [turn.id for turn in turns]
+        assert list(recall.turn_ids) == sorted(set(recall.turn_ids), key=order.index), "each turn once, in time order"
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@settings(max_examples=20, deadline=None)
+@given(turns=conversations(), questions=st.lists(lines, min_size=2, max_size=4), budget=st.integers(0, 600))
+def test_recall_is_deterministic_and_leaves_the_state_alone(
+    name: str, turns: list[Turn], questions: list[str], budget: int
+) -> None:
+    memory = SYSTEMS[name]()
+    state = observed(memory, turns)
+    before = copy.deepcopy(vars(state))
+    forwards = [recalled(memory, state, question, budget) for question in questions]
+    backwards = [recalled(memory, state, question, budget) for question in reversed(questions)]
+    assert forwards == backwards[::-1], "the order of the questions changes nothing"
+    assert vars(state) == before
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@settings(max_examples=20, deadline=None)
+@given(first=conversations(), second=conversations(), question=lines)
+def test_two_conversations_share_nothing(name: str, first: list[Turn], second: list[Turn], question: str) -> None:
+    alone = SYSTEMS[name]()
+    shared = SYSTEMS[name]()
+    observed(shared, first)
+    expected = recalled(alone, observed(alone, second), question, 400)
+    assert recalled(shared, observed(shared, second), question, 400) == expected
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@settings(max_examples=20, deadline=None)
+@given(turns=conversations())
+def test_observing_at_once_or_by_session_gives_the_same_state(name: str, turns: list[Turn]) -> None:
+    memory = SYSTEMS[name]()
+    at_once = memory.new()
+    memory.observe(at_once, turns)
+    if isinstance(memory, Oracle):
+        at_once = memory.reveal(at_once, [turn.id for turn in turns[::2]])
+    assert vars(at_once) == vars(observed(memory, turns))
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_an_empty_memory_recalls_nothing(name: str) -> None:
+    memory = SYSTEMS[name]()
+    assert memory.recall(memory.new(), "Who repaired the accordion?", 1000) == Recall()
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_system_is_a_program_that_saves_without_its_memory(name: str, tmp_path: Path, sample: Any) -> None:
+    """DSPy's optimisers find the predictor, copy the program, and save it without a word of any conversation."""
+    memory = SYSTEMS[name]()
+    observed(memory, list(sample.conversations[0].turns))
+    assert [predictor for predictor, _ in memory.named_predictors()] == ["read"]
+    memory.deepcopy().save(tmp_path / "program.json")
+    assert "accordion" not in (tmp_path / "program.json").read_text()
+    assert json.loads((tmp_path / "program.json").read_text())["read"]["demos"]
+
+
+def test_the_adaptive_memory_finds_the_answer_in_a_third_of_the_conversation(sample: Any) -> None:
+    memory = MemorySystem(count=Tiktoken("o200k_base"))
+    state = observed(memory, list(sample.conversations[0].turns))
+    for question in sample.questions:
+        if question.category == 4:
+            assert set(question.evidence) <= set(memory.recall(state, question.text, 200).turn_ids), question.text
+
+
+def test_the_budget_is_filled_when_there_is_enough(locomo: Any) -> None:
+    memory = MemorySystem(count=Tiktoken("o200k_base"))
+    conversation = locomo.conversations[0]
+    state = observed(memory, list(conversation.turns))
+    for budget in (512, 1024, 4096):
+        filled = [memory.recall(state, question.text, budget).tokens / budget for question in conversation.questions[:40]]
+        assert sum(filled) / len(filled) >= 0.98
+
+
+def test_full_context_is_never_cut(sample: Any) -> None:
+    memory = SYSTEMS["full_context"]()
+    state = observed(memory, list(sample.conversations[0].turns))
+    with pytest.raises(BudgetTooSmall, match="full_context needs .* tokens, the budget is 100"):
+        memory.recall(state, "anything", 100)
+    assert len(memory.recall(state, "anything", 10_000).turn_ids) == len(sample.conversations[0].turns)
+
+
+def test_an_unknown_system_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(KeyError, match="known: adaptive, full_context, simple"):
+        memories.load("mem1")

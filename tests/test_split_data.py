@@ -1,0 +1,81 @@
+"""Splits are by conversation; nothing of one part is in another."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from locomo import split_data
+from locomo.dataset import DATA, DataError, Question
+from locomo.split_data import SPLITS, check, leakage, leave_one_out, part, sample
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("default", {"train": 563, "validation": 308, "test": 669}),
+        ("memory-r1", {"train": 152, "validation": 81, "test": 1307}),
+    ],
+)
+def test_parts_have_their_published_sizes(locomo: Any, name: str, sizes: dict[str, int]) -> None:
+    for part_name, size in sizes.items():
+        questions = [q for c in part(locomo, part_name, split=name) for q in c.questions if q.category != 5]
+        assert len(questions) == size
+
+
+def test_the_default_is_nested_in_memory_r1s() -> None:
+    assert set(SPLITS["default"]["test"]) <= set(SPLITS["memory-r1"]["test"])
+
+
+def test_every_split_covers_every_conversation_once() -> None:
+    for split in [*SPLITS.values(), *leave_one_out()]:
+        check(split)
+        assert sorted(id for ids in split.values() for id in ids) == sorted(split_data.CONVERSATIONS)
+
+
+def test_overlap_and_strangers_are_errors() -> None:
+    with pytest.raises(DataError, match="conv-26 is in it twice"):
+        check({"train": ("conv-26",), "test": ("conv-26", "conv-30")})
+    with pytest.raises(DataError, match="names conv-1"):
+        check({"train": ("conv-1",)})
+
+
+def test_a_split_by_question_would_leak(locomo: Any) -> None:
+    leak = leakage(locomo)
+    assert round(leak["evidence turn"], 2) == 0.62
+    assert round(leak["session"], 2) == 0.99
+    assert round(leak["adversarial evidence"], 2) == 0.99
+
+
+@pytest.mark.parametrize("name", [*SPLITS, "leave-one-out"])
+def test_the_written_files_hold_ids_and_are_what_the_command_writes(
+    locomo: Any, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(split_data, "DATA", tmp_path)
+    assert split_data.main(["--split", name, "--data", str(locomo.path)]) == 0
+    assert "would leak: 62%" in capsys.readouterr().out
+    written = (tmp_path / "splits" / f"{name}.json").read_text()
+    assert written == (DATA / "splits" / f"{name}.json").read_text()
+    flat = json.loads(written)
+    folds = flat if isinstance(flat, list) else [flat]
+    assert all(id in split_data.CONVERSATIONS for fold in folds for ids in fold.values() for id in ids)
+
+
+questions = st.lists(st.integers(1, 5), min_size=1, max_size=60).map(
+    lambda categories: [Question("conv-26", i, "?", c, "x", ()) for i, c in enumerate(categories)]
+)
+
+
+@given(pool=questions, n=st.integers(1, 70), seed=st.integers(0, 5))
+def test_a_sample_is_stratified_seeded_and_in_order(pool: list[Question], n: int, seed: int) -> None:
+    drawn = sample(pool, n, seed=seed)
+    assert drawn == sample(pool, n, seed=seed)
+    assert len(drawn) == min(n, len(pool))
+    assert list(drawn) == sorted(drawn, key=lambda q: q.index)
+    have, want = Counter(q.category for q in drawn), Counter(q.category for q in pool)
+    assert all(abs(have[c] - len(drawn) * want[c] / len(pool)) < 1 for c in want)
