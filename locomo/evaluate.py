@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -115,31 +116,28 @@ def run(
             stop.set()
 
     with ThreadPoolExecutor(num_threads) as pool:
-        pending: list[Future[None]] = []
+        pending: deque[Future[None]] = deque()
         for (conversation, system), group in groupby(todo, key=lambda task: (task.question.conversation, task.system)):
             if stop.is_set():
                 break
             state, failed = _ingest(system, memories[system], by_id[conversation], folder, reader)
-            pending += [pool.submit(attempt, task, state, failed) for task in group]
+            pending.extend(pool.submit(attempt, task, state, failed) for task in group)
             # Stay a little ahead of the pool, so that memory holds the conversations in flight and no more.
-            pending = _until(pending, left=4 * num_threads, stop=stop)
+            _until(pending, left=4 * num_threads, stop=stop)
         _until(pending, left=0)
     return fatal[0] if fatal else ""
 
 
-def _until(pending: list[Future[None]], *, left: int, stop: threading.Event | None = None) -> list[Future[None]]:
-    """Wait until at most `left` futures are unfinished, and raise what any of them raised.
+def _until(pending: deque[Future[None]], *, left: int, stop: threading.Event | None = None) -> None:
+    """Take finished futures off the left until at most `left` remain, and raise what any of them raised.
 
-    Polling keeps the main thread open to Ctrl-C, and costs nothing beside a call to a model.
+    They end nearly in order, so looking at the first one is enough. Polling keeps the main thread open to Ctrl-C.
     """
-    while True:
-        for future in pending:
-            if future.done():
-                future.result()
-        pending = [future for future in pending if not future.done()]
-        if len(pending) <= left or (stop and stop.is_set()):
-            return pending
-        time.sleep(0.01)
+    while len(pending) > left and not (stop and stop.is_set()):
+        if pending[0].done():
+            pending.popleft().result()
+        else:
+            time.sleep(0.01)
 
 
 def _attempts(folder: RunFolder) -> dict[Key, tuple[int, bool]]:

@@ -118,7 +118,7 @@ class _Flaky(BaseHTTPRequestHandler):
     content = bytes(range(256)) * 4096
     seen: list[str | None]
 
-    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+    def do_GET(self) -> None:
         wanted = self.headers.get("Range")
         self.seen.append(wanted)
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0

@@ -145,7 +145,9 @@ def test_failures_are_ungraded_and_never_zero(server: Server, tmp_path: Path) ->
     assert len(failed) == 21
     assert all(record["answer"] is None for record in failed)
     kinds = Counter(record["error"].split(":")[0] for record in failed)
-    assert {"LMRateLimitError", "LMServerError", "LMProviderError", "AdapterParseError", "LMTransportError"} == set(kinds)
+    assert {"LMRateLimitError", "LMServerError", "LMProviderError", "AdapterParseError", "LMTransportError"} == set(
+        kinds
+    )
     for system in results(tmp_path / "run")["systems"].values():
         for figures in system["budgets"].values():
             assert figures["questions"] == figures["ungraded"] + figures["f1_n"]

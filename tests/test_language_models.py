@@ -151,10 +151,10 @@ class _Hub(BaseHTTPRequestHandler):
 
     content = b"weights"
 
-    def do_HEAD(self) -> None:  # noqa: N802 - the name that http.server calls
+    def do_HEAD(self) -> None:
         self._headers()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._headers()
         self.wfile.write(self.content)
 

@@ -20,7 +20,9 @@ from memory_system import BudgetTooSmall, Memory, MemorySystem, Recall, Turn, Ut
 SYSTEMS = {**{name: memories.load(name) for name in memories.SYSTEMS}, **CONTROLS}
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=120)
-words = st.sampled_from(["accordion", "reed", "Vienna", "blue", "bowl", "yesterday", "3 May", "🎹", "naïve", "  ", "\n/"])
+words = st.sampled_from(
+    ["accordion", "reed", "Vienna", "blue", "bowl", "yesterday", "3 May", "🎹", "naïve", "  ", "\n/"]
+)
 lines = st.one_of(texts, st.lists(words, max_size=30).map(" ".join))
 
 
@@ -159,7 +161,9 @@ def test_the_budget_is_filled_when_there_is_enough(locomo: Any) -> None:
     conversation = locomo.conversations[0]
     state = observed(memory, list(conversation.turns))
     for budget in (512, 1024, 4096):
-        filled = [memory.recall(state, question.text, budget).tokens / budget for question in conversation.questions[:40]]
+        filled = [
+            memory.recall(state, question.text, budget).tokens / budget for question in conversation.questions[:40]
+        ]
         assert sum(filled) / len(filled) >= 0.98
 
 

@@ -1,0 +1,128 @@
+"""What the harness itself costs: wall time against a server that answers every call in exactly 200 ms.
+
+    python benchmarks/harness.py
+
+prints wall time over the ideal (calls x 0.2 s / threads) for our evaluation loop and for dspy.Evaluate on the same
+program, in the same run, alternating. Exits 1 when ours is above 1.25 or above dspy.Evaluate's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from datetime import datetime
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+
+QUESTIONS, THREADS, SECONDS, ROUNDS = 500, 32, 0.2, 3
+
+REPLY = json.dumps(
+    {
+        "id": "x",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "scripted",
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Sourdough"}}],
+        "usage": {"prompt_tokens": 100, "completion_tokens": 3, "total_tokens": 103},
+    }
+).encode()
+
+
+async def _serve(pipe: Connection) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                arrived = asyncio.get_running_loop().time()
+                lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+                await reader.readexactly(int(lengths[0].split(b":")[1]))
+                await asyncio.sleep(max(0.0, arrived + SECONDS - asyncio.get_running_loop().time()))
+                head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(REPLY)
+                writer.write(head + REPLY)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0, backlog=256)
+    pipe.send(server.sockets[0].getsockname()[1])
+    await server.serve_forever()
+
+
+def serve(pipe: Connection) -> None:
+    asyncio.run(_serve(pipe))
+
+
+def main() -> int:
+    ours_end, server_end = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(server_end,), daemon=True)
+    process.start()
+    api_base = f"http://127.0.0.1:{ours_end.recv()}/v1"
+
+    import dspy
+
+    from language_models import roles
+    from language_models.plain_adapter import PlainAdapter
+    from locomo.dataset import Conversation, Question, Session
+    from locomo.evaluate import plan, run
+    from locomo.run_folder import RunFolder
+    from memory_system import MemorySystem, Turn
+
+    said_at = datetime(2024, 3, 3)
+    turns = tuple(Turn(f"D1:{i}", "Nadia", f"I baked bread number {i} today.", 1, said_at) for i in range(50))
+    questions = tuple(Question("c", i, f"Which bread was number {i % 50}?", 4, "x", ()) for i in range(QUESTIONS))
+    conversation = Conversation("c", ("Nadia", "Oskar"), (Session(1, said_at, turns),), questions)
+    reader = roles.load("openai/scripted", api_base=api_base, tokenizer="o200k_base")
+    memory = MemorySystem(count=reader.count)
+    state = memory.new()
+    memory.observe(state, turns)
+
+    def ours() -> float:
+        with tempfile.TemporaryDirectory() as scratch, RunFolder.create(Path(scratch) / "run", {}) as folder:
+            tasks = plan({"adaptive": memory}, questions, budgets=[512])
+            started = time.perf_counter()
+            run(tasks, {"adaptive": memory}, [conversation], folder, reader=reader, num_threads=THREADS)
+            seconds = time.perf_counter() - started
+            assert sum(record["answer"] == "Sourdough" for record in folder.records()) == QUESTIONS
+            return seconds
+
+    def dspys() -> float:
+        devset = [
+            dspy.Example(state=state, question=question.text, budget_tokens=512).with_inputs(
+                "state", "question", "budget_tokens"
+            )
+            for question in questions
+        ]
+        evaluate = dspy.Evaluate(
+            devset=devset,
+            metric=lambda example, prediction: prediction.answer == "Sourdough",
+            num_threads=THREADS,
+            display_progress=False,
+        )
+        started = time.perf_counter()
+        with dspy.context(lm=reader.lm, adapter=PlainAdapter()):
+            assert evaluate(memory).score == 100.0
+        return time.perf_counter() - started
+
+    ideal = QUESTIONS * SECONDS / THREADS
+    ours(), dspys()  # imports and first connections are not the harness's
+    pairs = [(ours() / ideal, dspys() / ideal) for _ in range(ROUNDS)]
+    mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+    print(
+        f"{QUESTIONS} questions, {THREADS} threads, {SECONDS} s a call: ideal {ideal:.2f} s, median of {ROUNDS} rounds"
+    )
+    print(f"this harness   {mine:.3f} x ideal")
+    print(f"dspy.Evaluate  {theirs:.3f} x ideal")
+    process.terminate()
+    return 0 if mine <= 1.25 and mine <= theirs else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
