@@ -22,7 +22,7 @@ from typing import Any
 
 from dspy import lm15
 
-# Any number of newlines at the end, because vocabularies have tokens of two, and a model kept from those goes on talking.
+# Newlines may end it in any number: vocabularies have tokens of two, and a model kept from those goes on talking.
 ONE_LINE = r'root ::= " "? [^ \n] [^\n]* "\n"*'
 CONTEXT_TOKENS = 8192  # enough for every budget worth running on a CPU; a larger window only takes memory
 

@@ -228,6 +228,7 @@ class Experiment:
 
     def start(self, path: Path | None) -> str:
         """Run in a new folder; the outcome is valid, invalid, failed or stopped."""
+        self._trace_if_asked()
         try:
             with RunFolder.create(path or new_path(), self._manifest()) as folder:
                 return self._carry_out(folder)
@@ -253,6 +254,7 @@ class Experiment:
             )
 
         def go_on() -> str:
+            experiment._trace_if_asked()
             with RunFolder.reopen(path) as folder:
                 return experiment._carry_out(folder)
 
@@ -294,10 +296,6 @@ class Experiment:
     def _carry_out(self, folder: RunFolder) -> str:
         from tqdm import tqdm
 
-        if self.config["trace"] and not self.config["no_mlflow"]:
-            from locomo.mlflow_log import trace_dspy
-
-            trace_dspy()
         keys = [task.key for task in self.tasks]
         already = sum(is_answered(record) for record in report.current(folder.records(), keys))
         if already:
@@ -324,7 +322,23 @@ class Experiment:
                     progress=progress,
                 )
                 stopped = stop.is_set() and not fatal
+        if self.config["trace"] and not self.config["no_mlflow"]:
+            from locomo.mlflow_log import flush_traces
+
+            flush_traces()
         return self._conclude(folder, keys, fatal, stopped)
+
+    def _trace_if_asked(self) -> None:
+        if not self.config["trace"] or self.config["no_mlflow"]:
+            return
+        from locomo.mlflow_log import trace_dspy
+
+        try:
+            trace_dspy()
+        except ImportError as error:
+            raise Refused(
+                f"--trace needs the whole of MLflow ({error}); pip install -c constraints.txt '.[mlflow]'"
+            ) from error
 
     def _num_threads(self) -> int:
         """Threads help where a server answers; ranking and an embedded model keep the processor busy alone."""

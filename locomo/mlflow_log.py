@@ -8,7 +8,6 @@ MLflow takes seconds to import, so nothing imports this module before a run is o
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +82,22 @@ def _metrics(systems: dict[str, Any]) -> Any:
 
 
 def trace_dspy() -> None:
-    """Keep a trace of every DSPy call in MLflow: prompts and replies, no keys. Costs about 5 ms a call."""
+    """Keep a trace of every DSPy call in MLflow: prompts and replies, no keys. Costs about 5 ms a call.
+
+    Raises ImportError where only MLflow's small package is installed: its DSPy part needs the full one.
+    """
     os.environ.setdefault("MLFLOW_ASYNC_TRACE_LOGGING_MAX_QUEUE_SIZE", "100000")  # the default drops half of a fast run
-    _open().dspy.autolog()
+    import mlflow.dspy
+
+    _open()
+    mlflow.dspy.autolog()
 
 
 def flush_traces() -> None:
     """Wait until the traces are written."""
-    sys.modules["mlflow"].flush_trace_async_logging()
+    import mlflow
+
+    mlflow.flush_trace_async_logging()
 
 
 def _open() -> Any:

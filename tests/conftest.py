@@ -1,4 +1,4 @@
-"""Shared fixtures: the real data where it is there, our sample everywhere, and a server that speaks OpenAI's protocol."""
+"""Shared fixtures: the real data where it is there, our sample, and a server that speaks OpenAI's protocol."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -107,10 +108,8 @@ def test_calls_and_tokens_are_metered_with_and_without_a_report(server: Server) 
     lm = roles.load("openai/scripted", api_base=server.url, retries=0).lm
     with metered() as usage, dspy.context(lm=lm, adapter=PlainAdapter()):
         for _ in range(3):
-            try:
+            with suppress(dspy.utils.exceptions.LMServerError):
                 dspy.Predict(Answer)(memory="m", question="q")
-            except dspy.utils.exceptions.LMServerError:
-                pass
     assert (usage.calls, usage.unreported, usage.prompt_tokens, usage.completion_tokens) == (3, 2, 100, 5)
 
 

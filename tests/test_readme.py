@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -114,11 +113,11 @@ def test_without_mlflow_a_run_needs_none(checkout: Path, tmp_path: Path, tiny: P
 
 
 @pytest.fixture
-def example() -> Iterator[type[Memory[Any]]]:
+def example() -> type[Memory[Any]]:
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec", dont_inherit=True), names)
-    yield names["Longest"]
+    return names["Longest"]
 
 
 def test_the_example_is_a_memory_system(example: type[Memory[Any]], sample: Any) -> None:
