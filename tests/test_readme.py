@@ -59,6 +59,7 @@ def test_a_command_of_the_readme_works(command: str, checkout: Path, tiny: Path)
     assert "SAMPLE" in done.stdout
 
 
+@pytest.mark.filterwarnings("default")  # MLflow reads its own database with SQLAlchemy calls that warn
 def test_the_main_job_works_and_is_in_mlflow(checkout: Path, tiny: Path) -> None:
     (job,) = (c.split("&&")[-1].strip() for c in COMMANDS if "--budget-tokens 1024" in c and "&&" in c)
     done = run(job + " --trace --run-dir runs/main-job", checkout)
