@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -24,7 +24,7 @@ from locomo.controls import NoMemory, Oracle
 from locomo.dataset import Conversation, Question
 from locomo.llm_judge import Judge, Verdict
 from locomo.metrics import ABSTAIN_FIRST, FREE, TRAP_FIRST, options
-from locomo.run_folder import Key, Record, RunFolder, is_answered, latest
+from locomo.run_folder import Key, Record, RunFolder, is_answered, key, latest, needs_verdict
 from memory_system import Answer, Memory, Recall, State, show
 
 
@@ -100,23 +100,39 @@ def run(
     """
     stop = stop or threading.Event()
     by_id = {conversation.id: conversation for conversation in conversations}
-    attempts = _attempts(folder)
-    todo = [task for task in tasks if attempts.get(task.key, (0, False))[1] is False]
+    records = folder.records()
+    tried = Counter(key(record) for record in records)
+    found = latest(records)
+    todo = [task for task in tasks if task.key not in found or not is_answered(found[task.key])]
     fatal: list[str] = []
 
     def attempt(task: Task, state: State | None, failed: str) -> None:
         if stop.is_set():
             return
-        number = attempts.get(task.key, (0, False))[0] + 1
+        number = tried[task.key] + 1
         record, end = _attempt(task, memories[task.system], state, failed, number, reader=reader, judge=judge)
         folder.append(record)
         progress(record)
-        if end:
-            fatal.append(end)
+        give_up(end)
+
+    def grade(task: Task, judge: Judge, answer: str) -> None:
+        if not stop.is_set():
+            verdict, end = _judge(judge, task.question, answer)
+            folder.append_verdict(task.key, verdict)
+            give_up(end)
+
+    def give_up(why: str) -> None:
+        if why:
+            fatal.append(why)
             stop.set()
 
     with ThreadPoolExecutor(num_threads) as pool:
         pending: deque[Future[None]] = deque()
+        if judge:  # answers that an earlier judging left ungraded keep their text and are graded again
+            for task in tasks:
+                answered = found.get(task.key)
+                if answered and task.question.gold is not None and needs_verdict(answered):
+                    pending.append(pool.submit(grade, task, judge, answered["answer"]))
         for (conversation, system), group in groupby(todo, key=lambda task: (task.question.conversation, task.system)):
             if stop.is_set():
                 break
@@ -138,16 +154,6 @@ def _until(pending: deque[Future[None]], *, left: int, stop: threading.Event | N
             pending.popleft().result()
         else:
             time.sleep(0.01)
-
-
-def _attempts(folder: RunFolder) -> dict[Key, tuple[int, bool]]:
-    """How often each question was tried, and whether it is answered."""
-    records = folder.records()
-    tried: dict[Key, int] = {}
-    for record in records:
-        k = record["system"], record["budget_tokens"], record["question_id"], record["form"]
-        tried[k] = tried.get(k, 0) + 1
-    return {k: (tried[k], is_answered(record)) for k, record in latest(records).items()}
 
 
 def _ingest(

@@ -27,7 +27,13 @@ class RunFolderError(ValueError):
     """The folder cannot be used as asked; the message is one sentence for the user."""
 
 
+def needs_verdict(record: Record) -> bool:
+    """Whether an answered attempt was never graded: its judge failed, or gave no label."""
+    return is_answered(record) and not any(verdict["label"] != "ungraded" for verdict in record["verdicts"])
+
+
 def key(record: Record) -> Key:
+    """What a record is the answer to."""
     return record["system"], record["budget_tokens"], record["question_id"], record["form"]
 
 
@@ -71,11 +77,10 @@ class RunFolder:
         if not (path / "manifest.json").is_file():
             raise RunFolderError(f"{path} holds no run (no manifest.json); give the folder of an earlier run.")
         folder = cls(path)
-        records = path / "records.jsonl"
-        if records.exists():
-            content = records.read_bytes()
+        for file in path.glob("*.jsonl"):
+            content = file.read_bytes()
             if content and not content.endswith(b"\n"):
-                os.truncate(records, content.rfind(b"\n") + 1)
+                os.truncate(file, content.rfind(b"\n") + 1)
         return folder
 
     def __enter__(self) -> RunFolder:
@@ -92,23 +97,32 @@ class RunFolder:
             raise RunFolderError(f"{self.path / 'manifest.json'} is damaged ({error}); start a new run.") from error
 
     def append(self, record: Record) -> None:
-        """Write one line, whole, at once."""
-        # ASCII, because a model's reply may hold half a surrogate pair, which UTF-8 cannot write.
-        line = json.dumps(record, separators=(",", ":")) + "\n"
-        with self._write_lock, (self.path / "records.jsonl").open("ab", buffering=0) as file:
-            file.write(line.encode("ascii"))
+        """Keep one attempt at a question."""
+        self._append("records.jsonl", record)
+
+    def append_verdict(self, of: Key, verdict: Record) -> None:
+        """Keep a later verdict on an answer, beside the earlier ones."""
+        names = ("system", "budget_tokens", "question_id", "form")
+        self._append("verdicts.jsonl", {**dict(zip(names, of, strict=True)), "verdict": verdict})
 
     def append_ingest(self, record: Record) -> None:
-        """Note what reading one conversation into one system cost."""
-        with self._write_lock, (self.path / "ingest.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        """Keep what reading one conversation into one system cost."""
+        self._append("ingest.jsonl", record)
+
+    def _append(self, name: str, record: Record) -> None:
+        # ASCII, because a model's reply may hold half a surrogate pair, which UTF-8 cannot write.
+        line = json.dumps(record, separators=(",", ":")) + "\n"
+        with self._write_lock, (self.path / name).open("ab", buffering=0) as file:
+            file.write(line.encode("ascii"))
 
     def records(self) -> list[Record]:
-        """Every attempt, in the order in which they ended."""
-        return _lines(self.path / "records.jsonl")
-
-    def ingests(self) -> list[Record]:
-        return _lines(self.path / "ingest.jsonl")
+        """Every attempt, in the order in which they ended, with all verdicts on its answer, the latest last."""
+        records = _lines(self.path / "records.jsonl")
+        counting = latest(records)
+        for line in _lines(self.path / "verdicts.jsonl"):
+            if (record := counting.get(key(line))) is not None:
+                record["verdicts"].append(line["verdict"])
+        return records
 
     def write_json(self, name: str, value: object) -> None:
         """Replace a file atomically."""

@@ -117,6 +117,21 @@ def test_judged_answers_are_counted_exactly(server: Server, tmp_path: Path) -> N
     assert "judge" not in figures["by_category"]["5"]
 
 
+def test_a_failed_judge_is_asked_again_and_the_reader_is_not(server: Server, tmp_path: Path) -> None:
+    server.answer = lambda number, body: failure(500) if body["model"] == "judge" else completion("Sourdough")
+    done = evaluate(*remote(server, "--judge-model", "openai/judge", "--judge-api-base", server.url, "--systems",
+                            "simple", "--run-dir", "run"), cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 3
+    answered = sum(body["model"] == "scripted" for body in server.requests)
+    server.answer = lambda number, body: completion("no")
+    assert evaluate("--resume", "run", cwd=tmp_path).returncode == 0
+    assert sum(body["model"] == "scripted" for body in server.requests) == answered
+    figures = results(tmp_path / "run")["systems"]["simple"]["budgets"]["150"]
+    assert (figures["ungraded"], figures["judge_n"], figures["judge_correct"]) == (0, 11, 0)
+    lines = (tmp_path / "run" / "verdicts.jsonl").read_text().splitlines()
+    assert len(lines) == 33, "a line a verdict, the failed ones kept in records.jsonl"
+
+
 def third_fails(number: int, body: dict[str, Any]) -> Reply:
     """429, 500, garbage, an empty reply and a time-out, for a third of the calls."""
     if number % 3:
