@@ -6,19 +6,13 @@ resumed from that alone.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
 import signal
-import subprocess
 import sys
 import threading
-import time
 import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +22,7 @@ from locomo.controls import CONTROLS
 from locomo.dataset import ANSWERABLE, CATEGORIES, DataError, load
 from locomo.evaluate import Task, conversation_tokens, plan, prompt_overhead, run, window_budget
 from locomo.llm_judge import Judge
+from locomo.provenance import digest, provenance
 from locomo.run_folder import Key, Record, RunFolder, RunFolderError, is_answered, new_path
 from locomo.split_data import SPLITS, part, sample
 from memory_system import DEFAULT_BUDGET_TOKENS, Memory, State, TokenCounter, Utf8Bytes, show
@@ -263,18 +258,17 @@ class Experiment:
     def identity(self) -> dict[str, str]:
         """What must be the same for two answers to belong to one run."""
         identity = {
-            "configuration": _hash(self.config),
+            "configuration": digest(self.config),
             "data": self.data.sha256,
-            "questions": _hash([question.id for question in self.questions]),
-            "systems": _hash({name: type(memory).__name__ for name, memory in self.memories.items()}),
-            "tasks": _hash([task.key for task in self.tasks]),
+            "questions": digest([question.id for question in self.questions]),
+            "systems": digest({name: type(memory).__name__ for name, memory in self.memories.items()}),
+            "tasks": digest([task.key for task in self.tasks]),
             "token counter": self.count.name,
         }
         if self.reader:
             read = Memory().read
-            demos = [sorted(demo.toDict().items()) for demo in read.demos]
             identity["reader"] = self.reader.name
-            identity["answer prompt"] = _hash([read.signature.instructions, demos])
+            identity["answer prompt"] = digest([read.signature.instructions, [demo.toDict() for demo in read.demos]])
         if self.judge_model and self.judge:
             identity["judge"] = f"{self.judge_model.name} {self.judge.prompt} {self.judge.prompt_hash}"
         return identity
@@ -285,12 +279,7 @@ class Experiment:
             "identity": self.identity(),
             "left_out": self.left_out,
             "sample": self.data.is_sample,
-            "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "python": platform.python_version(),
-            "packages": {
-                name: _version(name) for name in ("adaptive-memory", "dspy", "litellm", "mlflow-skinny", "xllamacpp")
-            },
-            "git": _git(),
+            **provenance(),
         }
 
     def _carry_out(self, folder: RunFolder) -> str:
@@ -430,23 +419,3 @@ def _without_credentials(url: str | None) -> str | None:
         if parts.username or parts.password or parts.query:
             raise Refused("an API base may hold no user, password or query; put the key into OPENAI_API_KEY.")
     return url
-
-
-def _hash(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git() -> str | None:
-    """The commit of this code, with + where the tree was changed; None outside a checkout."""
-    try:
-        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
