@@ -20,8 +20,8 @@ from pathlib import Path
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-VALID, USAGE = 0, 2
-EXIT = {"valid": VALID, "failed": 1, "invalid": 3, "stopped": 4}
+USAGE = 2
+EXIT = {"valid": 0, "failed": 1, "invalid": 3, "stopped": 4}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     models.add_argument("--api-base", metavar="URL", help="an OpenAI-compatible server for --model")
     models.add_argument("--tokenizer", metavar="NAME", help="count with o200k_base, cl100k_base or a tokenizer.json")
     models.add_argument("--context-window", type=_positive, metavar="N", help="tokens, where the model's is not known")
+    models.add_argument("--max-answer-tokens", type=_positive, default=64, metavar="N")
     models.add_argument("--judge-model", metavar="NAME", help="who judges, or none")
     models.add_argument("--judge-api-base", metavar="URL")
     models.add_argument("--judge", default="strict", choices=["strict", "lenient"], help="the judge's prompt")
@@ -62,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
         "--fail-on-error", type=float, default=0.02, metavar="SHARE", help="ungraded share that voids a run"
     )
     how.add_argument("--run-dir", type=Path, metavar="DIR", help="default runs/TIME")
-    how.add_argument("--resume", type=Path, metavar="DIR", help="go on with a stopped run, as it was configured")
+    how.add_argument("--resume", metavar="DIR", help="go on with a stopped run, as it was configured")
     how.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     how.add_argument("--no-mlflow", action="store_true", help="do not log to mydb.sqlite")
     how.add_argument("--trace", action="store_true", help="keep DSPy's traces in MLflow (prompts included)")
@@ -70,78 +71,65 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
+    if not text.strip().isascii() or not text.strip().isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
 
 
 def _integers(text: str) -> list[int]:
     try:
         values = [_positive(part) for part in text.split(",")]
-    except (ValueError, argparse.ArgumentTypeError) as error:
+    except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of positive numbers such as 512,1024") from error
     return list(dict.fromkeys(values))
-
-
-class Usage(ValueError):
-    """A mistake in the command line; the message is one sentence."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parser().parse_args(argv)
+    if problem := _mistake(args, argv):
+        print(f"evaluate.py: {problem}", file=sys.stderr)
+        return USAGE
+    import memories
+    from locomo.experiment import Experiment, Refused
+
     try:
         if args.resume:
-            return _resume(argv, args.resume)
-        _check(args)
-        return _start(args)
-    except ValueError as error:
-        if not isinstance(error, Usage) and type(error).__name__ != "Refused":
-            raise
+            return EXIT[Experiment.resume(Path(args.resume), memories.load)()]
+        config = {name: value for name, value in vars(args).items() if name not in ("resume", "run_dir", "dry_run")}
+        experiment = Experiment(config, memories.load)
+        experiment.announce()
+        return EXIT["valid"] if args.dry_run else EXIT[experiment.start(args.run_dir)]
+    except Refused as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return USAGE
 
 
-def _check(args: argparse.Namespace) -> None:
-    if args.budgets and args.budget_tokens:
-        raise Usage("--budgets and --budget-tokens say the same thing twice; give one of them.")
-    if unknown := sorted(set(args.categories) - {1, 2, 3, 4, 5}):
-        raise Usage(f"--categories got {unknown}; LOCOMO has 1, 2, 3, 4 and 5.")
-    if not 0 <= args.fail_on_error <= 1:
-        raise Usage(f"--fail-on-error is {args.fail_on_error}; it is a share from 0 to 1.")
-    if args.retries < 0 or args.timeout_seconds <= 0:
-        raise Usage("--retries may not be negative, and --timeout-seconds must be above 0.")
-    if args.api_base and not args.model:
-        raise Usage("--api-base needs --model, such as --model openai/NAME.")
-    if args.judge_api_base and not args.judge_model:
-        raise Usage("--judge-api-base needs --judge-model, such as --judge-model openai/NAME.")
-    if args.recall_only and (args.model or args.judge_model or args.trace):
-        raise Usage("--recall-only asks no model; leave out --model, --judge-model and --trace.")
-
-
-def _start(args: argparse.Namespace) -> int:
-    config = {name: value for name, value in vars(args).items() if name not in ("resume", "run_dir", "dry_run")}
-    import memories
-    from locomo.experiment import Experiment
-
-    experiment = Experiment(config, memories.load)
-    experiment.announce()
-    return VALID if args.dry_run else EXIT[experiment.start(args.run_dir)]
-
-
-def _resume(argv: Sequence[str], folder: Path) -> int:
-    allowed = {"--resume", str(folder), f"--resume={folder}"}
-    if extra := [word for word in argv if word not in allowed]:
-        raise Usage(
-            f"--resume takes the saved configuration and nothing else, but got {' '.join(extra)}; leave it out."
+def _mistake(args: argparse.Namespace, argv: Sequence[str]) -> str:
+    """What is wrong with the command line, in one sentence; empty where nothing is."""
+    if args.resume is not None:
+        allowed = ("--resume", args.resume, f"--resume={args.resume}")
+        extra = " ".join(word for word in argv if word not in allowed)
+        return (
+            f"--resume takes the saved configuration and nothing else, but got {extra}; leave it out." if extra else ""
         )
-    import memories
-    from locomo.experiment import Experiment
-
-    experiment, go_on = Experiment.resume(folder, memories.load)
-    experiment.announce()
-    return EXIT[go_on()]
+    if args.budgets and args.budget_tokens:
+        return "--budgets and --budget-tokens say the same thing twice; give one of them."
+    if unknown := sorted(set(args.categories) - {1, 2, 3, 4, 5}):
+        return f"--categories got {unknown}; LOCOMO has 1, 2, 3, 4 and 5."
+    if not 0 <= args.fail_on_error <= 1:
+        return f"--fail-on-error is {args.fail_on_error}; it is a share from 0 to 1."
+    if args.retries < 0 or not 0 < args.timeout_seconds < 1e6:
+        return "--retries may not be negative, and --timeout-seconds must be above 0 (and below a million)."
+    if args.api_base and not args.model:
+        return "--api-base needs --model, such as --model openai/NAME."
+    if args.judge_api_base and args.judge_model in (None, "none"):
+        return "--judge-api-base needs --judge-model, such as --judge-model openai/NAME."
+    if args.recall_only and (args.model or args.judge_model or args.trace or args.two_options):
+        return "--recall-only asks no model; leave out --model, --judge-model, --two-options and --trace."
+    if args.trace and args.no_mlflow:
+        return "--trace writes into MLflow, which --no-mlflow leaves out; give one of them."
+    return ""
 
 
 if __name__ == "__main__":

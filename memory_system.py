@@ -82,6 +82,10 @@ class Utf8Bytes:
         return len(text.encode())
 
 
+class BudgetExceeded(RuntimeError):
+    """Raised when a memory shows more than it may, or miscounts what it shows: a fault of that memory."""
+
+
 class BudgetTooSmall(ValueError):
     """Raised by a system that shows everything or nothing, when everything does not fit the budget."""
 
@@ -158,6 +162,16 @@ class Memory(dspy.Module, Generic[S]):
         """What to show for `question`. Reads only; `Recall.tokens <= budget_tokens`, always."""
         raise NotImplementedError(f"{type(self).__name__} must define recall")
 
+    def checked_recall(self, state: S, question: str, budget_tokens: int) -> Recall:
+        """`recall`, counted again. Raises BudgetExceeded where a system broke its promise."""
+        recall = self.recall(state, question, budget_tokens)
+        tokens = self.count(recall.text)
+        if tokens > budget_tokens or tokens != recall.tokens:
+            raise BudgetExceeded(
+                f"{type(self).__name__} shows {tokens} tokens, says {recall.tokens}, and may show {budget_tokens}"
+            )
+        return recall
+
     def forward(
         self, state: S, question: str, budget_tokens: int = DEFAULT_BUDGET_TOKENS, choices: str = ""
     ) -> dspy.Prediction:
@@ -166,7 +180,7 @@ class Memory(dspy.Module, Generic[S]):
         `choices` are answer options shown to the reader; they play no part in the recall.
         Returns a prediction with `answer` (text) and `recall`.
         """
-        recall = self.recall(state, question, budget_tokens)
+        recall = self.checked_recall(state, question, budget_tokens)
         asked = f"{question} {choices}" if choices else question
         return dspy.Prediction(answer=self.read(memory=recall.text, question=asked).answer, recall=recall)
 

@@ -29,7 +29,7 @@ CONTEXT_TOKENS = 8192  # enough for every budget worth running on a CPU; a large
 
 @dataclass(frozen=True)
 class Tier:
-    """A model that can be had without a key. `accuracy_as_judge`: on easy pairs, None where it is no judge."""
+    """A model that can be had without a key. `can_judge`: whether it grades better than chance."""
 
     description: str
     file: str
@@ -88,11 +88,13 @@ def weights(name: str, *, say: Callable[[str], None] = print) -> Path:
             raise WeightsUnavailable(
                 f"embedded:{name} is no tier ({', '.join(TIERS)}) and no GGUF file; use embedded:tiny, or give a path."
             )
+        if path.open("rb").read(4) != b"GGUF":
+            raise WeightsUnavailable(f"{path} is no GGUF file; give the path of one, or use embedded:tiny.")
         return path
     tier, path = TIERS[name], models_folder() / TIERS[name].file
     if not path.exists():
         _fetch(name, path, say)
-    if (digest := _sha256(path)) != tier.sha256:
+    if (digest := sha256(path)) != tier.sha256:
         raise WeightsUnavailable(
             f"{path} is not the official {tier.description} (sha256 {digest[:12]}…, expected {tier.sha256[:12]}…); "
             "delete it and run again."
@@ -118,7 +120,7 @@ def _fetch(name: str, path: Path, say: Callable[[str], None]) -> None:
                 except (OSError, subprocess.SubprocessError, WeightsUnavailable) as error:
                     reasons.append(f"{source.__name__.removeprefix('_from_')}: {_first_line(error)}")
                     continue
-                if (digest := _sha256(found)) == tier.sha256:
+                if (digest := sha256(found)) == tier.sha256:
                     found.replace(path)
                     return
                 reasons.append(f"{source.__name__.removeprefix('_from_')}: wrong bytes, sha256 {digest[:12]}…")
@@ -167,7 +169,8 @@ def _from_hub(tier: Tier, scratch: Path) -> Path:
     return Path(hf_hub_download(tier.repository, tier.file, local_dir=scratch, etag_timeout=10))
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The file's hash, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -7,6 +7,9 @@ import re
 
 from dspy.utils.exceptions import LMAuthError, LMBillingError, LMNotConfiguredError, LMUnsupportedModelError
 
+UNREACHABLE = "LMTransportError"
+"""How a record of a call that reached no server begins."""
+
 FATAL = (LMAuthError, LMBillingError, LMNotConfiguredError, LMUnsupportedModelError)
 """What no other question could fare better with: a rejected key, an empty account, a model that is not there."""
 

@@ -35,9 +35,10 @@ class PlainAdapter(dspy.Adapter):
         return str(outputs.get(_output(signature), missing_field_message))
 
     def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
-        reply = completion.strip()
-        if not reply:
-            raise AdapterParseError("PlainAdapter", signature, completion, message="the reply is empty")
+        # A reasoning model may think aloud first; cut off in the middle of that, it has not answered.
+        reply = completion.rpartition("</think>")[2].strip()
+        if not reply or reply.startswith("<think>"):
+            raise AdapterParseError("PlainAdapter", signature, completion, message="the reply holds no answer")
         return {_output(signature): reply}
 
 

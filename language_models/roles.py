@@ -34,7 +34,8 @@ class Model:
     """A language model ready for its role.
 
     `context_tokens` is the window, None where unknown; `max_tokens` bounds a reply; `usd_per_token` is
-    (prompt, completion), None where unknown.
+    (prompt, completion), None where unknown; `revision` tells weights of the same name apart, where
+    we see them.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Model:
     context_tokens: int | None
     max_tokens: int
     usd_per_token: tuple[float, float] | None
+    revision: str = ""
 
 
 def default_model() -> str:
@@ -83,11 +85,16 @@ def load(
         if api_base:
             raise ValueError(f"{name} runs in this process and takes no API base; leave one of the two out.")
         path = embedded.weights(name.removeprefix("embedded:"), say=say)
+        if tokenizer:
+            raise ValueError(f"{name} counts with its own vocabulary; leave --tokenizer out.")
         engine = embedded.Embedded(path, context_tokens=context_tokens or embedded.CONTEXT_TOKENS)
+        engine("")  # a file that cannot be loaded is refused now, not at the first question
         lm = dspy.LM(
             name.replace(":", "/", 1), engine=engine, temperature=0.0, max_tokens=max_tokens, cache=False, num_retries=0
         )
-        return Model(name, lm, engine, engine.context_tokens, max_tokens, (0.0, 0.0))
+        tier = embedded.TIERS.get(name.removeprefix("embedded:"))
+        revision = tier.sha256 if tier else embedded.sha256(path)
+        return Model(name, lm, engine, engine.context_tokens, max_tokens, (0.0, 0.0), revision[:12])
     client: dict[str, Any] = {"timeout": timeout_seconds}
     if api_base:
         client["api_base"] = api_base

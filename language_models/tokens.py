@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from functools import cached_property
 from importlib.util import find_spec
@@ -44,7 +45,7 @@ class HuggingFace:
     def __init__(self, path: Path) -> None:
         from tokenizers import Tokenizer
 
-        self.name = f"tokenizer.json ({path.parent.name})"
+        self.name = f"tokenizer.json ({hashlib.sha256(path.read_bytes()).hexdigest()[:12]})"
         self._tokenizer = Tokenizer.from_file(str(path))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

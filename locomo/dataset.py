@@ -99,7 +99,12 @@ class Dataset:
         return tuple(question for conversation in self.conversations for question in conversation.questions)
 
 
-def load(data: str | Path | None = None, *, say: Callable[[str], None] = print) -> Dataset:
+def aside(text: str) -> None:
+    """Say something beside the results: on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def load(data: str | Path | None = None, *, say: Callable[[str], None] = aside) -> Dataset:
     """The data set from `data`, else LOCOMO_PATH, else data/locomo10.json, else the network, else the sample.
 
     Raises DataError for a file that is missing, unreadable, or not LOCOMO byte for byte.
@@ -188,7 +193,7 @@ def repair_evidence(strings: list[str], known: set[str]) -> tuple[tuple[str, ...
     return tuple(found), tuple(unresolved)
 
 
-def download(path: Path, *, url: str = URL, sha256: str = SHA256, say: Callable[[str], None] = print) -> None:
+def download(path: Path, *, url: str = URL, sha256: str = SHA256, say: Callable[[str], None] = aside) -> None:
     """Fetch the file to `path`: resumed where a broken download stopped, verified, then moved into place whole.
 
     Raises OSError when the network fails (what arrived is kept for the next try) and DataError for wrong bytes.
@@ -203,7 +208,8 @@ def download(path: Path, *, url: str = URL, sha256: str = SHA256, say: Callable[
         if path.exists():  # another process was faster
             return
         have = part.stat().st_size if part.exists() else 0
-        headers = {"Range": f"bytes={have}-"} if have else {}
+        # Compressed transfers cannot be resumed by the bytes on disk.
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
         with requests.get(url, headers=headers, stream=True, timeout=(5, 30)) as response:
             if response.status_code != 416:  # 416: the part is already whole
                 response.raise_for_status()

@@ -1,6 +1,7 @@
 """The evaluation loop: each conversation is read once into each system, then all its questions are asked.
 
-The loop knows no particular memory; it writes one record per attempt into the run folder and computes no metric.
+The loop knows no particular memory beside the two controls; it writes one record per attempt into the run folder and
+computes no metric.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import dspy
 
-from language_models.failure import FATAL, describe
+from language_models.failure import FATAL, UNREACHABLE, describe
 from language_models.meter import metered
 from language_models.plain_adapter import PlainAdapter
 from language_models.roles import Model
@@ -54,7 +55,7 @@ def plan(
 
     Args:
         window_budget: what the reader's window leaves for memory; a system that shows everything gets it instead
-            of `budgets`. None where the window is unknown or nobody reads.
+            of `budgets`. None where nobody reads.
         two_options: ask category 5 in the official two-option form, in both orders, instead of freely.
     """
 
@@ -78,7 +79,10 @@ def plan(
 
 
 UNBOUNDED = 10_000_000
-"""The budget of a system that shows everything to a reader whose window is unknown."""
+"""The budget of a system that shows everything where nobody reads."""
+
+GIVE_UP_AFTER = 8
+"""So many calls at the start that all fail to reach a server end the run: waiting for the rest would take hours."""
 
 
 def run(
@@ -105,6 +109,7 @@ def run(
     found = latest(records)
     todo = [task for task in tasks if task.key not in found or not is_answered(found[task.key])]
     fatal: list[str] = []
+    outcomes: list[bool] = []  # of the first few attempts: whether anything answered
 
     def attempt(task: Task, state: State | None, failed: str) -> None:
         if stop.is_set():
@@ -113,6 +118,10 @@ def run(
         record, end = _attempt(task, memories[task.system], state, failed, number, reader=reader, judge=judge)
         folder.append(record)
         progress(record)
+        if len(outcomes) < GIVE_UP_AFTER:
+            outcomes.append(not record["error"].startswith(UNREACHABLE))
+            if len(outcomes) == GIVE_UP_AFTER and not any(outcomes):
+                end = f"the first {GIVE_UP_AFTER} calls reached nobody ({record['error']})"
         give_up(end)
 
     def grade(task: Task, judge: Judge, answer: str) -> None:
@@ -140,20 +149,24 @@ def run(
             pending.extend(pool.submit(attempt, task, state, failed) for task in group)
             # Stay a little ahead of the pool, so that memory holds the conversations in flight and no more.
             _until(pending, left=4 * num_threads, stop=stop)
-        _until(pending, left=0)
+        _until(pending, left=0, stop=stop)
     return fatal[0] if fatal else ""
 
 
-def _until(pending: deque[Future[None]], *, left: int, stop: threading.Event | None = None) -> None:
+def _until(pending: deque[Future[None]], *, left: int, stop: threading.Event) -> None:
     """Take finished futures off the left until at most `left` remain, and raise what any of them raised.
 
     They end nearly in order, so looking at the first one is enough. Polling keeps the main thread open to Ctrl-C.
     """
-    while len(pending) > left and not (stop and stop.is_set()):
-        if pending[0].done():
-            pending.popleft().result()
-        else:
+    while len(pending) > left:
+        if not pending[0].done():
             time.sleep(0.01)
+            continue
+        try:
+            pending.popleft().result()
+        except BaseException:
+            stop.set()  # what cannot be written down must not be paid for
+            raise
 
 
 def _ingest(
@@ -215,6 +228,7 @@ def _attempt(
         "recall": {"turn_ids": recall.turn_ids, "tokens": recall.tokens, "counter": memory.count.name},
         "verdicts": verdicts,
         **asdict(usage),
+        "truncated": bool(reader and answer and usage.completion_tokens >= reader.max_tokens * max(1, usage.calls)),
         "seconds": round(seconds, 4),
         "model": reader.name if reader else None,
         "error": error,
@@ -228,7 +242,7 @@ def _ask(task: Task, memory: Memory[Any], state: State, reader: Model | None) ->
     if isinstance(memory, Oracle):
         state = memory.reveal(state, question.evidence)
     if reader is None:
-        return memory.recall(state, question.text, task.budget_tokens), None
+        return memory.checked_recall(state, question.text, task.budget_tokens), None
     with dspy.context(lm=reader.lm, adapter=PlainAdapter(), disable_history=True):
         prediction = memory(
             state=state,

@@ -6,24 +6,27 @@ resumed from that alone.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 import urllib.parse
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from language_models.embedded import WeightsUnavailable
+from language_models.failure import describe
 from locomo import report
 from locomo.controls import CONTROLS
-from locomo.dataset import ANSWERABLE, CATEGORIES, DataError, load
+from locomo.dataset import CATEGORIES, DataError, aside, load
 from locomo.evaluate import Task, conversation_tokens, plan, prompt_overhead, run, window_budget
 from locomo.llm_judge import Judge
-from locomo.provenance import digest, provenance
-from locomo.run_folder import Key, Record, RunFolder, RunFolderError, is_answered, new_path
+from locomo.metrics import options
+from locomo.provenance import digest, provenance, source
+from locomo.run_folder import Key, Record, RunFolder, RunFolderError, is_answered, latest, new_path
 from locomo.split_data import SPLITS, part, sample
 from memory_system import DEFAULT_BUDGET_TOKENS, Memory, State, TokenCounter, Utf8Bytes, show
 
@@ -45,7 +48,7 @@ class Experiment:
         self.config = config
         self.notices: list[str] = []
         try:
-            self.data = load(config["data"], say=_aside)
+            self.data = load(config["data"])
         except DataError as error:
             raise Refused(str(error)) from error
         self.mark = "SAMPLE  " if self.data.is_sample else ""
@@ -75,6 +78,7 @@ class Experiment:
     def _choose_models(self) -> None:
         self.reader = self.judge_model = self.judge = None
         self.no_judge = "the run asked no model"
+        api_base, judge_api_base = (_without_credentials(self.config[k]) for k in ("api_base", "judge_api_base"))
         if self.config["recall_only"]:
             return
         from language_models import roles
@@ -84,26 +88,26 @@ class Experiment:
         # A judge is chosen unasked only where the reader was: nothing is spent on what nobody named.
         if judge is None and not self.config["model"] and name != roles.NO_KEY_DEFAULT:
             judge = name
-        calls = {"timeout_seconds": self.config["timeout_seconds"], "retries": self.config["retries"], "say": _aside}
+        if reason := roles.cannot_judge(judge or ""):
+            raise Refused(reason)
+        calls = {"timeout_seconds": self.config["timeout_seconds"], "retries": self.config["retries"], "say": aside}
         try:
             self.reader = roles.load(
                 name,
-                api_base=_without_credentials(self.config["api_base"]),
+                api_base=api_base,
                 tokenizer=self.config["tokenizer"],
                 context_tokens=self.config["context_window"],
+                max_tokens=self.config["max_answer_tokens"],
                 **calls,
             )
             if judge in (None, "none"):
                 self.no_judge = "no judge was named; add --judge-model embedded:base, or any DSPy model string."
                 return
-            if reason := roles.cannot_judge(judge):
-                raise Refused(reason)
-            self.judge_model = roles.load(
-                judge, api_base=_without_credentials(self.config["judge_api_base"]), max_tokens=16, **calls
-            )
+            self.judge_model = roles.load(judge, api_base=judge_api_base, max_tokens=16, **calls)
         except (ValueError, WeightsUnavailable) as error:
-            raise error if isinstance(error, Refused) else Refused(str(error)) from error
+            raise Refused(str(error)) from error
         self.judge = Judge(self.judge_model.lm, prompt=self.config["judge"])
+        self.no_judge = "no answer in categories 1-4 was graded."
 
     def _note_counter(self) -> None:
         if isinstance(self.count, Utf8Bytes):
@@ -135,6 +139,8 @@ class Experiment:
     def _plan(self) -> list[Task]:
         budgets = self.config["budgets"] or [self.config["budget_tokens"] or DEFAULT_BUDGET_TOKENS]
         room = window_budget(self.reader, self.questions) if self.reader else None
+        if self.reader and room is None:
+            self._leave_out_all_showing(f"the window of {self.reader.name} is not known; give it with --context-window")
         if room is not None:
             if room < 64:
                 raise Refused(
@@ -156,15 +162,18 @@ class Experiment:
 
     def _fit_to_window(self, room: int) -> None:
         assert self.reader
-        for name, memory in list(self.memories.items()):
-            if memory.shows_everything and self.conversations:
-                needed = max(conversation_tokens(conversation, self.reader) for conversation in self.conversations)
-                if needed > room:
-                    del self.memories[name]
-                    self.left_out[name] = (
-                        f"the longest conversation is {needed:,} tokens and {self.reader.name} has room for {room:,}"
-                    )
-                    self.notices.append(f"{name} is left out: {self.left_out[name]}.")
+        needed = max((conversation_tokens(conversation, self.reader) for conversation in self.conversations), default=0)
+        if needed > room:
+            unit = "bytes, an upper bound of its tokens," if isinstance(self.count, Utf8Bytes) else "tokens"
+            self._leave_out_all_showing(
+                f"the longest conversation is {needed:,} {unit} and {self.reader.name} has room for {room:,}"
+            )
+
+    def _leave_out_all_showing(self, reason: str) -> None:
+        for name in [name for name, memory in self.memories.items() if memory.shows_everything]:
+            del self.memories[name]
+            self.left_out[name] = reason
+            self.notices.append(f"{name} is left out: {reason}.")
 
     # ------------------------------------------------------------ saying
 
@@ -173,13 +182,16 @@ class Experiment:
         for line in text.split("\n"):
             print(f"{self.mark}{line}", flush=True)
 
-    def announce(self) -> None:
-        """First line: who answers, who judges, what it will cost at most. Then the plan and its limits."""
+    def announce(self, done: Collection[Key] = ()) -> None:
+        """First line: who answers, who judges, what it will cost at most. Then the plan and its limits.
+
+        `done` are the questions that an earlier part of the run has answered.
+        """
         if self.reader is None:
             self.say(f"No model is asked; tokens are counted by {self.count.name}.")
         else:
             judge = f"{self.judge_model.name} ({self.config['judge']})" if self.judge_model else "nobody"
-            self.say(f"{self.reader.name} answers, {judge} judges; forecast: at most {self._forecast()}.")
+            self.say(f"{self.reader.name} answers, {judge} judges; forecast: at most {self._forecast(done)}.")
         systems = {task.system: 0 for task in self.tasks}
         counts = Counter(question.category for question in self.questions)
         self.say(
@@ -192,23 +204,26 @@ class Experiment:
         if self.data.is_sample:
             self.say("This is data/sample.json, a stand-in: no figure below says anything about a memory.")
 
-    def _forecast(self) -> str:
+    def _forecast(self, done: Collection[Key]) -> str:
+        """An upper bound on calls, tokens and dollars, but for retries and for memories that call a model to write."""
         assert self.reader
+        tasks = [task for task in self.tasks if task.key not in done]
         whole = {c.id: conversation_tokens(c, self.reader) for c in self.conversations}
-        overhead = prompt_overhead(self.reader, max((q.text for q in self.questions), key=len, default=""))
-        prompts = sum(overhead + self._most_memory(task, whole[task.question.conversation]) for task in self.tasks)
-        calls, replies = len(self.tasks), len(self.tasks) * self.reader.max_tokens
+        asked = {task.key: f"{task.question.text} {options(task.question, task.form)}" for task in tasks}
+        overhead = prompt_overhead(self.reader, max(asked.values(), key=len, default=""))
+        prompts = sum(overhead + self._most_memory(task, whole[task.question.conversation]) for task in tasks)
+        calls, replies = len(tasks), len(tasks) * self.reader.max_tokens
         cost = _cost(self.reader, prompts, replies)
         if self.judge_model:
-            judged = [task.question for task in self.tasks if task.question.gold is not None]
-            asked = sum(500 + self.judge_model.count(f"{q.text}{q.gold}") + self.reader.max_tokens for q in judged)
+            judged = [task.question for task in tasks if task.question.gold is not None]
+            grading = sum(500 + self.judge_model.count(f"{q.text}{q.gold}") + self.reader.max_tokens for q in judged)
             calls += len(judged)
-            prompts += asked
+            prompts += grading
             replies += len(judged) * self.judge_model.max_tokens
-            extra = _cost(self.judge_model, asked, len(judged) * self.judge_model.max_tokens)
+            extra = _cost(self.judge_model, grading, len(judged) * self.judge_model.max_tokens)
             cost = None if cost is None or extra is None else cost + extra
         money = "a cost that is unknown (no price for this model)" if cost is None else f"${cost:,.2f}"
-        return f"{calls:,} calls, {prompts + replies:,} tokens, {money}"
+        return f"{calls:,} calls, {prompts + replies:,} tokens, {money} without retries"
 
     def _most_memory(self, task: Task, whole: int) -> int:
         if task.system == "oracle":
@@ -225,21 +240,24 @@ class Experiment:
         """Run in a new folder; the outcome is valid, invalid, failed or stopped."""
         self._trace_if_asked()
         try:
-            with RunFolder.create(path or new_path(), self._manifest()) as folder:
-                return self._carry_out(folder)
+            folder = RunFolder.create(path or new_path(), self._manifest())
         except (RunFolderError, OSError) as error:
             raise Refused(str(error)) from error
+        with folder:
+            return self._carry_out(folder)
 
     @classmethod
-    def resume(cls, path: Path, load_memory: LoadMemory) -> tuple[Experiment, Callable[[], str]]:
-        """The experiment saved in a folder, and what goes on with it. Refused where anything has changed since."""
+    def resume(cls, path: Path, load_memory: LoadMemory) -> Callable[[], str]:
+        """Announce the experiment saved in a folder; what is returned goes on with it. Refused where anything has
+        changed since."""
         try:
-            folder = RunFolder.reopen(path)
-        except RunFolderError as error:
+            with RunFolder.reopen(path) as folder:
+                manifest, records = folder.manifest, folder.records()
+            experiment = cls(manifest["config"], load_memory)
+        except (RunFolderError, OSError) as error:
             raise Refused(str(error)) from error
-        with folder:
-            manifest = folder.manifest
-        experiment = cls(manifest["config"], load_memory)
+        except KeyError as error:
+            raise Refused(f"{path} was begun by another version, which knew no {error}; start a new run.") from error
         now = experiment.identity()
         changed = [name for name, was in manifest["identity"].items() if now.get(name) != was]
         if changed:
@@ -250,10 +268,15 @@ class Experiment:
 
         def go_on() -> str:
             experiment._trace_if_asked()
-            with RunFolder.reopen(path) as folder:
+            try:
+                folder = RunFolder.reopen(path)
+            except (RunFolderError, OSError) as error:
+                raise Refused(str(error)) from error
+            with folder:
                 return experiment._carry_out(folder)
 
-        return experiment, go_on
+        experiment.announce({k for k, record in latest(records).items() if is_answered(record)})
+        return go_on
 
     def identity(self) -> dict[str, str]:
         """What must be the same for two answers to belong to one run."""
@@ -261,13 +284,13 @@ class Experiment:
             "configuration": digest(self.config),
             "data": self.data.sha256,
             "questions": digest([question.id for question in self.questions]),
-            "systems": digest({name: type(memory).__name__ for name, memory in self.memories.items()}),
+            "systems": digest({name: source(type(memory)) for name, memory in self.memories.items()}),
             "tasks": digest([task.key for task in self.tasks]),
             "token counter": self.count.name,
         }
         if self.reader:
             read = Memory().read
-            identity["reader"] = self.reader.name
+            identity["reader"] = f"{self.reader.name} {self.reader.revision}".strip()
             identity["answer prompt"] = digest([read.signature.instructions, [demo.toDict() for demo in read.demos]])
         if self.judge_model and self.judge:
             identity["judge"] = f"{self.judge_model.name} {self.judge.prompt} {self.judge.prompt_hash}"
@@ -310,12 +333,8 @@ class Experiment:
                     stop=stop,
                     progress=progress,
                 )
-                stopped = stop.is_set() and not fatal
-        if self.config["trace"] and not self.config["no_mlflow"]:
-            from locomo.mlflow_log import flush_traces
-
-            flush_traces()
-        return self._conclude(folder, keys, fatal, stopped)
+        left = len(keys) - sum(is_answered(record) for record in report.current(folder.records(), keys))
+        return self._conclude(folder, keys, fatal, stopped=stop.is_set() and not fatal and left > 0)
 
     def _trace_if_asked(self) -> None:
         if not self.config["trace"] or self.config["no_mlflow"]:
@@ -328,6 +347,8 @@ class Experiment:
             raise Refused(
                 f"--trace needs the whole of MLflow ({error}); pip install -c constraints.txt '.[mlflow]'"
             ) from error
+        except Exception as error:  # a database of another version, a folder without write access, a lock
+            raise Refused(f"MLflow cannot trace into mydb.sqlite ({describe(error)}); leave out --trace.") from error
 
     def _num_threads(self) -> int:
         """Threads help where a server answers; ranking and an embedded model keep the processor busy alone."""
@@ -335,7 +356,7 @@ class Experiment:
             return 1
         return self.config["num_threads"] or (1 if self.reader.name.startswith("embedded:") else 4)
 
-    def _conclude(self, folder: RunFolder, keys: list[Key], fatal: str, stopped: bool) -> str:
+    def _conclude(self, folder: RunFolder, keys: list[Key], fatal: str, *, stopped: bool) -> str:
         records = folder.records()
         share = report.ungraded_share(records, keys)
         limit = self.config["fail_on_error"]
@@ -344,12 +365,13 @@ class Experiment:
             "status": outcome,
             "sample": self.data.is_sample,
             "split": self.config["split"],
-            "subset": len([q for q in self.questions if q.category in ANSWERABLE]) < 1540,
+            "subset": len(self.questions) < len(self.data.questions),
             "reader": self.reader.name if self.reader else None,
             "judge": f"{self.judge_model.name} ({self.config['judge']})" if self.judge_model else None,
             "token_counter": self.count.name,
             "ungraded_share": share,
             "left_out": self.left_out,
+            "ingest": report.ingest_cost(folder.ingests()),
             "systems": report.results(records, self.questions, keys),
         }
         table = report.table(results["systems"], no_judge=self.no_judge)
@@ -359,6 +381,9 @@ class Experiment:
         self.say(table)
         for name, reason in self.left_out.items():
             self.say(f"{name} is not in the table: {reason}.")
+        cut = sum(record.get("truncated", False) for record in report.current(records, keys))
+        if cut:
+            self.say(f"{cut} replies were cut at {self.config['max_answer_tokens']} tokens (--max-answer-tokens).")
         for reason in report.failures(records, keys):
             self.say(f"ungraded: {reason}")
         if outcome in ("failed", "stopped"):
@@ -384,8 +409,6 @@ def _stopping() -> Iterator[threading.Event]:
 
     def ask(*_: object) -> None:
         if stop.is_set():
-            import os
-
             os._exit(4)
         stop.set()
         print("\nStopping after the calls in flight; once more to quit at once.", file=sys.stderr, flush=True)
@@ -399,10 +422,6 @@ def _stopping() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _aside(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _cost(model: Any, prompt_tokens: int, reply_tokens: int) -> float | None:

@@ -1,7 +1,7 @@
 """The judge: a language model that says whether an answer means the gold answer, or that it cannot be told.
 
 A label is parsed exactly. Whatever is not a label, and every failed call, is `ungraded` with its reason: a judge that
-fails says nothing about the memory. The judge's model is its own, never the one that answers.
+fails says nothing about the memory. The judge has a model of its own, set here, whoever answers.
 """
 
 from __future__ import annotations
@@ -46,13 +46,15 @@ gold answer's topic is correct. It is here to compare, never to be reported alon
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`label`, the judge's raw reply, the reason where it is ungraded, and what the call cost in tokens."""
+    """`label`, the judge's raw reply, the reason where it is ungraded, and what the call cost in tokens; `unreported`
+    calls are those whose tokens nobody reported."""
 
     label: Label
     raw: str = ""
     reason: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    unreported: int = 0
 
 
 class Judge:
@@ -87,7 +89,7 @@ class Judge:
         label = parse_label(raw)
         if label == "ungraded" and not reason:
             reason = "the reply is not a label"
-        return Verdict(label, raw, reason, usage.prompt_tokens, usage.completion_tokens)
+        return Verdict(label, raw, reason, usage.prompt_tokens, usage.completion_tokens, usage.unreported)
 
     def record(self, verdict: Verdict) -> dict[str, Any]:
         """The verdict with the judge that gave it, for the run folder."""

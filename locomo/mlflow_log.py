@@ -8,6 +8,7 @@ MLflow takes seconds to import, so nothing imports this module before a run is o
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ def log_run(folder: RunFolder, results: dict[str, Any], data: Dataset) -> str:
     Returns a sentence on where it went. A failure of MLflow is such a sentence too: the run itself is safe on disk.
     """
     try:
+        if folder.manifest["config"]["trace"]:
+            sys.modules["mlflow"].flush_trace_async_logging()
         return f"MLflow run {_log(folder, results, data)} in mydb.sqlite"
     except ImportError:
         return "MLflow is not installed, so nothing was logged; say --no-mlflow to run without it."
@@ -40,17 +43,16 @@ def _log(folder: RunFolder, results: dict[str, Any], data: Dataset) -> str:
     from mlflow.data.meta_dataset import MetaDataset
 
     manifest = folder.manifest
-    with mlflow.start_run(run_name=folder.path.name) as active:
+    known = folder.path / "mlflow_run_id"  # a run that was resumed after it was logged stays one run
+    run_id = known.read_text() if known.exists() else None
+    with mlflow.start_run(run_id=run_id, run_name=None if run_id else folder.path.name) as active:
+        known.write_text(active.info.run_id)
         mlflow.set_tags(
             {name: str(results[name]) for name in ("status", "split", "sample", "subset", "ungraded_share")}
         )
         mlflow.set_tags({"git": str(manifest["git"]), **{f"left_out.{k}": v for k, v in results["left_out"].items()}})
-        parameters = {
-            **manifest["config"],
-            **manifest["identity"],
-            "reader": results["reader"],
-            "judge": results["judge"],
-        }
+        parameters = {**manifest["config"], **{f"identity/{k}": v for k, v in manifest["identity"].items()}}
+        parameters |= {"reader": str(results["reader"]), "judged_by": str(results["judge"])}
         mlflow.log_params({name: str(value)[:500] for name, value in parameters.items()})
         mlflow.log_metrics(dict(_metrics(results["systems"])))
         source = HTTPDatasetSource(URL)
@@ -88,16 +90,15 @@ def trace_dspy() -> None:
     """
     os.environ.setdefault("MLFLOW_ASYNC_TRACE_LOGGING_MAX_QUEUE_SIZE", "100000")  # the default drops half of a fast run
     import mlflow.dspy
+    from mlflow.entities import SpanEvent
 
+    def without_secrets(error: BaseException) -> SpanEvent:
+        # A provider may echo a key in its error, which MLflow would keep word for word, with the stack.
+        return SpanEvent("exception", attributes={"exception.message": describe(error)})
+
+    SpanEvent.from_exception = staticmethod(without_secrets)
     _open()
     mlflow.dspy.autolog()
-
-
-def flush_traces() -> None:
-    """Wait until the traces are written."""
-    import mlflow
-
-    mlflow.flush_trace_async_logging()
 
 
 def _open() -> Any:

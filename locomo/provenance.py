@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import platform
 import subprocess
+import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,6 +29,11 @@ def provenance() -> dict[str, Any]:
 def digest(value: object) -> str:
     """A short hash of anything JSON can write, the same in every process."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def source(kind: type) -> str:
+    """A hash of the module that defines a class: a memory whose code changed is another memory."""
+    return digest(inspect.getsource(sys.modules[kind.__module__]))
 
 
 def _version(package: str) -> str | None:

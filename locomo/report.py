@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from locomo.dataset import ANSWERABLE, CATEGORIES, Question
+from locomo.evaluate import UNBOUNDED
 from locomo.metrics import chosen_option, evidence_recall, official_f1
 from locomo.run_folder import Key, Record, is_answered, latest
 from locomo.statistics import clustered_mean
@@ -45,24 +46,25 @@ def _figures(pairs: Sequence[tuple[Question, Record | None]]) -> Results:
     f1s = [(q, official_f1(q, chosen_option(q, r["form"], r["answer"]))) for q, r in answered]
     labels = [(q, r["verdicts"][-1]["label"]) for q, r in answered if r["verdicts"]]
     judged = [(q, float(label == "correct")) for q, label in labels if label != "ungraded"]
+    graded = {q.id for q, r in done if not r["verdicts"] or r["verdicts"][-1]["label"] != "ungraded"}
+    asked = {question.id for question, _ in pairs}
     figures: Results = {
-        "questions": len(pairs),
-        "ungraded": len(pairs) - len(done) + len(labels) - len(judged),
-        "n": len({question.id for question, _ in recalls}),
+        "questions": len(asked),
+        "ungraded": len(asked - graded),
         **_mean("evidence_recall", recalls),
         **_mean("all_evidence", [(question, float(value == 1.0)) for question, value in recalls]),
         "mean_tokens": _average(record["recall"]["tokens"] for _, record in done),
         "max_tokens": max((record["recall"]["tokens"] for _, record in done), default=0),
     }
+    figures["n"] = figures.pop("evidence_recall_n")
     if answered:
         figures |= {
             **_mean("f1", f1s),
-            "f1_sum": sum(value for _, value in f1s),
-            "f1_n": len(f1s),
             "mean_total_tokens": _average(r["prompt_tokens"] + r["completion_tokens"] for _, r in answered),
             "mean_calls": _average(record["calls"] for _, record in answered),
             "mean_seconds": _average(record["seconds"] for _, record in answered),
             "unreported_calls": sum(record["unreported"] for _, record in answered),
+            "truncated": sum(record["truncated"] for _, record in answered),
         }
         forms = sorted({record["form"] for _, record in answered})
         if len(forms) > 1:
@@ -71,7 +73,10 @@ def _figures(pairs: Sequence[tuple[Question, Record | None]]) -> Results:
                 for form in forms
             }
     if labels:
-        figures |= {**_mean("judge", judged), "judge_correct": int(sum(v for _, v in judged)), "judge_n": len(judged)}
+        verdicts = [verdict for _, record in answered for verdict in record["verdicts"]]
+        figures |= _mean("judge", judged)
+        figures["judge_correct"] = int(figures.pop("judge_sum"))
+        figures["judge_tokens"] = sum(v["prompt_tokens"] + v["completion_tokens"] for v in verdicts)
     return figures
 
 
@@ -80,15 +85,26 @@ def _recall(question: Question, record: Record) -> float | None:
 
 
 def _mean(name: str, values: Sequence[tuple[Question, float]]) -> Results:
-    """A mean over questions; a question asked in two forms counts once, with the mean of the two."""
+    """Mean, sum, n and interval over questions; one asked in two forms counts once, with the mean of the two."""
     by_question: dict[str, list[float]] = defaultdict(list)
     for question, value in values:
         by_question[question.id].append(value)
-    estimate = clustered_mean(
-        [sum(scores) / len(scores) for scores in by_question.values()], [id.split("#")[0] for id in by_question]
-    )
+    means = [sum(scores) / len(scores) for scores in by_question.values()]
+    estimate = clustered_mean(means, [id.split("#")[0] for id in by_question])
     interval = None if estimate.low is None else [estimate.low, estimate.high]
-    return {name: estimate.mean, f"{name}_interval": interval}
+    return {name: estimate.mean, f"{name}_interval": interval, f"{name}_sum": sum(means), f"{name}_n": len(means)}
+
+
+def ingest_cost(ingests: Iterable[Record]) -> dict[str, Results]:
+    """What writing cost each system: seconds, calls and tokens over all conversations, repeats on resume included."""
+    costs: dict[str, Results] = defaultdict(lambda: {"seconds": 0.0, "calls": 0, "tokens": 0, "unreported": 0})
+    for ingest in ingests:
+        cost = costs[ingest["system"]]
+        cost["seconds"] += ingest["seconds"]
+        cost["calls"] += ingest["calls"]
+        cost["tokens"] += ingest["prompt_tokens"] + ingest["completion_tokens"]
+        cost["unreported"] += ingest["unreported"]
+    return dict(costs)
 
 
 def _average(values: Iterable[float]) -> float | None:
@@ -123,7 +139,7 @@ def failures(records: Iterable[Record], planned: Iterable[Key], *, most: int = 3
 def table(systems: Mapping[str, Results], *, no_judge: str = "") -> str:
     """The table for people: categories 1-4, then 1-5, then by category. `no_judge` says why there is no J."""
     rows = [(name, budget, entry) for name, system in systems.items() for budget, entry in system["budgets"].items()]
-    read = any("f1" in entry for *_, entry in rows)
+    read = any("f1" in entry["categories_1_5"] for *_, entry in rows)
     judged = any("judge" in entry for *_, entry in rows)
     parts = [_section("Categories 1-4", rows, read=read, judged=judged)]
     if read:
@@ -141,7 +157,7 @@ def table(systems: Mapping[str, Results], *, no_judge: str = "") -> str:
 
 def _section(title: str, rows: Sequence[tuple[str, str, Results]], *, read: bool, judged: bool) -> str:
     columns: list[tuple[str, Callable[[Results], str]]] = [
-        ("n", lambda e: str(e["questions"])),
+        ("n", lambda e: str(e["questions"] if read else e["n"])),
         ("ungraded", lambda e: str(e["ungraded"])),
         ("evidence recall", lambda e: _rate(e, "evidence_recall")),
         ("all evidence", lambda e: _rate(e, "all_evidence")),
@@ -195,7 +211,7 @@ def _number(value: float | None, digits: int = 0) -> str:
 
 
 def _budget(budget: str) -> str:
-    return f"{int(budget):,}" if int(budget) < 10_000_000 else "all"
+    return f"{int(budget):,}" if int(budget) < UNBOUNDED else "all"
 
 
 def _grid(title: str, headers: Sequence[str], body: Sequence[Sequence[str]]) -> str:

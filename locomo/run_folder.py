@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 Record = dict[str, Any]
-"""One attempt at one question; see `locomo.evaluate.record` for its fields."""
+"""One attempt at one question, as `locomo.evaluate` writes it."""
 
 Key = tuple[str, int, str, str]
 """(system, budget in tokens, question id, form): what makes an answer the answer to something."""
@@ -92,9 +92,10 @@ class RunFolder:
     @property
     def manifest(self) -> dict[str, Any]:
         try:
-            return json.loads((self.path / "manifest.json").read_bytes())
-        except ValueError as error:
-            raise RunFolderError(f"{self.path / 'manifest.json'} is damaged ({error}); start a new run.") from error
+            manifest = json.loads((self.path / "manifest.json").read_bytes())
+            return {"config": dict(manifest["config"]), "identity": dict(manifest["identity"]), **manifest}
+        except (ValueError, TypeError, KeyError) as error:
+            raise RunFolderError(f"{self.path / 'manifest.json'} is damaged ({error!r}); start a new run.") from error
 
     def append(self, record: Record) -> None:
         """Keep one attempt at a question."""
@@ -113,7 +114,8 @@ class RunFolder:
         # ASCII, because a model's reply may hold half a surrogate pair, which UTF-8 cannot write.
         line = json.dumps(record, separators=(",", ":")) + "\n"
         with self._write_lock, (self.path / name).open("ab", buffering=0) as file:
-            file.write(line.encode("ascii"))
+            if file.write(line.encode("ascii")) != len(line):
+                raise OSError(f"{self.path / name} could not be written whole; is the disk full?")
 
     def records(self) -> list[Record]:
         """Every attempt, in the order in which they ended, with all verdicts on its answer, the latest last."""
@@ -123,6 +125,10 @@ class RunFolder:
             if (record := counting.get(key(line))) is not None:
                 record["verdicts"].append(line["verdict"])
         return records
+
+    def ingests(self) -> list[Record]:
+        """What each reading of a conversation cost, in the order of the readings."""
+        return _lines(self.path / "ingest.jsonl")
 
     def write_json(self, name: str, value: object) -> None:
         """Replace a file atomically."""

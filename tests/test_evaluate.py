@@ -31,7 +31,7 @@ def evaluate(*args: str, cwd: Path, wait: bool = True, **environment: str) -> An
 
 def remote(server: Server, *more: str) -> list[str]:
     return ["--model", "openai/scripted", "--api-base", server.url, "--tokenizer", "o200k_base", "--no-mlflow",
-            "--budget-tokens", "150", "--retries", "0", *more]  # fmt: skip
+            "--budget-tokens", "150", "--retries", "0", "--context-window", "8000", *more]  # fmt: skip
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -281,6 +281,10 @@ def test_resume_takes_nothing_else_and_refuses_what_changed(server: Server, tmp_
         (["--recall-only", "--model", "openai/x"], "--recall-only asks no model"),
         (["--data", "nowhere.json"], "which does not exist"),
         (["--num-test", "0"], "not a positive number"),
+        (["--num-test", "some"], "'some' is not a positive number"),
+        (["--trace", "--no-mlflow"], "give one of them"),
+        (["--model", "embedded:" + __file__], "is no GGUF file"),
+        (["--judge-model", "none", "--judge-api-base", "http://me:pw@host/v1"], "--judge-api-base needs --judge-model"),
         (["--model", "openai/x", "--tokenizer", "nope"], "may be o200k_base or cl100k_base"),
         (["--model", "openai/x", "--context-window", "200"], "leaves"),
     ],
@@ -303,7 +307,8 @@ def test_a_dry_run_says_what_it_would_cost(server: Server, tmp_path: Path) -> No
 
 
 def test_what_the_window_cannot_hold_is_left_out_or_lowered(server: Server, tmp_path: Path) -> None:
-    args = remote(server, "--context-window", "700", "--run-dir", "run")
+    args = remote(server, "--run-dir", "run")
+    args[args.index("--context-window") + 1] = "700"
     args[args.index("--budget-tokens") + 1] = "5000"
     done = evaluate(*args, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -321,6 +326,44 @@ def test_category_5_is_asked_as_two_options_in_both_orders(server: Server, tmp_p
     assert traps["f1_by_form"] == {"abstain-first": 1.0, "trap-first": 0.0}
     assert traps["f1"] == 0.5
     assert traps["n"] == 2
+
+
+def test_category_5_alone_has_its_own_table(server: Server, tmp_path: Path) -> None:
+    server.answer = lambda number, body: completion("Not mentioned.")
+    done = evaluate(*remote(server, "--categories", "5", "--systems", "simple", "--run-dir", "run/"), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "100.0 [34.2, 100.0] (2.0/2)" in done.stdout or "100.0 (2.0/2)" in done.stdout
+    assert "J is not shown" in done.stdout
+    assert evaluate("--resume", "run/", cwd=tmp_path).returncode == 0
+
+
+def test_a_server_that_is_not_there_ends_the_run_soon(tmp_path: Path) -> None:
+    args = ["--model", "openai/x", "--api-base", "http://127.0.0.1:9/v1", "--retries", "0", "--no-mlflow"]
+    done = evaluate(*args, "--run-dir", "run", cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "the first 8 calls reached nobody" in done.stdout
+    assert len(records(tmp_path / "run")) < 16
+
+
+def test_a_damaged_folder_is_one_sentence(server: Server, tmp_path: Path) -> None:
+    assert evaluate(*remote(server, "--systems", "simple", "--run-dir", "run"), cwd=tmp_path).returncode == 0
+    ledger = tmp_path / "run" / "records.jsonl"
+    whole = ledger.read_text()
+    for name, content in (("records.jsonl", "garbage\n" + whole), ("manifest.json", "{"), ("manifest.json", "{}")):
+        (tmp_path / "run" / name).write_text(content)
+        done = evaluate("--resume", "run", cwd=tmp_path)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        ledger.write_text(whole)
+
+
+def test_traces_hold_no_key(server: Server, tmp_path: Path) -> None:
+    server.answer = lambda number, body: failure(500, f"you sent Authorization: Bearer {SECRET} and {SECRET}")
+    args = [arg for arg in remote(server, "--trace", "--systems", "simple", "--run-dir", "run") if arg != "--no-mlflow"]
+    done = evaluate(*args, cwd=tmp_path)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert (tmp_path / "mydb.sqlite").exists()
+    assert SECRET not in everything(tmp_path) + done.stdout + done.stderr
 
 
 def test_a_folder_in_use_is_not_written_over(server: Server, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import memories
 from language_models.tokens import HuggingFace, Tiktoken
 from locomo.controls import CONTROLS, Oracle
-from memory_system import BudgetTooSmall, Memory, MemorySystem, Recall, Turn, Utf8Bytes
+from memory_system import BudgetExceeded, BudgetTooSmall, Memory, MemorySystem, Recall, Turn, Utf8Bytes
 
 SYSTEMS = {**{name: memories.load(name) for name in memories.SYSTEMS}, **CONTROLS}
 
@@ -173,6 +173,16 @@ def test_full_context_is_never_cut(sample: Any) -> None:
     with pytest.raises(BudgetTooSmall, match="full_context needs .* tokens, the budget is 100"):
         memory.recall(state, "anything", 100)
     assert len(memory.recall(state, "anything", 10_000).turn_ids) == len(sample.conversations[0].turns)
+
+
+def test_a_memory_that_breaks_its_budget_is_found_out(sample: Any) -> None:
+    class Greedy(Memory[Any]):
+        def recall(self, state: Any, question: str, budget_tokens: int) -> Recall:
+            return Recall("far too much", budget_tokens)
+
+    memory = Greedy()
+    with pytest.raises(BudgetExceeded, match="shows 12 tokens, says 5, and may show 5"):
+        memory.checked_recall(memory.new(), "anything", 5)
 
 
 def test_an_unknown_system_is_answered_with_the_known_ones() -> None:

@@ -80,7 +80,7 @@ def test_the_main_job_works_and_is_in_mlflow(checkout: Path, tiny: Path) -> None
     assert metrics["adaptive/1024/f1"] == pytest.approx(figures["f1"])
     assert metrics["adaptive/1024/f1_n"] == figures["f1_n"] == 11
     assert metrics["adaptive/1024/4/evidence_recall"] == pytest.approx(figures["by_category"]["4"]["evidence_recall"])
-    assert logged.data.params["model"] == "None"
+    assert logged.data.params["budget_tokens"] == "1024"
     assert logged.data.params["reader"] == "embedded:tiny"
     assert logged.data.tags["status"] == "valid"
     assert logged.inputs.dataset_inputs[0].dataset.digest == results_digest(checkout)
