@@ -25,7 +25,9 @@ EXIT = {"valid": 0, "failed": 1, "invalid": 3, "stopped": 4}
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     what = p.add_argument_group("what is asked")
     what.add_argument("--data", metavar="FILE", help="locomo10.json (default: LOCOMO_PATH, data/, the network)")
     what.add_argument(
@@ -58,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--retries", type=int, default=4, metavar="N", help="of a failed call, waiting as Retry-After asks"
     )
-    how.add_argument("--timeout-seconds", type=float, default=120.0, metavar="S")
+    how.add_argument("--timeout-seconds", type=float, default=120.0, metavar="S", help="without a byte from the server")
     how.add_argument(
         "--fail-on-error", type=float, default=0.02, metavar="SHARE", help="ungraded share that voids a run"
     )
@@ -103,6 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Refused as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return USAGE
+    except KeyboardInterrupt:  # once questions are asked, Ctrl-C is the experiment's to handle
+        print("evaluate.py: stopped before anything was asked.", file=sys.stderr)
+        return EXIT["failed"]
 
 
 def _mistake(args: argparse.Namespace, argv: Sequence[str]) -> str:
@@ -133,4 +138,8 @@ def _mistake(args: argparse.Namespace, argv: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # whoever read the output has closed it, as `| head` does; what was answered is on disk
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT["stopped"])

@@ -7,8 +7,8 @@ import re
 
 from dspy.utils.exceptions import LMAuthError, LMBillingError, LMNotConfiguredError, LMUnsupportedModelError
 
-UNREACHABLE = "LMTransportError"
-"""How a record of a call that reached no server begins."""
+LM_ERROR = "LM"
+"""How the description of any failed call to a language model begins."""
 
 FATAL = (LMAuthError, LMBillingError, LMNotConfiguredError, LMUnsupportedModelError)
 """What no other question could fare better with: a rejected key, an empty account, a model that is not there."""
@@ -25,9 +25,7 @@ def redact(text: str) -> str:
 
     Providers echo what they were sent, so a key can come back inside an error message.
     """
-    for name, value in os.environ.items():
-        if re.search(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", name) and len(value) >= 6:
-            text = text.replace(value, "[redacted]")
+    text = without_keys(text)
     text = re.sub(
         r"(?i)\b(authorization|x-api-key|api[-_]key)(['\"]?\s*[:=]\s*['\"]?)(bearer\s+)?[^\s'\",;}]+",
         r"\1\2[redacted]",
@@ -36,3 +34,11 @@ def redact(text: str) -> str:
     text = re.sub(r"(?i)\bbearer\s+[^\s'\",;}]+", "Bearer [redacted]", text)
     text = re.sub(r"\b(sk|tgp|hf|rpa|key)[-_][A-Za-z0-9_\-]{8,}", "[redacted]", text)
     return re.sub(r"(https?://)[^/\s@]+@", r"\1[redacted]@", text)
+
+
+def without_keys(text: str) -> str:
+    """The text without the values of this process's keys; all else, a model's answer say, stays as it is."""
+    for name, value in os.environ.items():
+        if re.search(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", name) and len(value) >= 8:
+            text = text.replace(value, "[redacted]")
+    return text

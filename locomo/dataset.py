@@ -134,7 +134,7 @@ def read(path: Path) -> Dataset:
     if digest != SHA256 and not is_sample:
         raise DataError(
             f"{str(path)!r} is not the pinned LOCOMO file (sha256 {digest[:12]}…, expected {SHA256[:12]}…) and is "
-            "refused for scoring; remove it to have the right one downloaded."
+            "refused for scoring; give locomo10.json of the pinned commit, or leave the path out to have it downloaded."
         )
     return Dataset(tuple(parse(json.loads(content))), path, digest, is_sample)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import dspy
 
-from language_models.failure import FATAL, UNREACHABLE, describe
+from language_models.failure import FATAL, LM_ERROR, describe, without_keys
 from language_models.meter import metered
 from language_models.plain_adapter import PlainAdapter
 from language_models.roles import Model
@@ -82,7 +82,7 @@ UNBOUNDED = 10_000_000
 """The budget of a system that shows everything where nobody reads."""
 
 GIVE_UP_AFTER = 8
-"""So many calls at the start that all fail to reach a server end the run: waiting for the rest would take hours."""
+"""So many calls that all fail at the start end the run: a wrong address or model would cost hours of waiting."""
 
 
 def run(
@@ -119,9 +119,9 @@ def run(
         folder.append(record)
         progress(record)
         if len(outcomes) < GIVE_UP_AFTER:
-            outcomes.append(not record["error"].startswith(UNREACHABLE))
+            outcomes.append(not record["error"].startswith(LM_ERROR))
             if len(outcomes) == GIVE_UP_AFTER and not any(outcomes):
-                end = f"the first {GIVE_UP_AFTER} calls reached nobody ({record['error']})"
+                end = f"the first {GIVE_UP_AFTER} calls failed, the last with {record['error']}"
         give_up(end)
 
     def grade(task: Task, judge: Judge, answer: str) -> None:
@@ -224,7 +224,7 @@ def _attempt(
         "question_id": question.id,
         "form": task.form,
         "attempt": number,
-        "answer": answer,
+        "answer": without_keys(answer) if answer else answer,
         "recall": {"turn_ids": recall.turn_ids, "tokens": recall.tokens, "counter": memory.count.name},
         "verdicts": verdicts,
         **asdict(usage),

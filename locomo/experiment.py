@@ -125,7 +125,10 @@ class Experiment:
         else:
             from language_models.tokens import counter_for
 
-            self.count = counter_for(tokenizer=self.config["tokenizer"])
+            try:
+                self.count = counter_for(tokenizer=self.config["tokenizer"])
+            except ValueError as error:
+                raise Refused(str(error)) from error
         self._note_counter()
         self.memories: dict[str, Memory[Any]] = {}
         self.left_out: dict[str, str] = {}
@@ -244,7 +247,7 @@ class Experiment:
         except (RunFolderError, OSError) as error:
             raise Refused(str(error)) from error
         with folder:
-            return self._carry_out(folder)
+            return self._carry_out_safely(folder)
 
     @classmethod
     def resume(cls, path: Path, load_memory: LoadMemory) -> Callable[[], str]:
@@ -253,13 +256,16 @@ class Experiment:
         try:
             with RunFolder.reopen(path) as folder:
                 manifest, records = folder.manifest, folder.records()
+            if digest(manifest["config"]) != manifest["identity"].get("configuration"):
+                raise Refused(f"{path} was begun with another configuration than it holds now; start a new run.")
             experiment = cls(manifest["config"], load_memory)
         except (RunFolderError, OSError) as error:
             raise Refused(str(error)) from error
         except KeyError as error:
             raise Refused(f"{path} was begun by another version, which knew no {error}; start a new run.") from error
         now = experiment.identity()
-        changed = [name for name, was in manifest["identity"].items() if now.get(name) != was]
+        was = manifest["identity"]
+        changed = [name for name in {**was, **now} if now.get(name) != was.get(name)]
         if changed:
             raise Refused(
                 f"{path} was begun with another {', '.join(changed)} than there is now, and answers of two "
@@ -273,7 +279,7 @@ class Experiment:
             except (RunFolderError, OSError) as error:
                 raise Refused(str(error)) from error
             with folder:
-                return experiment._carry_out(folder)
+                return experiment._carry_out_safely(folder)
 
         experiment.announce({k for k, record in latest(records).items() if is_answered(record)})
         return go_on
@@ -304,6 +310,15 @@ class Experiment:
             "sample": self.data.is_sample,
             **provenance(),
         }
+
+    def _carry_out_safely(self, folder: RunFolder) -> str:
+        try:
+            return self._carry_out(folder)
+        except BrokenPipeError:
+            raise  # nobody reads on; evaluate.py knows what that means
+        except OSError as error:
+            aside(f"The run cannot be written: {error}. Go on with: python evaluate.py --resume {folder.path}")
+            return "failed"
 
     def _carry_out(self, folder: RunFolder) -> str:
         from tqdm import tqdm

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import dspy
 
-from language_models.failure import FATAL, describe
+from language_models.failure import FATAL, describe, without_keys
 from language_models.meter import metered
 from language_models.plain_adapter import PlainAdapter
 
@@ -89,7 +89,7 @@ class Judge:
         label = parse_label(raw)
         if label == "ungraded" and not reason:
             reason = "the reply is not a label"
-        return Verdict(label, raw, reason, usage.prompt_tokens, usage.completion_tokens, usage.unreported)
+        return Verdict(label, without_keys(raw), reason, usage.prompt_tokens, usage.completion_tokens, usage.unreported)
 
     def record(self, verdict: Verdict) -> dict[str, Any]:
         """The verdict with the judge that gave it, for the run folder."""

@@ -108,8 +108,11 @@ def _open() -> Any:
     import mlflow
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
+    from filelock import FileLock
+
     mlflow.set_tracking_uri("sqlite:///mydb.sqlite")
-    if mlflow.get_experiment_by_name(EXPERIMENT) is None:
-        mlflow.create_experiment(EXPERIMENT, artifact_location=(Path.cwd() / "mlartifacts").as_uri())
-    mlflow.set_experiment(EXPERIMENT)
+    with FileLock("mydb.sqlite.lock"):  # two first runs at once would both make the tables
+        if mlflow.get_experiment_by_name(EXPERIMENT) is None:
+            mlflow.create_experiment(EXPERIMENT, artifact_location=(Path.cwd() / "mlartifacts").as_uri())
+        mlflow.set_experiment(EXPERIMENT)
     return mlflow

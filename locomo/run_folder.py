@@ -120,10 +120,13 @@ class RunFolder:
     def records(self) -> list[Record]:
         """Every attempt, in the order in which they ended, with all verdicts on its answer, the latest last."""
         records = _lines(self.path / "records.jsonl")
-        counting = latest(records)
-        for line in _lines(self.path / "verdicts.jsonl"):
-            if (record := counting.get(key(line))) is not None:
-                record["verdicts"].append(line["verdict"])
+        try:
+            counting = latest(records)
+            for line in _lines(self.path / "verdicts.jsonl"):
+                if (record := counting.get(key(line))) is not None:
+                    record["verdicts"].append(line["verdict"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RunFolderError(f"{self.path} holds a line that is no record ({error!r}); start a new run.") from error
         return records
 
     def ingests(self) -> list[Record]:
@@ -153,9 +156,8 @@ def latest(records: Iterable[Record]) -> dict[Key, Record]:
 def _lines(path: Path) -> list[Record]:
     if not path.exists():
         return []
-    with path.open(encoding="utf-8") as file:
-        lines = file.read().split("\n")
     try:
+        lines = path.read_text(encoding="utf-8").split("\n")
         return [json.loads(line) for line in lines if line]
     except ValueError as error:
         raise RunFolderError(
