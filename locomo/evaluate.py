@@ -164,7 +164,7 @@ def _until(pending: deque[Future[None]], *, left: int, stop: threading.Event) ->
             continue
         try:
             pending.popleft().result()
-        except BaseException:
+        except BaseException:  # the disk is full, say; re-raised below
             stop.set()  # what cannot be written down must not be paid for
             raise
 
