@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     )
     who.add_argument("--budget-tokens", type=_positive, metavar="N", help="of memory in a prompt (default 20000)")
     who.add_argument("--budgets", type=_integers, metavar="N,M,…", help="several budgets in one run")
+    who.add_argument("--encoder", metavar="NAME", help="for systems that match by meaning (default minilm, no key)")
     who.add_argument("--recall-only", action="store_true", help="no model: measure what is recalled")
     models = p.add_argument_group("who answers and who judges")
     models.add_argument("--model", metavar="NAME", help="a DSPy model string, or embedded:tiny|small|base|FILE.gguf")

@@ -140,6 +140,12 @@ class Memory(dspy.Module, Generic[S]):
     shows_everything: ClassVar[bool] = False
     """True for a system that is given the reader's whole window instead of the budget."""
 
+    needs_model: ClassVar[bool] = False
+    """True for a system whose `observe` calls dspy's language model."""
+
+    needs_encoder: ClassVar[bool] = False
+    """True for a system that takes an `encoder` (language_models/encoders.py)."""
+
     def __init__(self, *, count: TokenCounter | None = None) -> None:
         super().__init__()
         self.count: TokenCounter = count or Utf8Bytes()

@@ -17,8 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from language_models.embedded import WeightsUnavailable
+from language_models.encoders import Encoder, EncoderUnavailable
+from language_models.encoders import load as load_encoder
 from language_models.failure import describe
+from language_models.weights import WeightsUnavailable
 from locomo import report
 from locomo.controls import CONTROLS
 from locomo.dataset import CATEGORIES, DataError, aside, load
@@ -130,6 +132,7 @@ class Experiment:
             except ValueError as error:
                 raise Refused(str(error)) from error
         self._note_counter()
+        self.encoder: Encoder | None = None
         self.memories: dict[str, Memory[Any]] = {}
         self.left_out: dict[str, str] = {}
         for name in [*names, *CONTROLS]:
@@ -137,7 +140,21 @@ class Experiment:
                 kind = CONTROLS.get(name) or load_memory(name)
             except KeyError as error:
                 raise Refused(f"--systems: {error.args[0]}.") from error
-            self.memories[name] = kind(count=self.count)
+            if kind.needs_model and self.reader is None:
+                raise Refused(
+                    f"{name} writes its memory with a model, and --recall-only asks none; leave out one of the two."
+                )
+            parts: dict[str, Any] = {"encoder": self._encoder(name)} if kind.needs_encoder else {}
+            self.memories[name] = kind(count=self.count, **parts)
+
+    def _encoder(self, system: str) -> Encoder:
+        """The encoder, loaded once for all systems that need one."""
+        if self.encoder is None:
+            try:
+                self.encoder = load_encoder(self.config["encoder"], say=aside)
+            except EncoderUnavailable as error:
+                raise Refused(f"{system} needs an encoder: {error}") from error
+        return self.encoder
 
     def _plan(self) -> list[Task]:
         budgets = self.config["budgets"] or [self.config["budget_tokens"] or DEFAULT_BUDGET_TOKENS]
@@ -294,6 +311,8 @@ class Experiment:
             "tasks": digest([task.key for task in self.tasks]),
             "token counter": self.count.name,
         }
+        if self.encoder:
+            identity["encoder"] = self.encoder.name
         if self.reader:
             read = Memory().read
             identity["reader"] = f"{self.reader.name} {self.reader.revision}".strip()

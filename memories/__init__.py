@@ -7,8 +7,12 @@ from importlib import import_module
 
 SYSTEMS = {
     "adaptive": "memory_system:MemorySystem",
+    "bm25": "memories.bm25:BM25",
     "full_context": "memories.full_context:FullContext",
-    "simple": "memories.simple:Simple",
+    "recent": "memories.recent:Recent",
+    "session": "memories.session:Session",
+    "simple": "memories.recent:Recent",  # the baseline's name in every table
+    "vector": "memories.vector:Vector",
 }
 
 

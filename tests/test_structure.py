@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 LAYERS = {
     "memory_system": set(),
     "language_models": {"memory_system"},
-    "memories": {"memory_system"},
+    "memories": {"memory_system", "language_models"},
     "locomo": {"memory_system", "language_models"},
 }
 

@@ -1,9 +1,9 @@
-"""Simple Predict: no memory at all, just the newest turns that fit the budget."""
+"""The newest turns that fit: Simple Predict, the baseline, and what a plain chat buffer remembers."""
 
 from memory_system import Memory, Recall, State, pack
 
 
-class Simple(Memory[State]):
+class Recent(Memory[State]):
     """The newest turns that fit, whatever is asked."""
 
     def recall(self, state: State, question: str, budget_tokens: int) -> Recall:
