@@ -8,10 +8,15 @@ from importlib import import_module
 SYSTEMS = {
     "adaptive": "memory_system:MemorySystem",
     "bm25": "memories.bm25:BM25",
+    "entity": "memories.entity:Entity",
+    "evolving": "memories.evolving:Evolving",
     "full_context": "memories.full_context:FullContext",
+    "knowledge_graph": "memories.knowledge_graph:KnowledgeGraph",
     "recent": "memories.recent:Recent",
     "session": "memories.session:Session",
     "simple": "memories.recent:Recent",  # the baseline's name in every table
+    "summary": "memories.summary:Summary",
+    "summary_buffer": "memories.summary_buffer:SummaryBuffer",
     "vector": "memories.vector:Vector",
 }
 

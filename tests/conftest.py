@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -60,6 +61,43 @@ class HashEncoder:
             for word in text.lower().split():
                 row += np.frombuffer(hashlib.sha256(word.encode()).digest()[:16], np.uint8) / 128 - 1
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+class Scribe:
+    """A model in this process that writes as small models do: it echoes lines of its prompt in every form that is asked
+    for and some that are not, and now and then says nothing at all. The same prompt gets the same reply."""
+
+    def complete(self, request: Any) -> Any:
+        from dspy import lm15
+
+        prompt = request.messages[-1].text
+        lines = [line for line in prompt.splitlines() if line.strip()][-6:]
+        forms = ("- {}", "{}", "2. **{}**", "1 | Nadia | said | {}", "(99, Oskar, owns, {})", "Nadia's bowl: {}",
+                 "Lena:", "|", "{} He left. She stayed.")  # fmt: skip
+        start = hashlib.sha256(prompt.encode(errors="replace")).digest()[0]
+        text = "\n".join(forms[(start + i) % len(forms)].format(line) for i, line in enumerate(lines))
+        return lm15.Response(
+            id=None,
+            model=request.model,
+            finish_reason="stop",
+            message=lm15.Message.assistant("" if start % 7 == 0 else text),
+            usage=lm15.Usage(input_tokens=1, output_tokens=1),
+        )
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Scribe:
+        return self
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """In here, memories write with the Scribe, as the evaluation loop lets them write with its reader."""
+    import dspy
+
+    from language_models.plain_adapter import PlainAdapter
+
+    lm = dspy.LM("local/scribe", engine=Scribe(), temperature=0.0, max_tokens=64, cache=False)
+    with dspy.context(lm=lm, adapter=PlainAdapter()):
+        yield
 
 
 def failure(status: int, message: str = "scripted failure", **headers: str) -> Reply:

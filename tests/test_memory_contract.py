@@ -16,7 +16,7 @@ import memories
 from language_models.tokens import HuggingFace, Tiktoken
 from locomo.controls import CONTROLS, Oracle
 from memory_system import BudgetExceeded, BudgetTooSmall, Memory, MemorySystem, Recall, TokenCounter, Turn, Utf8Bytes
-from tests.conftest import HashEncoder
+from tests.conftest import HashEncoder, writing
 
 SYSTEMS = {**{name: memories.load(name) for name in memories.SYSTEMS}, **CONTROLS}
 
@@ -69,8 +69,9 @@ def build(name: str, count: TokenCounter | None = None) -> Memory[Any]:
 
 def observed(memory: Memory[Any], turns: list[Turn]) -> Any:
     state = memory.new()
-    for session in sorted({turn.session for turn in turns}):
-        memory.observe(state, [turn for turn in turns if turn.session == session])
+    with writing():
+        for session in sorted({turn.session for turn in turns}):
+            memory.observe(state, [turn for turn in turns if turn.session == session])
     if isinstance(memory, Oracle):
         state = memory.reveal(state, [turn.id for turn in turns[::2]])
     return state
@@ -132,7 +133,8 @@ def test_two_conversations_share_nothing(name: str, first: list[Turn], second: l
 def test_observing_at_once_or_by_session_gives_the_same_state(name: str, turns: list[Turn]) -> None:
     memory = build(name)
     at_once = memory.new()
-    memory.observe(at_once, turns)
+    with writing():
+        memory.observe(at_once, turns)
     if isinstance(memory, Oracle):
         at_once = memory.reveal(at_once, [turn.id for turn in turns[::2]])
     assert vars(at_once) == vars(observed(memory, turns))
@@ -149,7 +151,9 @@ def test_a_system_is_a_program_that_saves_without_its_memory(name: str, tmp_path
     """DSPy's optimisers find the predictor, copy the program, and save it without a word of any conversation."""
     memory = build(name)
     observed(memory, list(sample.conversations[0].turns))
-    assert [predictor for predictor, _ in memory.named_predictors()] == ["read"]
+    first, *others = [predictor for predictor, _ in memory.named_predictors()]
+    assert first == "read"
+    assert bool(others) == memory.needs_model, "what writes can be improved as well"
     memory.deepcopy().save(tmp_path / "program.json")
     assert "accordion" not in (tmp_path / "program.json").read_text()
     assert json.loads((tmp_path / "program.json").read_text())["read"]["demos"]
