@@ -49,9 +49,10 @@ class Entity(WritingMemory[EntityState]):
         names = {name.lower(): name for name in [*state.facts, *sorted({turn.speaker for turn in session})]}
         for name, fact in parse(lines, list(names.values())):
             name = names.setdefault(name.lower(), name)
-            note = self.note(f"{name}: {fact} ({day(session[0])})")
-            if note not in state.facts.setdefault(name, []):
-                state.facts[name].append(note)
+            facts = state.facts.setdefault(name, [])
+            # Small models repeat what they are shown as known, with its date or without.
+            if not any(note.line.startswith(" ".join(f"{name}: {fact}".split())) for note in facts):
+                facts.append(self.note(f"{name}: {fact} ({day(session[0])})"))
 
     def recall(self, state: EntityState, question: str, budget_tokens: int) -> Recall:
         asked = counted(question)

@@ -13,6 +13,7 @@ from memories.notes import Note, WritingMemory, ask, day, show_notes
 from memory_system import Recall, State, TokenCounter, Turn
 
 
+# No example: small models copy it into their answers as a fact.
 class ExtractTriples(dspy.Signature):
     """List the facts that the numbered lines tell. One line for each, in the form: number | subject | relation | \
 object"""
@@ -80,6 +81,7 @@ def parse(lines: Sequence[str]) -> list[tuple[int, str, str, str]]:
         if parts and (match := re.fullmatch(r"(?:line |turn )?#?(\d{1,4})", parts[0].lower())):
             number = int(match[1])
             parts = parts[1:]
-        if len(parts) >= 3 and all(re.search(r"\w", part) for part in parts):
+        heading = [part.lower() for part in parts[-3:]] == ["subject", "relation", "object"]
+        if len(parts) >= 3 and not heading and all(re.search(r"\w", part) for part in parts):
             found.append((number, parts[0], parts[1], ", ".join(parts[2:])))
     return list(dict.fromkeys(found))
