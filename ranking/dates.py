@@ -1,0 +1,250 @@
+"""The date rule: the dates that a text means, resolved by rule against the day on which it was said.
+
+Understood: yesterday, today, tonight, tomorrow, last night, the other day; last, this or next with a weekday, week,
+weekend, month, season, year or month's name; so many days, weeks, weekends, months or years ago, or from now;
+and absolute dates with their day, month or year.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Literal
+
+Precision = Literal["day", "week", "weekend", "month", "season", "year", "about"]
+
+MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october",
+          "november", "december")  # fmt: skip
+WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+SEASONS = {"spring": 3, "summer": 6, "fall": 9, "autumn": 9, "winter": 12}  # the month in which each begins
+NUMBERS = {word: n for n, word in enumerate(
+    "zero one two three four five six seven eight nine ten eleven twelve".split())} | {
+    "a": 1, "an": 1, "couple": 2, "a couple": 2, "a couple of": 2, "couple of": 2}  # fmt: skip
+VAGUE = {"few": 3, "a few": 3, "several": 4, "some": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class When:
+    """A span of days, both ends included, that the characters `span` of a text mean."""
+
+    start: date
+    end: date
+    precision: Precision
+    span: tuple[int, int]
+    relative: bool
+    """Whether it had to be resolved against the day on which it was said."""
+
+    @property
+    def text(self) -> str:
+        """Such as `5 May 2023`, `week of 1 May 2023`, `May 2023`, `2023`; the form in which the date lines stand."""
+        day = f"{self.start.day} {self.start:%B %Y}"
+        match self.precision:
+            case "day":
+                return day
+            case "week":
+                return f"week of {day}"
+            case "weekend":
+                return f"weekend of {day}"
+            case "month":
+                return f"{self.start:%B %Y}"
+            case "season":
+                return f"{self.start:%B %Y} on"
+            case "year":
+                return f"{self.start.year}"
+            case "about":
+                return f"about {day}"
+
+
+_UNIT = r"(?P<unit>day|night|week|weekend|month|year)s?"
+_COUNT = r"(?P<count>\d{1,2}|(?:a\s+)?(?:couple|few)(?:\s+of)?|several|some|an?|" + "|".join(
+    word for word in NUMBERS if " " not in word and len(word) > 2
+) + ")"  # fmt: skip
+_MONTH = r"(?P<month>" + "|".join(f"{m}|{m[:3]}" for m in MONTHS) + r"|sept)\.?"
+_DAY = r"(?P<day>[12]?\d|3[01]|0[1-9])(?:st|nd|rd|th)?"
+_YEAR = r"(?P<year>(?:19|20)\d\d)"
+_NAMED = r"(?P<named>" + "|".join((*WEEKDAYS, *SEASONS, *MONTHS, "mon", "tues?", "wed", "thurs?", "fri", "sat", "sun",
+                                   "week(?!end)", "weekend", "month", "year")) + r")"  # fmt: skip
+
+_PATTERNS: tuple[tuple[str, str], ...] = (
+    ("iso", r"(?P<year>(?:19|20)\d\d)-(?P<month>\d\d)-(?P<day>\d\d)"),
+    ("date", rf"{_MONTH}\s+{_DAY}(?:,?\s+{_YEAR})?"),
+    ("date", rf"(?:the\s+)?{_DAY}\s+(?:of\s+)?{_MONTH}(?:,?\s+{_YEAR})?"),
+    ("date", rf"{_MONTH}(?:,|\s+of)?\s+{_YEAR}"),
+    ("before", r"the\s+day\s+before\s+yesterday"),
+    ("after", r"the\s+day\s+after\s+tomorrow"),
+    ("ago", rf"(?:about\s+|around\s+)?{_COUNT}\s+{_UNIT}\s+(?:ago|back|before|prior)"),
+    ("from_now", rf"(?:in\s+{_COUNT}\s+{_UNIT}(?:'s?)?(?:\s+time)?|{_COUNT}\s+{_UNIT}\s+from\s+now)"),
+    ("yesterday", r"yesterday|last\s+night"),
+    ("tomorrow", r"tomorrow"),
+    ("today", r"today|tonight|this\s+(?:morning|afternoon|evening)|just\s+now|right\s+now"),
+    ("other_day", r"the\s+other\s+(?:day|night)|recently|lately|these\s+days"),
+    ("named", rf"(?P<which>last|this|this\s+past|the\s+past|past|next|coming|previous|earlier\s+this)\s+{_NAMED}"),
+    ("since", rf"(?:since|in|during|from|until|by|back\s+in)\s+{_YEAR}"),
+    ("month", rf"(?:since|in|during|this|early|late|mid|until|by)[\s-]+(?P<month>{'|'.join(MONTHS)})"),
+    ("weekday", rf"on\s+(?:the\s+)?(?P<named>{'|'.join(WEEKDAYS)})"),
+)
+
+
+def _compiled() -> re.Pattern[str]:
+    """One alternation; the group names of each part are numbered, because Python allows each name once."""
+    parts = []
+    for n, (kind, pattern) in enumerate(_PATTERNS):
+        renamed = re.sub(r"\?P<(\w+)>", lambda m, n=n: f"?P<{m[1]}_{n}_{m.start()}>", pattern)
+        parts.append(f"(?P<{kind}_{n}_all>{renamed})")
+    return re.compile(r"\b(?:" + "|".join(parts) + r")\b", re.IGNORECASE)
+
+
+_ANY = _compiled()
+
+
+def find(text: str, said: date) -> list[When]:
+    """The dates in a text, in their order; what cannot be resolved (30 February) is left out.
+
+    Args:
+        said: the day on which the text was said. For a question, which is asked on no particular day, relative
+            expressions found with any `said` are marked `relative` and can be left out.
+    """
+    found = []
+    for match in _ANY.finditer(text):
+        groups = {name: value for name, value in match.groupdict().items() if value is not None}
+        kind = next(name for name in groups if name.endswith("_all")).rsplit("_", 2)[0]
+        values = {name.split("_")[0]: value.lower() for name, value in groups.items() if not name.endswith("_all")}
+        try:
+            when = _resolve(kind, values, said, match.span())
+        except (ValueError, OverflowError):  # the 31st of a month that has 30 days, a year out of range
+            continue
+        if when is not None:
+            found.append(when)
+    return found
+
+
+def _resolve(kind: str, values: dict[str, str], said: date, span: tuple[int, int]) -> When | None:
+    day = timedelta(days=1)
+
+    def at(start: date, end: date | None = None, precision: Precision = "day", *, relative: bool = True) -> When:
+        return When(start, end or start, precision, span, relative)
+
+    match kind:
+        case "iso":
+            return at(date(int(values["year"]), int(values["month"]), int(values["day"])), relative=False)
+        case "date":
+            month = _month(values["month"])
+            year = int(values["year"]) if "year" in values else _nearest_year(said, month)
+            if "day" not in values:
+                return at(*_whole_month(year, month), "month", relative=False)
+            return at(date(year, month, int(values["day"])), relative=False)
+        case "yesterday":
+            return at(said - day)
+        case "before":
+            return at(said - 2 * day)
+        case "after":
+            return at(said + 2 * day)
+        case "tomorrow":
+            return at(said + day)
+        case "today":
+            return at(said)
+        case "other_day":
+            return at(said - 7 * day, said, "about")
+        case "ago" | "from_now":
+            return _counted(values, said, -1 if kind == "ago" else 1, span)
+        case "named":
+            return _named(values["which"].split()[-1], values["named"], said, span)
+        case "since":
+            year = int(values["year"])
+            return at(date(year, 1, 1), date(year, 12, 31), "year", relative=False)
+        case "month":
+            month = _month(values["month"])
+            return at(*_whole_month(_nearest_year(said, month), month), "month", relative=False)
+        case "weekday":
+            back = (said.weekday() - _weekday(values["named"])) % 7
+            return at(said - back * day)
+    return None
+
+
+def _counted(values: dict[str, str], said: date, sign: int, span: tuple[int, int]) -> When:
+    word = re.sub(r"\s+", " ", values["count"]).strip()
+    word = word.removesuffix(" of")
+    vague = word in VAGUE
+    n = sign * (VAGUE[word] if vague else int(word) if word.isdigit() else NUMBERS[word])
+    unit = values["unit"]
+    if unit in ("day", "night"):
+        start = said + timedelta(days=n)
+        return When(start, start, "about" if vague else "day", span, True)
+    if unit in ("week", "weekend"):
+        start = said + timedelta(weeks=n)
+        if unit == "weekend":
+            return _weekend(start, span)
+        monday = start - timedelta(days=start.weekday())
+        return When(
+            start if not vague else monday, monday + timedelta(days=6), "about" if vague else "week", span, True
+        )
+    if unit == "month":
+        months = said.year * 12 + said.month - 1 + n
+        start, end = _whole_month(months // 12, months % 12 + 1)
+        return When(start, end, "month", span, True)
+    return When(date(said.year + n, 1, 1), date(said.year + n, 12, 31), "year", span, True)
+
+
+def _named(which: str, name: str, said: date, span: tuple[int, int]) -> When | None:
+    step = {"last": -1, "past": -1, "previous": -1, "next": 1, "coming": 1}.get(which, 0)
+    if name in MONTHS:
+        month = _month(name)
+        year = said.year + (step if step > 0 and month <= said.month else 0) - (step < 0 and month >= said.month)
+        return When(*_whole_month(year, month), "month", span, True)
+    if name in SEASONS:
+        return _season(name, step, said, span)
+    if name == "weekend":
+        return _weekend(said + timedelta(weeks=step), span) if step else _weekend(said, span)
+    if name == "week":
+        monday = said - timedelta(days=said.weekday()) + timedelta(weeks=step)
+        return When(monday, monday + timedelta(days=6), "week", span, True)
+    if name == "month":
+        months = said.year * 12 + said.month - 1 + step
+        return When(*_whole_month(months // 12, months % 12 + 1), "month", span, True)
+    if name == "year":
+        return When(date(said.year + step, 1, 1), date(said.year + step, 12, 31), "year", span, True)
+    weekday = _weekday(name)
+    if step < 0:  # the last such day before today
+        start = said - timedelta(days=(said.weekday() - weekday - 1) % 7 + 1)
+    elif step > 0:
+        start = said + timedelta(days=(weekday - said.weekday() - 1) % 7 + 1)
+    else:
+        start = said + timedelta(days=weekday - said.weekday())
+    return When(start, start, "day", span, True)
+
+
+def _season(name: str, step: int, said: date, span: tuple[int, int]) -> When:
+    first = SEASONS[name]
+    year = said.year
+    started = said.month >= first
+    if step < 0:  # last summer, said in autumn, is the one that has just ended; said in May, the year before's
+        year -= 0 if started and said.month >= first + 3 else 1
+    elif step > 0:
+        year += 1 if started else 0
+    last = (year * 12 + first - 1) + 2
+    return When(date(year, first, 1), _whole_month(last // 12, last % 12 + 1)[1], "season", span, True)
+
+
+def _weekend(near: date, span: tuple[int, int]) -> When:
+    """The weekend of the week of `near`; last weekend, said on a Monday, is then the one two days ago."""
+    saturday = near + timedelta(days=5 - near.weekday())
+    return When(saturday, saturday + timedelta(days=1), "weekend", span, True)
+
+
+def _whole_month(year: int, month: int) -> tuple[date, date]:
+    following = date(year + month // 12, month % 12 + 1, 1)
+    return date(year, month, 1), following - timedelta(days=1)
+
+
+def _nearest_year(said: date, month: int) -> int:
+    """The year that puts a bare month nearest to the day on which it was said."""
+    return min((said.year - 1, said.year, said.year + 1), key=lambda y: abs((y - said.year) * 12 + month - said.month))
+
+
+def _month(name: str) -> int:
+    return next(n for n, month in enumerate(MONTHS, start=1) if month.startswith(name.rstrip(".")[:3]))
+
+
+def _weekday(name: str) -> int:
+    return next(n for n, weekday in enumerate(WEEKDAYS) if weekday.startswith(name[:3]))

@@ -1,0 +1,39 @@
+"""Index terms: how a text is taken apart for lexical matching."""
+
+from __future__ import annotations
+
+import re
+from functools import cache, lru_cache
+from typing import Any
+
+STOP_WORDS = frozenset(
+    """a about after again all also am an and any are as at be because been before being but by can could did do does
+    doing down during each for from further had has have having he her here hers him his how i if in into is it its
+    just me more most my no nor not now of off on once only or other our out over own same she should so some such
+    than that the their them then there these they this those through to too under until up very was we were what
+    when where which while who whom whose why will with would you your d ll m re s t ve""".split()
+)
+
+
+@cache
+def _stemmer() -> Any:
+    from nltk.stem.porter import PorterStemmer
+
+    return PorterStemmer()
+
+
+@lru_cache(maxsize=200_000)
+def stem(word: str) -> str:
+    """The Porter stem, as NLTK's PorterStemmer makes it: the one that the official scorer uses."""
+    return str(_stemmer().stem(word))
+
+
+def terms(text: str) -> list[str]:
+    """Index terms: lowercased words and numbers, stop words dropped, Porter-stemmed."""
+    return [stem(word) for word in re.findall(r"[^\W_]+", text.lower()) if word not in STOP_WORDS]
+
+
+def grams(text: str) -> list[str]:
+    """Runs of four letters of each content word, its ends marked: `_<phot`, `_phot`, …; what stems miss, these share."""
+    words = (f"<{word}>" for word in re.findall(r"[^\W_]+", text.lower()) if word not in STOP_WORDS)
+    return [f"_{word[i : i + 4]}" for word in words for i in range(max(1, len(word) - 3))]
