@@ -31,6 +31,8 @@ LICENCE = (
 )
 DATA = Path(__file__).resolve().parent.parent / "data"
 SAMPLE = DATA / "sample.json"
+SIMULATED = "simulated"
+"""The key that every conversation of a file by `locomo.simulate` has, and no conversation of LOCOMO's."""
 
 CATEGORIES = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop", 5: "adversarial"}
 """The integer in the file and what it means. Most published tables rotate these names."""
@@ -87,12 +89,18 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Verified conversations and where they came from. `is_sample` marks our own stand-in, worth no score."""
+    """Verified conversations and where they came from. `stand_in` is empty for LOCOMO; for anything else it is the
+    word, SAMPLE or SIMULATED, that must open every line printed about it: no figure of it is a LOCOMO score."""
 
     conversations: tuple[Conversation, ...]
     path: Path
     sha256: str
-    is_sample: bool = False
+    stand_in: str = ""
+
+    @property
+    def mark(self) -> str:
+        """What a printed line begins with."""
+        return f"{self.stand_in}  " if self.stand_in else ""
 
     @property
     def questions(self) -> tuple[Question, ...]:
@@ -123,20 +131,41 @@ def load(data: str | Path | None = None, *, say: Callable[[str], None] = aside) 
     return read(path)
 
 
+STAND_INS = {
+    "SAMPLE": "This is data/sample.json, a stand-in: no figure below says anything about a memory.",
+    "SIMULATED": "This is simulated (locomo.simulate): no figure below is a LOCOMO score.",
+}
+"""What is not LOCOMO and is read all the same, and what to say of it."""
+
+
 def read(path: Path) -> Dataset:
-    """Parse and verify one file. Raises DataError unless it is LOCOMO, or this project's sample, to the byte."""
+    """Parse and verify one file. Raises DataError unless it is LOCOMO or this project's sample, to the byte, or a
+    file that says of every conversation that it is simulated."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {str(path)!r} ({error.strerror}); give the path of locomo10.json.") from error
     digest = hashlib.sha256(content).hexdigest()
-    is_sample = SAMPLE.exists() and content == SAMPLE.read_bytes()
-    if digest != SHA256 and not is_sample:
+    if digest == SHA256:
+        stand_in = ""
+    elif SAMPLE.exists() and content == SAMPLE.read_bytes():
+        stand_in = "SAMPLE"
+    elif _is_simulated(content):
+        stand_in = "SIMULATED"
+    else:
         raise DataError(
             f"{str(path)!r} is not the pinned LOCOMO file (sha256 {digest[:12]}…, expected {SHA256[:12]}…) and is "
             "refused for scoring; give locomo10.json of the pinned commit, or leave the path out to have it downloaded."
         )
-    return Dataset(tuple(parse(json.loads(content))), path, digest, is_sample)
+    return Dataset(tuple(parse(json.loads(content))), path, digest, stand_in)
+
+
+def _is_simulated(content: bytes) -> bool:
+    try:
+        raw = json.loads(content)
+    except ValueError:
+        return False
+    return isinstance(raw, list) and bool(raw) and all(isinstance(e, dict) and e.get(SIMULATED) for e in raw)
 
 
 def parse(raw: list[dict[str, Any]]) -> list[Conversation]:
@@ -296,10 +325,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"locomo.dataset: {error}", file=sys.stderr)
         return 1
     found = invariants(json.loads(data.path.read_bytes()))
-    if data.is_sample:
+    if data.stand_in:
         for name, value in found.items():
-            print(f"SAMPLE  {name}: {value}")
-        print("SAMPLE  this is the project's own stand-in; LOCOMO's invariants do not apply to it")
+            print(f"{data.mark}{name}: {value}")
+        print(f"{data.mark}{STAND_INS[data.stand_in]} LOCOMO's invariants do not apply to it.")
         return 0
     wrong = 0
     for name, expected in EXPECTED.items():

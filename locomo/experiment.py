@@ -23,7 +23,7 @@ from language_models.failure import describe
 from language_models.weights import WeightsUnavailable
 from locomo import report
 from locomo.controls import CONTROLS
-from locomo.dataset import CATEGORIES, DataError, aside, load
+from locomo.dataset import CATEGORIES, STAND_INS, DataError, aside, load
 from locomo.evaluate import Task, conversation_tokens, plan, prompt_overhead, run, window_budget
 from locomo.llm_judge import Judge
 from locomo.metrics import options
@@ -53,7 +53,7 @@ class Experiment:
             self.data = load(config["data"])
         except DataError as error:
             raise Refused(str(error)) from error
-        self.mark = "SAMPLE  " if self.data.is_sample else ""
+        self.mark = self.data.mark
         self.questions = self._questions()
         self.conversations = [c for c in self.data.conversations if any(q.conversation == c.id for q in self.questions)]
         self._choose_models()
@@ -221,8 +221,8 @@ class Experiment:
         )
         for notice in self.notices:
             self.say(notice)
-        if self.data.is_sample:
-            self.say("This is data/sample.json, a stand-in: no figure below says anything about a memory.")
+        if self.data.stand_in:
+            self.say(STAND_INS[self.data.stand_in])
 
     def _forecast(self, done: Collection[Key]) -> str:
         """An upper bound on calls, tokens and dollars, but for retries and for memories that call a model to write."""
@@ -326,7 +326,7 @@ class Experiment:
             "config": self.config,
             "identity": self.identity(),
             "left_out": self.left_out,
-            "sample": self.data.is_sample,
+            "stand_in": self.data.stand_in,
             **provenance(),
         }
 
@@ -397,7 +397,7 @@ class Experiment:
         outcome = "failed" if fatal else "stopped" if stopped else "invalid" if share > limit else "valid"
         results = {
             "status": outcome,
-            "sample": self.data.is_sample,
+            "stand_in": self.data.stand_in,
             "split": self.config["split"],
             "subset": len(self.questions) < len(self.data.questions),
             "reader": self.reader.name if self.reader else None,

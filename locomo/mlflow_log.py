@@ -48,7 +48,7 @@ def _log(folder: RunFolder, results: dict[str, Any], data: Dataset) -> str:
     with mlflow.start_run(run_id=run_id, run_name=None if run_id else folder.path.name) as active:
         known.write_text(active.info.run_id)
         mlflow.set_tags(
-            {name: str(results[name]) for name in ("status", "split", "sample", "subset", "ungraded_share")}
+            {name: str(results[name]) for name in ("status", "split", "stand_in", "subset", "ungraded_share")}
         )
         mlflow.set_tags({"git": str(manifest["git"]), **{f"left_out.{k}": v for k, v in results["left_out"].items()}})
         parameters = {**manifest["config"], **{f"identity/{k}": v for k, v in manifest["identity"].items()}}
@@ -57,7 +57,7 @@ def _log(folder: RunFolder, results: dict[str, Any], data: Dataset) -> str:
         mlflow.log_metrics(dict(_metrics(results["systems"])))
         source = HTTPDatasetSource(URL)
         digest = data.sha256[:16]
-        mlflow.log_input(MetaDataset(source, name="SAMPLE" if data.is_sample else "LOCOMO", digest=digest), "eval")
+        mlflow.log_input(MetaDataset(source, name=data.stand_in or "LOCOMO", digest=digest), "eval")
         for path in sorted(folder.path.iterdir()):
             if not path.name.startswith("."):
                 mlflow.log_artifact(str(path))

@@ -55,8 +55,8 @@ def check(split: Split) -> None:
 
 
 def part(data: Dataset, name: str, *, split: str = "default") -> tuple[Conversation, ...]:
-    """The conversations of one part, or of the whole data set for `all`. The sample has one part: everything."""
-    if name == "all" or data.is_sample:
+    """The conversations of one part, or of the whole data set for `all`. A stand-in has one part: everything."""
+    if name == "all" or data.stand_in:
         return data.conversations
     chosen = SPLITS[split]
     check(chosen)
@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     except DataError as error:
         print(f"locomo.split_data: {error}", file=sys.stderr)
         return 1
-    mark = "SAMPLE  " if data.is_sample else ""
+    mark = data.mark
     questions = {conversation.id: conversation.questions for conversation in data.conversations}
     print(f"{mark}{'part':<12}{'conversations':<52}{'1-4':>6}" + "".join(f"{name:>13}" for name in CATEGORIES.values()))
     for fold in folds:
@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
         f"an evidence turn\n{mark}with a training question, {leak['session']:.0%} a session, and "
         f"{leak['adversarial evidence']:.0%} of the category-5 questions reuse an answerable one's evidence."
     )
-    if not data.is_sample:
+    if not data.stand_in:
         path = DATA / "splits" / f"{args.split}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(folds if len(folds) > 1 else folds[0], indent=1) + "\n")

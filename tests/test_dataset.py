@@ -95,7 +95,7 @@ def test_other_bytes_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_sample_has_all_categories_and_says_what_it_is(sample: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sample.is_sample
+    assert sample.stand_in == "SAMPLE"
     assert {question.category for question in sample.questions} == {1, 2, 3, 4, 5}
     assert all(question.evidence and not question.unresolved for question in sample.questions)
     assert len(sample.conversations[0].sessions) >= 2
@@ -108,7 +108,7 @@ def test_without_file_and_network_the_sample_takes_over(monkeypatch: pytest.Monk
     monkeypatch.setattr(dataset, "DATA", tmp_path)
     monkeypatch.setattr(dataset, "download", lambda path, say: (_ for _ in ()).throw(ConnectionError("no network")))
     said: list[str] = []
-    assert load(say=said.append).is_sample
+    assert load(say=said.append).stand_in == "SAMPLE"
     assert "sample.json" in said[0]
 
 
