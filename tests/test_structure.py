@@ -14,10 +14,11 @@ import pytest
 from tests.conftest import ROOT
 
 LAYERS = {
-    "memory_system": set(),
+    "reading": set(),
+    "memory_system": {"reading"},
     "language_models": {"memory_system"},
     "memories": {"memory_system"},
-    "locomo": {"memory_system", "language_models"},
+    "locomo": {"memory_system", "language_models", "reading"},
 }
 
 
@@ -42,7 +43,7 @@ def test_dependencies_point_one_way(layer: str) -> None:
 def test_packages_stay_light() -> None:
     assert not (ROOT / "arbor" / "__init__.py").exists(), "it would shadow the installed package of that name"
     assert not (ROOT / "data" / "__init__.py").exists()
-    for package in ("locomo", "language_models"):
+    for package in ("locomo", "language_models", "reading"):
         assert not (ROOT / package / "__init__.py").read_text().strip()
 
 
