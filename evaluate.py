@@ -49,6 +49,9 @@ def parser() -> argparse.ArgumentParser:
         "--rounds", type=_positive, metavar="N", help="adaptive cites lines, and may ask for more memory N - 1 times"
     )
     who.add_argument("--question-budget", type=_positive, metavar="N", help="tokens of all rounds of a question")
+    who.add_argument(
+        "--abstention", metavar="FILE", help="when adaptive abstains, as python -m locomo.abstention wrote"
+    )
     who.add_argument("--recall-only", action="store_true", help="no model: measure what is recalled")
     models = p.add_argument_group("who answers and who judges")
     models.add_argument("--model", metavar="NAME", help="a DSPy model string, or embedded:tiny|small|base|FILE.gguf")

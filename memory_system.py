@@ -25,10 +25,9 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 import dspy
 import numpy as np
 
-from reading.abstention import gap, named_speaker
+from reading.abstention import Rule, Signals, gap, named_speaker, names
 from reading.rounds import read
-from reading.signatures import EXAMPLES as EXAMPLES_OF
-from reading.signatures import Read, ReadOn
+from reading.signatures import ABSTENTION, READ_EXAMPLES, Read, ReadOn
 
 DEFAULT_BUDGET_TOKENS = 20_000
 
@@ -146,7 +145,7 @@ class Memory(dspy.Module, Generic[S]):
     """True for a system that is given the reader's whole window instead of the budget."""
 
     reads_in_rounds: ClassVar[bool] = False
-    """True for a system that takes `rounds` and `question_budget`."""
+    """True for a system that takes `rounds`, `question_budget` and `abstention`."""
 
     rounds = 0
     """How often the reader may be asked for lines, status and answer; 0 asks once, for the bare answer."""
@@ -307,21 +306,28 @@ class MemorySystem(Memory[IndexedState]):
         rounds: how often the reader may be asked, with lines to cite and a status (`reading.signatures.Read`), and
             with more memory each time that it asks for more; 0 asks once for the bare answer, as every system does.
         question_budget: a hard bound on all tokens of all rounds of a question; None leaves it to the rounds.
+        abstention: when to abstain; None leaves it to what the reader says.
     """
 
     state_type = IndexedState
     reads_in_rounds = True
 
     def __init__(
-        self, *, count: TokenCounter | None = None, rounds: int = 0, question_budget: int | None = None
+        self,
+        *,
+        count: TokenCounter | None = None,
+        rounds: int = 0,
+        question_budget: int | None = None,
+        abstention: Rule | None = None,
     ) -> None:
         super().__init__(count=count)
+        self.abstention = abstention
         self.rounds = rounds
         self.question_budget = question_budget
         if rounds:
             signature = ReadOn if rounds > 1 else Read
             self.read = dspy.Predict(signature)
-            self.read.demos = list(EXAMPLES_OF[signature])
+            self.read.demos = list(READ_EXAMPLES[signature])
 
     def observe(self, state: IndexedState, turns: Sequence[Turn]) -> None:
         for position, turn in enumerate(turns, start=len(state.turns)):
@@ -352,11 +358,26 @@ class MemorySystem(Memory[IndexedState]):
     def forward(
         self, state: IndexedState, question: str, budget_tokens: int = DEFAULT_BUDGET_TOKENS, choices: str = ""
     ) -> dspy.Prediction:
-        """As Memory's. With `rounds`, the prediction also has `status` (answered or absent), `cited` (turn ids) and
-        `rounds` (one `Round` a call)."""
-        if not self.rounds:
-            return super().forward(state, question, budget_tokens, choices)
+        """As Memory's, with abstention: `said` is what the reader replied, `answer` that or "No information available",
+        `signals` and `abstention_score` (None without a rule) what decided it. With `rounds`, the prediction also has
+        `status` (answered or absent), `cited` (turn ids) and `rounds` (one `Round` a call)."""
+        attributed = None
+        if self.rounds:
+            prediction = self._read_in_rounds(state, question, budget_tokens, choices)
+            absent = prediction.status == "absent"
+            attributed = self._attributed(state, question, prediction.cited)
+        else:
+            prediction = super().forward(state, question, budget_tokens, choices)
+            absent = ABSTENTION.lower() in prediction.answer.lower()
+        prediction.said = prediction.answer
+        prediction.signals = Signals(absent, attributed, self.speaker_gap(state, question))
+        rule = self.abstention
+        prediction.abstention_score = rule.score(prediction.signals) if rule else None
+        if rule.abstains(prediction.signals) if rule else self.rounds and absent:
+            prediction.answer = ABSTENTION
+        return prediction
 
+    def _read_in_rounds(self, state: IndexedState, question: str, budget_tokens: int, choices: str) -> dspy.Prediction:
         def more(lookups: tuple[str, ...], shown: tuple[str, ...], budget_tokens: int) -> Recall:
             known = set(shown)
             ranking = (p for p in self.ranked(state, question, lookups) if state.turns[p].id not in known)
@@ -375,6 +396,11 @@ class MemorySystem(Memory[IndexedState]):
         return dspy.Prediction(
             answer=reading.answer, recall=shown, status=reading.status, cited=reading.cited, rounds=reading.rounds
         )
+
+    def _attributed(self, state: IndexedState, question: str, cited: Sequence[str]) -> bool | None:
+        named = named_speaker(question, (turn.speaker for turn in state.turns))
+        turns = [turn for turn in state.turns if turn.id in cited]
+        return any(names(turn.line, named) for turn in turns) if named and turns else None
 
 
 def bm25(state: IndexedState, query: Sequence[str]) -> np.ndarray:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Collection
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from language_models.embedded import WeightsUnavailable
@@ -20,6 +22,7 @@ from locomo.provenance import digest, source
 from locomo.run_folder import Key
 from locomo.split_data import SPLITS, part, sample
 from memory_system import DEFAULT_BUDGET_TOKENS, Memory, State, TokenCounter, Utf8Bytes, show
+from reading.abstention import Rule
 
 Config = dict[str, Any]
 LoadMemory = Callable[[str], type[Memory[Any]]]
@@ -121,6 +124,11 @@ class Choice:
             except ValueError as error:
                 raise Refused(str(error)) from error
         self._note_counter()
+        reading: dict[str, Any] = {
+            "rounds": self.config["rounds"] or 0,
+            "question_budget": self.config["question_budget"],
+            "abstention": self._rule(),
+        }
         self.memories: dict[str, Memory[Any]] = {}
         self.left_out: dict[str, str] = {}
         for name in [*names, *CONTROLS]:
@@ -128,10 +136,15 @@ class Choice:
                 kind = CONTROLS.get(name) or load_memory(name)
             except KeyError as error:
                 raise Refused(f"--systems: {error.args[0]}.") from error
-            more: dict[str, Any] = {}
-            if kind.reads_in_rounds and self.config["rounds"]:
-                more = {"rounds": self.config["rounds"], "question_budget": self.config["question_budget"]}
-            self.memories[name] = kind(count=self.count, **more)
+            self.memories[name] = kind(count=self.count, **(reading if kind.reads_in_rounds else {}))
+
+    def _rule(self) -> Rule | None:
+        if not self.config["abstention"]:
+            return None
+        try:
+            return Rule.load(Path(self.config["abstention"]))
+        except ValueError as error:
+            raise Refused(f"--abstention: {error}") from error
 
     def _plan(self) -> list[Task]:
         budgets = self.config["budgets"] or [self.config["budget_tokens"] or DEFAULT_BUDGET_TOKENS]
@@ -256,6 +269,8 @@ class Choice:
                     for name, read in prompts.items()
                 }
             )
+        if rule := self._rule():
+            identity["abstention"] = digest(asdict(rule))
         if self.judge_model and self.judge:
             identity["judge"] = f"{self.judge_model.name} {self.judge.prompt} {self.judge.prompt_hash}"
         return identity

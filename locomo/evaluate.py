@@ -257,6 +257,12 @@ def _ask(
             budget_tokens=task.budget_tokens,
             choices=options(question, task.form),
         )
+    if "said" in prediction:
+        signals |= {
+            "said": without_keys(prediction.said),
+            "attributed": prediction.signals.attributed,
+            "abstention_score": prediction.abstention_score,
+        }
     if "rounds" in prediction:
         signals |= {
             "status": prediction.status,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from language_models.failure import describe
-from locomo import report
+from locomo import reading, report
 from locomo.choice import Choice, LoadMemory, Refused
 from locomo.dataset import aside
 from locomo.evaluate import run
@@ -159,11 +159,14 @@ class Experiment(Choice):
             "ingest": report.ingest_cost(folder.ingests()),
             "systems": report.results(records, self.questions, keys),
         }
+        told = self._rounds(records, keys, results["systems"])
         table = report.table(results["systems"], no_judge=self.no_judge)
         folder.write_json("results.json", results)
         folder.write_text("table.txt", "".join(f"{self.mark}{line}\n" for line in table.splitlines()))
         self.say()
         self.say(table)
+        for line in told:
+            self.say(line)
         for name, reason in self.left_out.items():
             self.say(f"{name} is not in the table: {reason}.")
         cut = sum(record.get("truncated", False) for record in report.current(records, keys))
@@ -185,6 +188,22 @@ class Experiment(Choice):
 
             self.say(log_run(folder, results, self.data))
         return outcome
+
+    def _rounds(self, records: list[Record], keys: list[Key], systems: dict[str, Any]) -> list[str]:
+        """What asking for more was worth, into `systems`, and for people."""
+        told = []
+        asked = {question.id: question for question in self.questions}
+        for name, memory in self.memories.items():
+            if memory.rounds < 2:
+                continue
+            for budget in sorted({budget for system, budget, *_ in keys if system == name}):
+                contexts = reading.contexts_of(budget, memory.rounds)
+                needed = reading.needed_tokens(memory, self.conversations, self.questions, contexts)
+                mine = report.current(records, [key for key in keys if key[:2] == (name, budget)])
+                found = reading.figures([(asked[r["question_id"]], r) for r in mine], needed, contexts)
+                systems[name]["budgets"][str(budget)]["rounds"] = found
+                told.append(f"{name} at {budget:,}: {reading.sentence(found, memory.rounds)}")
+        return told
 
 
 @contextmanager

@@ -68,7 +68,7 @@ _MISSING = dspy.Example(
     answer=ABSTENTION,
 )
 
-EXAMPLES = {
+READ_EXAMPLES = {
     Read: [_PUPPY, _BREAD],
     ReadOn: [
         dspy.Example(_PUPPY, offered=LAST, lookup=""),

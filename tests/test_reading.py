@@ -20,7 +20,7 @@ from language_models.tokens import Tiktoken
 from memory_system import MemorySystem, Turn, Utf8Bytes
 from reading.abstention import gap, named_speaker
 from reading.rounds import MESSAGE_TOKENS, QuestionBudgetTooSmall
-from reading.signatures import EXAMPLES, LAST, NOT_LAST, Read, ReadOn
+from reading.signatures import LAST, NOT_LAST, READ_EXAMPLES, Read, ReadOn
 from tests.test_memory_contract import conversations, lines, observed
 
 REPLY_TOKENS = 40
@@ -116,7 +116,7 @@ def test_no_reply_crashes(reply: str) -> None:
 
 
 def test_the_prompt_of_several_outputs() -> None:
-    example, *_ = EXAMPLES[ReadOn]
+    example, *_ = READ_EXAMPLES[ReadOn]
     messages = PlainAdapter().format(
         ReadOn, [dict(example)], {"memory": "1 Ann: Hi", "question": "Who?", "offered": LAST}
     )
@@ -129,7 +129,7 @@ def test_reading_stays_far_below_the_cost_of_the_chat_format() -> None:
     count = Tiktoken("o200k_base")
     for signature, most in ((Read, 210), (ReadOn, 320)):
         inputs = dict.fromkeys(signature.input_fields, "")
-        messages = PlainAdapter().format(signature, [dict(example) for example in EXAMPLES[signature]], inputs)
+        messages = PlainAdapter().format(signature, [dict(example) for example in READ_EXAMPLES[signature]], inputs)
         assert sum(count(message["content"]) for message in messages) < most
 
 
