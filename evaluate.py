@@ -138,8 +138,10 @@ def _mistake(args: argparse.Namespace, argv: Sequence[str]) -> str:
         return "--api-base needs --model, such as --model openai/NAME."
     if args.judge_api_base and args.judge_model in (None, "none"):
         return "--judge-api-base needs --judge-model, such as --judge-model openai/NAME."
-    if args.recall_only and (args.model or args.judge_model or args.trace or args.two_options or args.rounds):
-        return "--recall-only asks no model; leave out --model, --judge-model, --two-options, --rounds and --trace."
+    if args.recall_only and (args.model or args.judge_model or args.trace or args.two_options):
+        return "--recall-only asks no model; leave out --model, --judge-model, --two-options and --trace."
+    if args.recall_only and (args.rounds or args.abstention):
+        return "--recall-only reads nothing; leave out --rounds and --abstention."
     if args.question_budget and not args.rounds:
         return "--question-budget bounds the rounds of reading; give --rounds too."
     if args.trace and args.no_mlflow:

@@ -10,8 +10,8 @@ Several outputs: the prompt ends with the first one's name, and the reply goes o
     Status: answered
     Answer: Sourdough
 
-The prompt of `reading.signatures.Read` with its two examples is 198 tokens, 499 with ChatAdapter; ReadOn's with three
-308, and 699.
+The prompt of `reading.signatures.Read` with its two examples is 212 tokens, 513 with ChatAdapter; ReadOn's with three
+322, and 713.
 """
 
 from __future__ import annotations

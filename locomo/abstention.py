@@ -20,7 +20,7 @@ import numpy as np
 from locomo.dataset import ANSWERABLE, DataError, Question, load
 from locomo.metrics import abstains, chosen_option, official_f1
 from locomo.run_folder import Record, RunFolder, RunFolderError, is_answered, latest
-from locomo.split_data import SPLITS
+from locomo.split_data import part
 from reading.abstention import Rule, Signals
 
 Results = dict[str, Any]
@@ -165,10 +165,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with RunFolder.reopen(args.run) as folder:
             config, records = folder.manifest["config"], folder.records()
+        data = load(config["data"])
         split = config["split"].rpartition(":")[0] or "default"
-        asked = {
-            q.id: q for q in load(config["data"]).questions if q.conversation in SPLITS[split].get("validation", ())
-        }
+        asked = {q.id: q for conversation in part(data, "validation", split=split) for q in conversation.questions}
         found = [
             (asked[record["question_id"]], record)
             for record in latest(records).values()
@@ -179,12 +178,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"locomo.abstention: {error}", file=sys.stderr)
         return 1
     rule.save(args.out)
-    for name, weight in rule.weights.items():
-        print(f"{name}: {weight:+.4f}")
     told = figures(found, rule)
-    print(f"abstains above {rule.threshold:+.4f} ({args.false_abstention:.0%} of the answerable questions)")
-    print(f"on these {len(found)} questions: AUC {told['auc']:.3f}, caught {told['caught_at_5']:.1%} at 5 %")
-    print(f"Written to {args.out}")
+    for line in (
+        *(f"{name}: {weight:+.4f}" for name, weight in rule.weights.items()),
+        f"abstains above {rule.threshold:+.4f}, as {args.false_abstention:.0%} of the answerable questions would",
+        f"on these {len(found)} questions: AUC {told['auc']:.3f}, caught {told['caught_at_5']:.1%} at 5 %",
+        f"written to {args.out}",
+    ):
+        print(f"{'SAMPLE  ' if data.is_sample else ''}{line}")
     return 0
 
 

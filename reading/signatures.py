@@ -44,7 +44,8 @@ LAST, NOT_LAST = "answered, absent", "answered, more, absent"
 """What `ReadOn.offered` says in the last round, and in one that another may follow."""
 
 _PUPPY = dspy.Example(
-    memory="# Sat 6 March 2021\n1 Priya: We finally adopted a puppy yesterday, a beagle called Biscuit!",
+    memory="# Sat 6 March 2021\n1 Priya: We finally adopted a puppy yesterday, a beagle called Biscuit!\n"
+    "2 Tom: Congratulations!",
     question="When did Priya adopt a puppy?",
     lines=[1],
     status="answered",
@@ -52,7 +53,7 @@ _PUPPY = dspy.Example(
 )
 _BREAD = dspy.Example(
     memory="# Mon 14 June 2021\n1 Priya: How are the tomatoes?\n"
-    "2 Tom: My brother's are ripe. I bake sourdough most weekends.",
+    "2 Tom: My brother's are ripe. I bake sourdough most weekends.\n3 Priya: Save me a slice!",
     question="What does Tom bake?",
     lines=[2],
     status="answered",
@@ -76,4 +77,4 @@ READ_EXAMPLES = {
         dspy.Example(_BREAD, offered=NOT_LAST, lookup=""),
     ],
 }
-"""Written for this project."""
+"""Written for this project. What they cite is never the last line, or small models cite the last line of everything."""

@@ -203,8 +203,23 @@ def test_rounds_and_abstention_end_to_end(server: Any, tmp_path: Path) -> None:
     assert "another abstention" in changed.stderr
 
 
-def test_the_command_fits_on_validation_conversations_only(server: Any, tmp_path: Path) -> None:
-    done = evaluate("--recall-only", "--budget-tokens", "100", "--run-dir", "run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert abstention.main([str(tmp_path / "run"), "--out", str(tmp_path / "rule.json")]) == 1
-    assert not (tmp_path / "rule.json").exists()
+def test_the_command_fits_on_validation_conversations_only(locomo: Any, tmp_path: Path, capsys: Any) -> None:
+    for split, code in (("validation", 0), ("train", 1)):
+        args = [
+            "--split",
+            split,
+            "--num-test",
+            "40",
+            "--budget-tokens",
+            "100",
+            "--systems",
+            "adaptive",
+            "--run-dir",
+            split,
+        ]
+        done = evaluate("--recall-only", *args, cwd=tmp_path, LOCOMO_PATH=str(locomo.path))
+        assert done.returncode == 0, done.stderr
+        assert abstention.main([str(tmp_path / split), "--out", str(tmp_path / f"{split}.json")]) == code
+    assert Rule.load(tmp_path / "validation.json").weights["speaker_gap"] > 0
+    assert not (tmp_path / "train.json").exists()
+    assert "needs answerable and unanswerable questions" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from language_models.tokens import HuggingFace, Tiktoken
 from locomo.controls import CONTROLS, Oracle
 from memory_system import BudgetExceeded, BudgetTooSmall, Memory, MemorySystem, Recall, Turn, Utf8Bytes
 
-SYSTEMS = {**{name: memories.load(name) for name in memories.SYSTEMS}, **CONTROLS}
+SYSTEMS = {
+    **{name: memories.load(name) for name in memories.SYSTEMS},
+    **CONTROLS,
+    "adaptive in rounds": partial(MemorySystem, rounds=2),
+}
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=120)
 words = st.sampled_from(

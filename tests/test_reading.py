@@ -127,7 +127,7 @@ def test_the_prompt_of_several_outputs() -> None:
 
 def test_reading_stays_far_below_the_cost_of_the_chat_format() -> None:
     count = Tiktoken("o200k_base")
-    for signature, most in ((Read, 210), (ReadOn, 320)):
+    for signature, most in ((Read, 220), (ReadOn, 330)):
         inputs = dict.fromkeys(signature.input_fields, "")
         messages = PlainAdapter().format(signature, [dict(example) for example in READ_EXAMPLES[signature]], inputs)
         assert sum(count(message["content"]) for message in messages) < most
