@@ -46,6 +46,13 @@ def parser() -> argparse.ArgumentParser:
     who.add_argument("--budget-tokens", type=_positive, metavar="N", help="of memory in a prompt (default 20000)")
     who.add_argument("--budgets", type=_integers, metavar="N,M,…", help="several budgets in one run")
     who.add_argument("--encoder", metavar="NAME", help="for systems that match by meaning (default minilm, no key)")
+    who.add_argument(
+        "--rounds", type=_positive, metavar="N", help="adaptive cites lines, and may ask for more memory N - 1 times"
+    )
+    who.add_argument("--question-budget", type=_positive, metavar="N", help="tokens of all rounds of a question")
+    who.add_argument(
+        "--abstention", metavar="FILE", help="when adaptive abstains, as python -m locomo.abstention wrote"
+    )
     who.add_argument("--recall-only", action="store_true", help="no model: measure what is recalled")
     models = p.add_argument_group("who answers and who judges")
     models.add_argument("--model", metavar="NAME", help="a DSPy model string, or embedded:tiny|small|base|FILE.gguf")
@@ -94,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"evaluate.py: {problem}", file=sys.stderr)
         return USAGE
     import memories
-    from locomo.experiment import Experiment, Refused
+    from locomo.choice import Refused
+    from locomo.experiment import Experiment
 
     try:
         if args.resume:
@@ -133,6 +141,10 @@ def _mistake(args: argparse.Namespace, argv: Sequence[str]) -> str:
         return "--judge-api-base needs --judge-model, such as --judge-model openai/NAME."
     if args.recall_only and (args.model or args.judge_model or args.trace or args.two_options):
         return "--recall-only asks no model; leave out --model, --judge-model, --two-options and --trace."
+    if args.recall_only and (args.rounds or args.abstention):
+        return "--recall-only reads nothing; leave out --rounds and --abstention."
+    if args.question_budget and not args.rounds:
+        return "--question-budget bounds the rounds of reading; give --rounds too."
     if args.trace and args.no_mlflow:
         return "--trace writes into MLflow, which --no-mlflow leaves out; give one of them."
     return ""

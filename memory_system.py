@@ -25,6 +25,10 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
 import dspy
 import numpy as np
 
+from reading.abstention import Rule, Signals, gap, named_speaker, names
+from reading.rounds import read
+from reading.signatures import ABSTENTION, READ_EXAMPLES, Read, ReadOn
+
 DEFAULT_BUDGET_TOKENS = 20_000
 
 
@@ -146,6 +150,12 @@ class Memory(dspy.Module, Generic[S]):
     needs_encoder: ClassVar[bool] = False
     """True for a system that takes an `encoder` (language_models/encoders.py)."""
 
+    reads_in_rounds: ClassVar[bool] = False
+    """True for a system that takes `rounds`, `question_budget` and `abstention`."""
+
+    rounds = 0
+    """How often the reader may be asked for lines, status and answer; 0 asks once, for the bare answer."""
+
     def __init__(self, *, count: TokenCounter | None = None) -> None:
         super().__init__()
         self.count: TokenCounter = count or Utf8Bytes()
@@ -178,6 +188,11 @@ class Memory(dspy.Module, Generic[S]):
             )
         return recall
 
+    def speaker_gap(self, state: S, question: str) -> float | None:
+        """How much better the question fits what the other speaker said than what the person it names said; None where
+        it names nobody or both, or where the system scores no turns."""
+        return None
+
     def forward(
         self, state: S, question: str, budget_tokens: int = DEFAULT_BUDGET_TOKENS, choices: str = ""
     ) -> dspy.Prediction:
@@ -191,7 +206,9 @@ class Memory(dspy.Module, Generic[S]):
         return dspy.Prediction(answer=self.read(memory=recall.text, question=asked).answer, recall=recall)
 
 
-def pack(state: State, ranking: Iterable[int], budget_tokens: int, count: TokenCounter) -> Recall:
+def pack(
+    state: State, ranking: Iterable[int], budget_tokens: int, count: TokenCounter, *, first_number: int | None = None
+) -> Recall:
     """Fill the budget by rank, skipping what does not fit, and print in time order.
 
     Args:
@@ -200,29 +217,38 @@ def pack(state: State, ranking: Iterable[int], budget_tokens: int, count: TokenC
         budget_tokens: a hard bound on the printed text, date lines included.
         count: the counter that made the costs; the joined text is counted again, because a tokenizer may
             join across lines after all, and then the lowest-ranked lines go.
+        first_number: number the printed lines from here, so that a reader can cite them; None prints no numbers.
     """
     chosen: list[int] = []
     sessions: set[int] = set()
     left = budget_tokens
     cheapest = min(state.line_tokens, default=0)
+
+    def number_cost(lines_before: int) -> int:
+        # Which line gets which number is settled last, but so many lines have the same numbers in any order.
+        return 0 if first_number is None else count(f"{first_number + lines_before} A") - count("A")
+
+    number_tokens = number_cost(0)
     for position in ranking:
         if left < cheapest:
             break
         session = state.turns[position].session
         cost = state.line_tokens[position] + (0 if session in sessions else state.header_tokens[session])
+        cost += number_tokens
         if cost <= left:
             chosen.append(position)
             sessions.add(session)
             left -= cost
+            number_tokens = number_cost(len(chosen))
     while chosen:
-        recall = show(state, chosen, count)
+        recall = show(state, chosen, count, first_number=first_number)
         if recall.tokens <= budget_tokens:
             return recall
         chosen.pop()
     return Recall()
 
 
-def show(state: State, positions: Iterable[int], count: TokenCounter) -> Recall:
+def show(state: State, positions: Iterable[int], count: TokenCounter, *, first_number: int | None = None) -> Recall:
     """Print turns in time order, one date line a session, whatever it costs."""
     lines: list[str] = []
     ids: list[str] = []
@@ -232,7 +258,7 @@ def show(state: State, positions: Iterable[int], count: TokenCounter) -> Recall:
         if turn.session != session:
             session = turn.session
             lines.append(turn.header)
-        lines.append(turn.line)
+        lines.append(turn.line if first_number is None else f"{first_number + len(ids)} {turn.line}")
         ids.append(turn.id)
     text = "".join(lines)
     return Recall(text=text, tokens=count(text), turn_ids=tuple(ids))
@@ -280,9 +306,34 @@ class IndexedState(State):
 
 class MemorySystem(Memory[IndexedState]):
     """The token-aware adaptive memory: every turn is kept as it was said, ranked by BM25 with its neighbours,
-    and packed exactly into the budget. Writing calls no model."""
+    and packed exactly into the budget. Writing calls no model.
+
+    Args:
+        rounds: how often the reader may be asked, with lines to cite and a status (`reading.signatures.Read`), and
+            with more memory each time that it asks for more; 0 asks once for the bare answer, as every system does.
+        question_budget: a hard bound on all tokens of all rounds of a question; None leaves it to the rounds.
+        abstention: when to abstain; None leaves it to what the reader says.
+    """
 
     state_type = IndexedState
+    reads_in_rounds = True
+
+    def __init__(
+        self,
+        *,
+        count: TokenCounter | None = None,
+        rounds: int = 0,
+        question_budget: int | None = None,
+        abstention: Rule | None = None,
+    ) -> None:
+        super().__init__(count=count)
+        self.abstention = abstention
+        self.rounds = rounds
+        self.question_budget = question_budget
+        if rounds:
+            signature = ReadOn if rounds > 1 else Read
+            self.read = dspy.Predict(signature)
+            self.read.demos = list(READ_EXAMPLES[signature])
 
     def observe(self, state: IndexedState, turns: Sequence[Turn]) -> None:
         for position, turn in enumerate(turns, start=len(state.turns)):
@@ -292,11 +343,70 @@ class MemorySystem(Memory[IndexedState]):
             state.lengths.append(counts.total())
         super().observe(state, turns)
 
+    def scores(self, state: IndexedState, question: str, lookups: Sequence[str] = ()) -> np.ndarray:
+        """How well each turn fits, shape (turns,), higher is better: the best over the question and the lookups."""
+        return np.max([with_neighbours(state, bm25(state, terms(asked))) for asked in (question, *lookups)], axis=0)
+
     def recall(self, state: IndexedState, question: str, budget_tokens: int) -> Recall:
-        scores = with_neighbours(state, bm25(state, terms(question)))
+        return pack(state, self.ranked(state, question), budget_tokens, self.count)
+
+    def ranked(self, state: IndexedState, question: str, lookups: Sequence[str] = ()) -> list[int]:
+        """All turn positions, the most wanted first."""
+        scores = self.scores(state, question, lookups)
         # Equal scores: the later turn first, since what is newer is likelier to still hold.
-        ranking = np.lexsort((-np.arange(len(scores)), -scores))
-        return pack(state, ranking.tolist(), budget_tokens, self.count)
+        return np.lexsort((-np.arange(len(scores)), -scores)).tolist()
+
+    def speaker_gap(self, state: IndexedState, question: str) -> float | None:
+        speakers = [turn.speaker for turn in state.turns]
+        named = named_speaker(question, speakers)
+        return None if named is None else gap(self.scores(state, question), [speaker == named for speaker in speakers])
+
+    def forward(
+        self, state: IndexedState, question: str, budget_tokens: int = DEFAULT_BUDGET_TOKENS, choices: str = ""
+    ) -> dspy.Prediction:
+        """As Memory's, with abstention: `said` is what the reader replied, `answer` that or "No information available",
+        `signals` and `abstention_score` (None without a rule) what decided it. With `rounds`, the prediction also has
+        `status` (answered or absent), `cited` (turn ids) and `rounds` (one `Round` a call)."""
+        attributed = None
+        if self.rounds:
+            prediction = self._read_in_rounds(state, question, budget_tokens, choices)
+            absent = prediction.status == "absent"
+            attributed = self._attributed(state, question, prediction.cited)
+        else:
+            prediction = super().forward(state, question, budget_tokens, choices)
+            absent = ABSTENTION.lower() in prediction.answer.lower()
+        prediction.said = prediction.answer
+        prediction.signals = Signals(absent, attributed, self.speaker_gap(state, question))
+        rule = self.abstention
+        prediction.abstention_score = rule.score(prediction.signals) if rule else None
+        if rule.abstains(prediction.signals) if rule else self.rounds and absent:
+            prediction.answer = ABSTENTION
+        return prediction
+
+    def _read_in_rounds(self, state: IndexedState, question: str, budget_tokens: int, choices: str) -> dspy.Prediction:
+        def more(lookups: tuple[str, ...], shown: tuple[str, ...], budget_tokens: int) -> Recall:
+            known = set(shown)
+            ranking = (p for p in self.ranked(state, question, lookups) if state.turns[p].id not in known)
+            return pack(state, ranking, budget_tokens, self.count, first_number=len(shown) + 1)
+
+        reading = read(
+            self.read,
+            f"{question} {choices}" if choices else question,
+            more=more,
+            count=self.count,
+            rounds=self.rounds,
+            budget_tokens=budget_tokens,
+            question_budget=self.question_budget,
+        )
+        shown = Recall(reading.text, self.count(reading.text), reading.rounds[-1].turn_ids)
+        return dspy.Prediction(
+            answer=reading.answer, recall=shown, status=reading.status, cited=reading.cited, rounds=reading.rounds
+        )
+
+    def _attributed(self, state: IndexedState, question: str, cited: Sequence[str]) -> bool | None:
+        named = named_speaker(question, (turn.speaker for turn in state.turns))
+        turns = [turn for turn in state.turns if turn.id in cited]
+        return any(names(turn.line, named) for turn in turns) if named and turns else None
 
 
 def bm25(state: IndexedState, query: Sequence[str]) -> np.ndarray:

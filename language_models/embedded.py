@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import threading
 import urllib.parse
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from language_models.weights import WeightsUnavailable, fetch, models_folder, sh
 
 # Newlines may end it in any number: vocabularies have tokens of two, and a model kept from those goes on talking.
 ONE_LINE = r'root ::= " "? [^ \n] [^\n]* "\n"*'
+MOST_CHARACTERS = 80  # of a field before the last: a small model that lists numbers would never come to its answer
 CONTEXT_TOKENS = 8192  # enough for every budget worth running on a CPU; a larger window only takes memory
 
 
@@ -103,7 +105,7 @@ class Embedded:
 
     Greedy and without a prompt cache, so that an answer depends on its prompt alone, not on what was asked before.
     Prompts with worked examples go in as plain text, which small models continue far better than they chat; the
-    reply is then one line that is not empty, by grammar, so that it always parses.
+    reply then has the form of the examples (one line, or a line for each field) by grammar, so that it always parses.
     """
 
     def __init__(self, path: Path, *, context_tokens: int = CONTEXT_TOKENS) -> None:
@@ -168,7 +170,8 @@ class Embedded:
         if request.config.seed is not None:
             body["seed"] = request.config.seed
         if any(message.role == "assistant" for message in request.messages):
-            body |= {"prompt": _as_text(request), "grammar": ONE_LINE, "stop": [*body["stop"], "\n"]}
+            grammar, end = _form(request)
+            body |= {"prompt": _as_text(request), "grammar": grammar, "stop": [*body["stop"], end]}
             reply = server.handle_completions(body)
         else:
             system = [{"role": "system", "content": request.system}] if request.system else []
@@ -186,6 +189,27 @@ class Embedded:
             message=lm15.Message.assistant(choice["text"] if "text" in choice else choice["message"]["content"]),
             usage=lm15.Usage(input_tokens=usage["prompt_tokens"], output_tokens=usage["completion_tokens"]),
         )
+
+
+def _form(request: lm15.Request) -> tuple[str, str]:
+    """(grammar, where to stop) of a reply like the worked examples: one line, or a line for each field they name.
+
+    A field that not every example has may be left out.
+    """
+    examples = [
+        [line.partition(": ")[0] for line in str(message.text).split("\n")[1:]]
+        for message in request.messages
+        if message.role == "assistant"
+    ]
+    names = max(examples, key=len)
+    if not names or not all(re.fullmatch(r"\w+", name) for name in names):
+        return ONE_LINE, "\n"
+    *inner, last = names
+    fields = [f'("\\n{name}: " value)' + ("" if all(name in e for e in examples) else "?") for name in inner]
+    return (
+        f'root ::= " "? value {" ".join(fields)} "\\n{last}: " [^ \\n] [^\\n]* "\\n"*\n'
+        f"value ::= [^ \\n] [^\\n]{{0,{MOST_CHARACTERS - 1}}}"
+    ), "\n\n"
 
 
 def _as_text(request: lm15.Request) -> str:

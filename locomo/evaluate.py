@@ -26,7 +26,8 @@ from locomo.dataset import Conversation, Question
 from locomo.llm_judge import Judge, Verdict
 from locomo.metrics import ABSTAIN_FIRST, FREE, TRAP_FIRST, options
 from locomo.run_folder import Key, Record, RunFolder, is_answered, key, latest, needs_verdict
-from memory_system import Answer, Memory, Recall, State, show
+from memory_system import Memory, Recall, State, show
+from reading.rounds import inputs_of, prompt_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,11 +206,12 @@ def _attempt(
     started = time.perf_counter()
     question = task.question
     recall, answer, error, end = Recall(), None, failed, ""
+    reading: dict[str, Any] = {}
     verdicts: list[dict[str, Any]] = []
     with metered() as usage:
         if state is not None:
             try:
-                recall, answer = _ask(task, memory, state, reader)
+                recall, answer, reading = _ask(task, memory, state, reader)
             except FATAL as problem:
                 error = end = describe(problem)
             except Exception as problem:  # noqa: BLE001 - a failed call is a record, not the end of the run
@@ -226,6 +228,7 @@ def _attempt(
         "attempt": number,
         "answer": without_keys(answer) if answer else answer,
         "recall": {"turn_ids": recall.turn_ids, "tokens": recall.tokens, "counter": memory.count.name},
+        **reading,
         "verdicts": verdicts,
         **asdict(usage),
         "truncated": bool(reader and answer and usage.completion_tokens >= reader.max_tokens * max(1, usage.calls)),
@@ -237,12 +240,16 @@ def _attempt(
     return record, end
 
 
-def _ask(task: Task, memory: Memory[Any], state: State, reader: Model | None) -> tuple[Recall, str | None]:
+def _ask(
+    task: Task, memory: Memory[Any], state: State, reader: Model | None
+) -> tuple[Recall, str | None, dict[str, Any]]:
+    """(what was shown, the answer, what the record says about the reading beside these)."""
     question = task.question
     if isinstance(memory, Oracle):
         state = memory.reveal(state, question.evidence)
+    signals: dict[str, Any] = {"speaker_gap": memory.speaker_gap(state, question.text)}
     if reader is None:
-        return memory.checked_recall(state, question.text, task.budget_tokens), None
+        return memory.checked_recall(state, question.text, task.budget_tokens), None, signals
     with dspy.context(lm=reader.lm, adapter=PlainAdapter(), disable_history=True):
         prediction = memory(
             state=state,
@@ -250,7 +257,19 @@ def _ask(task: Task, memory: Memory[Any], state: State, reader: Model | None) ->
             budget_tokens=task.budget_tokens,
             choices=options(question, task.form),
         )
-    return prediction.recall, prediction.answer
+    if "said" in prediction:
+        signals |= {
+            "said": without_keys(prediction.said),
+            "attributed": prediction.signals.attributed,
+            "abstention_score": prediction.abstention_score,
+        }
+    if "rounds" in prediction:
+        signals |= {
+            "status": prediction.status,
+            "cited": prediction.cited,
+            "rounds": [asdict(round) for round in prediction.rounds],
+        }
+    return prediction.recall, prediction.answer, signals
 
 
 def _judge(judge: Judge, question: Question, answer: str) -> tuple[dict[str, Any], str]:
@@ -263,22 +282,22 @@ def _judge(judge: Judge, question: Question, answer: str) -> tuple[dict[str, Any
     return judge.record(verdict), end
 
 
-def window_budget(reader: Model, questions: Iterable[Question]) -> int | None:
-    """Tokens that the reader's window leaves for memory, beside the longest question; None for an unknown window."""
+def window_budget(reader: Model, questions: Iterable[Question], memories: Iterable[Memory[Any]]) -> int | None:
+    """Tokens that the reader's window leaves for any memory, beside the longest question; None for an unknown
+    window."""
     if reader.context_tokens is None:
         return None
     longest = max(
         (f"{q.text} {options(q, TRAP_FIRST) if q.gold is None else ''}" for q in questions), key=len, default=""
     )
-    return max(0, reader.context_tokens - prompt_overhead(reader, longest) - reader.max_tokens)
+    overhead = max(prompt_overhead(reader, longest, memory) for memory in memories)
+    return max(0, reader.context_tokens - overhead - reader.max_tokens)
 
 
-def prompt_overhead(reader: Model, question: str) -> int:
-    """Tokens of the answer prompt without its memory. Chat templates add a few a message, hence the allowance."""
-    messages = PlainAdapter().format(
-        Answer, [dict(example) for example in Memory().read.demos], {"memory": "", "question": question}
-    )
-    return sum(reader.count(str(message["content"])) + 8 for message in messages) + 16
+def prompt_overhead(reader: Model, question: str, memory: Memory[Any]) -> int:
+    """Tokens of a memory's prompt without what it shows, with an allowance for the chat template."""
+    with dspy.context(adapter=PlainAdapter()):
+        return prompt_tokens(memory.read, inputs_of(memory.read, "", question), reader.count)
 
 
 def conversation_tokens(conversation: Conversation, reader: Model) -> int:

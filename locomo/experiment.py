@@ -1,7 +1,6 @@
-"""One evaluation as configured: what it will ask, of whom, at what cost; then carried out, or resumed.
+"""One evaluation carried out, or resumed.
 
-Configuration is a dictionary with the names of evaluate.py's flags; it is saved in the run folder, and a run is
-resumed from that alone.
+The configuration is saved in the run folder, and a run is resumed from that alone.
 """
 
 from __future__ import annotations
@@ -10,251 +9,23 @@ import os
 import signal
 import sys
 import threading
-import urllib.parse
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from language_models.encoders import Encoder, EncoderUnavailable
-from language_models.encoders import load as load_encoder
 from language_models.failure import describe
-from language_models.weights import WeightsUnavailable
-from locomo import report
-from locomo.controls import CONTROLS
-from locomo.dataset import CATEGORIES, STAND_INS, DataError, aside, load
-from locomo.evaluate import Task, conversation_tokens, plan, prompt_overhead, run, window_budget
-from locomo.llm_judge import Judge
-from locomo.metrics import options
-from locomo.provenance import digest, provenance, source
+from locomo import reading, report
+from locomo.choice import Choice, LoadMemory, Refused
+from locomo.dataset import aside
+from locomo.evaluate import run
+from locomo.provenance import digest, provenance
 from locomo.run_folder import Key, Record, RunFolder, RunFolderError, is_answered, latest, new_path
-from locomo.split_data import SPLITS, part, sample
-from memory_system import DEFAULT_BUDGET_TOKENS, Memory, State, TokenCounter, Utf8Bytes, show
-
-Config = dict[str, Any]
-LoadMemory = Callable[[str], type[Memory[Any]]]
 
 
-class Refused(ValueError):
-    """The experiment cannot be run as asked; the message is one sentence with the next step."""
-
-
-class Experiment:
-    """What a configuration amounts to on this machine. Building it costs no model call.
-
-    Raises Refused for a configuration that cannot be run.
-    """
-
-    def __init__(self, config: Config, load_memory: LoadMemory) -> None:
-        self.config = config
-        self.notices: list[str] = []
-        try:
-            self.data = load(config["data"])
-        except DataError as error:
-            raise Refused(str(error)) from error
-        self.mark = self.data.mark
-        self.questions = self._questions()
-        self.conversations = [c for c in self.data.conversations if any(q.conversation == c.id for q in self.questions)]
-        self._choose_models()
-        self._choose_memories(load_memory)
-        self.tasks = self._plan()
-
-    # ------------------------------------------------------------ choosing
-
-    def _questions(self) -> tuple[Any, ...]:
-        split, _, name = self.config["split"].rpartition(":")
-        if (split or "default") not in SPLITS or name not in ("train", "validation", "test", "all"):
-            raise Refused(
-                f"--split is {self.config['split']!r}; it may be test, train, validation or all, "
-                f"or with another split's name before it ({', '.join(SPLITS)}), as in memory-r1:test."
-            )
-        questions = [
-            question
-            for conversation in part(self.data, name, split=split or "default")
-            for question in conversation.questions
-            if question.category in self.config["categories"]
-        ]
-        return sample(questions, self.config["num_test"] or len(questions), seed=self.config["seed"])
-
-    def _choose_models(self) -> None:
-        self.reader = self.judge_model = self.judge = None
-        self.no_judge = "the run asked no model"
-        api_base, judge_api_base = (_without_credentials(self.config[k]) for k in ("api_base", "judge_api_base"))
-        if self.config["recall_only"]:
-            return
-        from language_models import roles
-
-        name = self.config["model"] or roles.default_model()
-        judge = self.config["judge_model"]
-        # A judge is chosen unasked only where the reader was: nothing is spent on what nobody named.
-        if judge is None and not self.config["model"] and name != roles.NO_KEY_DEFAULT:
-            judge = name
-        if reason := roles.cannot_judge(judge or ""):
-            raise Refused(reason)
-        calls = {"timeout_seconds": self.config["timeout_seconds"], "retries": self.config["retries"], "say": aside}
-        try:
-            self.reader = roles.load(
-                name,
-                api_base=api_base,
-                tokenizer=self.config["tokenizer"],
-                context_tokens=self.config["context_window"],
-                max_tokens=self.config["max_answer_tokens"],
-                **calls,
-            )
-            if judge in (None, "none"):
-                self.no_judge = "no judge was named; add --judge-model embedded:base, or any DSPy model string."
-                return
-            self.judge_model = roles.load(judge, api_base=judge_api_base, max_tokens=16, **calls)
-        except (ValueError, WeightsUnavailable) as error:
-            raise Refused(str(error)) from error
-        self.judge = Judge(self.judge_model.lm, prompt=self.config["judge"])
-        self.no_judge = "no answer in categories 1-4 was graded."
-
-    def _note_counter(self) -> None:
-        if isinstance(self.count, Utf8Bytes):
-            self.notices.append(
-                "The model's tokenizer is not known, so budgets are counted in UTF-8 bytes, which tokens never exceed; "
-                "for exact budgets name it with --tokenizer (o200k_base, cl100k_base, or a tokenizer.json)."
-            )
-
-    def _choose_memories(self, load_memory: LoadMemory) -> None:
-        default = "simple,adaptive" if self.reader is None else "simple,full_context,adaptive"
-        names = [name.strip() for name in (self.config["systems"] or default).split(",") if name.strip()]
-        self.count: TokenCounter
-        if self.reader:
-            self.count = self.reader.count
-        else:
-            from language_models.tokens import counter_for
-
-            try:
-                self.count = counter_for(tokenizer=self.config["tokenizer"])
-            except ValueError as error:
-                raise Refused(str(error)) from error
-        self._note_counter()
-        self.encoder: Encoder | None = None
-        self.memories: dict[str, Memory[Any]] = {}
-        self.left_out: dict[str, str] = {}
-        for name in [*names, *CONTROLS]:
-            try:
-                kind = CONTROLS.get(name) or load_memory(name)
-            except KeyError as error:
-                raise Refused(f"--systems: {error.args[0]}.") from error
-            if kind.needs_model and self.reader is None:
-                raise Refused(
-                    f"{name} writes its memory with a model, and --recall-only asks none; leave out one of the two."
-                )
-            parts: dict[str, Any] = {"encoder": self._encoder(name)} if kind.needs_encoder else {}
-            self.memories[name] = kind(count=self.count, **parts)
-
-    def _encoder(self, system: str) -> Encoder:
-        """The encoder, loaded once for all systems that need one."""
-        if self.encoder is None:
-            try:
-                self.encoder = load_encoder(self.config["encoder"], say=aside)
-            except EncoderUnavailable as error:
-                raise Refused(f"{system} needs an encoder: {error}") from error
-        return self.encoder
-
-    def _plan(self) -> list[Task]:
-        budgets = self.config["budgets"] or [self.config["budget_tokens"] or DEFAULT_BUDGET_TOKENS]
-        room = window_budget(self.reader, self.questions) if self.reader else None
-        if self.reader and room is None:
-            self._leave_out_all_showing(f"the window of {self.reader.name} is not known; give it with --context-window")
-        if room is not None:
-            if room < 64:
-                raise Refused(
-                    f"the window of {self.reader.name if self.reader else ''} leaves {room} tokens for memory beside "
-                    "the question; use a model with a larger one, or name it with --context-window."
-                )
-            self._fit_to_window(room)
-            if too_large := [budget for budget in budgets if budget > room]:
-                budgets = list(dict.fromkeys(min(budget, room) for budget in budgets))
-                listed = ", ".join(f"{budget:,}" for budget in too_large)
-                self.notices.append(f"Budget {listed} lowered to {room:,} tokens, all that the reader's window leaves.")
-        return plan(
-            self.memories,
-            self.questions,
-            budgets=budgets,
-            window_budget=room,
-            two_options=self.config["two_options"] and self.reader is not None,
-        )
-
-    def _fit_to_window(self, room: int) -> None:
-        assert self.reader
-        needed = max((conversation_tokens(conversation, self.reader) for conversation in self.conversations), default=0)
-        if needed > room:
-            unit = "bytes, an upper bound of its tokens," if isinstance(self.count, Utf8Bytes) else "tokens"
-            self._leave_out_all_showing(
-                f"the longest conversation is {needed:,} {unit} and {self.reader.name} has room for {room:,}"
-            )
-
-    def _leave_out_all_showing(self, reason: str) -> None:
-        for name in [name for name, memory in self.memories.items() if memory.shows_everything]:
-            del self.memories[name]
-            self.left_out[name] = reason
-            self.notices.append(f"{name} is left out: {reason}.")
-
-    # ------------------------------------------------------------ saying
-
-    def say(self, text: str = "") -> None:
-        """Print; with the sample in place of LOCOMO, every line says so."""
-        for line in text.split("\n"):
-            print(f"{self.mark}{line}", flush=True)
-
-    def announce(self, done: Collection[Key] = ()) -> None:
-        """First line: who answers, who judges, what it will cost at most. Then the plan and its limits.
-
-        `done` are the questions that an earlier part of the run has answered.
-        """
-        if self.reader is None:
-            self.say(f"No model is asked; tokens are counted by {self.count.name}.")
-        else:
-            judge = f"{self.judge_model.name} ({self.config['judge']})" if self.judge_model else "nobody"
-            self.say(f"{self.reader.name} answers, {judge} judges; forecast: at most {self._forecast(done)}.")
-        systems = {task.system: 0 for task in self.tasks}
-        counts = Counter(question.category for question in self.questions)
-        self.say(
-            f"{len(self.questions)} questions of {len(self.conversations)} conversations ({self.config['split']}; "
-            + ", ".join(f"{counts[c]} {name}" for c, name in CATEGORIES.items() if counts[c])
-            + f") to {', '.join(systems)}."
-        )
-        for notice in self.notices:
-            self.say(notice)
-        if self.data.stand_in:
-            self.say(STAND_INS[self.data.stand_in])
-
-    def _forecast(self, done: Collection[Key]) -> str:
-        """An upper bound on calls, tokens and dollars, but for retries and for memories that call a model to write."""
-        assert self.reader
-        tasks = [task for task in self.tasks if task.key not in done]
-        whole = {c.id: conversation_tokens(c, self.reader) for c in self.conversations}
-        asked = {task.key: f"{task.question.text} {options(task.question, task.form)}" for task in tasks}
-        overhead = prompt_overhead(self.reader, max(asked.values(), key=len, default=""))
-        prompts = sum(overhead + self._most_memory(task, whole[task.question.conversation]) for task in tasks)
-        calls, replies = len(tasks), len(tasks) * self.reader.max_tokens
-        cost = _cost(self.reader, prompts, replies)
-        if self.judge_model:
-            judged = [task.question for task in tasks if task.question.gold is not None]
-            grading = sum(500 + self.judge_model.count(f"{q.text}{q.gold}") + self.reader.max_tokens for q in judged)
-            calls += len(judged)
-            prompts += grading
-            replies += len(judged) * self.judge_model.max_tokens
-            extra = _cost(self.judge_model, grading, len(judged) * self.judge_model.max_tokens)
-            cost = None if cost is None or extra is None else cost + extra
-        money = "a cost that is unknown (no price for this model)" if cost is None else f"${cost:,.2f}"
-        return f"{calls:,} calls, {prompts + replies:,} tokens, {money} without retries"
-
-    def _most_memory(self, task: Task, whole: int) -> int:
-        if task.system == "oracle":
-            turns = {
-                turn.id: turn for c in self.conversations if c.id == task.question.conversation for turn in c.turns
-            }
-            evidence = [turns[id] for id in task.question.evidence]
-            whole = show(State(turns=evidence), range(len(evidence)), self.count).tokens
-        return min(task.budget_tokens, whole)
-
-    # ------------------------------------------------------------ doing
+class Experiment(Choice):
+    """What was chosen, and its doing: a run folder, the questions asked, the results written."""
 
     def start(self, path: Path | None) -> str:
         """Run in a new folder; the outcome is valid, invalid, failed or stopped."""
@@ -300,26 +71,6 @@ class Experiment:
 
         experiment.announce({k for k, record in latest(records).items() if is_answered(record)})
         return go_on
-
-    def identity(self) -> dict[str, str]:
-        """What must be the same for two answers to belong to one run."""
-        identity = {
-            "configuration": digest(self.config),
-            "data": self.data.sha256,
-            "questions": digest([question.id for question in self.questions]),
-            "systems": digest({name: source(type(memory)) for name, memory in self.memories.items()}),
-            "tasks": digest([task.key for task in self.tasks]),
-            "token counter": self.count.name,
-        }
-        if self.encoder:
-            identity["encoder"] = self.encoder.name
-        if self.reader:
-            read = Memory().read
-            identity["reader"] = f"{self.reader.name} {self.reader.revision}".strip()
-            identity["answer prompt"] = digest([read.signature.instructions, [demo.toDict() for demo in read.demos]])
-        if self.judge_model and self.judge:
-            identity["judge"] = f"{self.judge_model.name} {self.judge.prompt} {self.judge.prompt_hash}"
-        return identity
 
     def _manifest(self) -> dict[str, Any]:
         return {
@@ -408,11 +159,14 @@ class Experiment:
             "ingest": report.ingest_cost(folder.ingests()),
             "systems": report.results(records, self.questions, keys),
         }
+        told = self._rounds(records, keys, results["systems"])
         table = report.table(results["systems"], no_judge=self.no_judge)
         folder.write_json("results.json", results)
         folder.write_text("table.txt", "".join(f"{self.mark}{line}\n" for line in table.splitlines()))
         self.say()
         self.say(table)
+        for line in told:
+            self.say(line)
         for name, reason in self.left_out.items():
             self.say(f"{name} is not in the table: {reason}.")
         cut = sum(record.get("truncated", False) for record in report.current(records, keys))
@@ -435,6 +189,22 @@ class Experiment:
             self.say(log_run(folder, results, self.data))
         return outcome
 
+    def _rounds(self, records: list[Record], keys: list[Key], systems: dict[str, Any]) -> list[str]:
+        """What asking for more was worth, into `systems`, and for people."""
+        told = []
+        asked = {question.id: question for question in self.questions}
+        for name, memory in self.memories.items():
+            if memory.rounds < 2:
+                continue
+            for budget in sorted({budget for system, budget, *_ in keys if system == name}):
+                contexts = reading.contexts_of(budget, memory.rounds)
+                needed = reading.needed_tokens(memory, self.conversations, self.questions, contexts)
+                mine = report.current(records, [key for key in keys if key[:2] == (name, budget)])
+                found = reading.figures([(asked[r["question_id"]], r) for r in mine], needed, contexts)
+                systems[name]["budgets"][str(budget)]["rounds"] = found
+                told.append(f"{name} at {budget:,}: {reading.sentence(found, memory.rounds)}")
+        return told
+
 
 @contextmanager
 def _stopping() -> Iterator[threading.Event]:
@@ -456,19 +226,3 @@ def _stopping() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _cost(model: Any, prompt_tokens: int, reply_tokens: int) -> float | None:
-    if model.usd_per_token is None:
-        return None
-    return prompt_tokens * model.usd_per_token[0] + reply_tokens * model.usd_per_token[1]
-
-
-def _without_credentials(url: str | None) -> str | None:
-    if url:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise Refused("an API base must be an address such as http://127.0.0.1:8000/v1.")
-        if parts.username or parts.password or parts.query:
-            raise Refused("an API base may hold no user, password or query; put the key into OPENAI_API_KEY.")
-    return url

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from locomo import abstention
 from locomo.dataset import ANSWERABLE, CATEGORIES, Question
 from locomo.evaluate import UNBOUNDED
 from locomo.metrics import chosen_option, evidence_recall, official_f1
@@ -16,7 +17,8 @@ Results = dict[str, Any]
 
 
 def results(records: Iterable[Record], questions: Iterable[Question], planned: Iterable[Key]) -> dict[str, Results]:
-    """systems.<name>.budgets.<tokens> -> figures over categories 1-4, with `by_category` and `categories_1_5` inside.
+    """systems.<name>.budgets.<tokens> -> figures over categories 1-4, with `by_category`, `categories_1_5` and
+    `abstention` inside.
 
     A question that was planned and has no answer (failed, or not yet asked) is ungraded: it is counted, and in no
     mean. Fractions lie in [0, 1]; `*_interval` is [low, high] at 95 %, clustered by conversation, or null.
@@ -35,6 +37,7 @@ def results(records: Iterable[Record], questions: Iterable[Question], planned: I
             if (of_category := [pair for pair in pairs if pair[0].category == category])
         }
         entry["categories_1_5"] = _figures(pairs)
+        entry["abstention"] = abstention.figures([(q, r) for q, r in pairs if r is not None])
         systems.setdefault(system, {"budgets": {}})["budgets"][str(budget)] = entry
     return systems
 
@@ -150,6 +153,7 @@ def table(systems: Mapping[str, Results], *, no_judge: str = "") -> str:
     parts.append(_by_category(rows, "f1" if read else "evidence_recall", "F1" if read else "Evidence recall"))
     if judged:
         parts.append(_by_category(rows, "judge", "J"))
+    parts += _abstention(rows, read=read)
     if read and not judged:
         parts.append(f"J is not shown: {no_judge}")
     return "\n\n".join(parts) + "\n"
@@ -192,6 +196,32 @@ def _by_category(rows: Sequence[tuple[str, str, Results]], metric: str, title: s
         for name, budget, entry in rows
     ]
     return _grid(f"{title} by category", headers, body)
+
+
+def _abstention(rows: Sequence[tuple[str, str, Results]], *, read: bool) -> list[str]:
+    """The grid, where there are questions to tell apart."""
+    told = [
+        (name, budget, entry["abstention"]) for name, budget, entry in rows if entry["abstention"]["auc"] is not None
+    ]
+    columns: list[tuple[str, Callable[[Results], float | None]]] = [
+        ("AUC", lambda e: e["auc"]),
+        ("caught at 5 %", lambda e: e["caught_at_5"]),
+        ("at 10 %", lambda e: e["caught_at_10"]),
+    ]
+    if read:
+        columns += [
+            ("twins", lambda e: e["twin_accuracy"]),
+            ("abstains on 1-4", lambda e: e["over_abstention"]),
+            ("risk at 50 %", lambda e: abstention.risk_at(e, 0.5)),
+            ("at 100 %", lambda e: abstention.risk_at(e, 1.0)),
+            ("mean risk", lambda e: e["risk_coverage_auc"]),
+        ]
+    body = [
+        [name, _budget(budget)] + ["-" if (value := show(e)) is None else f"{100 * value:.1f}" for _, show in columns]
+        for name, budget, e in told
+    ]
+    title = "Abstention: category 5 told from 1-4 (LOCOMO's speaker swap), caught at a share of false abstentions"
+    return [_grid(title, ["system", "budget"] + [c for c, _ in columns], body)] if told else []
 
 
 def _cell(entry: Results, metric: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import lru_cache
 from typing import Literal
 
 Precision = Literal["day", "week", "weekend", "month", "season", "year", "about"]
@@ -74,7 +75,8 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ("before", r"the\s+day\s+before\s+yesterday"),
     ("after", r"the\s+day\s+after\s+tomorrow"),
     ("ago", rf"(?:about\s+|around\s+)?{_COUNT}\s+{_UNIT}\s+(?:ago|back|before|prior)"),
-    ("from_now", rf"(?:in\s+{_COUNT}\s+{_UNIT}(?:'s?)?(?:\s+time)?|{_COUNT}\s+{_UNIT}\s+from\s+now)"),
+    ("from_now", rf"in\s+{_COUNT}\s+{_UNIT}(?:'s?)?(?:\s+time)?"),
+    ("from_now", rf"{_COUNT}\s+{_UNIT}\s+from\s+now"),
     ("yesterday", r"yesterday|last\s+night"),
     ("tomorrow", r"tomorrow"),
     ("today", r"today|tonight|this\s+(?:morning|afternoon|evening)|just\s+now|right\s+now"),
@@ -90,7 +92,7 @@ def _compiled() -> re.Pattern[str]:
     """One alternation; the group names of each part are numbered, because Python allows each name once."""
     parts = []
     for n, (kind, pattern) in enumerate(_PATTERNS):
-        renamed = re.sub(r"\?P<(\w+)>", lambda m, n=n: f"?P<{m[1]}_{n}_{m.start()}>", pattern)
+        renamed = re.sub(r"\?P<(\w+)>", rf"?P<\1_{n}>", pattern)
         parts.append(f"(?P<{kind}_{n}_all>{renamed})")
     return re.compile(r"\b(?:" + "|".join(parts) + r")\b", re.IGNORECASE)
 
@@ -98,7 +100,8 @@ def _compiled() -> re.Pattern[str]:
 _ANY = _compiled()
 
 
-def find(text: str, said: date) -> list[When]:
+@lru_cache(maxsize=4096)
+def find(text: str, said: date) -> tuple[When, ...]:
     """The dates in a text, in their order; what cannot be resolved (30 February) is left out.
 
     Args:
@@ -116,7 +119,18 @@ def find(text: str, said: date) -> list[When]:
             continue
         if when is not None:
             found.append(when)
-    return found
+    return tuple(found)
+
+
+def marked(text: str, said: date) -> str:
+    """The text with the date that each relative expression means behind it, the words kept: `last Friday {5 May 2023}`.
+
+    What means the day itself needs no mark, for it stands under that day's date line; what is vague gets none.
+    """
+    for when in reversed(find(text, said)):
+        if when.relative and when.precision != "about" and not (when.start == when.end == said):
+            text = f"{text[: when.span[1]]} {{{when.text}}}{text[when.span[1] :]}"
+    return text
 
 
 def _resolve(kind: str, values: dict[str, str], said: date, span: tuple[int, int]) -> When | None:

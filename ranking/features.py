@@ -177,7 +177,7 @@ def _lexical(index: Index, turns: _Turns, query: list[str]) -> dict[str, np.ndar
 
 
 def _dates(index: Index, turns: _Turns, question: Question) -> tuple[np.ndarray, np.ndarray]:
-    """How near each turn's session is to a date in the question, 0 to 2; and whether the turn itself means that date."""
+    """How near each turn's session is to a date in the question, 0 to 2; and whether the turn means that date."""
     by_session = np.zeros(len(turns.days), np.float32)
     meant = np.zeros(turns.n, np.float32)
     starts, ends = np.array(index.when_start, np.int64), np.array(index.when_end, np.int64)

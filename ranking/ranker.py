@@ -79,10 +79,10 @@ def _rounded(values: Floats) -> Any:
 def load(path: Path) -> Ranker:
     """Raises ValueError with one sentence where the file holds no ranking weights."""
     try:
-        table = json.loads(path.read_text())
+        table: dict[str, Any] = json.loads(path.read_text())
         arrays = {name: np.array(table.pop(name), np.float32) for name in ("mean", "scale", "hidden", "bias", "output")}
         table = {name: tuple(value) if isinstance(value, list) else value for name, value in table.items()}
-        return Ranker(**table, **arrays)
+        return Ranker(**{**table, **arrays})
     except (OSError, TypeError, KeyError, ValueError) as error:
         raise ValueError(
             f"{path} holds no ranking weights ({error}); make them with python optimize.py --target retrieval."
@@ -127,7 +127,7 @@ def fit(
         scale=scale,
         hidden=np.concatenate([w["hidden"] for w in fitted], axis=1),
         bias=np.concatenate([w["bias"] for w in fitted]),
-        output=np.concatenate([w["output"] for w in fitted]) / networks,
+        output=np.concatenate([w["output"] for w in fitted]) / np.float32(networks),
     )
 
 

@@ -34,6 +34,6 @@ def terms(text: str) -> list[str]:
 
 
 def grams(text: str) -> list[str]:
-    """Runs of four letters of each content word, its ends marked: `_<phot`, `_phot`, …; what stems miss, these share."""
+    """Runs of four letters of each content word, its ends marked: `_<pho`, `_phot`, …; what stems miss."""
     words = (f"<{word}>" for word in re.findall(r"[^\W_]+", text.lower()) if word not in STOP_WORDS)
     return [f"_{word[i : i + 4]}" for word in words for i in range(max(1, len(word) - 3))]

@@ -95,9 +95,10 @@ def test_the_prompt_is_what_the_adapter_says() -> None:
     assert messages[1]["content"] == "Memory:\n# Mon 8 May 2023\nAnn: Hi\n\nQuestion: Who?\n\nAnswer:"
 
 
-def test_two_outputs_need_another_adapter() -> None:
-    with pytest.raises(ValueError, match=r"one text output.*use dspy.ChatAdapter"):
-        PlainAdapter().format(dspy.Signature("question -> lines, answer"), [], {"question": "Who?"})
+@pytest.mark.parametrize("outputs", ["answer: str, score: float", "answer: str, lines: list[int]"])
+def test_other_outputs_need_another_adapter(outputs: str) -> None:
+    with pytest.raises(ValueError, match=r"the last one text.*use dspy.ChatAdapter"):
+        PlainAdapter().format(dspy.Signature(f"question -> {outputs}"), [], {"question": "Who?"})
 
 
 def test_calls_and_tokens_are_metered_with_and_without_a_report(server: Server) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,11 @@ from locomo.controls import CONTROLS, Oracle
 from memory_system import BudgetExceeded, BudgetTooSmall, Memory, MemorySystem, Recall, TokenCounter, Turn, Utf8Bytes
 from tests.conftest import HashEncoder, writing
 
-SYSTEMS = {**{name: memories.load(name) for name in memories.SYSTEMS}, **CONTROLS}
+SYSTEMS = {
+    **{name: memories.load(name) for name in memories.SYSTEMS},
+    **CONTROLS,
+    "adaptive in rounds": partial(MemorySystem, rounds=2),
+}
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=120)
 words = st.sampled_from(

@@ -14,10 +14,12 @@ import pytest
 from tests.conftest import ROOT
 
 LAYERS = {
-    "memory_system": set(),
+    "reading": set(),
+    "ranking": set(),
+    "memory_system": {"ranking", "reading"},
     "language_models": {"memory_system"},
-    "memories": {"memory_system", "language_models"},
-    "locomo": {"memory_system", "language_models"},
+    "memories": {"memory_system", "language_models", "ranking"},
+    "locomo": {"memory_system", "language_models", "ranking", "reading"},
 }
 
 
@@ -42,7 +44,7 @@ def test_dependencies_point_one_way(layer: str) -> None:
 def test_packages_stay_light() -> None:
     assert not (ROOT / "arbor" / "__init__.py").exists(), "it would shadow the installed package of that name"
     assert not (ROOT / "data" / "__init__.py").exists()
-    for package in ("locomo", "language_models"):
+    for package in ("locomo", "language_models", "reading"):
         assert not (ROOT / package / "__init__.py").read_text().strip()
 
 

@@ -1,0 +1,80 @@
+"""The prompts of reading: one round, or several with a way to ask for more, and the worked examples of each.
+
+`lines` comes first: citing before answering makes a reader look before it speaks, and is checked without a judge.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import dspy
+
+ABSTENTION = "No information available"
+
+
+class Read(dspy.Signature):
+    """Answer the question from the numbered lines of a conversation's memory: the lines that hold the answer, the \
+status, and the answer in as few words as possible, using their exact words. Write dates like 7 May 2023. If the \
+memory does not hold the answer, the status is absent and the answer: No information available"""
+
+    memory: str = dspy.InputField()
+    question: str = dspy.InputField()
+    lines: list[int] = dspy.OutputField()
+    status: Literal["answered", "absent"] = dspy.OutputField()
+    answer: str = dspy.OutputField()
+
+
+class ReadOn(dspy.Signature):
+    """Answer the question from the numbered lines of a conversation's memory: the lines that hold the answer, the \
+status, and the answer in as few words as possible, using their exact words. Write dates like 7 May 2023. If the \
+memory does not hold the answer, the status is absent and the answer: No information available. Where the \
+status more is offered, it shows more of the memory: look up the words of what is missing"""
+
+    memory: str = dspy.InputField()
+    question: str = dspy.InputField()
+    # An input, after the memory: what is offered changes with the round, and the prompt before it must not.
+    offered: str = dspy.InputField()
+    lines: list[int] = dspy.OutputField()
+    status: Literal["answered", "more", "absent"] = dspy.OutputField()
+    lookup: str = dspy.OutputField()
+    answer: str = dspy.OutputField()
+
+
+LAST, NOT_LAST = "answered, absent", "answered, more, absent"
+"""What `ReadOn.offered` says in the last round, and in one that another may follow."""
+
+_PUPPY = dspy.Example(
+    memory="# Sat 6 March 2021\n1 Priya: We finally adopted a puppy yesterday, a beagle called Biscuit!\n"
+    "2 Tom: Congratulations!",
+    question="When did Priya adopt a puppy?",
+    lines=[1],
+    status="answered",
+    answer="5 March 2021",
+)
+_BREAD = dspy.Example(
+    memory="# Mon 14 June 2021\n1 Priya: How are the tomatoes?\n"
+    "2 Tom: My brother's are ripe. I bake sourdough most weekends.\n3 Priya: Save me a slice!",
+    question="What does Tom bake?",
+    lines=[2],
+    status="answered",
+    answer="Sourdough",
+)
+_MISSING = dspy.Example(
+    memory="# Fri 9 July 2021\n1 Tom: The jury liked my loaf, you know!",
+    question="Which prize did Tom win?",
+    offered=NOT_LAST,
+    lines=[],
+    status="more",
+    lookup="prize award competition",
+    answer=ABSTENTION,
+)
+
+READ_EXAMPLES = {
+    Read: [_PUPPY, _BREAD],
+    ReadOn: [
+        dspy.Example(_PUPPY, offered=LAST, lookup=""),
+        _MISSING,
+        dspy.Example(_BREAD, offered=NOT_LAST, lookup=""),
+    ],
+}
+"""Written for this project. What they cite is never the last line, or small models cite the last line of everything."""
