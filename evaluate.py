@@ -53,6 +53,9 @@ def parser() -> argparse.ArgumentParser:
     who.add_argument(
         "--abstention", metavar="FILE", help="when adaptive abstains, as python -m locomo.abstention wrote"
     )
+    who.add_argument(
+        "--folds", action="store_true", help="each conversation with weights fitted on all others, shown one by one"
+    )
     who.add_argument("--recall-only", action="store_true", help="no model: measure what is recalled")
     models = p.add_argument_group("who answers and who judges")
     models.add_argument("--model", metavar="NAME", help="a DSPy model string, or embedded:tiny|small|base|FILE.gguf")

@@ -13,18 +13,21 @@ A new memory system is a subclass with one method, `recall`, and a line in `memo
 
 from __future__ import annotations
 
-import math
-import re
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import cache, cached_property, lru_cache
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast
+from functools import cached_property
+from typing import ClassVar, Generic, Protocol, TypeVar, cast
 
 import dspy
 import numpy as np
 
+from ranking import dates
+from ranking.features import features
+from ranking.index import Index
+from ranking.ranker import SHIPPED, Ranker
+from ranking.ranker import load as load_ranker
 from reading.abstention import Rule, Signals, gap, named_speaker, names
 from reading.rounds import read
 from reading.signatures import ABSTENTION, READ_EXAMPLES, Read, ReadOn
@@ -61,11 +64,13 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """What a reader is shown for one question. `tokens` counts `text` exactly, in the memory's own counter."""
+    """What a reader is shown for one question. `tokens` counts `text` exactly, in the memory's own counter; `turn_ids`
+    are in time order, `ranked` the same by rank, where the system ranks turns."""
 
     text: str = ""
     tokens: int = 0
     turn_ids: tuple[str, ...] = ()
+    ranked: tuple[str, ...] = ()
 
 
 class TokenCounter(Protocol):
@@ -96,9 +101,10 @@ class BudgetTooSmall(ValueError):
 
 @dataclass
 class State:
-    """What is remembered of one conversation: its turns in time order, and what each costs to show."""
+    """What is remembered of one conversation: its turns in time order, how each is shown, and what that costs."""
 
     turns: list[Turn] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
     line_tokens: list[int] = field(default_factory=list)
     header_tokens: dict[int, int] = field(default_factory=dict)
 
@@ -162,15 +168,26 @@ class Memory(dspy.Module, Generic[S]):
         self.read = dspy.Predict(Answer)
         self.read.demos = list(EXAMPLES)
 
+    @property
+    def fitted_on(self) -> tuple[str, ...]:
+        """Conversations whose labels its weights were fitted to: what it recalls of those proves nothing."""
+        return ()
+
     def new(self) -> S:
         """An empty state."""
         return cast(S, self.state_type())
 
+    def line(self, turn: Turn) -> str:
+        """How a turn is shown: one line, ending in a newline."""
+        return turn.line
+
     def observe(self, state: S, turns: Sequence[Turn]) -> None:
         """Append turns, in time order. Observing in one call or in many gives the same state."""
         for turn in turns:
+            line = self.line(turn)
             state.turns.append(turn)
-            state.line_tokens.append(self.count(turn.line))
+            state.lines.append(line)
+            state.line_tokens.append(self.count(line))
             if turn.session not in state.header_tokens:
                 state.header_tokens[turn.session] = self.count(turn.header)
 
@@ -243,7 +260,7 @@ def pack(
     while chosen:
         recall = show(state, chosen, count, first_number=first_number)
         if recall.tokens <= budget_tokens:
-            return recall
+            return replace(recall, ranked=tuple(state.turns[position].id for position in chosen))
         chosen.pop()
     return Recall()
 
@@ -258,7 +275,8 @@ def show(state: State, positions: Iterable[int], count: TokenCounter, *, first_n
         if turn.session != session:
             session = turn.session
             lines.append(turn.header)
-        lines.append(turn.line if first_number is None else f"{first_number + len(ids)} {turn.line}")
+        line = state.lines[position]
+        lines.append(line if first_number is None else f"{first_number + len(ids)} {line}")
         ids.append(turn.id)
     text = "".join(lines)
     return Recall(text=text, tokens=count(text), turn_ids=tuple(ids))
@@ -266,49 +284,21 @@ def show(state: State, positions: Iterable[int], count: TokenCounter, *, first_n
 
 # ---------------------------------------------------------------- the adaptive memory
 
-K1, B = 0.9, 0.3  # BM25, as commonly set for short texts
-NEIGHBOURS = ((1, 0.45), (2, 0.2))  # what a turn inherits from the turns at this distance, in its own session
-
-STOP_WORDS = frozenset(
-    """a about after again all also am an and any are as at be because been before being but by can could did do does
-    doing down during each for from further had has have having he her here hers him his how i if in into is it its
-    just me more most my no nor not now of off on once only or other our out over own same she should so some such
-    than that the their them then there these they this those through to too under until up very was we were what
-    when where which while who whom whose why will with would you your d ll m re s t ve""".split()
-)
-
-
-@cache
-def _stemmer() -> Any:
-    from nltk.stem.porter import PorterStemmer
-
-    return PorterStemmer()
-
-
-@lru_cache(maxsize=200_000)
-def stem(word: str) -> str:
-    """The Porter stem, as NLTK's PorterStemmer makes it: the one that the official scorer uses."""
-    return str(_stemmer().stem(word))
-
-
-def terms(text: str) -> list[str]:
-    """Index terms: lowercased words and numbers, stop words dropped, Porter-stemmed."""
-    return [stem(word) for word in re.findall(r"[^\W_]+", text.lower()) if word not in STOP_WORDS]
-
 
 @dataclass
 class IndexedState(State):
-    """A State with an inverted index, kept up to date as turns arrive."""
+    """A State beside what is known of each turn for ranking."""
 
-    postings: dict[str, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
-    lengths: list[int] = field(default_factory=list)
+    index: Index = field(default_factory=Index)
 
 
 class MemorySystem(Memory[IndexedState]):
-    """The token-aware adaptive memory: every turn is kept as it was said, ranked by BM25 with its neighbours,
-    and packed exactly into the budget. Writing calls no model.
+    """The token-aware adaptive memory: every turn is kept as it was said, the dates that it means written behind its
+    words; turns are ranked by learned weights over many signals, and packed exactly into the budget. Writing calls no
+    model.
 
     Args:
+        ranker: how turns are ranked; None for the weights that come with the project.
         rounds: how often the reader may be asked, with lines to cite and a status (`reading.signatures.Read`), and
             with more memory each time that it asks for more; 0 asks once for the bare answer, as every system does.
         question_budget: a hard bound on all tokens of all rounds of a question; None leaves it to the rounds.
@@ -322,11 +312,13 @@ class MemorySystem(Memory[IndexedState]):
         self,
         *,
         count: TokenCounter | None = None,
+        ranker: Ranker | None = None,
         rounds: int = 0,
         question_budget: int | None = None,
         abstention: Rule | None = None,
     ) -> None:
         super().__init__(count=count)
+        self.ranker = ranker
         self.abstention = abstention
         self.rounds = rounds
         self.question_budget = question_budget
@@ -335,17 +327,33 @@ class MemorySystem(Memory[IndexedState]):
             self.read = dspy.Predict(signature)
             self.read.demos = list(READ_EXAMPLES[signature])
 
+    @property
+    def fitted_on(self) -> tuple[str, ...]:
+        return self._ranker().fitted_on
+
+    def with_ranker(self, ranker: Ranker) -> MemorySystem:
+        """The same memory with other weights; a state of one serves the other."""
+        other = copy(self)
+        other.ranker = ranker
+        return other
+
+    def _ranker(self) -> Ranker:
+        return self.ranker or load_ranker(SHIPPED)
+
+    def line(self, turn: Turn) -> str:
+        dated = replace(turn, text=dates.marked(turn.text, turn.said_at.date()))
+        return dated.line
+
     def observe(self, state: IndexedState, turns: Sequence[Turn]) -> None:
-        for position, turn in enumerate(turns, start=len(state.turns)):
-            counts = Counter(terms(turn.line))
-            for term, n in counts.items():
-                state.postings[term].append((position, n))
-            state.lengths.append(counts.total())
+        state.index.add(turns)
         super().observe(state, turns)
 
     def scores(self, state: IndexedState, question: str, lookups: Sequence[str] = ()) -> np.ndarray:
         """How well each turn fits, shape (turns,), higher is better: the best over the question and the lookups."""
-        return np.max([with_neighbours(state, bm25(state, terms(asked))) for asked in (question, *lookups)], axis=0)
+        if not state.turns:
+            return np.zeros(0, np.float32)
+        weights = self._ranker()
+        return np.max([weights.scores(features(state.index, asked)) for asked in (question, *lookups)], axis=0)
 
     def recall(self, state: IndexedState, question: str, budget_tokens: int) -> Recall:
         return pack(state, self.ranked(state, question), budget_tokens, self.count)
@@ -357,9 +365,11 @@ class MemorySystem(Memory[IndexedState]):
         return np.lexsort((-np.arange(len(scores)), -scores)).tolist()
 
     def speaker_gap(self, state: IndexedState, question: str) -> float | None:
-        speakers = [turn.speaker for turn in state.turns]
-        named = named_speaker(question, speakers)
-        return None if named is None else gap(self.scores(state, question), [speaker == named for speaker in speakers])
+        named = named_speaker(question, state.index.speakers)
+        if named is None:
+            return None
+        number = state.index.speakers.index(named)
+        return gap(self.scores(state, question), np.array(state.index.speaker) == number)
 
     def forward(
         self, state: IndexedState, question: str, budget_tokens: int = DEFAULT_BUDGET_TOKENS, choices: str = ""
@@ -404,32 +414,6 @@ class MemorySystem(Memory[IndexedState]):
         )
 
     def _attributed(self, state: IndexedState, question: str, cited: Sequence[str]) -> bool | None:
-        named = named_speaker(question, (turn.speaker for turn in state.turns))
+        named = named_speaker(question, state.index.speakers)
         turns = [turn for turn in state.turns if turn.id in cited]
         return any(names(turn.line, named) for turn in turns) if named and turns else None
-
-
-def bm25(state: IndexedState, query: Sequence[str]) -> np.ndarray:
-    """Okapi BM25 of every turn, shape (turns,), with the idf that is never negative."""
-    n = len(state.turns)
-    scores = np.zeros(n)
-    mean_length = sum(state.lengths) / n if n else 1.0
-    for term in sorted(set(query)):
-        postings = state.postings.get(term, ())
-        idf = math.log(1 + (n - len(postings) + 0.5) / (len(postings) + 0.5))
-        for position, tf in postings:
-            norm = K1 * (1 - B + B * state.lengths[position] / mean_length)
-            scores[position] += idf * tf * (K1 + 1) / (tf + norm)
-    return scores
-
-
-def with_neighbours(state: State, scores: np.ndarray) -> np.ndarray:
-    """Add to each turn a share of its neighbours' scores: an answer often stands next to the words it shares
-    with the question."""
-    sessions = np.array([turn.session for turn in state.turns])
-    total = scores.copy()
-    for distance, share in NEIGHBOURS:
-        same = sessions[distance:] == sessions[:-distance]
-        total[distance:] += share * scores[:-distance] * same
-        total[:-distance] += share * scores[distance:] * same
-    return total

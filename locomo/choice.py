@@ -20,7 +20,7 @@ from locomo.dataset import CATEGORIES, STAND_INS, DataError, aside, load
 from locomo.evaluate import Task, conversation_tokens, plan, prompt_overhead, window_budget
 from locomo.llm_judge import Judge
 from locomo.metrics import options
-from locomo.provenance import digest, source
+from locomo.provenance import digest, recalling_code
 from locomo.run_folder import Key
 from locomo.split_data import SPLITS, part, sample
 from memory_system import DEFAULT_BUDGET_TOKENS, Memory, State, TokenCounter, Utf8Bytes, show
@@ -52,6 +52,7 @@ class Choice:
         self.conversations = [c for c in self.data.conversations if any(q.conversation == c.id for q in self.questions)]
         self._choose_models()
         self._choose_memories(load_memory)
+        self._choose_folds()
         self.tasks = self._plan()
 
     # ------------------------------------------------------------ choosing
@@ -156,6 +157,23 @@ class Choice:
             except EncoderUnavailable as error:
                 raise Refused(f"{system} needs an encoder: {error}") from error
         return self.encoder
+
+    def _choose_folds(self) -> None:
+        """No conversation is asked with weights that have seen its labels."""
+        self.folds: dict[tuple[str, str], Memory[Any]] = {}
+        asked = [conversation.id for conversation in self.conversations]
+        for name, memory in self.memories.items():
+            seen = sorted(set(memory.fitted_on) & set(asked))
+            if not memory.fitted_on or not (seen or self.config["folds"]):
+                continue
+            if self.data.stand_in:
+                raise Refused("--folds refits the ranking on LOCOMO's other conversations; leave it out here.")
+            from locomo.retrieval import folds
+
+            for held_out, ranker in folds(self.data, asked).items():
+                self.folds[name, held_out] = memory.with_ranker(ranker)
+            why = f"the shipped ranking has seen the labels of {', '.join(seen)}; " if seen else ""
+            self.notices.append(f"{name}: {why}each conversation is asked with weights fitted on the others.")
 
     def _rule(self) -> Rule | None:
         if not self.config["abstention"]:
@@ -266,7 +284,9 @@ class Choice:
                 turn.id: turn for c in self.conversations if c.id == task.question.conversation for turn in c.turns
             }
             evidence = [turns[id] for id in task.question.evidence]
-            whole = show(State(turns=evidence), range(len(evidence)), self.count).tokens
+            whole = show(
+                State(turns=evidence, lines=[turn.line for turn in evidence]), range(len(evidence)), self.count
+            ).tokens
         return min(task.budget_tokens, whole)
 
     def identity(self) -> dict[str, str]:
@@ -275,7 +295,7 @@ class Choice:
             "configuration": digest(self.config),
             "data": self.data.sha256,
             "questions": digest([question.id for question in self.questions]),
-            "systems": digest({name: source(type(memory)) for name, memory in self.memories.items()}),
+            "systems": recalling_code(),
             "tasks": digest([task.key for task in self.tasks]),
             "token counter": self.count.name,
         }

@@ -82,6 +82,9 @@ def plan(
 UNBOUNDED = 10_000_000
 """The budget of a system that shows everything where nobody reads."""
 
+RANKED = 50
+"""Of the ranking so many turns are recorded: more than any published measure looks at."""
+
 GIVE_UP_AFTER = 8
 """So many calls that all fail at the start end the run: a wrong address or model would cost hours of waiting."""
 
@@ -93,6 +96,7 @@ def run(
     folder: RunFolder,
     *,
     reader: Model | None,
+    folds: Mapping[tuple[str, str], Memory[Any]] | None = None,
     judge: Judge | None = None,
     num_threads: int = 4,
     stop: threading.Event | None = None,
@@ -100,7 +104,8 @@ def run(
 ) -> str:
     """Do every task that the folder does not hold an answer to, and append a record for each.
 
-    With no reader only the recall is recorded. Setting `stop` lets the calls in flight end and starts no other.
+    `folds` holds, by system and conversation, the memory to ask there instead of the one in `memories`. With no reader
+    only the recall is recorded. Setting `stop` lets the calls in flight end and starts no other.
     Returns the empty string, or why no call could succeed (a rejected key, an unknown model): then it stops early.
     """
     stop = stop or threading.Event()
@@ -110,13 +115,18 @@ def run(
     found = latest(records)
     todo = [task for task in tasks if task.key not in found or not is_answered(found[task.key])]
     fatal: list[str] = []
+
+    def memory_of(system: str, conversation: str) -> Memory[Any]:
+        return (folds or {}).get((system, conversation), memories[system])
+
     outcomes: list[bool] = []  # of the first few attempts: whether anything answered
 
     def attempt(task: Task, state: State | None, failed: str) -> None:
         if stop.is_set():
             return
         number = tried[task.key] + 1
-        record, end = _attempt(task, memories[task.system], state, failed, number, reader=reader, judge=judge)
+        memory = memory_of(task.system, task.question.conversation)
+        record, end = _attempt(task, memory, state, failed, number, reader=reader, judge=judge)
         folder.append(record)
         progress(record)
         if len(outcomes) < GIVE_UP_AFTER:
@@ -146,7 +156,7 @@ def run(
         for (conversation, system), group in groupby(todo, key=lambda task: (task.question.conversation, task.system)):
             if stop.is_set():
                 break
-            state, failed = _ingest(system, memories[system], by_id[conversation], folder, reader)
+            state, failed = _ingest(system, memory_of(system, conversation), by_id[conversation], folder, reader)
             pending.extend(pool.submit(attempt, task, state, failed) for task in group)
             # Stay a little ahead of the pool, so that memory holds the conversations in flight and no more.
             _until(pending, left=4 * num_threads, stop=stop)
@@ -227,7 +237,12 @@ def _attempt(
         "form": task.form,
         "attempt": number,
         "answer": without_keys(answer) if answer else answer,
-        "recall": {"turn_ids": recall.turn_ids, "tokens": recall.tokens, "counter": memory.count.name},
+        "recall": {
+            "turn_ids": recall.turn_ids,
+            "ranked": recall.ranked[:RANKED],
+            "tokens": recall.tokens,
+            "counter": memory.count.name,
+        },
         **reading,
         "verdicts": verdicts,
         **asdict(usage),
@@ -302,5 +317,5 @@ def prompt_overhead(reader: Model, question: str, memory: Memory[Any]) -> int:
 
 def conversation_tokens(conversation: Conversation, reader: Model) -> int:
     """What the whole conversation costs to show to this reader."""
-    state = State(turns=list(conversation.turns))
+    state = State(turns=list(conversation.turns), lines=[turn.line for turn in conversation.turns])
     return show(state, range(len(state.turns)), reader.count).tokens

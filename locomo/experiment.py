@@ -113,6 +113,7 @@ class Experiment(Choice):
                     self.conversations,
                     folder,
                     reader=self.reader,
+                    folds=self.folds,
                     judge=self.judge,
                     num_threads=self._num_threads(),
                     stop=stop,
@@ -160,7 +161,7 @@ class Experiment(Choice):
             "systems": report.results(records, self.questions, keys),
         }
         told = self._rounds(records, keys, results["systems"])
-        table = report.table(results["systems"], no_judge=self.no_judge)
+        table = report.table(results["systems"], no_judge=self.no_judge, folds=self.config["folds"])
         folder.write_json("results.json", results)
         folder.write_text("table.txt", "".join(f"{self.mark}{line}\n" for line in table.splitlines()))
         self.say()

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 
 from locomo.dataset import Question
-from memory_system import stem
+from ranking.text import stem
 
 ABSTENTION = "No information available"
 NOT_MENTIONED = "Not mentioned in the conversation"

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import platform
 import subprocess
-import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,9 +29,12 @@ def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def source(kind: type) -> str:
-    """A hash of the module that defines a class: a memory whose code changed is another memory."""
-    return digest(inspect.getsource(sys.modules[kind.__module__]))
+def recalling_code() -> str:
+    """A hash of all that shapes what is recalled and read: a memory whose code or weights changed is another memory."""
+    root = Path(__file__).parent.parent
+    folders = ("memories", "ranking", "reading")
+    files = [root / "memory_system.py"] + [path for folder in folders for path in (root / folder).glob("*.*")]
+    return digest({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)})
 
 
 def _version(package: str) -> str | None:

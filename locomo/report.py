@@ -37,6 +37,11 @@ def results(records: Iterable[Record], questions: Iterable[Question], planned: I
             if (of_category := [pair for pair in pairs if pair[0].category == category])
         }
         entry["categories_1_5"] = _figures(pairs)
+        entry["by_conversation"] = {
+            conversation: {name: found[name] for name in ("evidence_recall", "all_evidence", "n")}
+            for conversation in dict.fromkeys(question.conversation for question, _ in pairs)
+            for found in [_figures([p for p in pairs if p[0].conversation == conversation and p[0].category < 5])]
+        }
         entry["abstention"] = abstention.figures([(q, r) for q, r in pairs if r is not None])
         systems.setdefault(system, {"budgets": {}})["budgets"][str(budget)] = entry
     return systems
@@ -56,6 +61,7 @@ def _figures(pairs: Sequence[tuple[Question, Record | None]]) -> Results:
         "ungraded": len(asked - graded),
         **_mean("evidence_recall", recalls),
         **_mean("all_evidence", [(question, float(value == 1.0)) for question, value in recalls]),
+        **_ranking(done),
         "mean_tokens": _average(record["recall"]["tokens"] for _, record in done),
         "max_tokens": max((record["recall"]["tokens"] for _, record in done), default=0),
     }
@@ -81,6 +87,24 @@ def _figures(pairs: Sequence[tuple[Question, Record | None]]) -> Results:
         figures["judge_correct"] = int(figures.pop("judge_sum"))
         figures["judge_tokens"] = sum(v["prompt_tokens"] + v["completion_tokens"] for v in verdicts)
     return figures
+
+
+def _ranking(done: Sequence[tuple[Question, Record]]) -> Results:
+    """What papers on retrieval report, of systems that rank turns: turn recall@10, the mean reciprocal rank of the
+    first evidence turn, and how often the five best sessions hold any evidence. Fractions."""
+    ranked = [(q, r["recall"]["ranked"]) for q, r in done if r["recall"].get("ranked") and q.evidence]
+    if not ranked:
+        return {}
+    firsts = [next((1 / n for n, id in enumerate(ids, start=1) if id in q.evidence), 0.0) for q, ids in ranked]
+    sessions = [list(dict.fromkeys(id.split(":")[0] for id in ids))[:5] for _, ids in ranked]
+    return {
+        "recall_at_10": _average(evidence_recall(q.evidence, ids[:10]) or 0.0 for q, ids in ranked),
+        "mrr": _average(firsts),
+        "session_at_5": _average(
+            float(any(id.split(":")[0] in best for id in q.evidence))
+            for (q, _), best in zip(ranked, sessions, strict=True)
+        ),
+    }
 
 
 def _recall(question: Question, record: Record) -> float | None:
@@ -139,8 +163,9 @@ def failures(records: Iterable[Record], planned: Iterable[Key], *, most: int = 3
     return [f"{n} x {reason}" for reason, n in ranked[:most]]
 
 
-def table(systems: Mapping[str, Results], *, no_judge: str = "") -> str:
-    """The table for people: categories 1-4, then 1-5, then by category. `no_judge` says why there is no J."""
+def table(systems: Mapping[str, Results], *, no_judge: str = "", folds: bool = False) -> str:
+    """The table for people: categories 1-4, then 1-5, then by category. `no_judge` says why there is no J; `folds`
+    shows every conversation by itself."""
     rows = [(name, budget, entry) for name, system in systems.items() for budget, entry in system["budgets"].items()]
     read = any("f1" in entry["categories_1_5"] for *_, entry in rows)
     judged = any("judge" in entry for *_, entry in rows)
@@ -150,6 +175,9 @@ def table(systems: Mapping[str, Results], *, no_judge: str = "") -> str:
         parts.append(
             _section("Categories 1-5 (category 5 is right when it abstains)", everything, read=True, judged=False)
         )
+    parts += _as_ranked(rows)
+    if folds:
+        parts.append(_by_conversation(rows))
     parts.append(_by_category(rows, "f1" if read else "evidence_recall", "F1" if read else "Evidence recall"))
     if judged:
         parts.append(_by_category(rows, "judge", "J"))
@@ -196,6 +224,26 @@ def _by_category(rows: Sequence[tuple[str, str, Results]], metric: str, title: s
         for name, budget, entry in rows
     ]
     return _grid(f"{title} by category", headers, body)
+
+
+def _as_ranked(rows: Sequence[tuple[str, str, Results]]) -> list[str]:
+    body = [
+        [name, _budget(budget), *(f"{100 * entry[measure]:.1f}" for measure in ("recall_at_10", "mrr", "session_at_5"))]
+        for name, budget, entry in rows
+        if entry.get("mrr") is not None
+    ]
+    title = "The ranking, categories 1-4, as papers on retrieval report it (of what the budget shows)"
+    headers = ["system", "budget", "turn recall@10", "MRR", "any evidence session in the top 5"]
+    return [_grid(title, headers, body)] if body else []
+
+
+def _by_conversation(rows: Sequence[tuple[str, str, Results]]) -> str:
+    present = list(dict.fromkeys(conversation for *_, entry in rows for conversation in entry["by_conversation"]))
+    body = []
+    for name, budget, entry in rows:
+        rates = [entry["by_conversation"][conversation]["evidence_recall"] for conversation in present]
+        body.append([name, _budget(budget)] + ["-" if rate is None else f"{100 * rate:.1f}" for rate in rates])
+    return _grid("Evidence recall by conversation, categories 1-4", ["system", "budget", *present], body)
 
 
 def _abstention(rows: Sequence[tuple[str, str, Results]], *, read: bool) -> list[str]:

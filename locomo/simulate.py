@@ -102,7 +102,7 @@ LOCOMO_SHAPE = {
 def shape(conversations: Sequence[Conversation]) -> dict[str, float]:
     """Statistics of conversations, to set beside others'. Tokens are o200k_base."""
     from language_models.tokens import counter_for
-    from memory_system import terms
+    from ranking.text import terms
 
     count = counter_for()
     sessions = [session for c in conversations for session in c.sessions]

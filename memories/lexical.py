@@ -2,11 +2,11 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, cast
 
 import numpy as np
 
-from memory_system import IndexedState, bm25, terms
+from ranking.bm25 import idf, saturated
+from ranking.text import terms
 
 
 def counted(text: str) -> Counter[str]:
@@ -16,11 +16,13 @@ def counted(text: str) -> Counter[str]:
 
 def scores(documents: Sequence[Counter[str]], question: str) -> np.ndarray:
     """BM25 of every document, shape (documents,), zero where none of the question's terms stands in it."""
-    query = sorted(set(terms(question)))
-    postings = {term: [(i, counts[term]) for i, counts in enumerate(documents) if term in counts] for term in query}
-    lengths = [counts.total() for counts in documents]
-    # `bm25` asks of the turns only how many there are.
-    return bm25(IndexedState(turns=cast(list[Any], documents), postings=postings, lengths=lengths), query)
+    total = np.zeros(len(documents))
+    lengths = np.array([counts.total() for counts in documents], float)
+    for term in sorted(set(terms(question))):
+        counts = np.array([document[term] for document in documents], float)
+        if holding := int(np.count_nonzero(counts)):
+            total += idf(len(documents), holding) * saturated(counts, lengths, float(lengths.mean()))
+    return total
 
 
 def best_first(scores: np.ndarray) -> list[int]:

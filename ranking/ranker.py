@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from ranking.features import Features, Floats
 
+SHIPPED = Path(__file__).parent / "weights.json"
 CLIP = 6.0  # in standard deviations: what lies further out than the training conversations ever did
 
 
@@ -101,6 +102,7 @@ def fit(
     dropout: float = 0.2,
     networks: int = 2,
     seed: int = 0,
+    fitted_on: Sequence[str] = (),
 ) -> Ranker:
     """Weights from examples with at least one evidence row each.
 
@@ -109,6 +111,7 @@ def fit(
         rows: turns that compete for each question: its evidence, the likeliest by the first score, and random ones.
         rate: the highest learning rate of Adam, reached after a tenth of the steps and lowered to zero by cosine.
         dropout: share of hidden units left out in each step.
+        fitted_on: the conversations that the examples are from.
     """
     names = examples[0].features.names
     every = np.concatenate([example.features.matrix[::7] for example in examples])
@@ -122,12 +125,13 @@ def fit(
             for n in range(networks)
         ]
     return Ranker(
+        fitted_on=tuple(fitted_on),
         names=names,
         mean=mean,
         scale=scale,
         hidden=np.concatenate([w["hidden"] for w in fitted], axis=1),
         bias=np.concatenate([w["bias"] for w in fitted]),
-        output=np.concatenate([w["output"] for w in fitted]) / np.float32(networks),
+        output=(np.concatenate([w["output"] for w in fitted]) / networks).astype(np.float32),
     )
 
 

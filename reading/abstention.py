@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -78,10 +78,10 @@ def names(text: str, speaker: str) -> bool:
     return bool(first) and re.search(rf"\b{re.escape(first)}\b", text, re.IGNORECASE) is not None
 
 
-def gap(scores: np.ndarray, is_named: Sequence[bool]) -> float | None:
+def gap(scores: np.ndarray, is_named: np.ndarray) -> float | None:
     """Mean of the best scores of the other speaker's turns minus that of the named speaker's, in standard deviations
     of the question's scores, so that rankings of any scale compare; None where either said nothing."""
-    mine = np.array(is_named, dtype=bool)
+    mine = is_named.astype(bool)
     if not mine.any() or mine.all():
         return None
     others, own = (float(np.sort(scores[side])[-TOP:].mean()) for side in (~mine, mine))
