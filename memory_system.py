@@ -65,12 +65,15 @@ class Turn:
 @dataclass(frozen=True, slots=True)
 class Recall:
     """What a reader is shown for one question. `tokens` counts `text` exactly, in the memory's own counter; `turn_ids`
-    are in time order, `ranked` the same by rank, where the system ranks turns."""
+    are in time order, `ranked` the same by rank, where the system ranks turns. `speaker_gap` is how much better the
+    question fits what the other speaker said than what the person it names said (reading/abstention.py); None where it
+    names nobody or both, or where the system scores no turns."""
 
     text: str = ""
     tokens: int = 0
     turn_ids: tuple[str, ...] = ()
     ranked: tuple[str, ...] = ()
+    speaker_gap: float | None = None
 
 
 class TokenCounter(Protocol):
@@ -204,11 +207,6 @@ class Memory(dspy.Module, Generic[S]):
                 f"{type(self).__name__} shows {tokens} tokens, says {recall.tokens}, and may show {budget_tokens}"
             )
         return recall
-
-    def speaker_gap(self, state: S, question: str) -> float | None:
-        """How much better the question fits what the other speaker said than what the person it names said; None where
-        it names nobody or both, or where the system scores no turns."""
-        return None
 
     def forward(
         self, state: S, question: str, budget_tokens: int = DEFAULT_BUDGET_TOKENS, choices: str = ""
@@ -356,20 +354,9 @@ class MemorySystem(Memory[IndexedState]):
         return np.max([weights.scores(features(state.index, asked)) for asked in (question, *lookups)], axis=0)
 
     def recall(self, state: IndexedState, question: str, budget_tokens: int) -> Recall:
-        return pack(state, self.ranked(state, question), budget_tokens, self.count)
-
-    def ranked(self, state: IndexedState, question: str, lookups: Sequence[str] = ()) -> list[int]:
-        """All turn positions, the most wanted first."""
-        scores = self.scores(state, question, lookups)
-        # Equal scores: the later turn first, since what is newer is likelier to still hold.
-        return np.lexsort((-np.arange(len(scores)), -scores)).tolist()
-
-    def speaker_gap(self, state: IndexedState, question: str) -> float | None:
-        named = named_speaker(question, state.index.speakers)
-        if named is None:
-            return None
-        number = state.index.speakers.index(named)
-        return gap(self.scores(state, question), np.array(state.index.speaker) == number)
+        scores = self.scores(state, question)
+        recall = pack(state, best_first(scores), budget_tokens, self.count)
+        return replace(recall, speaker_gap=_speaker_gap(state.index, question, scores))
 
     def forward(
         self, state: IndexedState, question: str, budget_tokens: int = DEFAULT_BUDGET_TOKENS, choices: str = ""
@@ -386,7 +373,7 @@ class MemorySystem(Memory[IndexedState]):
             prediction = super().forward(state, question, budget_tokens, choices)
             absent = ABSTENTION.lower() in prediction.answer.lower()
         prediction.said = prediction.answer
-        prediction.signals = Signals(absent, attributed, self.speaker_gap(state, question))
+        prediction.signals = Signals(absent, attributed, prediction.recall.speaker_gap)
         rule = self.abstention
         prediction.abstention_score = rule.score(prediction.signals) if rule else None
         if rule.abstains(prediction.signals) if rule else self.rounds and absent:
@@ -396,7 +383,7 @@ class MemorySystem(Memory[IndexedState]):
     def _read_in_rounds(self, state: IndexedState, question: str, budget_tokens: int, choices: str) -> dspy.Prediction:
         def more(lookups: tuple[str, ...], shown: tuple[str, ...], budget_tokens: int) -> Recall:
             known = set(shown)
-            ranking = (p for p in self.ranked(state, question, lookups) if state.turns[p].id not in known)
+            ranking = (p for p in best_first(self.scores(state, question, lookups)) if state.turns[p].id not in known)
             return pack(state, ranking, budget_tokens, self.count, first_number=len(shown) + 1)
 
         reading = read(
@@ -408,7 +395,8 @@ class MemorySystem(Memory[IndexedState]):
             budget_tokens=budget_tokens,
             question_budget=self.question_budget,
         )
-        shown = Recall(reading.text, self.count(reading.text), reading.rounds[-1].turn_ids)
+        gap = _speaker_gap(state.index, question, self.scores(state, question))
+        shown = Recall(reading.text, self.count(reading.text), reading.rounds[-1].turn_ids, speaker_gap=gap)
         return dspy.Prediction(
             answer=reading.answer, recall=shown, status=reading.status, cited=reading.cited, rounds=reading.rounds
         )
@@ -417,3 +405,13 @@ class MemorySystem(Memory[IndexedState]):
         named = named_speaker(question, state.index.speakers)
         turns = [turn for turn in state.turns if turn.id in cited]
         return any(names(turn.line, named) for turn in turns) if named and turns else None
+
+
+def best_first(scores: np.ndarray) -> list[int]:
+    """Positions by falling score; of equal ones the later first, since what is newer is likelier to still hold."""
+    return np.lexsort((-np.arange(len(scores)), -scores)).tolist()
+
+
+def _speaker_gap(index: Index, question: str, scores: np.ndarray) -> float | None:
+    named = named_speaker(question, index.speakers)
+    return None if named is None else gap(scores, np.array(index.speaker) == index.speakers.index(named))

@@ -262,9 +262,9 @@ def _ask(
     question = task.question
     if isinstance(memory, Oracle):
         state = memory.reveal(state, question.evidence)
-    signals: dict[str, Any] = {"speaker_gap": memory.speaker_gap(state, question.text)}
     if reader is None:
-        return memory.checked_recall(state, question.text, task.budget_tokens), None, signals
+        recall = memory.checked_recall(state, question.text, task.budget_tokens)
+        return recall, None, {"speaker_gap": recall.speaker_gap}
     with dspy.context(lm=reader.lm, adapter=PlainAdapter(), disable_history=True):
         prediction = memory(
             state=state,
@@ -272,6 +272,7 @@ def _ask(
             budget_tokens=task.budget_tokens,
             choices=options(question, task.form),
         )
+    signals: dict[str, Any] = {"speaker_gap": prediction.recall.speaker_gap}
     if "said" in prediction:
         signals |= {
             "said": without_keys(prediction.said),

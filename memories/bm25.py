@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from memories.lexical import best_first, counted, scores
-from memory_system import Memory, Recall, State, Turn, pack
+from memories.lexical import counted, scores
+from memory_system import Memory, Recall, State, Turn, best_first, pack
 
 
 @dataclass

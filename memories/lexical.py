@@ -23,8 +23,3 @@ def scores(documents: Sequence[Counter[str]], question: str) -> np.ndarray:
         if holding := int(np.count_nonzero(counts)):
             total += idf(len(documents), holding) * saturated(counts, lengths, float(lengths.mean()))
     return total
-
-
-def best_first(scores: np.ndarray) -> list[int]:
-    """Positions by falling score; of equal ones the later first, since what is newer is likelier to still hold."""
-    return np.lexsort((-np.arange(len(scores)), -scores)).tolist()

@@ -10,8 +10,7 @@ import numpy as np
 
 from language_models import encoders
 from language_models.encoders import Encoder
-from memories.lexical import best_first
-from memory_system import Memory, Recall, State, TokenCounter, Turn, pack
+from memory_system import Memory, Recall, State, TokenCounter, Turn, best_first, pack
 
 
 @dataclass

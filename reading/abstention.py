@@ -78,10 +78,10 @@ def names(text: str, speaker: str) -> bool:
     return bool(first) and re.search(rf"\b{re.escape(first)}\b", text, re.IGNORECASE) is not None
 
 
-def gap(scores: np.ndarray, is_named: np.ndarray) -> float | None:
+def gap(scores: np.ndarray, is_named: np.ndarray | list[bool]) -> float | None:
     """Mean of the best scores of the other speaker's turns minus that of the named speaker's, in standard deviations
     of the question's scores, so that rankings of any scale compare; None where either said nothing."""
-    mine = is_named.astype(bool)
+    mine = np.asarray(is_named, dtype=bool)
     if not mine.any() or mine.all():
         return None
     others, own = (float(np.sort(scores[side])[-TOP:].mean()) for side in (~mine, mine))

@@ -269,7 +269,7 @@ def test_the_gap_is_above_zero_where_the_other_one_said_it() -> None:
     assert gap(np.ones(2), [False, False]) is None
     memory = MemorySystem()
     state = observed(memory, REED)
-    assert (memory.speaker_gap(state, "What did Oskar pay for the accordion?") or 0) > 0
-    assert (memory.speaker_gap(state, "What did Nadia pay for the accordion?") or 0) < 0
-    assert memory.speaker_gap(state, "What did the accordion cost?") is None
-    assert memory.speaker_gap(memory.new(), "What did Nadia pay?") is None
+    assert (memory.recall(state, "What did Oskar pay for the accordion?", 500).speaker_gap or 0) > 0
+    assert (memory.recall(state, "What did Nadia pay for the accordion?", 500).speaker_gap or 0) < 0
+    assert memory.recall(state, "What did the accordion cost?", 500).speaker_gap is None
+    assert memory.recall(memory.new(), "What did Nadia pay?", 500).speaker_gap is None
