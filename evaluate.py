@@ -18,6 +18,8 @@ from pathlib import Path
 
 # Model prices and windows come from the installed table, never from the network; and no usage report leaves.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+# Many small products: BLAS threads would only wait for each other, spinning. Set before NumPy is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 USAGE = 2

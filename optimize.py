@@ -15,6 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+# Many small products: BLAS threads would only wait for each other, spinning. Set before NumPy is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 USAGE = 2
 BUDGETS = (512, 1024, 2048, 4096)

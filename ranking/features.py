@@ -7,6 +7,7 @@ conversation fit another.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 
 from ranking import dates
 from ranking.bm25 import K1, idf, saturated
-from ranking.index import SHAPE, Index, Postings, pairs_of
+from ranking.index import SHAPE, Index, Postings
 from ranking.text import grams, stem, terms
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -87,7 +88,6 @@ class _Turns:
     def __init__(self, index: Index) -> None:
         self.n = len(index)
         self.lengths = np.array(index.lengths, np.float32)
-        self.pair_lengths = np.array(index.pair_lengths, np.float32)
         self.gram_lengths = np.array(index.gram_lengths, np.float32)
         self.session = np.array(index.session, np.int32)
         self.starts = np.array(index.session_starts, np.int64)
@@ -257,8 +257,8 @@ def features(index: Index, text: str, similarities: Mapping[str, np.ndarray] | N
     columns["window"] = window[pool]
     columns["wide window"] = _z(lexical["wide"])[pool]
     columns["echo"] = _z(_echo(index, first, question.content))[pool]
-    columns["content"] = _content(index, pool)
-    columns["pairs"] = _z(bm25(index, pairs_of(question.terms), turns.pair_lengths))[pool]
+    columns["content"] = _content(index)[pool]
+    columns["pairs"] = _z(_pairs(index, turns, question.terms))[pool]
     for name in ("covered", "window_covered", "matches", "rarest"):
         columns[name] = lexical[name][pool]
     columns["speaker"] = speaker[pool]
@@ -297,7 +297,9 @@ def _echo(index: Index, first: np.ndarray, query: list[str], *, top: int = 8, mo
     weights: dict[str, float] = {}
     best = np.argsort(-first, kind="stable")[:top] if n <= POOL else _top(first, top)
     for rank, position in enumerate(best.tolist()):
-        for term in index.words[position]:
+        start = index.ends[position - 1] if position else 0
+        for number in dict.fromkeys(index.sequence[start : index.ends[position]]):
+            term = index.vocabulary[number]
             weights[term] = weights.get(term, 0.0) + idf(n, len(index.postings[term].positions)) / (rank + 2)
     for term in query:
         weights.pop(term, None)
@@ -315,15 +317,32 @@ def _top(values: np.ndarray, n: int) -> np.ndarray:
     return best[np.argsort(-values[best], kind="stable")]
 
 
-def _content(index: Index, positions: np.ndarray) -> np.ndarray:
-    """How much a turn says at all: the idf of its distinct terms, summed, in tens."""
+def _content(index: Index) -> np.ndarray:
+    """How much each turn says at all: the idf of its terms, summed, in tens, shape (turns,)."""
     n = len(index)
-    known: dict[str, float] = {}
-    for position in positions.tolist():
-        for term in index.words[position]:
-            if term not in known:
-                known[term] = idf(n, len(index.postings[term].positions))
-    return np.array([sum(known[t] for t in index.words[p]) / 10 for p in positions.tolist()], np.float32)
+    holding = np.array([len(index.postings[term].positions) for term in index.vocabulary], np.float32)
+    weights = np.append(np.log(1 + (n - holding + 0.5) / (holding + 0.5)) / 10, 0.0).astype(np.float32)
+    sequence = np.array(index.sequence, np.int64)
+    sums = np.append(0.0, np.cumsum(weights[sequence], dtype=np.float64))
+    ends = np.array(index.ends, np.int64)
+    return (sums[ends] - sums[np.append(0, ends[:-1])]).astype(np.float32)
+
+
+def _pairs(index: Index, turns: _Turns, query: list[str]) -> np.ndarray:
+    """BM25 of every turn over pairs of neighbouring terms of the question, shape (turns,)."""
+    scores = np.zeros(turns.n, np.float32)
+    sequence, ends = np.array(index.sequence, np.int32), np.array(index.ends, np.int64)
+    mean = float(turns.lengths.mean()) or 1.0
+    for first, second in sorted(set(itertools.pairwise(query))):
+        if first not in index.numbers or second not in index.numbers:
+            continue
+        follows = np.flatnonzero((sequence[:-1] == index.numbers[first]) & (sequence[1:] == index.numbers[second]))
+        at = np.searchsorted(ends, follows, side="right")
+        at = at[ends[at] > follows + 1]  # not across two turns
+        held, counts = np.unique(at, return_counts=True)
+        lengths = turns.lengths[held]
+        scores[held] += idf(turns.n, len(held)) * saturated(counts.astype(np.float32), lengths, mean)
+    return scores
 
 
 def _log_rank(values: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ them into NumPy arrays, which costs microseconds.
 
 from __future__ import annotations
 
-import itertools
 import re
 from array import array
 from collections import Counter
@@ -56,27 +55,36 @@ class Turn(Protocol):
     def line(self) -> str: ...
 
 
-@dataclass
 class Postings:
-    """Where a term stands: turn positions (ascending) and how often in each."""
+    """Where a term stands: turn positions (ascending) and how often in each. There are very many of these."""
 
-    positions: array[int] = field(default_factory=lambda: array("i"))
-    counts: array[int] = field(default_factory=lambda: array("i"))
+    __slots__ = ("counts", "positions")
+
+    def __init__(self) -> None:
+        self.positions = array("i")
+        self.counts = array("i")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Postings) and self.positions == other.positions and self.counts == other.counts
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
 
 
 @dataclass
 class Index:
     """The turns of one conversation, taken apart for ranking. Rows are in time order; sessions are numbered from 0.
 
-    `words` holds each turn's distinct terms; `postings` knows terms, pairs of neighbouring terms (`a b`) and, with an
-    underscore before them, runs of letters.
+    `postings` knows terms and, with an underscore before them, runs of letters. `sequence` holds the terms of all
+    turns in their order, as positions in `vocabulary`; those of turn n end at `ends[n]`.
     """
 
     postings: dict[str, Postings] = field(default_factory=dict)
     lengths: array[int] = field(default_factory=lambda: array("i"))
-    pair_lengths: array[int] = field(default_factory=lambda: array("i"))
     gram_lengths: array[int] = field(default_factory=lambda: array("i"))
-    words: list[tuple[str, ...]] = field(default_factory=list)
+    vocabulary: list[str] = field(default_factory=list)
+    numbers: dict[str, int] = field(default_factory=dict)
+    sequence: array[int] = field(default_factory=lambda: array("i"))
+    ends: array[int] = field(default_factory=lambda: array("i"))
     speakers: list[str] = field(default_factory=list)
     speaker: array[int] = field(default_factory=lambda: array("i"))
     session: array[int] = field(default_factory=lambda: array("i"))
@@ -105,14 +113,18 @@ class Index:
             self.session.append(len(self.session_starts) - 1)
             said = f"{turn.text} {turn.caption or ''}"
             words = terms(said)
-            pairs = pairs_of(terms(turn.line))
             self.lengths.append(len(words))
             letters = grams(said)
-            self.pair_lengths.append(len(pairs))
             self.gram_lengths.append(len(letters))
-            self.words.append(tuple(dict.fromkeys(words)))
-            for term, count in Counter(words + pairs + letters).items():
-                postings = self.postings.setdefault(term, Postings())
+            for term in words:
+                if term not in self.numbers:
+                    self.numbers[term] = len(self.vocabulary)
+                    self.vocabulary.append(term)
+                self.sequence.append(self.numbers[term])
+            self.ends.append(len(self.sequence))
+            for term, count in Counter(words + letters).items():
+                if (postings := self.postings.get(term)) is None:
+                    postings = self.postings[term] = Postings()
                 postings.positions.append(position)
                 postings.counts.append(count)
             found = dates.find(turn.text, turn.said_at.date())
@@ -121,11 +133,6 @@ class Index:
                 self.when_start.append(when.start.toordinal())
                 self.when_end.append(when.end.toordinal())
             self.shape.extend(_shape(turn, len(found)))
-
-
-def pairs_of(words: Sequence[str]) -> list[str]:
-    """Neighbouring terms as one, `a b`: a space is in no single term."""
-    return [f"{a} {b}" for a, b in itertools.pairwise(words)]
 
 
 def _shape(turn: Turn, dates_found: int) -> list[float]:
