@@ -217,7 +217,8 @@ class Cached:
             lambda new: [row.tobytes() for row in self._encoder(new)],
             whole=lambda row: len(row) == 4 * self.dimensions,
         )
-        return np.array([np.frombuffer(row, np.float32) for row in rows], np.float32).reshape(len(texts), self.dimensions)
+        vectors = [np.frombuffer(row, np.float32) for row in rows]
+        return np.array(vectors, np.float32).reshape(len(texts), self.dimensions)
 
 
 class CachedTokens(Cached):

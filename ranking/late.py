@@ -8,21 +8,35 @@ or said: some 130 bytes a token.
 from __future__ import annotations
 
 import hashlib
+import threading
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ranking.index import Turn
 
-Floats = np.ndarray[Any, np.dtype[np.float32]]
+Floats = np.ndarray[Any, Any]  # float32, or in a test of the gradients float64
 
 ARRAYS = ("tokens", "pooled", "asked", "said", "scales")
 BLOCK = 4096  # tokens compared at a time: as float32 they stay in the cache
+
+_one_thread = threading.Lock()  # the number of BLAS threads is the whole process's
+
+
+class Encoder(Protocol):
+    """What is asked of an encoder here (language_models.encoders.CachedTokens)."""
+
+    @property
+    def name(self) -> str: ...
+
+    def compact(self, texts: Sequence[str], token_map: TokenMap) -> list[bytes]:
+        """`token_map.compact` of each text's token vectors and pooled vector."""
+        ...
 
 
 def document(turn: Turn) -> str:
@@ -151,11 +165,15 @@ class TokenMap:
 
         Args:
             question: as `compact` makes it.
-            positions: compare tokens only in these turns (0-based), for a long history; of the others, `late` is below
-                all of these, in the order of `dense`. None for all turns.
+            positions: compare tokens only in these turns (0-based, at least one), for a long history; of the others,
+                `late` is below all of these, in the order of `dense`. None for all turns.
         """
         if not len(vectors):
             return {name: np.zeros(0, np.float32) for name in ("late", "dense", "both")}
+        with _one_thread, _blas().limit(limits=1):  # 4 ms at 600 turns, 15 and more on two threads that wait spinning
+            return self._similarities(vectors, question, positions)
+
+    def _similarities(self, vectors: TokenVectors, question: bytes, positions: np.ndarray | None) -> dict[str, Floats]:
         asked = np.frombuffer(question, self._token, offset=self._pool.itemsize)
         pool = np.frombuffer(question, self._pool, count=1)
         turns = np.frombuffer(vectors.pooled, self._pool)
@@ -170,10 +188,17 @@ class TokenMap:
             lengths = (ends - starts)[positions]
             chosen = np.repeat(starts[positions] - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
             close = _best(tokens[chosen], np.cumsum(lengths), _directions(asked)) @ weights
-            late = close.min(initial=0) + dense - dense.max() - np.float32(1e-3)
+            late = close.min() + dense - dense.max() - np.float32(1e-3)
             late[positions] = close
         scale = np.exp(self.scales)
         return {"late": late, "dense": dense, "both": late * scale[0] + dense * scale[1]}
+
+
+@cache
+def _blas() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def load(path: Path) -> TokenMap:
