@@ -34,6 +34,9 @@ class Encoder(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def dimensions(self) -> int: ...
+
     def compact(self, texts: Sequence[str], token_map: TokenMap) -> list[bytes]:
         """`token_map.compact` of each text's token vectors and pooled vector."""
         ...
@@ -132,12 +135,14 @@ class TokenMap:
             hidden: its token vectors, shape (tokens, 2 * dimensions), at least one.
             pooled: its pooled vector, shape (dimensions,).
         """
+        with _one_thread, _blas().limit(limits=1):  # the last bits of a product depend on the number of threads
+            mapped, mapped_pool = hidden @ self.tokens, pooled[None] @ self.pooled
         tokens = np.empty(len(hidden), self._token)
-        tokens["vector"], lengths = _rounded(hidden @ self.tokens)
+        tokens["vector"], lengths = _rounded(mapped)
         tokens["scale"] = sigmoid(hidden @ self.said[:-1] + self.said[-1]) / lengths
         tokens["asked"] = softplus(hidden @ self.asked[:-1] + self.asked[-1])
         pool = np.empty(1, self._pool)
-        pool["vector"], lengths = _rounded(pooled[None] @ self.pooled)
+        pool["vector"], lengths = _rounded(mapped_pool)
         pool["scale"] = 1 / lengths
         return pool.tobytes() + tokens.tobytes()
 
