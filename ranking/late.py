@@ -192,7 +192,7 @@ class TokenMap:
             starts = np.append(0, ends[:-1])
             lengths = (ends - starts)[positions]
             chosen = np.repeat(starts[positions] - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
-            close = _best(tokens[chosen], np.cumsum(lengths), _directions(asked)) @ weights
+            close = _best(tokens.take(chosen), np.cumsum(lengths), _directions(asked)) @ weights
             late = close.min() + dense - dense.max() - np.float32(1e-3)
             late[positions] = close
         scale = np.exp(self.scales)
