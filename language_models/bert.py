@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
@@ -23,9 +23,12 @@ from language_models.weights import sha256
 MAX_TOKENS = 256  # what all-MiniLM-L6-v2 was made for; the rest of a longer text is not read
 BATCH_TOKENS = 1024  # more is no faster, and leaves fewer batches than cores
 
+Groups = list[tuple[slice, int, int]]
+"""Texts of equal length laid end to end: where, how many texts, of how many tokens."""
+
 
 class Bert:
-    """Mean-pooled vectors of unit length.
+    """Mean-pooled vectors of unit length, and with `tokens` those of the single tokens.
 
     Args:
         folder: holds config.json, model.safetensors and tokenizer.json, as sentence-transformers lays them out.
@@ -83,15 +86,40 @@ class Bert:
                 pass
         return vectors
 
+    def tokens(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each text its token vectors and its pooled vector, from one pass.
+
+        The token vectors are the last layer's and, beside them, those of the layer two thirds up, which know less of
+        the text and more of the word: shape (tokens, 2 * dimensions), float32, each half of unit length. [CLS] and
+        [SEP] are left out, but for a text that is nothing else, so that every text has a row. The pooled vector is
+        `self([text])[0]` to the last bits. Text by text, so that a text's numbers depend on nothing else in the call;
+        that costs a third of the speed.
+        """
+        encodings = self._tokenizer.encode_batch(list(texts))
+        with self._lock, self._blas.limit(limits=1), ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(pool.map(self._two_layers, encodings))
+
+    def _two_layers(self, encoding: Any) -> tuple[np.ndarray, np.ndarray]:
+        groups = [(slice(0, len(encoding.ids)), 1, len(encoding.ids))]
+        layers = list(self._hidden(np.array(encoding.ids), groups))
+        kept = [i for i, special in enumerate(encoding.special_tokens_mask) if not special] or [0]
+        halves = [_unit(layer[kept]) for layer in (layers[-1], layers[round(len(layers) * 2 / 3) - 1])]
+        return np.concatenate(halves, axis=1), _pooled(layers[-1], groups)[0]
+
     def _encode(self, ids: list[list[int]]) -> np.ndarray:
         """Texts as token ids, the shortest first."""
-        groups: list[tuple[slice, int, int]] = []  # where, how many texts, of how many tokens
+        groups: Groups = []
         start = 0
         for length, same in groupby(ids, key=len):
             n = sum(1 for _ in same)
             groups.append((slice(start, start + n * length), n, length))
             start += n * length
         flat = np.fromiter((token for text in ids for token in text), np.int64, start)
+        *_, last = self._hidden(flat, groups)
+        return _pooled(last, groups)
+
+    def _hidden(self, flat: np.ndarray, groups: Groups) -> Iterator[np.ndarray]:
+        """The vectors of the token ids `flat` after each layer, shape (len(flat), dimensions)."""
         places = np.concatenate([np.tile(np.arange(length), n) for _, n, length in groups])
         w = self._weights
         x = w["embeddings.word_embeddings.weight"][flat] + w["embeddings.position_embeddings.weight"][places]
@@ -103,10 +131,9 @@ class Bert:
             x = self._norm(x + self._linear(mixed, at + "attention.output.dense"), at + "attention.output.LayerNorm")
             inner = _gelu(self._linear(x, at + "intermediate.dense"))
             x = self._norm(x + self._linear(inner, at + "output.dense"), at + "output.LayerNorm")
-        pooled = np.concatenate([x[where].reshape(n, length, -1).mean(axis=1) for where, n, length in groups])
-        return pooled / np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
+            yield x
 
-    def _attend(self, x: np.ndarray, groups: list[tuple[slice, int, int]], at: str) -> np.ndarray:
+    def _attend(self, x: np.ndarray, groups: Groups, at: str) -> np.ndarray:
         size = self.dimensions // self._heads
         query, key, value = (self._linear(x, at + name) for name in ("query", "key", "value"))
         query *= np.float32(size**-0.5)
@@ -130,6 +157,14 @@ class Bert:
         x *= self._weights[at + ".weight"]
         x += self._weights[at + ".bias"]
         return x
+
+
+def _pooled(x: np.ndarray, groups: Groups) -> np.ndarray:
+    return _unit(np.concatenate([x[where].reshape(n, length, -1).mean(axis=1) for where, n, length in groups]))
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
 def _gelu(x: np.ndarray) -> np.ndarray:

@@ -9,18 +9,15 @@ openai/text-embedding-3-small   a provider that DSPy knows, with its key in the 
 from __future__ import annotations
 
 import hashlib
-import re
-import sqlite3
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
 from language_models.failure import describe
+from language_models.vector_cache import VectorCache
 from language_models.weights import WeightsUnavailable, fetch, models_folder, sha256
 
 DEFAULT = "minilm"
@@ -50,6 +47,27 @@ class Encoder(Protocol):
         ...
 
 
+@runtime_checkable
+class TokenEncoder(Encoder, Protocol):
+    """An encoder that also tells what its model makes of each token of a text."""
+
+    def tokens(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each text its token vectors, shape (tokens, 2 * dimensions), at least one row, and its pooled vector,
+        shape (dimensions,); both float32, a text's own whatever else is in the call."""
+        ...
+
+
+class Compactor(Protocol):
+    """What makes few bytes of a text's many vectors (ranking.late.TokenMap)."""
+
+    @property
+    def digest(self) -> str: ...
+
+    def compact(self, hidden: np.ndarray, pooled: np.ndarray) -> bytes: ...
+
+    def is_compact(self, value: bytes) -> bool: ...
+
+
 class EncoderUnavailable(RuntimeError):
     """The encoder could not be had; the message is one sentence for the user."""
 
@@ -61,9 +79,9 @@ def load(name: str | None = None, *, say: Callable[[str], None] = print) -> Enco
     """
     name = name or DEFAULT
     if name in (DEFAULT, MINILM_REPOSITORY):
-        return Cached(_bert(_minilm(say), DEFAULT))
+        return CachedTokens(_bert(_minilm(say), DEFAULT))
     if Path(name).is_dir():
-        return Cached(_bert(Path(name), Path(name).resolve().name))
+        return CachedTokens(_bert(Path(name), Path(name).resolve().name))
     if name.startswith("sentence-transformers/"):
         return Cached(SentenceTransformers(name))
     if "/" in name and not name.startswith((".", "/", "~")):
@@ -108,7 +126,7 @@ def _is_official(folder: Path) -> bool:
     return all((folder / file).exists() and sha256(folder / file) == digest for file, digest in MINILM_FILES.items())
 
 
-def _bert(folder: Path, name: str) -> Encoder:
+def _bert(folder: Path, name: str) -> TokenEncoder:
     from language_models.bert import Bert
 
     try:
@@ -172,10 +190,7 @@ def _unit(vectors: Any) -> np.ndarray:
 
 
 class Cached:
-    """An encoder that computes each text once: vectors are kept in one SQLite file an encoder, by the text's sha256.
-
-    Safe with several processes, and after a kill: a transaction is there whole or not at all. Where the file cannot be
-    used (a read-only disk, a damaged file), everything is computed, and a sentence on standard error says so once.
+    """An encoder that computes each text once (language_models/vector_cache.py).
 
     Args:
         encoder: whose vectors to keep; its name is the file's.
@@ -186,51 +201,42 @@ class Cached:
         self.name = encoder.name
         self.dimensions = encoder.dimensions
         self._encoder = encoder
-        self._folder = folder or models_folder() / "vectors"
-        self._usable = True
+        self._folder = folder
+        self._cache = VectorCache(encoder.name, folder=folder)
 
-    def __deepcopy__(self, memo: dict[int, object]) -> Cached:
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return self  # DSPy's optimisers copy programs by the hundred; an encoder never changes
 
     @property
     def path(self) -> Path:
-        slug = re.sub(r"[^\w.-]+", "_", self.name)
-        return self._folder / f"{slug}-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}.sqlite"
+        return self._cache.path
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        keys = [hashlib.sha256(text.encode(errors="surrogatepass")).digest() for text in texts]
-        known = self._read(keys)
-        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
-        if new:
-            vectors = self._encoder(list(new.values()))
-            known |= zip(new, vectors, strict=True)
-            self._write([(key, known[key].tobytes()) for key in new])
-        return np.array([known[key] for key in keys], np.float32).reshape(len(texts), self.dimensions)
+        rows = self._cache(
+            texts,
+            lambda new: [row.tobytes() for row in self._encoder(new)],
+            whole=lambda row: len(row) == 4 * self.dimensions,
+        )
+        vectors = [np.frombuffer(row, np.float32) for row in rows]
+        return np.array(vectors, np.float32).reshape(len(texts), self.dimensions)
 
-    def _read(self, keys: Sequence[bytes]) -> dict[bytes, np.ndarray]:
-        rows: list[tuple[bytes, bytes]] = []
 
-        def select(file: sqlite3.Connection) -> None:
-            for start in range(0, len(keys), 500):  # any SQLite takes so many parameters
-                asked = keys[start : start + 500]
-                marks = ",".join("?" * len(asked))
-                rows.extend(file.execute(f"SELECT text, vector FROM vectors WHERE text IN ({marks})", asked))
+class CachedTokens(Cached):
+    """The same of an encoder that gives token vectors: what a map makes of a text is kept, a file a map."""
 
-        self._use(select)
-        return {key: np.frombuffer(vector, np.float32) for key, vector in rows if len(vector) == 4 * self.dimensions}
+    def __init__(self, encoder: TokenEncoder, *, folder: Path | None = None) -> None:
+        super().__init__(encoder, folder=folder)
+        self._tokens = encoder
+        self._compact: dict[str, VectorCache] = {}
 
-    def _write(self, rows: Sequence[tuple[bytes, bytes]]) -> None:
-        self._use(lambda file: file.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows))
+    def tokens(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """As the encoder's; computed each time, for 120 KB a text are too many to keep."""
+        return self._tokens.tokens(texts)
 
-    def _use(self, action: Callable[[sqlite3.Connection], object]) -> None:
-        """Do something with the open file, in one transaction; once that has failed, nothing."""
-        if not self._usable:
-            return
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self.path, timeout=60)) as file, file:
-                file.execute("CREATE TABLE IF NOT EXISTS vectors (text BLOB PRIMARY KEY, vector BLOB)")
-                action(file)
-        except (OSError, sqlite3.Error) as error:
-            self._usable = False
-            print(f"Vectors are not cached: {self.path} cannot be used ({describe(error)}).", file=sys.stderr)
+    def compact(self, texts: Sequence[str], token_map: Compactor) -> list[bytes]:
+        """What `token_map` makes of each text."""
+        name = f"{self.name}-{token_map.digest}"
+        cache = self._compact.setdefault(name, VectorCache(name, folder=self._folder))
+        return cache(
+            texts, lambda new: [token_map.compact(*each) for each in self.tokens(new)], whole=token_map.is_compact
+        )

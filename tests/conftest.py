@@ -63,6 +63,19 @@ class HashEncoder:
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+class HashTokenEncoder(HashEncoder):
+    """The same with a vector for each word: its own beside that of its first letter. An empty text is one word."""
+
+    def tokens(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [
+            (np.hstack([self(words := text.split() or [""]), self([word[:1] for word in words])]), self([text])[0])
+            for text in texts
+        ]
+
+    def compact(self, texts: Sequence[str], token_map: Any) -> list[bytes]:
+        return [token_map.compact(*each) for each in self.tokens(texts)]
+
+
 class Scribe:
     """A model in this process that writes as small models do: it echoes lines of its prompt in every form that is asked
     for and some that are not, and now and then says nothing at all. The same prompt gets the same reply."""
