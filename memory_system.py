@@ -23,10 +23,11 @@ from typing import ClassVar, Generic, Protocol, TypeVar, cast
 import dspy
 import numpy as np
 
-from ranking import dates
-from ranking.features import features
+from ranking import dates, late
+from ranking.features import POOL, Features, features
 from ranking.index import Index
-from ranking.ranker import SHIPPED, Ranker
+from ranking.late import TokenMap, TokenVectors
+from ranking.ranker import SHIPPED, SHIPPED_WITH_ENCODER, Ranker
 from ranking.ranker import load as load_ranker
 from reading.abstention import Rule, Signals, gap, named_speaker, names
 from reading.rounds import read
@@ -157,7 +158,10 @@ class Memory(dspy.Module, Generic[S]):
     """True for a system whose `observe` calls dspy's language model."""
 
     needs_encoder: ClassVar[bool] = False
-    """True for a system that takes an `encoder` (language_models/encoders.py)."""
+    """True for a system that is nothing without an `encoder` (language_models/encoders.py)."""
+
+    takes_token_encoder: ClassVar[bool] = False
+    """True for a system that takes one that gives token vectors, and does without."""
 
     reads_in_rounds: ClassVar[bool] = False
     """True for a system that takes `rounds`, `question_budget` and `abstention`."""
@@ -288,6 +292,7 @@ class IndexedState(State):
     """A State beside what is known of each turn for ranking."""
 
     index: Index = field(default_factory=Index)
+    vectors: TokenVectors = field(default_factory=TokenVectors)
 
 
 class MemorySystem(Memory[IndexedState]):
@@ -297,6 +302,9 @@ class MemorySystem(Memory[IndexedState]):
 
     Args:
         ranker: how turns are ranked; None for the weights that come with the project.
+        encoder: matches by meaning as well (language_models/encoders.py); None matches by words alone.
+        token_map: what the ranker was fitted with, where there is an encoder; None for the one that comes with the
+            project. A state holds vectors of its map: it is read with the map that wrote it.
         rounds: how often the reader may be asked, with lines to cite and a status (`reading.signatures.Read`), and
             with more memory each time that it asks for more; 0 asks once for the bare answer, as every system does.
         question_budget: a hard bound on all tokens of all rounds of a question; None leaves it to the rounds.
@@ -305,18 +313,23 @@ class MemorySystem(Memory[IndexedState]):
 
     state_type = IndexedState
     reads_in_rounds = True
+    takes_token_encoder = True
 
     def __init__(
         self,
         *,
         count: TokenCounter | None = None,
         ranker: Ranker | None = None,
+        encoder: late.Encoder | None = None,
+        token_map: TokenMap | None = None,
         rounds: int = 0,
         question_budget: int | None = None,
         abstention: Rule | None = None,
     ) -> None:
         super().__init__(count=count)
         self.ranker = ranker
+        self.encoder = encoder
+        self.token_map = token_map
         self.abstention = abstention
         self.rounds = rounds
         self.question_budget = question_budget
@@ -329,14 +342,24 @@ class MemorySystem(Memory[IndexedState]):
     def fitted_on(self) -> tuple[str, ...]:
         return self._ranker().fitted_on
 
-    def with_ranker(self, ranker: Ranker) -> MemorySystem:
-        """The same memory with other weights; a state of one serves the other."""
+    def with_weights(self, ranker: Ranker, token_map: TokenMap | None = None) -> MemorySystem:
+        """The same memory with other weights."""
         other = copy(self)
-        other.ranker = ranker
+        other.ranker, other.token_map = ranker, token_map
         return other
 
     def _ranker(self) -> Ranker:
-        return self.ranker or load_ranker(SHIPPED)
+        return self.ranker or load_ranker(SHIPPED_WITH_ENCODER if self.encoder else SHIPPED)
+
+    def _token_map(self) -> TokenMap:
+        token_map = self.token_map or late.load(late.SHIPPED)
+        assert self.encoder
+        if token_map.encoder not in ("", self.encoder.name):
+            raise ValueError(
+                f"the map of token vectors is for {token_map.encoder}, the encoder is {self.encoder.name}; make one "
+                "with python optimize.py --target retrieval --encoder NAME --out FOLDER."
+            )
+        return token_map
 
     def line(self, turn: Turn) -> str:
         dated = replace(turn, text=dates.marked(turn.text, turn.said_at.date()))
@@ -344,6 +367,9 @@ class MemorySystem(Memory[IndexedState]):
 
     def observe(self, state: IndexedState, turns: Sequence[Turn]) -> None:
         state.index.add(turns)
+        if self.encoder:
+            token_map = self._token_map()
+            token_map.append(state.vectors, self.encoder.compact([late.document(turn) for turn in turns], token_map))
         super().observe(state, turns)
 
     def scores(self, state: IndexedState, question: str, lookups: Sequence[str] = ()) -> np.ndarray:
@@ -351,7 +377,17 @@ class MemorySystem(Memory[IndexedState]):
         if not state.turns:
             return np.zeros(0, np.float32)
         weights = self._ranker()
-        return np.max([weights.scores(features(state.index, asked)) for asked in (question, *lookups)], axis=0)
+        return np.max([weights.scores(self.features(state, asked)) for asked in (question, *lookups)], axis=0)
+
+    def features(self, state: IndexedState, question: str) -> Features:
+        """What is known of the turns for a question, before any weights."""
+        if not self.encoder:
+            return features(state.index, question)
+        token_map = self._token_map()
+        (asked,) = self.encoder.compact([question], token_map)
+        # Of a long history, tokens are compared only where the words, or who speaks when, give reason to look.
+        near = features(state.index, question).positions if len(state.index) > POOL else None
+        return features(state.index, question, token_map.similarities(state.vectors, asked, positions=near))
 
     def recall(self, state: IndexedState, question: str, budget_tokens: int) -> Recall:
         scores = self.scores(state, question)

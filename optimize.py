@@ -1,8 +1,9 @@
 """Improve a memory on LOCOMO's training conversations.
 
-    python optimize.py --target retrieval       fit the ranking's weights to evidence labels; no model is asked
+    python optimize.py --target retrieval                       fit the ranking to evidence labels; no model is asked
+    python optimize.py --target retrieval --encoder minilm      the same, and how the encoder's tokens are compared
 
-Writes ranking/weights.json, and prints evidence recall on the validation conversations before and after.
+Writes the weights into ranking/, and prints evidence recall on the validation conversations before and after.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
@@ -29,44 +29,61 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--target", choices=["retrieval"], required=True, help="what is improved")
     p.add_argument("--data", metavar="FILE", help="locomo10.json (default: LOCOMO_PATH, data/, the network)")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--out", type=Path, metavar="FILE", help="default: the weights that come with the project")
+    p.add_argument("--encoder", metavar="NAME", help="minilm, or the folder of a BERT")
+    p.add_argument("--out", type=Path, metavar="FOLDER", help="default: ranking/, the weights that the project uses")
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    from language_models import encoders
     from language_models.tokens import counter_for
-    from locomo.dataset import DataError, load
-    from locomo.retrieval import examples, recalls
+    from locomo.dataset import DataError, aside, load
+    from locomo.retrieval import fit, lesson, recalls
     from locomo.split_data import part
-    from ranking.ranker import SHIPPED, fit
+    from memory_system import MemorySystem
+    from ranking import late, ranker
 
     try:
         data = load(args.data)
-    except DataError as error:
-        print(f"optimize.py: {error}", file=sys.stderr)
-        return USAGE
+        encoder = encoders.load(args.encoder, say=aside) if args.encoder else None
+    except (DataError, encoders.EncoderUnavailable) as error:
+        return _refuse(str(error))
     if data.stand_in:
-        print("optimize.py: weights are fitted on LOCOMO, not on a stand-in; see --data.", file=sys.stderr)
-        return USAGE
-    out: Path = args.out or SHIPPED
-    if not out.parent.is_dir():
-        print(f"optimize.py: --out {out} is in no folder that exists; make {out.parent} first.", file=sys.stderr)
-        return USAGE
+        return _refuse("weights are fitted on LOCOMO, not on a stand-in; see --data.")
+    if encoder and not isinstance(encoder, encoders.CachedTokens):
+        return _refuse(f"{encoder.name} gives no token vectors; use --encoder minilm, or the folder of a BERT.")
+    if args.out and not args.out.is_dir():
+        return _refuse(f"--out {args.out} is no folder; make it first.")
     train, validation = part(data, "train"), part(data, "validation")
-    labelled = [example for conversation in train for example in examples(conversation)]
-    print(f"Fitting on {len(labelled)} questions of {', '.join(c.id for c in train)} …", flush=True)
-    fitted = fit(labelled, seed=args.seed, fitted_on=[c.id for c in train])
-    ranker = replace(fitted, made_by=f"python optimize.py --target retrieval --seed {args.seed}")
+    name = encoder.name if encoder else ""
+    print(f"Fitting on {', '.join(c.id for c in train)}{f' with {name}' if name else ''} …", flush=True)
+    assert encoder is None or isinstance(encoder, encoders.CachedTokens)
+    lessons = {c.id: lesson(c, encoder) for c in train} if encoder else None
+    made_by = (
+        f"python optimize.py --target retrieval{f' --encoder {args.encoder}' if encoder else ''} --seed {args.seed}"
+    )
+    weights, token_map = fit(train, lessons, encoder=name, seed=args.seed, made_by=made_by)
     count = counter_for(tokenizer=None)
+    memory = MemorySystem(count=count, ranker=weights, encoder=encoder, token_map=token_map)
     print(f"Evidence recall on {', '.join(c.id for c in validation)}, {count.name} tokens:")
     print("  " + "".join(f"{budget:>8,}" for budget in BUDGETS))
-    for name, weights in (("untrained", None), ("fitted", ranker)):
-        found = recalls(validation, weights, BUDGETS, count)
-        print("  " + "".join(f"{100 * value:8.1f}" for value in found.values()) + f"  {name}")
-    ranker.save(out)
-    print(f"Written to {out}.")
+    for label, found in recalls(validation, memory, BUDGETS, count).items():
+        print("  " + "".join(f"{100 * value:8.1f}" for value in found) + f"  {label}")
+    for path, value in (
+        (ranker.SHIPPED_WITH_ENCODER if encoder else ranker.SHIPPED, weights),
+        (late.SHIPPED, token_map),
+    ):
+        if value is not None:
+            to = args.out / path.name if args.out else path
+            value.save(to)
+            print(f"Written to {to}.")
     return 0
+
+
+def _refuse(why: str) -> int:
+    print(f"optimize.py: {why}", file=sys.stderr)
+    return USAGE
 
 
 if __name__ == "__main__":

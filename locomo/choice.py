@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from language_models.encoders import Encoder, EncoderUnavailable
+from language_models.encoders import Encoder, EncoderUnavailable, TokenEncoder
 from language_models.encoders import load as load_encoder
 from language_models.weights import WeightsUnavailable
 from locomo.controls import CONTROLS
@@ -145,8 +145,13 @@ class Choice:
                     f"{name} writes its memory with a model, and --recall-only asks none; leave out one of the two."
                 )
             parts = dict(reading) if kind.reads_in_rounds else {}
-            if kind.needs_encoder:
+            if kind.needs_encoder or (kind.takes_token_encoder and self.config["encoder"]):
                 parts["encoder"] = self._encoder(name)
+            if kind.takes_token_encoder and "encoder" in parts and not isinstance(parts["encoder"], TokenEncoder):
+                raise Refused(
+                    f"{name} compares token vectors, which {parts['encoder'].name} does not give; use --encoder minilm "
+                    "or the folder of a BERT, or leave out --encoder."
+                )
             self.memories[name] = kind(count=self.count, **parts)
 
     def _encoder(self, system: str) -> Encoder:
@@ -170,8 +175,9 @@ class Choice:
                 raise Refused("--folds refits the ranking on LOCOMO's other conversations; leave it out here.")
             from locomo.retrieval import folds
 
-            for held_out, ranker in folds(self.data, asked).items():
-                self.folds[name, held_out] = memory.with_ranker(ranker)
+            encoder = getattr(memory, "encoder", None)
+            for held_out, (ranker, token_map) in folds(self.data, asked, encoder).items():
+                self.folds[name, held_out] = memory.with_weights(ranker, token_map)
             why = f"the shipped ranking has seen the labels of {', '.join(seen)}; " if seen else ""
             self.notices.append(f"{name}: {why}each conversation is asked with weights fitted on the others.")
 

@@ -22,6 +22,7 @@ from ranking.index import Turn
 
 Floats = np.ndarray[Any, Any]  # float32, or in a test of the gradients float64
 
+SHIPPED = Path(__file__).parent / "minilm.npz"
 ARRAYS = ("tokens", "pooled", "asked", "said", "scales")
 BLOCK = 4096  # tokens compared at a time: as float32 they stay in the cache
 

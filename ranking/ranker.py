@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 from ranking.features import Features, Floats
 
 SHIPPED = Path(__file__).parent / "weights.json"
+SHIPPED_WITH_ENCODER = Path(__file__).parent / "weights-minilm.json"
 CLIP = 6.0  # in standard deviations: what lies further out than the training conversations ever did
 
 
