@@ -1,4 +1,4 @@
-"""Does rich mode pay? Evidence recall of `rich` at a budget beside `adaptive` at that budget and what rich's calls cost.
+"""Does rich mode pay? Evidence recall of `rich` at a budget beside `adaptive` at that budget and the price of the calls.
 
     python benchmarks/rich.py [--conversation conv-30] [--model embedded:small] [--replies FILE] [--sessions 3]
 
@@ -156,7 +156,7 @@ def report(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--conversation", default="conv-30")
     parser.add_argument("--model", default="embedded:small", help="who writes the facts")
     parser.add_argument("--replies", type=Path, help="where its lines are kept")
