@@ -1,4 +1,4 @@
-"""Does rich mode pay? Evidence recall of `rich` at a budget beside `adaptive` at that budget and the price of the calls.
+"""Does rich mode pay? Evidence recall of `rich` at a budget, of `adaptive` at that budget and the price of the calls.
 
     python benchmarks/rich.py [--conversation conv-30] [--model embedded:small] [--replies FILE] [--sessions 3]
 
