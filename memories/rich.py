@@ -77,7 +77,7 @@ class Rich(WritingMemory[IndexedState], MemorySystem):
 
     state_type = FactsState
 
-    def __init__(self, *, fact_weight: float = 0.25, **adaptive: Any) -> None:
+    def __init__(self, *, fact_weight: float = 0.1, **adaptive: Any) -> None:
         super().__init__(**adaptive)
         self.fact_weight = fact_weight
         self.extract = dspy.Predict(ExtractFacts)
