@@ -13,6 +13,7 @@ SYSTEMS = {
     "full_context": "memories.full_context:FullContext",
     "knowledge_graph": "memories.knowledge_graph:KnowledgeGraph",
     "recent": "memories.recent:Recent",
+    "rich": "memories.rich:Rich",
     "session": "memories.session:Session",
     "simple": "memories.recent:Recent",  # the baseline's name in every table
     "summary": "memories.summary:Summary",

@@ -166,7 +166,7 @@ def test_an_evolving_state_is_compressed_above_its_limit() -> None:
     assert [note.line for note in state.notes] == ["Ann sold it\n"], "what is too long even then is cut"
 
 
-@pytest.mark.parametrize("name", ["summary", "summary_buffer", "entity", "knowledge_graph", "evolving"])
+@pytest.mark.parametrize("name", ["summary", "summary_buffer", "entity", "knowledge_graph", "evolving", "rich"])
 def test_a_failed_call_leaves_the_session_out_whole(name: str) -> None:
     memory = build(name)
     state = memory.new()
