@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,12 +18,32 @@ import memories
 from language_models.tokens import HuggingFace, Tiktoken
 from locomo.controls import CONTROLS, Oracle
 from memory_system import BudgetExceeded, BudgetTooSmall, Memory, MemorySystem, Recall, TokenCounter, Turn, Utf8Bytes
-from tests.conftest import HashEncoder, writing
+from ranking.features import features
+from ranking.index import Index
+from ranking.late import TokenMap
+from ranking.ranker import Ranker
+from tests.conftest import HashEncoder, HashTokenEncoder, writing
+
+
+
+def any_ranker() -> Ranker:
+    """Weights of no merit for the features that an encoder adds to."""
+    index = Index()
+    index.add([Turn("D1:1", "Nadia", "A blue bowl.", 1, datetime(2024, 1, 1))])
+    names = features(index, "Who?", dict.fromkeys(("late", "dense", "both"), np.zeros(1, np.float32))).names
+    n = len(names)
+    ones = np.ones(n, np.float32)
+    hidden = np.random.default_rng(0).normal(size=(n, 3)).astype(np.float32)
+    return Ranker(names, 0 * ones, ones, hidden, ones[:3], ones[:3])
+
 
 SYSTEMS = {
     **{name: memories.load(name) for name in memories.SYSTEMS},
     **CONTROLS,
     "adaptive in rounds": partial(MemorySystem, rounds=2),
+    "adaptive with an encoder": partial(
+        MemorySystem, encoder=HashTokenEncoder(), token_map=TokenMap.identity(HashTokenEncoder.dimensions), ranker=any_ranker()
+    ),
 }
 
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=120)
@@ -69,7 +90,8 @@ def counters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def build(name: str, count: TokenCounter | None = None) -> Memory[Any]:
     """The system, with an encoder that needs no weights where it takes one."""
     kind = SYSTEMS[name]
-    return kind(count=count, encoder=HashEncoder()) if kind.needs_encoder else kind(count=count)
+    needs_encoder = getattr(kind, "needs_encoder", False)
+    return kind(count=count, encoder=HashEncoder()) if needs_encoder else kind(count=count)
 
 
 def observed(memory: Memory[Any], turns: list[Turn]) -> Any:
