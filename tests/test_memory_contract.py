@@ -25,7 +25,6 @@ from ranking.ranker import Ranker
 from tests.conftest import HashEncoder, HashTokenEncoder, writing
 
 
-
 def any_ranker() -> Ranker:
     """Weights of no merit for the features that an encoder adds to."""
     index = Index()
@@ -42,7 +41,10 @@ SYSTEMS = {
     **CONTROLS,
     "adaptive in rounds": partial(MemorySystem, rounds=2),
     "adaptive with an encoder": partial(
-        MemorySystem, encoder=HashTokenEncoder(), token_map=TokenMap.identity(HashTokenEncoder.dimensions), ranker=any_ranker()
+        MemorySystem,
+        encoder=HashTokenEncoder(),
+        token_map=TokenMap.identity(HashTokenEncoder.dimensions),
+        ranker=any_ranker(),
     ),
 }
 
