@@ -83,7 +83,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ("other_day", r"the\s+other\s+(?:day|night)|recently|lately|these\s+days"),
     ("named", rf"(?P<which>last|this|this\s+past|the\s+past|past|next|coming|previous|earlier\s+this)\s+{_NAMED}"),
     ("since", rf"(?:since|in|during|from|until|by|back\s+in)\s+{_YEAR}"),
-    ("month", rf"(?:since|in|during|this|early|late|mid|until|by)[\s-]+(?P<month>{'|'.join(MONTHS)})"),
+    ("month", rf"(?:since|in|during|this|early|late|mid|until|by)[\s-]+(?P<month>{'|'.join(MONTHS)})(?:,?\s+{_YEAR})?"),
     ("weekday", rf"on\s+(?:the\s+)?(?P<named>{'|'.join(WEEKDAYS)})"),
 )
 
@@ -169,7 +169,8 @@ def _resolve(kind: str, values: dict[str, str], said: date, span: tuple[int, int
             return at(date(year, 1, 1), date(year, 12, 31), "year", relative=False)
         case "month":
             month = _month(values["month"])
-            return at(*_whole_month(_nearest_year(said, month), month), "month", relative=False)
+            year = int(values["year"]) if "year" in values else _nearest_year(said, month)
+            return at(*_whole_month(year, month), "month", relative=False)
         case "weekday":
             back = (said.weekday() - _weekday(values["named"])) % 7
             return at(said - back * day)

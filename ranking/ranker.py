@@ -116,9 +116,10 @@ def fit(
     """
     names = examples[0].features.names
     every = np.concatenate([example.features.matrix[::7] for example in examples])
-    mean, scale = every.mean(0), every.std(0) + 1e-6
-    del every
-    mean, scale = mean.astype(np.float32), scale.astype(np.float32)
+    spread = every.std(0)
+    # What never varied says nothing, and must not be blown up by what differs in its last digit; rounded as on disk.
+    mean, scale = (np.array(_rounded(x), np.float32) for x in (every.mean(0), np.where(spread > 1e-3, spread, 1.0)))
+    del every, spread
     fields = [_Field(example, mean, scale) for example in examples]
     with threadpool_limits(1, "blas"):  # such small products are slower on many threads
         fitted = [

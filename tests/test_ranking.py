@@ -1,0 +1,217 @@
+"""The ranking: the date rule, what is known of turns, the features, the learned weights, and that they are honest."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ranking.features as features_module
+from locomo import date_rule, retrieval
+from memory_system import MemorySystem, Turn
+from ranking import dates, late, ranker
+from ranking.features import features
+from ranking.index import Index
+from ranking.ranker import SHIPPED, SHIPPED_WITH_ENCODER, Example, Ranker
+from ranking.text import grams, terms
+from tests.conftest import ROOT, HashTokenEncoder
+
+MONDAY = date(2023, 5, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "end", "precision"),
+    [
+        ("yesterday", "2023-05-07", "2023-05-07", "day"),
+        ("last night we danced", "2023-05-07", "2023-05-07", "day"),
+        ("the day before yesterday", "2023-05-06", "2023-05-06", "day"),
+        ("this morning", "2023-05-08", "2023-05-08", "day"),
+        ("last Friday", "2023-05-05", "2023-05-05", "day"),
+        ("last Monday", "2023-05-01", "2023-05-01", "day"),
+        ("next Friday", "2023-05-12", "2023-05-12", "day"),
+        ("last week", "2023-05-01", "2023-05-07", "week"),
+        ("last weekend", "2023-05-06", "2023-05-07", "weekend"),
+        ("last month", "2023-04-01", "2023-04-30", "month"),
+        ("next month", "2023-06-01", "2023-06-30", "month"),
+        ("last year", "2022-01-01", "2022-12-31", "year"),
+        ("last summer", "2022-06-01", "2022-08-31", "season"),
+        ("last December", "2022-12-01", "2022-12-31", "month"),
+        ("two days ago", "2023-05-06", "2023-05-06", "day"),
+        ("a couple of weeks ago", "2023-04-24", "2023-04-30", "week"),
+        ("three months ago", "2023-02-01", "2023-02-28", "month"),
+        ("4 years ago", "2019-01-01", "2019-12-31", "year"),
+        ("the other day", "2023-05-01", "2023-05-08", "about"),
+        ("on 3 May, 2021", "2021-05-03", "2021-05-03", "day"),
+        ("May 3rd", "2023-05-03", "2023-05-03", "day"),
+        ("the 3rd of January", "2023-01-03", "2023-01-03", "day"),
+        ("in June 2020", "2020-06-01", "2020-06-30", "month"),
+        ("in December", "2022-12-01", "2022-12-31", "month"),
+        ("since 2016", "2016-01-01", "2016-12-31", "year"),
+        ("2023-02-28", "2023-02-28", "2023-02-28", "day"),
+    ],
+)
+def test_a_date_is_resolved_against_the_day_it_was_said(text: str, start: str, end: str, precision: str) -> None:
+    (when,) = dates.find(text, MONDAY)
+    assert (str(when.start), str(when.end), when.precision) == (start, end, precision)
+
+
+@pytest.mark.parametrize("text", ["the 31st of February", "she may come", "I march on", "a sunny day", "30 February"])
+def test_what_is_no_date_is_left_alone(text: str) -> None:
+    assert not [when for when in dates.find(text, MONDAY) if when.precision == "day"]
+
+
+def test_the_words_stay_and_the_date_stands_behind_them() -> None:
+    marked = dates.marked("We met last Friday, and I paid today.", MONDAY)
+    assert marked == "We met last Friday {5 May 2023}, and I paid today."
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=80), st.dates(date(1, 2, 1), date(9998, 1, 1)))
+def test_no_text_and_no_day_break_the_date_rule(text: str, said: date) -> None:
+    for when in dates.find(f"{text} last month, two years ago, in 12 months", said):
+        assert when.start <= when.end
+
+
+def test_the_date_rule_covers_the_temporal_answers(locomo: Any) -> None:
+    ways = date_rule.counted(locomo.conversations)
+    assert ways.total() == 254
+    assert 1 - ways["missed"] / ways.total() >= 0.70
+
+
+def turns_of(n: int, *, sessions: int = 3) -> list[Turn]:
+    words = "accordion reed Vienna blue bowl clay kiln piano river garden tomato bread".split()
+    return [
+        Turn(f"D{i * sessions // n + 1}:{i}", ("Nadia", "Oskar")[i % 2],
+             f"The {words[i % 12]} and the {words[i * 5 % 11]} {i}?", i * sessions // n + 1,
+             datetime(2024, 1, 1 + i * sessions // n))
+        for i in range(n)
+    ]  # fmt: skip
+
+
+def test_letters_are_shared_where_stems_differ() -> None:
+    assert not set(terms("photography")) & set(terms("photographer"))
+    assert set(grams("photography")) & set(grams("photographer"))
+
+
+def test_an_index_is_the_same_at_once_or_turn_by_turn() -> None:
+    at_once, by_turn = Index(), Index()
+    at_once.add(turns_of(30))
+    for turn in turns_of(30):
+        by_turn.add([turn])
+    assert at_once == by_turn
+    assert at_once != Index()
+
+
+def test_features_are_finite_for_any_question() -> None:
+    index = Index()
+    index.add(turns_of(1))
+    for question in ("", "???", "Who is Nadia?", "What did Nadia and Oskar do on 3 May 2024?", "zzz"):
+        assert np.isfinite(features(index, question).matrix).all()
+
+
+def test_a_long_history_is_looked_at_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features_module, "POOL", 20)
+    index = Index()
+    index.add(turns_of(200))
+    looked = features(index, "Where is the kiln of clay?")
+    assert len(looked.positions) == 20
+    assert looked.matrix.shape == (20, len(looked.names))
+    scores = ranker.load(SHIPPED).scores(looked)
+    others = np.setdiff1d(np.arange(200), looked.positions)
+    assert scores[looked.positions].min() > scores[others].max()
+    assert (np.argsort(scores[others]) == np.argsort(looked.first[others])).all()
+
+
+def lessons(n: int = 40) -> list[Example]:
+    """The evidence is whatever holds the question's word."""
+    index = Index()
+    turns = turns_of(60)
+    index.add(turns)
+    words = "kiln piano river garden tomato bread".split()
+    found = []
+    for i in range(n):
+        word = words[i % len(words)]
+        evidence = tuple(p for p, turn in enumerate(turns) if word in turn.text)
+        found.append(Example(features(index, f"Where is the {word}?"), evidence))
+    return found
+
+
+def test_the_ranker_learns_and_is_the_same_again(tmp_path: Path) -> None:
+    fitted = ranker.fit(lessons(), rows=60, epochs=4, seed=3, fitted_on=["a"])
+    example = lessons()[0]
+    best = np.argsort(-fitted.scores(example.features))[: len(example.evidence)]
+    assert set(best.tolist()) == set(example.evidence)
+    again = ranker.fit(lessons(), rows=60, epochs=4, seed=3)
+    assert np.array_equal(fitted.hidden, again.hidden)
+    fitted.save(tmp_path / "weights.json")
+    loaded = ranker.load(tmp_path / "weights.json")
+    assert loaded.fitted_on == ("a",)
+    assert np.allclose(loaded.scores(example.features), fitted.scores(example.features), atol=0.05)
+
+
+def test_weights_for_other_features_are_refused(tmp_path: Path) -> None:
+    index = Index()
+    index.add(turns_of(4))
+    with pytest.raises(ValueError, match="other features"):
+        ranker.load(SHIPPED_WITH_ENCODER).scores(features(index, "Who?"))
+    (tmp_path / "broken.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds no ranking weights .* optimize.py --target retrieval"):
+        ranker.load(tmp_path / "broken.json")
+
+
+@pytest.mark.parametrize("path", [SHIPPED, SHIPPED_WITH_ENCODER])
+def test_what_is_shipped_says_what_it_has_seen_and_holds_no_text(path: Path) -> None:
+    shipped: Ranker = ranker.load(path)
+    assert shipped.fitted_on == ("conv-26", "conv-30", "conv-41", "conv-43")
+    assert shipped.made_by.startswith("python optimize.py --target retrieval")
+    table = json.loads(path.read_text())
+    texts = [value for value in table.values() if isinstance(value, str)]
+    assert all(len(text) < 100 for text in [*texts, *table["names"]])
+    names = late.load(late.SHIPPED)
+    assert (names.fitted_on, names.encoder) == (shipped.fitted_on, ranker.load(SHIPPED_WITH_ENCODER).encoder)
+
+
+def test_a_map_for_another_encoder_is_refused() -> None:
+    memory = MemorySystem(encoder=HashTokenEncoder())
+    with pytest.raises(ValueError, match="make one with python optimize.py"):
+        memory.observe(memory.new(), turns_of(2))
+
+
+def test_a_fold_has_never_seen_what_it_is_asked(locomo: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EMBEDDED_MODELS_DIR", str(tmp_path))
+    seen: list[set[str]] = []
+
+    def fit(conversations: Any, *_: Any, **__: Any) -> Any:
+        seen.append({c.id for c in conversations})
+        return ranker.fit(lessons(8), rows=20, epochs=1, fitted_on=sorted(seen[-1])), None
+
+    monkeypatch.setattr(retrieval, "fit", fit)
+    found = retrieval.folds(locomo, ["conv-26", "conv-50"])
+    assert set(found) == {"conv-26", "conv-50"}
+    for held_out, (weights, _) in found.items():
+        assert held_out not in weights.fitted_on
+        assert len(weights.fitted_on) == 9
+    retrieval.folds(locomo, ["conv-26"])
+    assert len(seen) == 2, "the second time they are read from disk"
+
+
+def test_optimize_refuses_what_it_cannot_fit(sample: Any, tmp_path: Path) -> None:
+    def run(*words: str) -> str:
+        command = [sys.executable, "optimize.py", "--target", "retrieval", *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    assert "not on a stand-in" in run("--data", str(ROOT / "data" / "sample.json"))
+    assert "is not known; it may be minilm" in run(
+        "--data", str(ROOT / "data" / "sample.json"), "--encoder", "nonsense"
+    )
