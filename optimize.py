@@ -49,15 +49,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         encoder = encoders.load(args.encoder, say=aside) if args.encoder else None
     except (DataError, encoders.EncoderUnavailable) as error:
         return _refuse(str(error))
-    if data.stand_in:
-        return _refuse("weights are fitted on LOCOMO, not on a stand-in; see --data.")
+    if data.stand_in and not args.out:
+        return _refuse("weights that the project uses are fitted on LOCOMO, this is a stand-in; give --out FOLDER.")
     if encoder and not isinstance(encoder, encoders.CachedTokens):
         return _refuse(f"{encoder.name} gives no token vectors; use --encoder minilm, or the folder of a BERT.")
-    if args.out and not args.out.is_dir():
-        return _refuse(f"--out {args.out} is no folder; make it first.")
+    if args.out and args.out.exists() and not args.out.is_dir():
+        return _refuse(f"--out {args.out} is a file; give a folder.")
+
+    def say(text: str) -> None:
+        print(f"{data.mark}{text}", flush=True)
+
     train, validation = part(data, "train"), part(data, "validation")
+    if encoder and len(train) < 2:
+        return _refuse("with an encoder it takes two conversations: each is compared by what the others taught.")
     name = encoder.name if encoder else ""
-    print(f"Fitting on {', '.join(c.id for c in train)}{f' with {name}' if name else ''} …", flush=True)
+    say(f"Fitting on {', '.join(c.id for c in train)}{f' with {name}' if name else ''} …")
     assert encoder is None or isinstance(encoder, encoders.CachedTokens)
     lessons = {c.id: lesson(c, encoder) for c in train} if encoder else None
     made_by = (
@@ -66,18 +72,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     weights, token_map = fit(train, lessons, encoder=name, seed=args.seed, made_by=made_by)
     count = counter_for(tokenizer=None)
     memory = MemorySystem(count=count, ranker=weights, encoder=encoder, token_map=token_map)
-    print(f"Evidence recall on {', '.join(c.id for c in validation)}, {count.name} tokens:")
-    print("  " + "".join(f"{budget:>8,}" for budget in BUDGETS))
+    say(f"Evidence recall on {', '.join(c.id for c in validation)}, {count.name} tokens:")
+    say("  " + "".join(f"{budget:>8,}" for budget in BUDGETS))
     for label, found in recalls(validation, memory, BUDGETS, count).items():
-        print("  " + "".join(f"{100 * value:8.1f}" for value in found) + f"  {label}")
+        say("  " + "".join(f"{100 * value:8.1f}" for value in found) + f"  {label}")
     for path, value in (
         (ranker.SHIPPED_WITH_ENCODER if encoder else ranker.SHIPPED, weights),
         (late.SHIPPED, token_map),
     ):
         if value is not None:
             to = args.out / path.name if args.out else path
+            to.parent.mkdir(parents=True, exist_ok=True)
             value.save(to)
-            print(f"Written to {to}.")
+            say(f"Written to {to}.")
     return 0
 
 

@@ -152,6 +152,8 @@ class Choice:
                     f"{name} compares token vectors, which {parts['encoder'].name} does not give; use --encoder minilm "
                     "or the folder of a BERT, or leave out --encoder."
                 )
+            if kind.takes_token_encoder and "encoder" not in parts:
+                self.notices.append(f"{name} matches by words alone; --encoder minilm adds meaning (83 MB, no key).")
             self.memories[name] = kind(count=self.count, **parts)
 
     def _encoder(self, system: str) -> Encoder:

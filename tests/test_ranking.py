@@ -211,7 +211,7 @@ def test_optimize_refuses_what_it_cannot_fit(sample: Any, tmp_path: Path) -> Non
         assert "Traceback" not in done.stderr
         return done.stderr
 
-    assert "not on a stand-in" in run("--data", str(ROOT / "data" / "sample.json"))
+    assert "this is a stand-in; give --out" in run("--data", str(ROOT / "data" / "sample.json"))
     assert "is not known; it may be minilm" in run(
         "--data", str(ROOT / "data" / "sample.json"), "--encoder", "nonsense"
     )
