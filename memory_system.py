@@ -13,7 +13,7 @@ A new memory system is a subclass with one method, `recall`, and a line in `memo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -111,6 +111,7 @@ class State:
     lines: list[str] = field(default_factory=list)
     line_tokens: list[int] = field(default_factory=list)
     header_tokens: dict[int, int] = field(default_factory=dict)
+    least_line_tokens: int = 0
 
 
 class Answer(dspy.Signature):
@@ -194,7 +195,8 @@ class Memory(dspy.Module, Generic[S]):
             line = self.line(turn)
             state.turns.append(turn)
             state.lines.append(line)
-            state.line_tokens.append(self.count(line))
+            state.line_tokens.append(cost := self.count(line))
+            state.least_line_tokens = min(state.least_line_tokens or cost, cost)
             if turn.session not in state.header_tokens:
                 state.header_tokens[turn.session] = self.count(turn.header)
 
@@ -241,7 +243,6 @@ def pack(
     chosen: list[int] = []
     sessions: set[int] = set()
     left = budget_tokens
-    cheapest = min(state.line_tokens, default=0)
 
     def number_cost(lines_before: int) -> int:
         # Which line gets which number is settled last, but so many lines have the same numbers in any order.
@@ -249,7 +250,7 @@ def pack(
 
     number_tokens = number_cost(0)
     for position in ranking:
-        if left < cheapest:
+        if left < state.least_line_tokens:
             break
         session = state.turns[position].session
         cost = state.line_tokens[position] + (0 if session in sessions else state.header_tokens[session])
@@ -443,9 +444,18 @@ class MemorySystem(Memory[IndexedState]):
         return any(names(turn.line, named) for turn in turns) if named and turns else None
 
 
-def best_first(scores: np.ndarray) -> list[int]:
-    """Positions by falling score; of equal ones the later first, since what is newer is likelier to still hold."""
-    return np.lexsort((-np.arange(len(scores)), -scores)).tolist()
+def best_first(scores: np.ndarray, *, at_once: int = 4096) -> Iterator[int]:
+    """Positions by falling score; of equal ones the later first, since what is newer is likelier to still hold.
+
+    Of a long history the best `at_once` are sorted first, for few budgets hold more.
+    """
+    positions = np.arange(len(scores))
+    parts = [positions]
+    if len(scores) > at_once:
+        least = np.partition(scores, -at_once)[-at_once]
+        parts = [np.flatnonzero(scores >= least), np.flatnonzero(scores < least)]
+    for part in parts:
+        yield from part[np.lexsort((-part, -scores[part]))].tolist()
 
 
 def _speaker_gap(index: Index, question: str, scores: np.ndarray) -> float | None:

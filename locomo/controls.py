@@ -34,7 +34,7 @@ class Oracle(Memory[RevealedState]):
     def reveal(self, state: State, evidence: Collection[str]) -> RevealedState:
         """The state to recall one question from."""
         positions = [position for position, turn in enumerate(state.turns) if turn.id in evidence]
-        return RevealedState(state.turns, state.lines, state.line_tokens, state.header_tokens, positions)
+        return RevealedState(state.turns, state.lines, state.line_tokens, state.header_tokens, evidence=positions)
 
     def recall(self, state: RevealedState, question: str, budget_tokens: int) -> Recall:
         return pack(state, state.evidence, budget_tokens, self.count)

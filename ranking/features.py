@@ -158,14 +158,18 @@ def _lexical(index: Index, turns: _Turns, query: list[str]) -> dict[str, np.ndar
         tf = np.zeros(n, np.float32)
         tf[at] = np.array(found.counts, np.float32)
         near = turns.window(tf)
-        wide = turns.window(tf, 3)
+        wide = near + sum(turns.shift(tf, d) for d in (2, -2, 3, -3))
+        in_window, in_wide = np.flatnonzero(near), np.flatnonzero(wide)
         by_session = np.bincount(turns.session[at], weights=tf[at], minlength=sessions).astype(np.float32)
         out["turn"][at] += weight * saturated(tf[at], turns.lengths[at], means[0])
-        out["window"] += idf(n, int(np.count_nonzero(near))) * saturated(near, window_lengths, means[1])
-        out["wide"] += idf(n, int(np.count_nonzero(wide))) * saturated(wide, wide_lengths, means[3])
+        for name, held, counts, lengths, mean in (
+            ("window", in_window, near, window_lengths, means[1]),
+            ("wide", in_wide, wide, wide_lengths, means[3]),
+        ):
+            out[name][held] += idf(n, len(held)) * saturated(counts[held], lengths[held], mean)
         session += idf(sessions, int(np.count_nonzero(by_session))) * saturated(by_session, session_lengths, means[2])
         out["covered"][at] += weight
-        out["window_covered"] += weight * (near > 0)
+        out["window_covered"][in_window] += weight
         out["matches"][at] += 1
         out["rarest"][at] = np.maximum(out["rarest"][at], weight)
     out["covered"] /= total or 1.0
@@ -257,7 +261,7 @@ def features(index: Index, text: str, similarities: Mapping[str, np.ndarray] | N
     columns["window"] = window[pool]
     columns["wide window"] = _z(lexical["wide"])[pool]
     columns["echo"] = _z(_echo(index, first, question.content))[pool]
-    columns["content"] = _content(index)[pool]
+    columns["content"] = _content(index, pool)
     columns["pairs"] = _z(_pairs(index, turns, question.terms))[pool]
     for name in ("covered", "window_covered", "matches", "rarest"):
         columns[name] = lexical[name][pool]
@@ -317,15 +321,18 @@ def _top(values: np.ndarray, n: int) -> np.ndarray:
     return best[np.argsort(-values[best], kind="stable")]
 
 
-def _content(index: Index) -> np.ndarray:
-    """How much each turn says at all: the idf of its terms, summed, in tens, shape (turns,)."""
+def _content(index: Index, positions: np.ndarray) -> np.ndarray:
+    """How much each of these turns says at all: the idf of its terms, summed, in tens, shape (positions,)."""
     n = len(index)
-    holding = np.array([len(index.postings[term].positions) for term in index.vocabulary], np.float32)
-    weights = np.append(np.log(1 + (n - holding + 0.5) / (holding + 0.5)) / 10, 0.0).astype(np.float32)
-    sequence = np.array(index.sequence, np.int64)
-    sums = np.append(0.0, np.cumsum(weights[sequence], dtype=np.float64))
     ends = np.array(index.ends, np.int64)
-    return (sums[ends] - sums[np.append(0, ends[:-1])]).astype(np.float32)
+    stops, starts = ends[positions], np.append(0, ends[:-1])[positions]
+    lengths = stops - starts
+    at = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+    numbers, which = np.unique(np.array(index.sequence, np.int64)[at], return_inverse=True)
+    weights = [idf(n, len(index.postings[index.vocabulary[number]].positions)) / 10 for number in numbers.tolist()]
+    sums = np.append(0.0, np.cumsum(np.array(weights)[which] if weights else []))
+    last = np.cumsum(lengths)
+    return (sums[last] - sums[last - lengths]).astype(np.float32)
 
 
 def _pairs(index: Index, turns: _Turns, query: list[str]) -> np.ndarray:
