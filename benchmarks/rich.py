@@ -1,6 +1,6 @@
 """Does rich mode pay? Evidence recall of `rich` at a budget, of `adaptive` at that budget and the price of the calls.
 
-    python benchmarks/rich.py [--conversation conv-30] [--model embedded:small] [--replies FILE] [--sessions 3]
+    python benchmarks/rich.py [--conversation conv-47] [--model embedded:small] [--replies FILE] [--sessions 3]
 
 Equal total tokens: all prompt and completion tokens of the model that writes the facts, over the questions of the
 conversation, are added to what `adaptive` may show for each question. Budgets are counted in o200k, the calls as the
@@ -130,6 +130,8 @@ def report(
     extra = round(spent / len(covered))
     count = Tiktoken("o200k_base")
     plain = MemorySystem(count=count)
+    if conversation.id in plain.fitted_on:
+        raise SystemExit(f"the ranking has seen the labels of {conversation.id}; choose another --conversation.")
     turns = observed(plain, sessions)
     rich = Replayed(replies, count=count)
     facts = observed(rich, sessions)
@@ -157,7 +159,7 @@ def report(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--conversation", default="conv-30")
+    parser.add_argument("--conversation", default="conv-47")
     parser.add_argument("--model", default="embedded:small", help="who writes the facts")
     parser.add_argument("--replies", type=Path, help="where its lines are kept")
     parser.add_argument("--sessions", type=int, help="observe the first so many only")

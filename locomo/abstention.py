@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,8 @@ def main(argv: list[str] | None = None) -> int:
             if record["system"] == args.system and record["question_id"] in asked and is_answered(record)
         ]
         rule = fit(found, false_abstention=args.false_abstention)
+        if not data.stand_in:  # a stand-in's figures prove nothing anyway
+            rule = replace(rule, fitted_on=tuple(dict.fromkeys(question.conversation for question, _ in found)))
     except (DataError, RunFolderError, ValueError) as error:
         print(f"locomo.abstention: {error}", file=sys.stderr)
         return 1

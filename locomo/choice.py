@@ -24,6 +24,7 @@ from locomo.provenance import digest, recalling_code
 from locomo.run_folder import Key
 from locomo.split_data import SPLITS, part, sample
 from memory_system import DEFAULT_BUDGET_TOKENS, Memory, State, TokenCounter, Utf8Bytes, show
+from ranking import late
 from reading.abstention import Rule
 
 Config = dict[str, Any]
@@ -147,12 +148,14 @@ class Choice:
             parts = dict(reading) if kind.reads_in_rounds else {}
             if kind.needs_encoder or (kind.takes_token_encoder and self.config["encoder"]):
                 parts["encoder"] = self._encoder(name)
-            if kind.takes_token_encoder and "encoder" in parts and not isinstance(parts["encoder"], TokenEncoder):
-                raise Refused(
-                    f"{name} compares token vectors, which {parts['encoder'].name} does not give; use --encoder minilm "
-                    "or the folder of a BERT, or leave out --encoder."
-                )
-            if kind.takes_token_encoder and "encoder" not in parts:
+            if kind.takes_token_encoder and "encoder" in parts:
+                fitted = late.load(late.SHIPPED).encoder
+                if not isinstance(parts["encoder"], TokenEncoder) or parts["encoder"].name != fitted:
+                    raise Refused(
+                        f"{name} has weights for {fitted} only, not for {parts['encoder'].name}; use --encoder minilm, "
+                        "or leave it out."
+                    )
+            elif kind.takes_token_encoder:
                 self.notices.append(f"{name} matches by words alone; --encoder minilm adds meaning (83 MB, no key).")
             self.memories[name] = kind(count=self.count, **parts)
 
@@ -170,7 +173,7 @@ class Choice:
         self.folds: dict[tuple[str, str], Memory[Any]] = {}
         asked = [conversation.id for conversation in self.conversations]
         for name, memory in self.memories.items():
-            seen = sorted(set(memory.fitted_on) & set(asked))
+            seen = [] if self.data.stand_in else sorted(set(memory.fitted_on) & set(asked))
             if not memory.fitted_on or not (seen or self.config["folds"]):
                 continue
             if self.data.stand_in:
@@ -183,13 +186,22 @@ class Choice:
             why = f"the shipped ranking has seen the labels of {', '.join(seen)}; " if seen else ""
             self.notices.append(f"{name}: {why}each conversation is asked with weights fitted on the others.")
 
+    def memory_of(self, system: str, conversation: str) -> Memory[Any]:
+        """The memory that a conversation is asked with: its fold's, where there are folds."""
+        return self.folds.get((system, conversation), self.memories[system])
+
     def _rule(self) -> Rule | None:
         if not self.config["abstention"]:
             return None
         try:
-            return Rule.load(Path(self.config["abstention"]))
+            rule = Rule.load(Path(self.config["abstention"]))
         except ValueError as error:
             raise Refused(f"--abstention: {error}") from error
+        if seen := sorted({c.id for c in self.conversations} & set(rule.fitted_on)):
+            raise Refused(
+                f"--abstention: the rule was fitted on {', '.join(seen)}, asked here; ask other conversations."
+            )
+        return rule
 
     def _plan(self) -> list[Task]:
         budgets = self.config["budgets"] or [self.config["budget_tokens"] or DEFAULT_BUDGET_TOKENS]

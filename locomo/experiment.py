@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +200,9 @@ class Experiment(Choice):
                 continue
             for budget in sorted({budget for system, budget, *_ in keys if system == name}):
                 contexts = reading.contexts_of(budget, memory.rounds)
-                needed = reading.needed_tokens(memory, self.conversations, self.questions, contexts)
+                needed = reading.needed_tokens(
+                    partial(self.memory_of, name), self.conversations, self.questions, contexts
+                )
                 mine = report.current(records, [key for key in keys if key[:2] == (name, budget)])
                 found = reading.figures([(asked[r["question_id"]], r) for r in mine], needed, contexts)
                 systems[name]["budgets"][str(budget)]["rounds"] = found

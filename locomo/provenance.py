@@ -33,8 +33,11 @@ def recalling_code() -> str:
     """A hash of all that shapes what is recalled and read: a memory whose code or weights changed is another memory."""
     root = Path(__file__).parent.parent
     folders = ("memories", "ranking", "reading")
-    files = [root / "memory_system.py"] + [path for folder in folders for path in (root / folder).glob("*.*")]
-    return digest({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)})
+    files = [root / "memory_system.py", root / "locomo" / "retrieval.py"]
+    files += [path for folder in folders for path in (root / folder).glob("*.*")]
+    return digest(
+        {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
+    )
 
 
 def _version(package: str) -> str | None:

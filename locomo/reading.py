@@ -7,7 +7,7 @@ only a reader good enough at telling should be given them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,15 +82,20 @@ def contexts_of(budget_tokens: int, rounds: int) -> list[int]:
 
 
 def needed_tokens(
-    memory: Memory[Any], conversations: Iterable[Conversation], questions: Iterable[Question], contexts: Sequence[int]
+    memory_of: Callable[[str], Memory[Any]],
+    conversations: Iterable[Conversation],
+    questions: Iterable[Question],
+    contexts: Sequence[int],
 ) -> dict[str, float]:
     """Question id -> the smallest memory of a grid around `contexts` that shows all its evidence, infinity for none.
-    Categories 1-4 with evidence only; asks no model."""
+    Categories 1-4 with evidence only; asks no model. `memory_of` gives the memory that a conversation is asked
+    with."""
     low, high = max(1.0, contexts[0] / 4), contexts[-1] * 1.5
     grid = sorted({*contexts, *(round(low * (high / low) ** (i / (GRID - 1))) for i in range(GRID))})
     asked = [question for question in questions if question.category in ANSWERABLE and question.evidence]
     needed: dict[str, float] = {}
     for conversation in conversations:
+        memory = memory_of(conversation.id)
         state = memory.new()
         memory.observe(state, conversation.turns)
         for question in (q for q in asked if q.conversation == conversation.id):

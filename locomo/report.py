@@ -37,11 +37,7 @@ def results(records: Iterable[Record], questions: Iterable[Question], planned: I
             if (of_category := [pair for pair in pairs if pair[0].category == category])
         }
         entry["categories_1_5"] = _figures(pairs)
-        entry["by_conversation"] = {
-            conversation: {name: found[name] for name in ("evidence_recall", "all_evidence", "n")}
-            for conversation in dict.fromkeys(question.conversation for question, _ in pairs)
-            for found in [_figures([p for p in pairs if p[0].conversation == conversation and p[0].category < 5])]
-        }
+        entry["by_conversation"] = _conversations([pair for pair in pairs if pair[0].category in ANSWERABLE])
         entry["abstention"] = abstention.figures([(q, r) for q, r in pairs if r is not None])
         systems.setdefault(system, {"budgets": {}})["budgets"][str(budget)] = entry
     return systems
@@ -89,12 +85,23 @@ def _figures(pairs: Sequence[tuple[Question, Record | None]]) -> Results:
     return figures
 
 
+def _conversations(pairs: Sequence[tuple[Question, Record | None]]) -> Results:
+    by_id: dict[str, list[tuple[Question, Record | None]]] = defaultdict(list)
+    for pair in pairs:
+        by_id[pair[0].conversation].append(pair)
+    figures = {id: _figures(mine) for id, mine in by_id.items()}
+    return {
+        id: {name: found[name] for name in ("evidence_recall", "all_evidence", "n")} for id, found in figures.items()
+    }
+
+
 def _ranking(done: Sequence[tuple[Question, Record]]) -> Results:
     """What papers on retrieval report, of systems that rank turns: turn recall@10, the mean reciprocal rank of the
     first evidence turn, and how often the five best sessions hold any evidence. Fractions."""
-    ranked = [(q, r["recall"]["ranked"]) for q, r in done if r["recall"].get("ranked") and q.evidence]
-    if not ranked:
+    if not any(record["recall"].get("ranked") for _, record in done):
         return {}
+    # What showed nothing found nothing; a question asked in two forms is one question.
+    ranked = list({q.id: (q, r["recall"].get("ranked", ())) for q, r in done if q.evidence}.values())
     firsts = [next((1 / n for n, id in enumerate(ids, start=1) if id in q.evidence), 0.0) for q, ids in ranked]
     sessions = [list(dict.fromkeys(id.split(":")[0] for id in ids))[:5] for _, ids in ranked]
     return {

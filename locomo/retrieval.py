@@ -5,12 +5,14 @@ A question trains the ranking with its evidence turns; questions without evidenc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+import memory_system
 import ranking
 from language_models.encoders import TokenEncoder
 from language_models.weights import models_folder
@@ -105,7 +107,8 @@ def folds(data: Dataset, asked: Sequence[str], encoder: TokenEncoder | None = No
     """
     from tqdm import tqdm
 
-    code = digest([path.read_text() for path in sorted(Path(ranking.__path__[0]).glob("*.py"))])
+    sources = [*Path(ranking.__path__[0]).glob("*.py"), Path(__file__), Path(memory_system.__file__)]
+    code = digest([path.read_text() for path in sorted(sources)])
     folder = models_folder() / "folds" / digest([data.sha256, code, encoder.name if encoder else ""])
     folder.mkdir(parents=True, exist_ok=True)
     n = -(-len(data.conversations) // HELD_OUT_TOGETHER) if encoder else len(data.conversations)
@@ -122,12 +125,21 @@ def folds(data: Dataset, asked: Sequence[str], encoder: TokenEncoder | None = No
             others = [conversation for conversation in data.conversations if conversation not in group]
             fitted, token_map = fit(others, lessons, encoder=encoder.name if encoder else "")
             if token_map:
-                token_map.save(map_path)
-            fitted.save(path)  # last: a fold is there when this is
+                _whole(token_map.save, map_path)
+            _whole(fitted.save, path)  # last: a fold is there when this is
         found: Weights = (ranker.load(path), late.load(map_path) if encoder else None)
         weights |= {conversation.id: found for conversation in group}
-        assert not {conversation.id for conversation in group} & set(found[0].fitted_on)
+        learned_from = {*found[0].fitted_on, *(found[1].fitted_on if found[1] else ())}
+        if seen := learned_from & {conversation.id for conversation in group}:
+            raise RuntimeError(f"the weights in {path} have seen {', '.join(sorted(seen))}; delete them.")
     return weights
+
+
+def _whole(save: Callable[[Path], None], path: Path) -> None:
+    """Write a file that is there whole or not at all, whatever ends the process."""
+    parts = path.with_suffix(f".{os.getpid()}{path.suffix}")
+    save(parts)
+    parts.replace(path)
 
 
 def recalls(

@@ -43,6 +43,8 @@ class Rule:
 
     weights: Mapping[str, float]
     threshold: float
+    fitted_on: tuple[str, ...] = ()
+    """Conversations whose labels it has seen: it proves nothing there."""
 
     def score(self, signals: Signals) -> float:
         return sum(self.weights.get(name, 0.0) * value for name, value in signals.vector().items())
@@ -56,7 +58,7 @@ class Rule:
         try:
             found = json.loads(path.read_bytes())
             weights = {name: float(found["weights"][name]) for name in Signals(False, None, None).vector()}
-            return cls(weights, float(found["threshold"]))
+            return cls(weights, float(found["threshold"]), tuple(map(str, found.get("fitted_on", ()))))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path} holds no rule ({error!r}); write one with python -m locomo.abstention."

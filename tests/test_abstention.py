@@ -158,7 +158,7 @@ def test_rounds_against_one_shot_by_hand() -> None:
 
 def test_the_memory_that_a_question_needs(sample: Any) -> None:
     memory = MemorySystem(count=Utf8Bytes())
-    needed = reading.needed_tokens(memory, sample.conversations, sample.questions, [400, 800])
+    needed = reading.needed_tokens(lambda _: memory, sample.conversations, sample.questions, [400, 800])
     assert len(needed) == sum(bool(q.evidence) and q.category != 5 for q in sample.questions)
     assert min(needed.values()) < 800
 
