@@ -227,6 +227,11 @@ class Memory(dspy.Module, Generic[S]):
         return dspy.Prediction(answer=self.read(memory=recall.text, question=asked).answer, recall=recall)
 
 
+PATIENCE = 2_000
+"""After so many lines in a row that do not fit, the few tokens left stay empty: only a history much longer than a
+budget has so many, and by then the ranking has nothing to say."""
+
+
 def pack(
     state: State, ranking: Iterable[int], budget_tokens: int, count: TokenCounter, *, first_number: int | None = None
 ) -> Recall:
@@ -243,6 +248,7 @@ def pack(
     chosen: list[int] = []
     sessions: set[int] = set()
     left = budget_tokens
+    passed_over = 0  # lines in a row that did not fit
 
     def number_cost(lines_before: int) -> int:
         # Which line gets which number is settled last, but so many lines have the same numbers in any order.
@@ -250,8 +256,9 @@ def pack(
 
     number_tokens = number_cost(0)
     for position in ranking:
-        if left < state.least_line_tokens:
+        if left < state.least_line_tokens or passed_over > PATIENCE:
             break
+        passed_over += 1
         session = state.turns[position].session
         cost = state.line_tokens[position] + (0 if session in sessions else state.header_tokens[session])
         cost += number_tokens
@@ -259,6 +266,7 @@ def pack(
             chosen.append(position)
             sessions.add(session)
             left -= cost
+            passed_over = 0
             number_tokens = number_cost(len(chosen))
     while chosen:
         recall = show(state, chosen, count, first_number=first_number)
