@@ -59,17 +59,17 @@ def _figures(pairs: Sequence[tuple[Question, Record | None]]) -> Results:
         **_mean("all_evidence", [(question, float(value == 1.0)) for question, value in recalls]),
         **_ranking(done),
         "mean_tokens": _average(record["recall"]["tokens"] for _, record in done),
-        "max_tokens": max((record["recall"]["tokens"] for _, record in done), default=0),
+        "max_tokens": max((n for _, r in done if (n := r["recall"]["tokens"]) is not None), default=None),
     }
     figures["n"] = figures.pop("evidence_recall_n")
     if answered:
         figures |= {
             **_mean("f1", f1s),
-            "mean_total_tokens": _average(r["prompt_tokens"] + r["completion_tokens"] for _, r in answered),
+            "mean_total_tokens": _average(_tokens(r) for _, r in answered),
             "mean_calls": _average(record["calls"] for _, record in answered),
             "mean_seconds": _average(record["seconds"] for _, record in answered),
-            "unreported_calls": sum(record["unreported"] for _, record in answered),
-            "truncated": sum(record["truncated"] for _, record in answered),
+            "unreported_calls": _sum(record["unreported"] for _, record in answered),
+            "truncated": _sum(record["truncated"] for _, record in answered),
         }
         forms = sorted({record["form"] for _, record in answered})
         if len(forms) > 1:
@@ -81,7 +81,7 @@ def _figures(pairs: Sequence[tuple[Question, Record | None]]) -> Results:
         verdicts = [verdict for _, record in answered for verdict in record["verdicts"]]
         figures |= _mean("judge", judged)
         figures["judge_correct"] = int(figures.pop("judge_sum"))
-        figures["judge_tokens"] = sum(v["prompt_tokens"] + v["completion_tokens"] for v in verdicts)
+        figures["judge_tokens"] = _sum(_tokens(verdict) for verdict in verdicts)
     return figures
 
 
@@ -115,7 +115,13 @@ def _ranking(done: Sequence[tuple[Question, Record]]) -> Results:
 
 
 def _recall(question: Question, record: Record) -> float | None:
-    return evidence_recall(question.evidence, set(record["recall"]["turn_ids"]))
+    shown = record["recall"]["turn_ids"]
+    return None if shown is None else evidence_recall(question.evidence, set(shown))
+
+
+def _tokens(cost: Mapping[str, int | None]) -> int | None:
+    prompt, reply = cost["prompt_tokens"], cost["completion_tokens"]
+    return None if prompt is None or reply is None else prompt + reply
 
 
 def _mean(name: str, values: Sequence[tuple[Question, float]]) -> Results:
@@ -141,9 +147,15 @@ def ingest_cost(ingests: Iterable[Record]) -> dict[str, Results]:
     return dict(costs)
 
 
-def _average(values: Iterable[float]) -> float | None:
-    listed = list(values)
+def _average(values: Iterable[float | None]) -> float | None:
+    """Over what is known, as in `_sum`: answers that others published come without counts."""
+    listed = [value for value in values if value is not None]
     return sum(listed) / len(listed) if listed else None
+
+
+def _sum(values: Iterable[int | None]) -> int | None:
+    listed = [value for value in values if value is not None]
+    return sum(listed) if listed else None
 
 
 def current(records: Iterable[Record], planned: Iterable[Key]) -> list[Record]:
@@ -296,7 +308,7 @@ def _number(value: float | None, digits: int = 0) -> str:
 
 
 def _budget(budget: str) -> str:
-    return f"{int(budget):,}" if int(budget) < UNBOUNDED else "all"
+    return f"{int(budget):,}" if int(budget) < UNBOUNDED else "no limit"
 
 
 def _grid(title: str, headers: Sequence[str], body: Sequence[Sequence[str]]) -> str:
