@@ -85,9 +85,6 @@ UNBOUNDED = 10_000_000
 RANKED = 50
 """Of the ranking so many turns are recorded: more than any published measure looks at."""
 
-INGEST = "ingest: "
-"""How the description of a failure begins that came before any question."""
-
 GIVE_UP_AFTER = 8
 """So many calls that all fail at the start end the run: a wrong address or model would cost hours of waiting."""
 
@@ -132,8 +129,8 @@ def run(
         record, end = _attempt(task, memory, state, failed, number, reader=reader, judge=judge)
         folder.append(record)
         progress(record)
-        if len(outcomes) < GIVE_UP_AFTER and (record["calls"] or record["error"]):
-            outcomes.append(not record["error"].removeprefix(INGEST).startswith(LM_ERROR))
+        if len(outcomes) < GIVE_UP_AFTER and record["calls"]:
+            outcomes.append(not record["error"].startswith(LM_ERROR))
             if len(outcomes) == GIVE_UP_AFTER and not any(outcomes):
                 end = f"the first {GIVE_UP_AFTER} calls failed, the last with {record['error']}"
         give_up(end)
@@ -209,7 +206,7 @@ def _ingest(
                 memory.observe(state, session.turns)
                 turns += len(session.turns)
         except Exception as problem:  # noqa: BLE001 - any memory may fail; its questions are recorded as failed
-            state, failed = None, _blamed(problem, before=INGEST)
+            state, failed = None, _blamed(problem, before="ingest: ")
     seconds = time.perf_counter() - started
     folder.append_ingest(
         {"system": system, "conversation": conversation.id, "turns": turns, "seconds": round(seconds, 4),

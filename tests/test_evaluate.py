@@ -165,6 +165,39 @@ def test_a_dry_run_says_what_it_would_cost(server: Server, tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
+def test_the_controls_and_what_they_show_stand_in_the_table(server: Server, tmp_path: Path) -> None:
+    def answer(number: int, body: dict[str, Any]) -> Reply:
+        prompt = body["messages"][-1]["content"]
+        if body["model"] == "judge":
+            return completion("yes" if "Answer: Sourdough" in prompt else "no")
+        return completion("Sourdough" if "#" in prompt.partition("Memory:")[2] else "Baguette")
+
+    server.answer = answer
+    done = evaluate(*remote(server, "--judge-model", "openai/judge", "--judge-api-base", server.url,
+                            "--run-dir", "run"), cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = results(tmp_path / "run")
+    figures = {name: next(iter(system["budgets"].values())) for name, system in found["systems"].items()}
+    assert [figures[name]["judge"] for name in ("none", "refusal", "oracle")] == [0, 0, 1]
+    assert figures["refusal"]["by_category"]["5"]["f1"] == 1
+    assert (figures["refusal"]["mean_calls"], figures["refusal"]["mean_tokens"]) == (0, 0)
+    assert figures["adaptive"]["gap_closed"]["judge"]["gap"]["difference"] == 1
+    compared = {(c["a"]["system"], c["b"]["system"]) for c in found["comparisons"] if c["measure"] == "judge"}
+    assert compared == {("recent", "full_context"), ("recent", "adaptive"), ("full_context", "adaptive"),
+                        ("recent", "none"), ("full_context", "none"), ("adaptive", "none")}  # fmt: skip
+    assert "Paired on the same questions, J (openai/judge (strict, original))" in done.stdout
+    assert "One conversation: no interval and no test" in done.stdout
+    assert done.stdout.count("of the mean conversation") == 0
+
+
+def test_a_budget_that_leaves_nothing_to_choose_is_said(tmp_path: Path) -> None:
+    done = evaluate("--recall-only", "--budgets", "100,400", "--systems", "recent", "--run-dir", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (told,) = [c for c in results(tmp_path / "run")["cautions"] if "of the mean conversation" in c]
+    assert told.startswith("A budget of 400 tokens holds ")
+    assert done.stdout.count(told) == 2, "before anything is paid for, and under the table"
+
+
 def test_what_the_window_cannot_hold_is_left_out_or_lowered(server: Server, tmp_path: Path) -> None:
     args = remote(server, "--run-dir", "run")
     args[args.index("--context-window") + 1] = "700"

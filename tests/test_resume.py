@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import Reply, Server, completion, failure
+from tests.conftest import ROOT, Reply, Server, completion, failure
 from tests.test_evaluate import SECRET, evaluate, everything, records, remote, results
 
 
@@ -188,3 +191,76 @@ def test_a_damaged_folder_is_one_sentence(server: Server, tmp_path: Path) -> Non
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
         ledger.write_text(whole)
+
+
+FRAGILE = """
+import dspy
+from memory_system import Memory, Recall
+
+
+class Fragile(Memory):
+    needs_model = True
+
+    def __init__(self, **parts):
+        super().__init__(**parts)
+        self.write = dspy.Predict("text -> fact")
+
+    def observe(self, state, turns):
+        super().observe(state, turns)
+        self.fact = self.write(text=turns[0].text).fact
+
+    def recall(self, state, question, budget_tokens):
+        if "Who" in question or "What" in question:
+            raise KeyError(question[:3])
+        return Recall()
+"""
+
+
+def test_a_memory_that_fails_is_a_result_and_a_model_that_fails_is_none(server: Server, tmp_path: Path) -> None:
+    """A memory of the user's own that raises, and whose writing fails while the server is down."""
+    (tmp_path / "fragile.py").write_text(FRAGILE)
+    script = (
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, '.']; import evaluate, memories\n"
+        "memories.SYSTEMS['fragile'] = 'fragile:Fragile'; sys.exit(evaluate.main(sys.argv[1:]))"
+    )
+
+    def fragile(*args: str) -> subprocess.CompletedProcess[str]:
+        env = {**os.environ, "LOCOMO_PATH": str(ROOT / "data" / "sample.json"), "OPENAI_API_KEY": SECRET}
+        command = [sys.executable, "-c", script, *args]
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+
+    writing = [True]
+
+    def answer(number: int, body: dict[str, Any]) -> Reply:
+        fails = writing[0] and "Text:" in body["messages"][-1]["content"]
+        return failure(500) if fails else completion("Sourdough")
+
+    server.answer = answer
+    done = fragile(*remote(server, "--systems", "fragile", "--run-dir", "run"))
+    assert done.returncode == 3, done.stdout + done.stderr
+    mine = [record for record in records(tmp_path / "run") if record["system"] == "fragile"]
+    assert all(r["error"].startswith("ingest: LMServerError") and not r["memory_error"] for r in mine)
+    entry = results(tmp_path / "run")["systems"]["fragile"]["budgets"]["150"]
+    assert (entry["ungraded"], entry["failed"]) == (11, 0)
+
+    writing[0] = False
+    done = fragile("--resume", "run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    mine = [record for record in records(tmp_path / "run") if record["system"] == "fragile" and not record["error"]]
+    broken = [record for record in mine if record["memory_error"]]
+    assert len(mine) == 13
+    assert {record["memory_error"] for record in broken} == {"KeyError: 'Who'", "KeyError: 'Wha'"}
+    assert all(record["answer"] is None and record["calls"] == 0 for record in broken)
+    entry = results(tmp_path / "run")["systems"]["fragile"]["budgets"]["150"]
+    assert entry["ungraded"] == 0
+    assert (
+        0
+        < entry["failed"]
+        == entry["f1_n"] - sum(not r["memory_error"] for r in mine if int(r["question_id"][9:]) < 11)
+    )
+    assert "failed, and scored as wrong: " in done.stdout
+    assert "x fragile: KeyError: 'Who'" in done.stdout
+
+    asked = len(server.requests)
+    assert fragile("--resume", "run").returncode == 0
+    assert len(server.requests) == asked, "what failed in the memory is a result, and not tried until it works"
