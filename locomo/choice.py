@@ -16,7 +16,7 @@ from language_models.encoders import Encoder, EncoderUnavailable, TokenEncoder
 from language_models.encoders import load as load_encoder
 from language_models.weights import WeightsUnavailable
 from locomo import leaks
-from locomo.controls import CONTROLS
+from locomo.controls import CONTROLS, Refusal
 from locomo.dataset import CATEGORIES, STAND_INS, DataError, aside, load
 from locomo.evaluate import Task, conversation_tokens, plan, prompt_overhead, window_budget
 from locomo.llm_judge import Judge
@@ -116,7 +116,7 @@ class Choice:
             )
 
     def _choose_memories(self, load_memory: LoadMemory) -> None:
-        default = "simple,adaptive" if self.reader is None else "simple,full_context,adaptive"
+        default = "recent,adaptive" if self.reader is None else "recent,full_context,adaptive"
         names = [name.strip() for name in (self.config["systems"] or default).split(",") if name.strip()]
         self.count: TokenCounter
         if self.reader:
@@ -137,7 +137,9 @@ class Choice:
         self.encoder: Encoder | None = None
         self.memories: dict[str, Memory[Any]] = {}
         self.left_out: dict[str, str] = {}
-        for name in [*names, *CONTROLS]:
+        # Without answers a constant one is no system of its own.
+        controls = [name for name in CONTROLS if self.reader or CONTROLS[name] is not Refusal]
+        for name in [*names, *controls]:
             try:
                 kind = CONTROLS.get(name) or load_memory(name)
             except KeyError as error:
@@ -231,6 +233,7 @@ class Choice:
 
     def _plan(self) -> list[Task]:
         budgets = self.config["budgets"] or [self.config["budget_tokens"] or DEFAULT_BUDGET_TOKENS]
+        self.whole = {c.id: conversation_tokens(c, self.count) for c in self.conversations}
         room = window_budget(self.reader, self.questions, self.memories.values()) if self.reader else None
         if self.reader and room is None:
             self._leave_out_all_showing(f"the window of {self.reader.name} is not known; give it with --context-window")
@@ -245,6 +248,14 @@ class Choice:
                 budgets = list(dict.fromkeys(min(budget, room) for budget in budgets))
                 listed = ", ".join(f"{budget:,}" for budget in too_large)
                 self.notices.append(f"Budget {listed} lowered to {room:,} tokens, all that the reader's window leaves.")
+        mean = sum(self.whole.values()) / max(1, len(self.whole))
+        self.cautions = [
+            f"A budget of {budget:,} tokens holds {min(1, budget / mean):.0%} of the mean conversation ({mean:,.0f}): "
+            "above half, little is left to choose."
+            for budget in budgets
+            if 0 < mean < 2 * budget
+        ]
+        self.notices += self.cautions
         return plan(
             self.memories,
             self.questions,
@@ -255,7 +266,7 @@ class Choice:
 
     def _fit_to_window(self, room: int) -> None:
         assert self.reader
-        needed = max((conversation_tokens(conversation, self.reader) for conversation in self.conversations), default=0)
+        needed = max(self.whole.values(), default=0)
         if needed > room:
             unit = "bytes, an upper bound of its tokens," if isinstance(self.count, Utf8Bytes) else "tokens"
             self._leave_out_all_showing(
@@ -301,13 +312,15 @@ class Choice:
         """An upper bound on calls, tokens and dollars, but for retries and for memories that call a model to write."""
         assert self.reader
         tasks = [task for task in self.tasks if task.key not in done]
-        whole = {c.id: conversation_tokens(c, self.reader) for c in self.conversations}
         asked = {task.key: f"{task.question.text} {options(task.question, task.form)}" for task in tasks}
         longest = max(asked.values(), key=len, default="")
         overhead = {name: prompt_overhead(self.reader, longest, memory) for name, memory in self.memories.items()}
-        rounds = {name: max(1, memory.rounds) for name, memory in self.memories.items()}
+        rounds = {
+            name: 0 if isinstance(memory, Refusal) else max(1, memory.rounds) for name, memory in self.memories.items()
+        }
         prompts = sum(
-            rounds[task.system] * (overhead[task.system] + self._most_memory(task, whole[task.question.conversation]))
+            rounds[task.system]
+            * (overhead[task.system] + self._most_memory(task, self.whole[task.question.conversation]))
             for task in tasks
         )
         calls = sum(rounds[task.system] for task in tasks)
@@ -335,6 +348,14 @@ class Choice:
             ).tokens
         return min(task.budget_tokens, whole)
 
+    def answer_prompts(self) -> dict[str, str]:
+        """System -> a short hash of what its reader is told, without the memory."""
+        read = {name: memory.read for name, memory in self.memories.items()}
+        return {
+            name: digest([predict.signature.instructions, [demo.toDict() for demo in predict.demos]])
+            for name, predict in read.items()
+        }
+
     def identity(self) -> dict[str, str]:
         """What must be the same for two answers to belong to one run."""
         identity = {
@@ -348,14 +369,8 @@ class Choice:
         if self.encoder:
             identity["encoder"] = self.encoder.name
         if self.reader:
-            prompts = {name: memory.read for name, memory in self.memories.items()}
             identity["reader"] = f"{self.reader.name} {self.reader.revision}".strip()
-            identity["answer prompts"] = digest(
-                {
-                    name: [read.signature.instructions, [demo.toDict() for demo in read.demos]]
-                    for name, read in prompts.items()
-                }
-            )
+            identity["answer prompts"] = digest(self.answer_prompts())
         if rule := self._rule():
             identity["abstention"] = digest(asdict(rule))
         if self.judge_model and self.judge:

@@ -23,8 +23,9 @@ from locomo.choice import Choice, LoadMemory, Refused
 from locomo.dataset import aside
 from locomo.evaluate import run
 from locomo.provenance import digest, provenance
-from locomo.run_folder import Key, Record, RunFolder, RunFolderError, is_answered, latest, new_path
+from locomo.run_folder import Key, Record, RunFolder, RunFolderError, failed, is_answered, latest, new_path
 from locomo.split_data import held_out_part
+from locomo.table import as_text
 
 
 class Experiment(Choice):
@@ -81,6 +82,8 @@ class Experiment(Choice):
         return {
             "config": self.config,
             "identity": self.identity(),
+            "questions": [question.id for question in self.questions],
+            "answer_prompts": self.answer_prompts() if self.reader else {},
             "left_out": self.left_out,
             "stand_in": self.data.stand_in,
             **provenance(),
@@ -107,8 +110,8 @@ class Experiment(Choice):
         with tqdm(total=len(keys), initial=already, desc=f"{self.mark}asked", file=sys.stderr, mininterval=0.5) as bar:
 
             def progress(record: Record) -> None:
-                if not is_answered(record):
-                    bad["failed"] += 1
+                if failed(record) or not is_answered(record):
+                    bad["failed" if failed(record) else "ungraded"] += 1
                     bar.set_postfix(bad)
                 bar.update()
 
@@ -168,9 +171,11 @@ class Experiment(Choice):
             "ledger": {"test_scored": asdict(looks) if looks else None, "broken": broken},
             "ingest": report.ingest_cost(folder.ingests()),
             "systems": report.results(records, self.questions, keys),
+            "comparisons": (comparisons := report.compared(records, self.questions, keys)),
+            "cautions": report.cautions(self.questions, self.data.questions, comparisons) + self.cautions,
         }
         told = self._rounds(records, keys, results["systems"])
-        table = report.table(results["systems"], no_judge=self.no_judge, folds=self.config["folds"])
+        table = as_text(results, no_judge=self.no_judge, folds=self.config["folds"])
         table += "".join(f"\n{line}\n" for line in (str(looks or ""), ledger.verdict(broken)) if line)
         folder.write_json("results.json", results)
         folder.write_text("table.txt", "".join(f"{self.mark}{line}\n" for line in table.splitlines()))
@@ -185,6 +190,8 @@ class Experiment(Choice):
             self.say(f"{cut} replies were cut at {self.config['max_answer_tokens']} tokens (--max-answer-tokens).")
         for reason in report.failures(records, keys):
             self.say(f"ungraded: {reason}")
+        for reason in report.memory_failures(records, keys):
+            self.say(f"failed, and scored as wrong: {reason}")
         if outcome in ("failed", "stopped"):
             why = f"Stopped, because no call can succeed: {fatal}." if fatal else "Stopped."
             self.say(f"{why} Go on with: python evaluate.py --resume {folder.path}")

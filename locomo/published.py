@@ -29,6 +29,7 @@ from locomo.metrics import FREE
 from locomo.provenance import digest, provenance
 from locomo.published_formats import FORMATS, Format, at, first, recognise
 from locomo.run_folder import Key, Record, RunFolder, RunFolderError, key
+from locomo.table import as_text
 
 FAIL_ON_ERROR = 0.02
 """The share of ungraded answers from which a run is invalid, as in evaluate.py."""
@@ -281,6 +282,7 @@ def write(
         share = report.ungraded_share(records, keys)
         invalid = share > FAIL_ON_ERROR or any(merge.flagged for _, merge in found.merges)
         systems = report.results(records, found.questions, keys)
+        comparisons = report.compared(records, found.questions, keys)
         told, figures = _told(found, errata)
         status = "invalid" if invalid else "valid"
         results = {
@@ -296,9 +298,11 @@ def write(
             "ledger": {"test_scored": None, "broken": []},
             "ingest": {},
             "systems": systems,
+            "comparisons": comparisons,
+            "cautions": report.cautions(found.questions, data.questions, comparisons),
             "published": {**_source(found), "scores": figures},
         }
-        table = "\n".join([*told, "", report.table(systems, no_judge="the file holds no verdicts.")])
+        table = "\n".join([*told, "", as_text(results, no_judge="the file holds no verdicts.")])
         folder.write_json("results.json", results)
         folder.write_text("table.txt", "".join(f"{data.mark}{line}\n" for line in table.splitlines()))
     return status, table
