@@ -9,6 +9,7 @@ from typing import Any
 from locomo import abstention
 from locomo.dataset import ANSWERABLE, CATEGORIES, Question
 from locomo.evaluate import UNBOUNDED
+from locomo.gradings import Grading, gradings, score
 from locomo.metrics import chosen_option, evidence_recall, official_f1
 from locomo.run_folder import Key, Record, is_answered, latest
 from locomo.statistics import clustered_mean
@@ -24,33 +25,48 @@ def results(records: Iterable[Record], questions: Iterable[Question], planned: I
     mean. Fractions lie in [0, 1]; `*_interval` is [low, high] at 95 %, clustered by conversation, or null.
     """
     asked = {question.id: question for question in questions}
+    records = list(records)
+    under = gradings(records)
     found = latest(records)
     groups: dict[tuple[str, int], list[tuple[Question, Record | None]]] = defaultdict(list)
     for k in planned:
         groups[k[0], k[1]].append((asked[k[2]], found.get(k)))
     systems: dict[str, Results] = {}
     for (system, budget), pairs in groups.items():
-        entry = _figures([pair for pair in pairs if pair[0].category in ANSWERABLE])
+        entry = _figures([pair for pair in pairs if pair[0].category in ANSWERABLE], under[:1])
+        entry["gradings"] = {grading.name: _graded(pairs, grading) for grading in under}
         entry["by_category"] = {
-            str(category): _figures(of_category)
+            str(category): _figures(of_category, under[:1])
             for category in CATEGORIES
             if (of_category := [pair for pair in pairs if pair[0].category == category])
         }
-        entry["categories_1_5"] = _figures(pairs)
+        entry["categories_1_5"] = _figures(pairs, under[:1])
         entry["by_conversation"] = _conversations([pair for pair in pairs if pair[0].category in ANSWERABLE])
         entry["abstention"] = abstention.figures([(q, r) for q, r in pairs if r is not None])
         systems.setdefault(system, {"budgets": {}})["budgets"][str(budget)] = entry
     return systems
 
 
-def _figures(pairs: Sequence[tuple[Question, Record | None]]) -> Results:
+def _graded(pairs: Sequence[tuple[Question, Record | None]], grading: Grading) -> Results:
+    """What one way of grading says: score, interval, n, ungraded."""
+    found = [(q, None if r is None else score(r, grading)) for q, r in pairs if q.category in ANSWERABLE]
+    figures = _mean("score", [(q, value) for q, value in found if value is not None])
+    return {
+        "score": figures["score"],
+        "interval": figures["score_interval"],
+        "n": figures["score_n"],
+        "ungraded": sum(value is None for _, value in found),
+    }
+
+
+def _figures(pairs: Sequence[tuple[Question, Record | None]], under: Sequence[Grading]) -> Results:
     done = [(question, record) for question, record in pairs if record is not None and is_answered(record)]
     answered = [(question, record) for question, record in done if record["answer"] is not None]
     recalls = [(q, value) for q, r in done if (value := _recall(q, r)) is not None]
     f1s = [(q, official_f1(q, chosen_option(q, r["form"], r["answer"]))) for q, r in answered]
-    labels = [(q, r["verdicts"][-1]["label"]) for q, r in answered if r["verdicts"]]
-    judged = [(q, float(label == "correct")) for q, label in labels if label != "ungraded"]
-    graded = {q.id for q, r in done if not r["verdicts"] or r["verdicts"][-1]["label"] != "ungraded"}
+    labels = [(q, score(r, under[0])) for q, r in answered if r["verdicts"] and under]
+    judged = [(q, value) for q, value in labels if value is not None]
+    graded = {q.id for q, r in done if not r["verdicts"] or not under or score(r, under[0]) is not None}
     asked = {question.id for question, _ in pairs}
     figures: Results = {
         "questions": len(asked),
@@ -80,8 +96,8 @@ def _figures(pairs: Sequence[tuple[Question, Record | None]]) -> Results:
     if labels:
         verdicts = [verdict for _, record in answered for verdict in record["verdicts"]]
         figures |= _mean("judge", judged)
-        figures["judge_correct"] = int(figures.pop("judge_sum"))
-        figures["judge_tokens"] = sum(v["prompt_tokens"] + v["completion_tokens"] for v in verdicts)
+        figures["judge_correct"] = figures.pop("judge_sum")
+        figures["judge_tokens"] = sum((v["prompt_tokens"] or 0) + (v["completion_tokens"] or 0) for v in verdicts)
     return figures
 
 
@@ -89,7 +105,7 @@ def _conversations(pairs: Sequence[tuple[Question, Record | None]]) -> Results:
     by_id: dict[str, list[tuple[Question, Record | None]]] = defaultdict(list)
     for pair in pairs:
         by_id[pair[0].conversation].append(pair)
-    figures = {id: _figures(mine) for id, mine in by_id.items()}
+    figures = {id: _figures(mine, []) for id, mine in by_id.items()}
     return {
         id: {name: found[name] for name in ("evidence_recall", "all_evidence", "n")} for id, found in figures.items()
     }
@@ -205,7 +221,7 @@ def _section(title: str, rows: Sequence[tuple[str, str, Results]], *, read: bool
         columns.append(("F1", lambda e: _rate(e, "f1") + (f" ({e['f1_sum']:.1f}/{e['f1_n']})" if "f1_n" in e else "")))
     if judged:
         columns.append(
-            ("J", lambda e: _rate(e, "judge") + (f" ({e['judge_correct']}/{e['judge_n']})" if "judge_n" in e else ""))
+            ("J", lambda e: _rate(e, "judge") + (f" ({e['judge_correct']:g}/{e['judge_n']})" if "judge_n" in e else ""))
         )
     columns.append(("context tokens", lambda e: _number(e["mean_tokens"])))
     if read:
