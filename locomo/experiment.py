@@ -5,26 +5,25 @@ The configuration is saved in the run folder, and a run is resumed from that alo
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from language_models.failure import describe
-from locomo import ledger, reading, report
+from language_models.failure import FATAL, describe
+from language_models.roles import Model
+from locomo import certificate, correction, ledger, reading, report
 from locomo.choice import Choice, LoadMemory, Refused
 from locomo.dataset import aside
 from locomo.evaluate import run
 from locomo.provenance import digest, provenance
 from locomo.run_folder import Key, Record, RunFolder, RunFolderError, failed, is_answered, latest, new_path
 from locomo.split_data import held_out_part
+from locomo.stopping import stopping
 from locomo.table import as_text
 
 
@@ -115,20 +114,36 @@ class Experiment(Choice):
                     bar.set_postfix(bad)
                 bar.update()
 
-            with _stopping() as stop:
-                fatal = run(
+            with stopping() as stop:
+                fatal = self._certify(stop) or run(
                     self.tasks,
                     self.memory_of,
                     self.conversations,
                     folder,
                     reader=self.reader,
                     judge=self.judge,
-                    num_threads=self._num_threads(),
+                    num_threads=self._num_threads(self.reader),
                     stop=stop,
                     progress=progress,
                 )
         left = len(keys) - sum(is_answered(record) for record in report.current(folder.records(), keys))
         return self._conclude(folder, keys, fatal, stopped=stop.is_set() and not fatal and left > 0)
+
+    def _certify(self, stop: threading.Event) -> str:
+        """Find or measure the judge's certificate; why no call to it can succeed, or ""."""
+        self.certificate: certificate.Certificate | None = None
+        if self.certifier is None or self.config["no_certificate"]:
+            return ""
+        try:
+            found = self.certifier.kept() or self.certifier.measure(
+                num_threads=self._num_threads(self.judge_model), stop=stop, mark=self.mark
+            )
+        except FATAL as error:
+            return f"judge: {describe(error)}"
+        except certificate.Unmeasured as error:
+            return "" if stop.is_set() else f"judge: {error}"
+        self.certificate = certificate.judged(found, max_false_accept=self.config["max_false_accept"])
+        return ""
 
     def _trace_if_asked(self) -> None:
         if not self.config["trace"] or self.config["no_mlflow"]:
@@ -144,11 +159,11 @@ class Experiment(Choice):
         except Exception as error:  # a database of another version, a folder without write access, a lock
             raise Refused(f"MLflow cannot trace into mydb.sqlite ({describe(error)}); leave out --trace.") from error
 
-    def _num_threads(self) -> int:
+    def _num_threads(self, model: Model | None) -> int:
         """Threads help where a server answers; ranking and an embedded model keep the processor busy alone."""
-        if self.reader is None:
+        if model is None:
             return 1
-        return self.config["num_threads"] or (1 if self.reader.name.startswith("embedded:") else 4)
+        return self.config["num_threads"] or (1 if model.name.startswith("embedded:") else 4)
 
     def _conclude(self, folder: RunFolder, keys: list[Key], fatal: str, *, stopped: bool) -> str:
         records = folder.records()
@@ -167,6 +182,8 @@ class Experiment(Choice):
             "judge": f"{self.judge_model.name} ({self.config['judge']})" if self.judge_model else None,
             "token_counter": self.count.name,
             "ungraded_share": share,
+            "judge_family": self.family,
+            "certificates": [certificate.stamp(self.certificate)] if self.certificate else [],
             "left_out": self.left_out,
             "ledger": {"test_scored": asdict(looks) if looks else None, "broken": broken},
             "ingest": report.ingest_cost(folder.ingests()),
@@ -175,7 +192,9 @@ class Experiment(Choice):
             "cautions": report.cautions(self.questions, self.data.questions, comparisons) + self.cautions,
         }
         told = self._rounds(records, keys, results["systems"])
-        table = as_text(results, no_judge=self.no_judge, folds=self.config["folds"])
+        correction.apply(results["systems"], self.certificate)
+        table = as_text(results, no_judge=self._no_judge(), folds=self.config["folds"])
+        table += correction.below(results["systems"], results["certificates"], self.family)
         table += "".join(f"\n{line}\n" for line in (str(looks or ""), ledger.verdict(broken)) if line)
         folder.write_json("results.json", results)
         folder.write_text("table.txt", "".join(f"{self.mark}{line}\n" for line in table.splitlines()))
@@ -214,6 +233,16 @@ class Experiment(Choice):
             return None
         return ledger.look(folder, questions=len(self.questions), status=status)
 
+    def _no_judge(self) -> str:
+        if self.certificate:
+            return self.no_judge if self.certificate["passed"] else certificate.sentence(self.certificate)
+        if self.certifier is None or not self.config["no_certificate"]:
+            return self.no_judge
+        return (
+            "its judge was not measured (--no-certificate); python -m locomo.rescore RUN --judge-model "
+            f"{self.judge_model.name if self.judge_model else ''} --judge {self.config['judge']} does it later."
+        )
+
     def _rounds(self, records: list[Record], keys: list[Key], systems: dict[str, Any]) -> list[str]:
         """What asking for more was worth, into `systems`, and for people."""
         told = []
@@ -231,25 +260,3 @@ class Experiment(Choice):
                 systems[name]["budgets"][str(budget)]["rounds"] = found
                 told.append(f"{name} at {budget:,}: {reading.sentence(found, memory.rounds)}")
         return told
-
-
-@contextmanager
-def _stopping() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets, so that the calls in flight can end; the second one quits."""
-    stop = threading.Event()
-
-    def ask(*_: object) -> None:
-        if stop.is_set():
-            os._exit(4)
-        stop.set()
-        print("\nStopping after the calls in flight; once more to quit at once.", file=sys.stderr, flush=True)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,0 +1,320 @@
+"""Grade a run's answers again: under any judge, prompt and answer key, without asking for an answer again.
+
+    python -m locomo.rescore RUN... --judge-model M [--judge strict|lenient|...] [--answer-key corrected --errata FILE]
+    python -m locomo.rescore RUN... --judge-model M --panel
+
+Verdicts are put beside the earlier ones; what has a label under this judge, prompt, key and repeat is not asked for
+again, so that a stopped command goes on where it was. Then results.json and table.txt are written anew. The judge is
+certified first. `--panel` grades under every prompt and says whether the ranking of the systems survives.
+
+Exit codes: 0 done, 1 no call can succeed, 2 usage, 3 too much stayed ungraded, 4 stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from language_models.failure import FATAL, describe
+from language_models.weights import WeightsUnavailable
+from locomo import answer_keys, certificate, certify, correction, panel, report
+from locomo.certificate import Certificate
+from locomo.dataset import Dataset, aside, load
+from locomo.evaluate import UNBOUNDED
+from locomo.gradings import Grading, gradings, prompt_hashes, score
+from locomo.llm_judge import PROMPTS, RULES, Judge, shared_family
+from locomo.metrics import ABSTAIN_FIRST, FREE, TRAP_FIRST
+from locomo.regrading import Todo, grade, missing
+from locomo.run_folder import Key, Record, RunFolder, RunFolderError, is_answered, latest
+from locomo.split_data import part, sample
+from locomo.stopping import stopping
+from locomo.table import as_text
+
+FAIL_ON_ERROR = 0.02
+
+
+def planned(folder: RunFolder, data: Dataset, records: Sequence[Record]) -> list[Key]:
+    """What the run asks, or was to ask, of the systems and at the budgets that it has begun with."""
+    config = folder.manifest["config"]
+    asked = {record["question_id"] for record in records}
+    questions = [question for question in data.questions if question.id in asked]
+    if config.get("split"):
+        split, _, name = config["split"].rpartition(":")
+        chosen = [
+            question
+            for conversation in part(data, name, split=split or "default")
+            for question in conversation.questions
+            if question.category in config["categories"]
+        ]
+        questions = list(sample(chosen, config["num_test"] or len(chosen), seed=config["seed"]))
+    both = (ABSTAIN_FIRST, TRAP_FIRST) if config.get("two_options") and any(r["model"] for r in records) else (FREE,)
+    return [
+        (system, budget, question.id, form)
+        for system, budget in dict.fromkeys((record["system"], record["budget_tokens"]) for record in records)
+        for question in questions
+        for form in (both if question.gold is None else (FREE,))
+    ]
+
+
+def rewrite(folder: RunFolder, data: Dataset, new: Sequence[Certificate]) -> tuple[dict[str, Any], str]:
+    """results.json and table.txt anew, from what the folder holds and the certificates that are known; returns both."""
+    records = folder.records()
+    keys = planned(folder, data, records)
+    before = _results(folder)
+    known = {_of(found): found for found in [*before.get("certificates", ()), *map(certificate.stamp, new)]}
+    asked = {k[2] for k in keys}
+    questions = [question for question in data.questions if question.id in asked]
+    systems = report.results(records, questions, keys)
+    _keep_rounds(before.get("systems", {}), systems)
+    config = folder.manifest["config"]
+    own = gradings(records)[:1]
+    certified = [_certificate(records, grading, known) for grading in own]
+    if not _by_others(records, own):
+        correction.apply(systems, certified[0] if certified else None)
+    for grading in gradings(records):
+        correction.apply_grading(systems, grading.name, _certificate(records, grading, known))
+    share = report.ungraded_share(records, keys)
+    status = before.get("status", "valid")
+    if status == "invalid" and not folder.manifest.get("published"):
+        status = "invalid" if share > config.get("fail_on_error", FAIL_ON_ERROR) else "valid"
+    family = shared_family(config.get("model") or "", own[0].judge) if own else ""
+    results = {
+        **before,
+        "status": status,
+        "stand_in": data.stand_in,
+        "judge": f"{own[0].judge} ({own[0].prompt})" if own else None,
+        "judge_family": family,
+        "ungraded_share": share,
+        "certificates": list(known.values()),
+        "subset": before.get("subset", False),
+        "systems": systems,
+        "comparisons": (comparisons := report.compared(records, questions, keys)),
+        "cautions": report.cautions(questions, data.questions, comparisons),
+    }
+    table = as_text(results, no_judge=_why_not(own, certified), folds=bool(config.get("folds")))
+    table += correction.below(systems, [found for found in certified if found], family)
+    folder.write_json("results.json", results)
+    folder.write_text("table.txt", "".join(f"{data.mark}{line}\n" for line in table.splitlines()))
+    return results, table
+
+
+def _results(folder: RunFolder) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder.path / "results.json").read_bytes()))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise RunFolderError(f"{folder.path / 'results.json'} is damaged ({error}); delete it.") from error
+
+
+def _of(found: Mapping[str, Any]) -> tuple[str, str, str]:
+    return found["judge"], found["prompt"], found["prompt_hash"]
+
+
+def _certificate(
+    records: Sequence[Record], grading: Grading, known: Mapping[tuple[str, str, str], Certificate]
+) -> Certificate | None:
+    hashes = prompt_hashes(records, grading)
+    return known.get((grading.judge, grading.prompt, hashes.pop())) if len(hashes) == 1 else None
+
+
+def _by_others(records: Sequence[Record], own: Sequence[Grading]) -> bool:
+    """Whether the run's verdicts were published with its answers; no prompt of ours gave them, to be certified."""
+    return any(not hash for grading in own for hash in prompt_hashes(records, grading))
+
+
+def _why_not(own: Sequence[Grading], certified: Sequence[Certificate | None]) -> str:
+    if not own:
+        return "no answer is graded."
+    if found := certified[0]:
+        return certificate.sentence(found) if not found["passed"] else "no answer in categories 1-4 was graded."
+    return f"{own[0].name} has no certificate; python -m locomo.rescore RUN --judge-model M measures it."
+
+
+def _keep_rounds(before: Mapping[str, Any], systems: Mapping[str, Any]) -> None:
+    """What rounds were worth cannot be found out from records alone."""
+    for name, system in systems.items():
+        for budget, entry in system["budgets"].items():
+            was = before.get(name, {}).get("budgets", {}).get(budget, {})
+            if "rounds" in was:
+                entry["rounds"] = was["rounds"]
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m locomo.rescore",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, imported ones too")
+    certify.add_judge(p)
+    p.add_argument("--panel", action="store_true", help="every prompt, and whether the ranking survives")
+    p.add_argument("--answer-key", default="original", choices=["original", "corrected"])
+    p.add_argument("--errata", metavar="FILE", help="of the corrected key (default: LOCOMO_ERRATA)")
+    p.add_argument("--repeats", type=int, default=1, metavar="N", help="verdicts on each answer")
+    p.add_argument("--limit", type=int, metavar="N", help="get at most N verdicts now, under each prompt")
+    p.add_argument("--no-certificate", action="store_true", help="do not measure the judge, and show no J of it")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        if problem := _mistake(args):
+            raise ValueError(problem)
+        data = load(args.data)
+        golds = answer_keys.load(args.answer_key, args.errata, data=data)
+        with ExitStack() as open_folders:
+            folders = [open_folders.enter_context(RunFolder.reopen(path)) for path in args.runs]
+            for folder in folders:
+                _verify(folder, data)
+            return _Rescoring(args, data, golds, folders).carry_out()
+    except (ValueError, WeightsUnavailable) as error:  # RunFolderError, DataError, ErrataError, WrongAnswersError
+        print(f"locomo.rescore: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"locomo.rescore: cannot be written: {error}; the same command goes on.", file=sys.stderr)
+        return 1
+
+
+def _mistake(args: argparse.Namespace) -> str:
+    if args.panel and args.judge != "strict":
+        return "--panel grades under every prompt; leave out --judge."
+    if args.repeats < 1 or (args.limit is not None and args.limit < 1):
+        return "--repeats and --limit are 1 or more."
+    if len({path.resolve() for path in args.runs}) < len(args.runs):
+        return "a run is named twice; name each once."
+    return certify.mistake(args)
+
+
+def _verify(folder: RunFolder, data: Dataset) -> None:
+    was = folder.manifest["identity"].get("data")
+    if was and was != data.sha256:
+        raise RunFolderError(f"{folder.path} asked about other data than {data.path}; name its file with --data.")
+    known = {question.id for question in data.questions}
+    if strange := [r["question_id"] for r in folder.records() if r["question_id"] not in known]:
+        raise RunFolderError(f"{folder.path} asked {strange[0]}, which {data.path} does not hold; name its --data.")
+
+
+class _Rescoring:
+    def __init__(
+        self, args: argparse.Namespace, data: Dataset, golds: Mapping[str, str], folders: Sequence[RunFolder]
+    ) -> None:
+        self.args, self.data, self.golds, self.folders = args, data, golds, folders
+        self.model, judge = certify.load_judge(args)
+        prompts = list(PROMPTS) if args.panel else [args.judge]
+        self.judges = [Judge(judge.lm, prompt=prompt) for prompt in prompts]
+
+    def say(self, text: str = "") -> None:
+        for line in text.split("\n"):
+            print(f"{self.data.mark}{line}", flush=True)
+
+    def carry_out(self) -> int:
+        args = self.args
+        todo = {judge.prompt: self._todo(judge) for judge in self.judges}
+        n = sum(map(len, todo.values()))
+        self.say(f"{self.judges[0].lm.model} gives {n:,} verdicts ({', '.join(todo)}; key {args.answer_key}).")
+        fatal, certificates = "", []
+        with stopping() as stop:
+            for judge in self.judges:
+                if not args.panel and not args.no_certificate:
+                    found, fatal = self._certificate(judge, stop)
+                    certificates += [found] if found else []
+                fatal = fatal or self._grade(judge, todo[judge.prompt], stop)
+                if fatal or stop.is_set():
+                    break
+        for folder in self.folders:
+            _, table = rewrite(folder, self.data, certificates)
+            if not args.panel:
+                self.say(f"\n{folder.path}\n{table}")
+        if args.panel:
+            self.say(self._panel())
+        left = sum(len(self._todo(judge)) for judge in self.judges)
+        if fatal:
+            self.say(f"Stopped, because no call can succeed: {fatal}. The same command goes on.")
+            return 1
+        if stop.is_set():
+            self.say("Stopped. The same command goes on.")
+            return 4
+        if args.limit is None and left > FAIL_ON_ERROR * max(1, sum(map(self._due, self.folders)) * len(self.judges)):
+            self.say(f"INVALID: {left:,} verdicts are no label; the same command asks for them again.")
+            return 3
+        return 0
+
+    def _todo(self, judge: Judge) -> list[Todo]:
+        todo = [
+            item
+            for folder in self.folders
+            for item in missing(folder, self.data, self.golds, judge, self.args.answer_key, self.args.repeats)
+        ]
+        return todo[: self.args.limit]
+
+    def _due(self, folder: RunFolder) -> int:
+        mine = latest(folder.records()).values()
+        return self.args.repeats * sum(is_answered(r) and r["question_id"] in self.golds for r in mine)
+
+    def _certificate(self, judge: Judge, stop: threading.Event) -> tuple[Certificate | None, str]:
+        certifier = certify.Certifier(
+            self.data,
+            self.model,
+            judge,
+            address=self.args.judge_api_base,
+            wrong_answers=self.args.wrong_answers,
+        )
+        found = certifier.kept()
+        try:
+            if found is None:
+                aside(f"{self.data.mark}The judge has no certificate; measuring it: {certifier.forecast()}.")
+                found = certifier.measure(num_threads=certify.threads(self.args), stop=stop, mark=self.data.mark)
+        except FATAL as error:
+            return None, describe(error)
+        except certificate.Unmeasured as error:
+            return None, "" if stop.is_set() else str(error)
+        found = certificate.judged(found, max_false_accept=self.args.max_false_accept)
+        self.say(certificate.sentence(found))
+        return found, ""
+
+    def _grade(self, judge: Judge, todo: Sequence[Todo], stop: threading.Event) -> str:
+        from tqdm import tqdm
+
+        with tqdm(total=len(todo), desc=f"{self.data.mark}{judge.prompt}", file=sys.stderr, mininterval=0.5) as bar:
+            return grade(
+                todo,
+                judge,
+                key_name=self.args.answer_key,
+                num_threads=certify.threads(self.args),
+                stop=stop,
+                progress=bar.update,
+            )
+
+    def _panel(self) -> str:
+        """What every prompt makes of every system, of the answers that have a label under all of them."""
+        under = [Grading(judge.lm.model, judge.prompt, self.args.answer_key) for judge in self.judges]
+        entrants: dict[str, dict[str, dict[str, float]]] = {}
+        for folder in self.folders:
+            run = f"{folder.path.name}: " if len(self.folders) > 1 else ""
+            for record in latest(folder.records()).values():
+                budget = record["budget_tokens"]
+                name = f"{run}{record['system']}" + (f" at {budget:,}" if budget < UNBOUNDED else "")
+                for grading in under:
+                    if (value := score(record, grading)) is not None:
+                        found = entrants.setdefault(name, {}).setdefault(grading.prompt, {})
+                        found[record["question_id"]] = value
+        if not entrants:
+            return "No answer has a label."
+        found = panel.panel(entrants)
+        for folder in self.folders:
+            folder.write_json("panel.json", found)
+        rules = "\n".join(f"{prompt}: {RULES[prompt]}" for prompt in PROMPTS)
+        return f"{panel.table(found)}\n\n{rules}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
