@@ -184,6 +184,8 @@ def test_budgets_are_compared_level_by_level() -> None:
     assert [(c["a"]["system"], c["a"]["budget"], c["b"]["system"], c["b"]["budget"]) for c in found] == [
         ("a", 512, "b", 512), ("a", 512, "whole", 9000), ("b", 512, "whole", 9000),
         ("a", 1024, "b", 1024), ("a", 1024, "whole", 9000), ("b", 1024, "whole", 9000)]  # fmt: skip
+    assert [c["level"] for c in found] == [512, 512, 512, 1024, 1024, 1024]
+    assert {c["family"] for c in found} == {3}, "a budget is a table of its own"
 
 
 def test_two_gradings_stand_apart() -> None:
