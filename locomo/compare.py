@@ -291,10 +291,14 @@ def _scores(
         pairs = by_name[entrant.run].pairs((entrant.system, entrant.budget), questions)
         found = report.rate(entrant.scores, scores.asked(pairs, measure))
         gave_up = len({question.id for question, record in pairs if record and failed(record)})
-        score = f"{table.percent(found['score'])} {table.span(found['interval'])}"
+        simple = None if found["naive"] is None else (found["naive"][1] - found["naive"][0]) / 2
+        worth = [table.points(found["score"]), table.span(found["interval"]), table.points(found["half_width"])]
+        worth += [table.points(simple), "-" if found["design_effect"] is None else f"{found['design_effect']:.1f}"]
         bounds = table.percent(found["worst"]), table.percent(found["best"])
-        body.append([table.who(place(entrant)), score, str(found["n"]), str(gave_up), str(found["ungraded"]), *bounds])
-    headers = ["system", MEASURES[measure], "n", "failed", "ungraded", "worst", "best"]
+        counts = [str(count) for count in (found["n"], gave_up, found["ungraded"])]
+        body.append([table.who(place(entrant)), *worth, *counts, *bounds])
+    headers = ["system", MEASURES[measure], "interval", "±", "naive ±", "design effect", "n", "failed", "ungraded"]
+    headers += ["worst", "best"]
     return table.grid(f"{title}, with 95 % intervals clustered by conversation", headers, body)
 
 

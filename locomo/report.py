@@ -85,10 +85,10 @@ def grouped(records: Iterable[Record], questions: Iterable[Question], planned: I
 def rate(found: dict[str, float], asked: Sequence[str]) -> Results:
     """What the mean of some questions' scores is worth.
 
-    `score`, `sum` and `n` over the questions that have one; `interval` clustered by conversation, `bootstrap` the same
-    by resampling conversations, `naive` and (for scores of 0 and 1) `wilson` as if questions were independent,
-    `design_effect` what they are not; of `asked` how many are `ungraded`, and the score if those were all wrong
-    (`worst`) or right (`best`). Null where there is none.
+    `score`, `sum` and `n` over the questions that have one; `interval` clustered by conversation, with the `half_width`
+    that it has before it is cut to [0, 1]; `bootstrap` the same by resampling conversations; `naive` and (for scores of
+    0 and 1) `wilson` as if questions were independent, `design_effect` how far they are not; of `asked` how many are
+    `ungraded`, and the score if those were all wrong (`worst`) or right (`best`). Null where there is none.
     """
     values, clusters = list(found.values()), scores.conversations(found)
     estimate = clustered_mean(values, clusters)
@@ -98,6 +98,7 @@ def rate(found: dict[str, float], asked: Sequence[str]) -> Results:
     return {
         "score": estimate.mean,
         "interval": None if estimate.low is None else [estimate.low, estimate.high],
+        "half_width": estimate.half_width,
         "bootstrap": _listed(bootstrap(values, clusters)),
         "naive": _listed(naive(values)),
         "wilson": _listed(wilson(estimate.mean, estimate.n)) if binary and estimate.mean is not None else None,

@@ -282,6 +282,11 @@ def percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.1f}"
 
 
+def points(fraction: float | None) -> str:
+    """To a hundredth of a point, as published scores are."""
+    return "-" if fraction is None else f"{100 * fraction:.2f}"
+
+
 def span(interval: Sequence[float] | None, digits: int = 1) -> str:
     """An interval in points."""
     return "-" if interval is None else f"[{100 * interval[0]:.{digits}f}, {100 * interval[1]:.{digits}f}]"
