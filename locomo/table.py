@@ -91,7 +91,7 @@ def _worth(rows: Sequence[Row], measure: str) -> list[str]:
             budget_name(budget),
             percent(entry[measure]),
             span(entry[f"{measure}_bootstrap"]),
-            span(entry[f"{measure}_wilson"] or entry[f"{measure}_naive"]),
+            span(_within_bounds(entry[f"{measure}_wilson"] or entry[f"{measure}_naive"])),
             _number(entry[f"{measure}_design_effect"], 1),
             percent(entry[f"{measure}_worst"]),
             percent(entry[f"{measure}_best"]),
@@ -106,12 +106,16 @@ def _worth(rows: Sequence[Row], measure: str) -> list[str]:
     )
     parts = [grid(told, headers + (["of the gap none-oracle"] if closed else []), body)] if body else []
     blind = {
-        f"The gap between none and oracle is not distinguishable from zero ({MEASURES[measure]} "
-        f"{signed(found['gap'])}): where the evidence itself does not help, no memory is measured."
+        f"The gap between none and oracle ({MEASURES[measure]} {signed(found['gap'])}) cannot be told from zero here, so "
+        "no share of it is shown: where the evidence itself does not help, no memory is measured."
         for *_, entry in rows
         if (found := entry["gap_closed"].get(measure)) and found["share"] is None
     }
     return parts + sorted(blind)
+
+
+def _within_bounds(interval: Sequence[float] | None) -> list[float] | None:
+    return None if interval is None else [max(0.0, interval[0]), min(1.0, interval[1])]
 
 
 def _gap(found: Results | None) -> str:

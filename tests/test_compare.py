@@ -61,6 +61,7 @@ def folder(tmp_path: Path, data: Path) -> Callable[..., Path]:
             for system, answer in systems.items():
                 for question in questions:
                     run.append({**answer(question), "system": system, "budget_tokens": budget})
+            run.write_json("results.json", {"status": "valid"})
         return tmp_path / name
 
     return make
@@ -145,6 +146,14 @@ def test_by_category_holm_is_over_all_that_is_printed(folder: Any, say: Any) -> 
     assert "Holm over 15;" in out, "three pairs, all categories and each of four"
     _, out, _ = say(run, "--by-category", "--system", "a,b", "--categories", "1,4")
     assert "Holm over 3;" in out
+
+
+def test_controls_are_compared_where_they_are_named_or_alone(folder: Any, say: Any) -> None:
+    run = folder("run", a=right(range(6)), b=right([0]), none=right([]), oracle=right(range(20)))
+    assert "Holm over 1;" in say(run)[1]
+    assert "none @512" in say(run)[1], "their scores are shown"
+    assert "Holm over 3;" in say(run, "--system", "a,none,oracle")[1]
+    assert "Holm over 3;" in say(folder("alone", a=right([1]), none=right([]), oracle=right([1, 2])))[1]
 
 
 def test_failed_and_ungraded_stand_apart(folder: Any, say: Any) -> None:
@@ -240,7 +249,9 @@ def test_a_run_that_never_asked_a_question_leaves_it_ungraded(folder: Any, say: 
     run = folder("run", a=right(range(20)), b=right(range(20)))
     lines = (run / "records.jsonl").read_text().splitlines(keepends=True)
     (run / "records.jsonl").write_text("".join(lines[:-50]))
+    (run / "results.json").unlink()
     _, out, _ = say(run)
+    assert out.startswith("not comparable because run is not finished\n")
     (row,) = [line for line in out.splitlines() if re.match(r"b @512 +\d", line)]
     numbers = row.split("]")[1].split()
     assert int(numbers[3]) + int(numbers[5]) == 121
