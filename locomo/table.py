@@ -106,8 +106,8 @@ def _worth(rows: Sequence[Row], measure: str) -> list[str]:
     )
     parts = [grid(told, headers + (["of the gap none-oracle"] if closed else []), body)] if body else []
     blind = {
-        f"The gap between none and oracle ({MEASURES[measure]} {signed(found['gap'])}) cannot be told from zero here, so "
-        "no share of it is shown: where the evidence itself does not help, no memory is measured."
+        f"The gap between none and oracle ({MEASURES[measure]} {signed(found['gap'])}) cannot be told from zero here, "
+        "so no share of it is shown: where the evidence itself does not help, no memory is measured."
         for *_, entry in rows
         if (found := entry["gap_closed"].get(measure)) and found["share"] is None
     }
