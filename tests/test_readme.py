@@ -86,7 +86,7 @@ def test_the_main_job_works_and_is_in_mlflow(checkout: Path, tiny: Path) -> None
     assert logged.inputs.dataset_inputs[0].dataset.digest == results_digest(checkout)
     assert {artifact.path for artifact in client.list_artifacts(logged.info.run_id)} >= {"records.jsonl", "table.txt"}
     traces = client.search_traces(locations=[experiment.experiment_id], max_results=200)
-    assert len(traces) == 65, "one trace a question, none dropped"
+    assert len(traces) == 78, "one trace a question, none dropped"
 
 
 def results_digest(checkout: Path) -> str:

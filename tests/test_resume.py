@@ -210,8 +210,8 @@ class Fragile(Memory):
         self.fact = self.write(text=turns[0].text).fact
 
     def recall(self, state, question, budget_tokens):
-        if "Who" in question or "What" in question:
-            raise KeyError(question[:3])
+        if "What" in question:
+            raise KeyError("what")
         return Recall()
 """
 
@@ -249,17 +249,13 @@ def test_a_memory_that_fails_is_a_result_and_a_model_that_fails_is_none(server: 
     mine = [record for record in records(tmp_path / "run") if record["system"] == "fragile" and not record["error"]]
     broken = [record for record in mine if record["memory_error"]]
     assert len(mine) == 13
-    assert {record["memory_error"] for record in broken} == {"KeyError: 'Who'", "KeyError: 'Wha'"}
+    assert {record["memory_error"] for record in broken} == {"KeyError: 'what'"}
     assert all(record["answer"] is None and record["calls"] == 0 for record in broken)
     entry = results(tmp_path / "run")["systems"]["fragile"]["budgets"]["150"]
     assert entry["ungraded"] == 0
-    assert (
-        0
-        < entry["failed"]
-        == entry["f1_n"] - sum(not r["memory_error"] for r in mine if int(r["question_id"][9:]) < 11)
-    )
+    assert 0 < entry["failed"] < entry["f1_n"] == 11
     assert "failed, and scored as wrong: " in done.stdout
-    assert "x fragile: KeyError: 'Who'" in done.stdout
+    assert "x fragile: KeyError: 'what'" in done.stdout
 
     asked = len(server.requests)
     assert fragile("--resume", "run").returncode == 0
