@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from language_models.failure import describe
-from locomo import reading, report
+from locomo import accounting, publish, reading, report
 from locomo.choice import Choice, LoadMemory, Refused
 from locomo.dataset import aside
 from locomo.evaluate import run
@@ -39,9 +39,9 @@ class Experiment(Choice):
             return self._carry_out_safely(folder)
 
     @classmethod
-    def resume(cls, path: Path, load_memory: LoadMemory) -> Callable[[], str]:
+    def resume(cls, path: Path, load_memory: LoadMemory, *, cost_limit: float | None = None) -> Callable[[], str]:
         """Announce the experiment saved in a folder; what is returned goes on with it. Refused where anything has
-        changed since."""
+        changed since. `cost_limit` takes the place of the saved one."""
         try:
             with RunFolder.reopen(path) as folder:
                 manifest, records = folder.manifest, folder.records()
@@ -61,6 +61,8 @@ class Experiment(Choice):
                 "configurations may not be mixed; restore what changed, or start a new run."
             )
 
+        experiment.limit_cost(cost_limit or experiment.cost_limit)
+
         def go_on() -> str:
             experiment._trace_if_asked()
             try:
@@ -79,6 +81,8 @@ class Experiment(Choice):
             "identity": self.identity(),
             "left_out": self.left_out,
             "stand_in": self.data.stand_in,
+            "prices": accounting.prices(self.reader, self.judge_model),
+            "unmetered": self.unmetered,
             **provenance(),
         }
 
@@ -99,6 +103,7 @@ class Experiment(Choice):
         if already:
             self.say(f"{already} of {len(keys)} are answered already.")
         bad = Counter[str]()
+        spending = self._spending(folder)
         with tqdm(total=len(keys), initial=already, desc=f"{self.mark}asked", file=sys.stderr, mininterval=0.5) as bar:
 
             def progress(record: Record) -> None:
@@ -108,6 +113,7 @@ class Experiment(Choice):
                 bar.update()
 
             with _stopping() as stop:
+                self._keep_to_limit(folder, spending, stop)
                 fatal = run(
                     self.tasks,
                     self.memories,
@@ -121,7 +127,43 @@ class Experiment(Choice):
                     progress=progress,
                 )
         left = len(keys) - sum(is_answered(record) for record in report.current(folder.records(), keys))
-        return self._conclude(folder, keys, fatal, stopped=stop.is_set() and not fatal and left > 0)
+        stopped = stop.is_set() and not fatal and left > 0
+        if stopped and (limit := self._reached(spending)):
+            self.say(limit)
+        return self._conclude(folder, keys, fatal, stopped=stopped)
+
+    def _spending(self, folder: RunFolder) -> accounting.Spending:
+        """What the run has cost so far."""
+        known = accounting.prices_in(folder.manifest)
+        spending = accounting.Spending(known, reader=self.reader.name if self.reader else None)
+        for record in folder.records():
+            spending.add("records.jsonl", record)
+        for ingest in folder.ingests():
+            spending.add("ingest.jsonl", ingest)
+        return spending
+
+    def _keep_to_limit(self, folder: RunFolder, spending: accounting.Spending, stop: threading.Event) -> None:
+        def count(file: str, line: Record) -> None:
+            spending.add(file, line)
+            if self._reached(spending):
+                stop.set()
+
+        if self._reached(spending):
+            stop.set()
+        folder.on_append = count
+
+    def _reached(self, spending: accounting.Spending) -> str:
+        """Why the cost limit ends the run, in one sentence; empty where it does not."""
+        if self.cost_limit is None:
+            return ""
+        if spending.blind:
+            return "--cost-limit cannot be kept: a server answered and did not say how many tokens it took."
+        if spending.usd < self.cost_limit:
+            return ""
+        return (
+            f"The run has cost ${spending.usd:,.4f}, and --cost-limit is ${self.cost_limit:,.4f}; go on with a higher "
+            "one beside --resume."
+        )
 
     def _trace_if_asked(self) -> None:
         if not self.config["trace"] or self.config["no_mlflow"]:
@@ -160,9 +202,11 @@ class Experiment(Choice):
             "left_out": self.left_out,
             "ingest": report.ingest_cost(folder.ingests()),
             "systems": report.results(records, self.questions, keys),
+            "accounting": accounting.figures(folder.manifest, records, folder.ingests(), self.questions),
         }
         told = self._rounds(records, keys, results["systems"])
         table = report.table(results["systems"], no_judge=self.no_judge, folds=self.config["folds"])
+        table += accounting.table(results["accounting"])
         folder.write_json("results.json", results)
         folder.write_text("table.txt", "".join(f"{self.mark}{line}\n" for line in table.splitlines()))
         self.say()
@@ -184,8 +228,10 @@ class Experiment(Choice):
                 f"INVALID: {share:.1%} are ungraded, more than --fail-on-error {limit:.1%}. "
                 f"Try the failed ones again with: python evaluate.py --resume {folder.path}"
             )
-        self.say(f"Written to {folder.path}")
-        if outcome in ("valid", "invalid") and self.reader and not self.config["no_mlflow"]:
+        published = publish.Run(folder.path.resolve().name, folder.manifest, records, results, self.data)
+        publish.write([published], folder.path)
+        self.say(f"Written to {folder.path}; look at it with: python -m locomo.view {folder.path}")
+        if outcome in ("valid", "invalid") and not self.config["no_mlflow"]:
             from locomo.mlflow_log import log_run
 
             self.say(log_run(folder, results, self.data))

@@ -1,0 +1,232 @@
+"""What a run cost: calls, tokens, seconds and dollars of ingest, recall, answer and judge apart.
+
+Every attempt is counted, the failed ones and the repeats of a resumed run too. Nothing is estimated: a call whose
+tokens nobody reported makes the sums that it belongs to lower bounds (`unreported`), and a price that is not known
+makes the dollars null. Calls to a provider's encoder are not metered: the dollars of its systems' ingest and recall are
+null too.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from language_models.prices import LOCAL, Price, price_of
+from language_models.roles import Model
+from locomo.dataset import Question
+from locomo.evaluate import UNBOUNDED
+from locomo.frontier import areas, frontier, scores
+from locomo.run_folder import Record
+
+Results = dict[str, Any]
+Prices = Mapping[str, Price | None]
+
+COUNTED = ("calls", "unreported", "prompt_tokens", "completion_tokens", "cached_tokens")
+
+
+def prices(*models: Model | None) -> dict[str, Any]:
+    """For the manifest: by the names under which records and verdicts know a model, what a token of it costs."""
+    found: dict[str, Any] = {}
+    for model in filter(None, models):
+        told = asdict(model.price) if model.price else None
+        found |= {model.name: told, model.lm.model: told}
+    return found
+
+
+def prices_in(manifest: Mapping[str, Any]) -> dict[str, Price | None]:
+    """The prices as they were when the run began."""
+    return {name: Price(**told) if told else None for name, told in manifest.get("prices", {}).items()}
+
+
+def figures(
+    manifest: Mapping[str, Any], records: Iterable[Record], ingests: Iterable[Record], questions: Iterable[Question]
+) -> Results:
+    """What results.json keeps under `accounting`.
+
+    `prices` as in the manifest; `systems.<name>` with `ingest` and, under `budgets.<tokens>`, `recall`, `answer` and
+    `judge`, each a stage: `calls`, `unreported`, `prompt_tokens`, `completion_tokens`, `cached_tokens` (part of the
+    prompt tokens), `seconds` (null where not measured), `usd` (null where not known), `local` (true where it cost
+    nothing because the model runs here). `total` is their sum; `frontier` and `areas` as `frontier` and `areas` say.
+    """
+    known, unmetered = prices_in(manifest), set(manifest.get("unmetered", ()))
+    records, ingests, questions = list(records), list(ingests), list(questions)
+    measures = scores(records)
+    attempts: dict[tuple[str, int], list[Record]] = defaultdict(list)
+    for record in records:
+        attempts[record["system"], record["budget_tokens"]].append(record)
+    readings: dict[str, list[Record]] = defaultdict(list)
+    for ingest in ingests:
+        readings[ingest["system"]].append(ingest)
+    reader = next((record["model"] for record in records if record["model"]), None)
+    systems: dict[str, Results] = {
+        name: {"ingest": _stage([(part, reader) for part in parts], known), "budgets": {}}
+        for name, parts in readings.items()
+    }
+    for (name, budget), mine in attempts.items():
+        entry = systems.setdefault(name, {"ingest": _stage([], known), "budgets": {}})
+        entry["budgets"][str(budget)] = _stages(mine, known)
+    for name in unmetered & set(systems):
+        for stage in (systems[name]["ingest"], *(found["recall"] for found in systems[name]["budgets"].values())):
+            stage["usd"], stage["local"] = None, False
+    return {
+        "prices": dict(manifest.get("prices", {})),
+        "systems": systems,
+        "total": _total([stage for _, _, _, stage in each_stage(systems)]),
+        "frontier": frontier(records, ingests, questions, measures),
+        "areas": areas(records, questions, measures),
+    }
+
+
+def each_stage(systems: Mapping[str, Results]) -> list[tuple[str, str, str, Results]]:
+    """(system, budget, stage name, stage); the budget of an ingest is empty, for all budgets share it."""
+    return [
+        (name, budget, stage, found)
+        for name, entry in systems.items()
+        for budget, stages in (("", {"ingest": entry["ingest"]}), *entry["budgets"].items())
+        for stage, found in stages.items()
+    ]
+
+
+def _stages(records: Sequence[Record], known: Prices) -> Results:
+    """Recall, answer and judge of some attempts. A record without `answering` does not say what its recall took."""
+    answers, recalls = [], []
+    for record in records:
+        answering = record.get("answering")
+        answers.append((answering or record, record["model"]))
+        if answering:
+            rest = {name: record.get(name, 0) - answering[name] for name in (*COUNTED, "seconds")}
+            recalls.append((rest, record["model"]))
+    verdicts = [{"calls": 1, **verdict} for record in records for verdict in record["verdicts"]]
+    stages = {
+        "recall": _stage(recalls, known),
+        "answer": _stage(answers, known),
+        "judge": _stage([(verdict, verdict["judge"]) for verdict in verdicts], known),
+    }
+    if len(recalls) < len(records):
+        stages["recall"]["seconds"] = None
+    return stages
+
+
+def _stage(parts: Iterable[tuple[Record, str | None]], known: Prices) -> Results:
+    """The sum of what calls to some models cost."""
+    stage: Results = {**dict.fromkeys(COUNTED, 0), "seconds": 0.0, "usd": 0.0, "local": False}
+    for part, model in parts:
+        for name in COUNTED:
+            stage[name] += part.get(name, 0)
+        stage["seconds"] = _plus(stage["seconds"], part.get("seconds"))
+        stage["usd"] = _plus(stage["usd"], usd(part, model, known))
+        stage["local"] |= bool(part.get("calls")) and model is not None and _is_local(model, known)
+    stage["local"] &= stage["usd"] == 0
+    return stage
+
+
+def usd(part: Record, model: str | None, known: Prices) -> float | None:
+    """Dollars of one record, verdict or reading; None where the price of its model is not known."""
+    tokens = part.get("prompt_tokens", 0), part.get("completion_tokens", 0), part.get("cached_tokens", 0)
+    if not part.get("calls"):
+        return 0.0
+    price = _price(model, known)
+    return price.usd(*tokens) if price else None
+
+
+def _price(model: str | None, known: Prices) -> Price | None:
+    if model is None:
+        return None
+    # A judge that came later stands in no manifest; of those only a local one has a price that is certain.
+    return known[model] if model in known else price_of(model) if model.startswith("embedded") else None
+
+
+def _is_local(model: str, known: Prices) -> bool:
+    price = _price(model, known)
+    return price is not None and price.source == LOCAL
+
+
+def _plus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a + b
+
+
+def _total(stages: Sequence[Results]) -> Results:
+    total: Results = {name: sum(stage[name] for stage in stages) for name in COUNTED}
+    for name in ("seconds", "usd"):
+        total[name] = 0.0
+        for stage in stages:
+            total[name] = _plus(total[name], stage[name])
+    total["local"] = any(stage["local"] for stage in stages) and total["usd"] == 0
+    return total
+
+
+class Spending:
+    """Dollars that a run has cost so far; told of every line that goes into its folder.
+
+    `blind` is true once an answered call was not reported, so that nobody knows what it cost.
+    """
+
+    def __init__(self, known: Prices, *, reader: str | None) -> None:
+        self.known, self.reader = known, reader
+        self.usd = 0.0
+        self.blind = False
+
+    def add(self, file: str, line: Record) -> None:
+        """Count a line of records.jsonl, verdicts.jsonl or ingest.jsonl."""
+        verdicts = [line["verdict"]] if file == "verdicts.jsonl" else line.get("verdicts", [])
+        if file != "verdicts.jsonl":
+            self._count(line, self.reader, answered=not line["error"])
+        for verdict in verdicts:
+            self._count({"calls": 1, **verdict}, verdict["judge"], answered=verdict["label"] != "ungraded")
+
+    def _count(self, part: Record, model: str | None, *, answered: bool) -> None:
+        self.blind |= answered and bool(part.get("unreported"))
+        self.usd += usd(part, model, self.known) or 0.0
+
+
+def table(accounting: Results) -> str:
+    """What was paid, for people; empty where no model was asked."""
+    if not accounting["total"]["calls"]:
+        return ""
+    from tabulate import tabulate
+
+    aligned = ["left", "right", "left"] + ["right"] * (len(HEADERS) - 3)
+    grid = tabulate(rows(accounting), HEADERS, tablefmt="simple", colalign=aligned, disable_numparse=True)
+    return f"\nWhat it cost, all attempts counted\n{grid}\n"
+
+
+HEADERS = (
+    "system",
+    "budget",
+    "stage",
+    "calls",
+    "prompt tokens",
+    "of these cached",
+    "reply tokens",
+    "seconds",
+    "dollars",
+)
+
+
+def rows(accounting: Results) -> list[list[str]]:
+    """Cells under HEADERS, a row for every stage in which anything happened. `+` marks a lower bound (calls whose
+    tokens nobody reported), `?` what is not known."""
+    total = [("all", "", "", accounting["total"])]
+    return [
+        [system, f"{int(budget):,}" if budget and int(budget) < UNBOUNDED else budget and "all", name, *_cells(stage)]
+        for system, budget, name, stage in (*each_stage(accounting["systems"]), *total)
+        if stage["calls"] or stage["seconds"] or stage["usd"] is None
+    ]
+
+
+def _cells(stage: Results) -> list[str]:
+    more = "+" if stage["unreported"] else ""
+    tokens = [f"{stage[name]:,}{more}" for name in ("prompt_tokens", "cached_tokens", "completion_tokens")]
+    seconds = "?" if stage["seconds"] is None else f"{stage['seconds']:,.1f}"
+    return [f"{stage['calls']:,}", *tokens, seconds, dollars(stage)]
+
+
+def dollars(stage: Results) -> str:
+    """`$0.1234`, `local` where a model of this machine did it, `?` where no price is known, `-` for nothing."""
+    if stage["usd"] is None:
+        return "?"
+    if not stage["calls"]:
+        return "-"
+    return "local" if stage["local"] else f"${stage['usd']:,.4f}{'+' if stage['unreported'] else ''}"

@@ -1,0 +1,224 @@
+// The report: what each run amounts to, top to bottom.
+
+function renderReport(content, root, state) {
+  const runs = content.runs;
+  const chosen = runs[Math.min(state.run, runs.length - 1)];
+  const { summary } = chosen;
+  const colours = palette(summary.rows);
+  const measure = summary.measures.find((one) => one.key === state.measure) || summary.measures[0];
+  root.replaceChildren(
+    ...[
+      heading(chosen),
+      runs.length > 1 && switcher("Run", runs.map((run, at) => [at, run.name]), state.run, (at) => ((state.run = at), again())),
+      callouts(summary),
+      mainTable(runs, colours),
+      summary.measures.length > 1 &&
+        switcher("Measure", summary.measures.map((one) => [one.key, one.label]), measure.key, (key) => ((state.measure = key), again())),
+      frontierSection(summary, measure, colours),
+      categorySection(content, summary, measure, colours),
+      forestSection(summary),
+      ...summary.certificates.map(certificateSection),
+      costSection(summary, colours),
+      madeSection(content, chosen),
+    ].filter(Boolean),
+  );
+  function again() {
+    const at = window.scrollY;
+    renderReport(content, root, state);
+    window.scrollTo(0, at);
+  }
+}
+
+function switcher(name, choices, now, change) {
+  return h("div", { class: "switch", role: "group", "aria-label": name }, choices.map(([key, label]) =>
+    h("button", { type: "button", "aria-pressed": String(key === now), onclick: () => change(key) }, label)));
+}
+
+function made(summary, name) {
+  return (summary.made.find(([key]) => key === name) || [])[1] || "";
+}
+
+function heading(run) {
+  const { summary } = run;
+  const status = made(summary, "status");
+  const facts = ["data", "split", "reader", "judge", "begun"].map((name) =>
+    h("div", {}, h("dt", {}, name), h("dd", {}, made(summary, name).replace(/(sha256 .{12}).*/, "$1…"))));
+  return h("header", { class: "heading" }, h("h1", {}, run.name, " ", pill(status, status)), h("dl", { class: "facts" }, facts));
+}
+
+function callouts(summary) {
+  const warnings = [...summary.warnings, ...summary.withheld];
+  if (!warnings.length) return null;
+  return h("ul", { class: "callouts", "aria-label": "Warnings" }, warnings.map((text) => h("li", {}, text)));
+}
+
+function systemCells(row, colours, run) {
+  const dot = h("span", { class: "dot", style: `background:${colours.get(row.system) || "#8a8f98"}` });
+  return [
+    run && h("td", { class: "left muted" }, run),
+    h("th", { scope: "row", class: "left system" }, dot, row.system),
+    h("td", { class: "number" }, row.system === "none" ? "–" : row.shown_budget),
+  ];
+}
+
+function mainTable(runs, colours) {
+  const several = runs.length > 1;
+  const all = runs.flatMap((run) => run.summary.rows.map((row) => ({ row, run: several ? run.name : null })));
+  const measures = [...new Map(runs.flatMap((run) => run.summary.measures).map((one) => [one.key, one])).values()].filter(
+    (one) => all.some(({ row }) => row.scores[one.key]));
+  const read = all.some(({ row }) => row.calls);
+  const columns = [
+    ...(several ? [{ name: "run", left: true }] : []),
+    { name: "system", left: true },
+    { name: "budget", sorts: true },
+    { name: "n", sorts: true, title: "questions asked, categories 1-4" },
+    { name: "ungraded", sorts: true, title: "counted, and in no mean" },
+    ...measures.map((one) => ({ name: one.short, under: one.under, sorts: true })),
+    { name: "context tokens", sorts: true, title: "mean tokens of memory shown to the reader" },
+    ...(read
+      ? [
+          { name: "tokens", sorts: true, title: "mean prompt and reply tokens a question, ingest shared" },
+          { name: "calls", sorts: true },
+          { name: "seconds", sorts: true },
+          { name: "dollars", sorts: true, title: "all answers together; judging apart, below" },
+        ]
+      : []),
+  ];
+  const rows = all.map(({ row, run }) => {
+    const answer = row.stages.answer;
+    const paid = read
+      ? [row.tokens, row.calls, row.seconds, answer && answer.usd]
+      : [];
+    const shown = read
+      ? [`${whole(row.tokens)}${row.unreported ? "+" : ""}`, fixed(row.calls, 1), fixed(row.seconds, 2), answer ? answer.dollars : "–"]
+      : [];
+    const cells = [
+      ...systemCells(row, colours, run).filter(Boolean),
+      h("td", { class: "number" }, whole(row.questions)),
+      h("td", { class: `number ${row.ungraded ? "notice" : "muted"}` }, whole(row.ungraded)),
+      ...measures.map((one) => rateCell(row.scores[one.key], { colour: colours.get(row.system) })),
+      h("td", { class: "number" }, whole(row.context_tokens)),
+      ...shown.map((text) => h("td", { class: "number" }, text)),
+    ];
+    return {
+      element: h("tr", { class: row.control ? "control" : null }, cells),
+      values: [
+        ...(several ? [run] : []), row.system, row.budget, row.questions, row.ungraded,
+        ...measures.map((one) => (row.scores[one.key] || {}).value), row.context_tokens, ...paid,
+      ],
+    };
+  });
+  return h("section", {}, h("h2", {}, "Categories 1–4"),
+    sortable("Percent, with 95 % intervals clustered by conversation. The controls none and oracle bound what a memory can do.", columns, rows));
+}
+
+function frontierSection(summary, measure, colours) {
+  const points = (summary.frontier[measure.key] || []).filter((point) => point.tokens > 0);
+  if (points.length < 2) return null;
+  const areas = Object.entries(summary.areas[measure.key] || {});
+  return h("section", {},
+    h("h2", {}, `${measure.label} over tokens`),
+    h("p", { class: "note" }, "Prompt and reply tokens of recall and answer, and of ingest shared among the questions; without a reader, the recalled tokens. The dashed line: no point scores as much with fewer tokens."),
+    h("figure", {}, frontierPlot(points, measure.label, colours)),
+    areas.length > 0 && plainTable("Area under the budget curve: the mean score when every factor of the budget is equally likely",
+      ["system", "budgets", measure.label, "n"],
+      areas.map(([system, area]) => [system, area.budgets.map(whole).join(" to "),
+        rateCell({ ...area, value: area.area }, { colour: colours.get(system) }), whole(area.n)])),
+    h("details", {}, h("summary", {}, "The points as a table"), plainTable("Total tokens and score",
+      ["system", "budget", "tokens", "of these ingest", measure.label, "n"],
+      [...points].sort((a, b) => a.tokens - b.tokens).map((p) => [p.best ? `${p.system} *` : p.system,
+        p.budget < 1e7 ? whole(p.budget) : "all", whole(p.tokens) + (p.unreported ? "+" : ""), whole(p.ingest_tokens),
+        rateCell({ ...p, value: p.score }, { colour: colours.get(p.system) }), whole(p.n)]))));
+}
+
+function categorySection(content, summary, measure, colours) {
+  const present = Object.keys(content.categories).filter((c) =>
+    summary.rows.some((row) => (row.categories[c] || {})[measure.key]));
+  if (!present.length) return null;
+  const rows = summary.rows.map((row) => h("tr", { class: row.control ? "control" : null }, systemCells(row, colours),
+    present.map((c) => rateCell((row.categories[c] || {})[measure.key], { colour: colours.get(row.system) }))));
+  return h("section", {}, h("h2", {}, `${measure.label} by category`),
+    h("div", { class: "scroll" }, h("table", {},
+      h("caption", {}, "Percent, on a scale from 0 to 100; category 5 is right when it abstains."),
+      h("thead", {}, h("tr", {}, ["system", "budget"].map((name) => h("th", { scope: "col", class: "left" }, name)),
+        present.map((c) => h("th", { scope: "col" }, `${c} ${content.categories[c]}`)))),
+      h("tbody", {}, rows))));
+}
+
+function forestSection(summary) {
+  const all = summary.comparisons;
+  if (!all.length) return null;
+  const bound = reach(all);
+  const named = (side) => (side.system === "none" ? "none" : `${side.system} ${Number(side.budget) < 1e7 ? whole(Number(side.budget)) : "all"}`);
+  const rows = all.map((c) => {
+    const clear = c.low !== null && (c.low > 0 || c.high < 0);
+    const found = { value: c.difference, low: c.low, high: c.high };
+    const bounds = c.low === null ? "" : ` [${signed(c.low)}, ${signed(c.high)}]`;
+    return h("tr", {},
+      h("th", { scope: "row", class: "left" }, named(c.a), h("span", { class: "muted" }, " over "), named(c.b)),
+      h("td", { class: "left muted" }, c.measure),
+      h("td", { class: "forest" }, interval(found, { least: -bound, most: bound, zero: 0, width: 240,
+        colour: clear ? (c.difference > 0 ? "var(--good)" : "var(--bad)") : "var(--muted)" })),
+      h("td", { class: "number" }, h("b", {}, signed(c.difference)), h("span", { class: "bounds" }, bounds)),
+      h("td", { class: "number" }, pValue(c.p_holm)),
+      h("td", { class: "number" }, `${whole(c.wins)} / ${whole(c.losses)} / ${whole(c.ties)}`),
+      h("td", { class: "number" }, c.detectable === null || c.detectable === undefined ? "–" : percent(c.detectable)),
+      h("td", { class: "number" }, `${whole(c.n)} in ${c.clusters}`));
+  });
+  const head = ["comparison", "measure", "points", "difference", "p (Holm)", "won / lost / tied", "detectable", "n"];
+  return h("section", {}, h("h2", {}, "Paired differences"), h("div", { class: "scroll" }, h("table", {},
+    h("caption", {}, "The same questions under both, in points, with 95 % intervals clustered by conversation. Grey: zero is inside."),
+    h("thead", {}, h("tr", {}, head.map((name, at) => h("th", { scope: "col", class: at < 2 ? "left" : "" }, name)))),
+    h("tbody", {}, rows),
+    h("tfoot", {}, h("tr", {}, h("td"), h("td"), h("td", { class: "forest" }, forestAxis(bound, 240)), h("td", { colspan: 5 }))))));
+}
+
+function certificateSection(c) {
+  const rate = (found) => rateCell({ ...found, value: found.rate }, {});
+  const rows = [
+    ...[["false accept", c.false_accept], ["false reject", c.false_reject]].filter(([, found]) => found),
+    ...Object.entries(c.sets || {}).map(([name, found]) => [`accepted: ${name}`, found]),
+  ];
+  return h("section", {}, h("h2", {}, "The judge’s certificate ", pill(c.passed ? "passed" : "failed", c.passed ? "valid" : "failed")),
+    h("p", { class: "note" }, `${c.judge}, prompt ${c.prompt} (${c.prompt_hash}), ${c.date}`),
+    c.reasons && c.reasons.length > 0 && h("ul", { class: "callouts" }, c.reasons.map((text) => h("li", {}, text))),
+    plainTable("How often the judge accepts what it is shown, percent", ["set", "rate", "n", "ungraded"],
+      rows.map(([name, found]) => [name, rate(found), whole(found.n), whole(found.ungraded || 0)])),
+    ["stability", "parser"].filter((name) => c[name] !== undefined && c[name] !== null).map((name) =>
+      h("p", { class: "note" }, `${name}: ${typeof c[name] === "object" ? Object.entries(c[name]).map((pair) => pair.join(" ")).join(", ") : c[name]}`)));
+}
+
+function costSection(summary, colours) {
+  const rows = summary.rows.filter((row) => Object.keys(row.stages).length);
+  if (!rows.length || !summary.total) return null;
+  const names = ["ingest", "recall", "answer", "judge"];
+  const cells = (stage) => {
+    if (!stage) return [h("td", { class: "number muted", colspan: 4 }, "–")];
+    const nothing = !stage.calls;
+    const more = stage.unreported ? "+" : "";
+    const tokens = `${whole(stage.prompt_tokens + stage.completion_tokens)}${more}`;
+    const cached = stage.cached_tokens ? `${whole(stage.cached_tokens)} of the prompt tokens were cached` : null;
+    return [whole(stage.calls), h("span", { title: cached }, tokens, stage.cached_tokens ? h("sup", {}, "c") : null),
+      stage.seconds === null ? "?" : fixed(stage.seconds, stage.seconds < 10 ? 1 : 0), stage.dollars].map((text, at) =>
+      h("td", { class: `number ${nothing && at !== 2 ? "muted" : ""} ${at ? "" : "first"}` }, nothing && at !== 2 && text !== "?" ? "–" : text));
+  };
+  const total = summary.total;
+  return h("section", {}, h("h2", {}, "What it cost"),
+    h("p", { class: "note" }, `All attempts counted: ${whole(total.calls)} calls, ${whole(total.prompt_tokens + total.completion_tokens)} tokens, ` +
+      `${total.seconds === null ? "an unknown number of" : whole(total.seconds)} seconds, ${total.usd === null ? "dollars not known" : total.dollars}. ` +
+      "Ingest is paid once and stands beside every budget. + at least; ? not known; c some read from the provider’s cache."),
+    h("div", { class: "scroll" }, h("table", { class: "cost" },
+      h("thead", {},
+        h("tr", {}, h("th", { colspan: 2 }), names.map((name) => h("th", { colspan: 4, scope: "colgroup", class: "group" }, name))),
+        h("tr", {}, ["system", "budget"].map((name) => h("th", { scope: "col", class: "left" }, name)),
+          names.map(() => ["calls", "tokens", "s", "$"].map((name, at) => h("th", { scope: "col", class: at ? "" : "first" }, name))))),
+      h("tbody", {}, rows.map((row) => h("tr", { class: row.control ? "control" : null }, systemCells(row, colours),
+        names.map((name) => cells(row.stages[name]))))))));
+}
+
+function madeSection(content, run) {
+  return h("section", {}, h("h2", {}, "How it was made"),
+    h("dl", { class: "made" }, run.summary.made.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
+    h("details", {}, h("summary", {}, "The whole configuration"), h("pre", {}, JSON.stringify(run.config, null, 1))),
+    content.notice && h("p", { class: "note" }, content.notice));
+}

@@ -1,0 +1,188 @@
+"""What every report of a run says, in whatever form: the rows, the plots' points, the certificates, the warnings.
+
+Made from results.json and the manifest alone. A judge's accuracy is in it only where its certificate passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from locomo import accounting
+from locomo.controls import CONTROLS
+from locomo.dataset import CATEGORIES, STAND_INS
+from locomo.evaluate import UNBOUNDED
+
+Results = dict[str, Any]
+
+
+def summary(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> Results:
+    """A plain value that JSON can write.
+
+    `measures`: [{key, label, short, under, judged}] that may be shown, the most telling first. `rows`: one a system and budget, categories
+    1-4: `system`, `budget` (tokens), `shown_budget`, `control`, `questions`, `ungraded`, `scores` and, by category,
+    `categories` ({measure key: {value, low, high, n}}, fractions), `context_tokens`, `tokens`, `ingest_tokens` (means
+    a question), `unreported`, `calls`, `seconds`, and `stages` as accounting has them, each with its `dollars` for
+    people. `comparisons`, `certificates`: as results.json has them, without the measures that may not be shown.
+    `frontier`, `areas`: by measure key. `withheld`, `warnings`: sentences. `made`: [name, value] of how it was made.
+    """
+    measures = _measures(results)
+    known = {measure["key"] for measure in measures}
+    found = results.get("accounting", {})
+    return {
+        "measures": measures,
+        "rows": list(_rows(results, measures)),
+        "comparisons": [c for c in results.get("comparisons", ()) if c["measure"] in known | _judged(measures)],
+        "certificates": list(results.get("certificates", ())),
+        "frontier": {key: points for key, points in found.get("frontier", {}).items() if key in known},
+        "areas": {key: systems for key, systems in found.get("areas", {}).items() if key in known},
+        "total": {**found["total"], "dollars": accounting.dollars(found["total"])} if found else None,
+        "withheld": _withheld(results),
+        "warnings": _warnings(manifest, results),
+        "made": _made(manifest, results),
+    }
+
+
+def _measures(results: Mapping[str, Any]) -> list[Results]:
+    entries = [entry for _, _, entry in _entries(results)]
+    names = [name for name in _gradings(entries) if not why_withheld(name, results)]
+    found = [{"key": name, "label": f"J, {name}", "short": "J", "under": name, "judged": True} for name in names]
+    if any(entry.get("f1") is not None for entry in entries):
+        found.append({"key": "f1", "label": "F1", "short": "F1", "under": "", "judged": False})
+    label = "Evidence recall"
+    return [*found, {"key": "evidence_recall", "label": label, "short": label, "under": "", "judged": False}]
+
+
+def _judged(measures: Iterable[Results]) -> set[str]:
+    return {"judge"} if any(measure["judged"] for measure in measures) else set()
+
+
+def _gradings(entries: Iterable[Results]) -> list[str]:
+    return list(dict.fromkeys(name for entry in entries for name in entry.get("gradings", {})))
+
+
+def why_withheld(grading: str, results: Mapping[str, Any]) -> str:
+    """Why a judge's accuracy is not shown, in one sentence; empty where its certificate passed."""
+    for certificate in results.get("certificates", ()):
+        if grading.startswith(f"{certificate['judge']} ({certificate['prompt']},"):
+            reasons = "; ".join(certificate.get("reasons", ())) or "it failed"
+            return "" if certificate["passed"] else f"J of {grading} is withheld: no certificate, because {reasons}."
+    return f"J of {grading} is withheld: this judge was never certified."
+
+
+def _withheld(results: Mapping[str, Any]) -> list[str]:
+    names = _gradings(entry for _, _, entry in _entries(results))
+    return [reason for name in names if (reason := why_withheld(name, results))]
+
+
+def _entries(results: Mapping[str, Any]) -> list[tuple[str, str, Results]]:
+    return [
+        (name, budget, entry)
+        for name, system in results.get("systems", {}).items()
+        for budget, entry in system["budgets"].items()
+    ]
+
+
+def _rows(results: Mapping[str, Any], measures: list[Results]) -> Iterable[Results]:
+    found = results.get("accounting", {})
+    points = {
+        (point["system"], point["budget"]): point
+        for of_measure in found.get("frontier", {}).values()
+        for point in of_measure
+    }
+    for name, budget, entry in _entries(results):
+        point = points.get((name, int(budget)), {})
+        paid = found.get("systems", {}).get(name, {"ingest": None, "budgets": {}})
+        stages = {"ingest": paid["ingest"], **paid["budgets"].get(budget, {})}
+        yield {
+            "system": name,
+            "budget": int(budget),
+            "shown_budget": shown_budget(int(budget)),
+            "control": name in CONTROLS,
+            "questions": entry["questions"],
+            "ungraded": entry["ungraded"],
+            "scores": scores_of(entry, measures),
+            "categories": {c: scores_of(part, measures) for c, part in entry["by_category"].items()},
+            "context_tokens": entry.get("mean_tokens"),
+            "tokens": point.get("tokens"),
+            "ingest_tokens": point.get("ingest_tokens"),
+            "unreported": point.get("unreported", 0),
+            "calls": entry.get("mean_calls"),
+            "seconds": entry.get("mean_seconds"),
+            "truncated": entry.get("truncated", 0),
+            "stages": {
+                stage: {**figures, "dollars": accounting.dollars(figures)}
+                for stage, figures in stages.items()
+                if figures
+            },
+        }
+
+
+def scores_of(entry: Results, measures: Iterable[Results]) -> Results:
+    """{measure key: {value, low, high, n}} of one entry of results.json, of the measures that it has."""
+    found = {}
+    for measure in measures:
+        key = measure["key"]
+        figures, name = (entry.get("gradings", {}).get(key, {}), "judge") if measure["judged"] else (entry, key)
+        if figures.get(name) is not None:
+            low, high = figures.get(f"{name}_interval") or (None, None)
+            n = figures["n" if name == "evidence_recall" else f"{name}_n"]
+            found[key] = {"value": figures[name], "low": low, "high": high, "n": n}
+    return found
+
+
+def shown_budget(budget: int) -> str:
+    return f"{budget:,}" if budget < UNBOUNDED else "all"
+
+
+def _warnings(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before any number."""
+    told = []
+    if stand_in := results.get("stand_in"):
+        told.append(STAND_INS[stand_in])
+    if (status := results["status"]) != "valid":
+        told.append(
+            {
+                "invalid": f"INVALID: {results['ungraded_share']:.1%} of the answers are ungraded, more than the "
+                f"{manifest['config']['fail_on_error']:.1%} that --fail-on-error allows.",
+                "stopped": "The run was stopped: figures are of the questions answered so far.",
+                "unfinished": "The run has not ended: figures are of the questions answered so far.",
+                "failed": "The run failed: figures are of the questions answered before.",
+            }[status]
+        )
+    if results.get("subset"):
+        told.append("A subset: not all questions of the data were asked.")
+    cut = sum(entry["categories_1_5"].get("truncated", 0) for _, _, entry in _entries(results))
+    if cut:
+        told.append(f"{cut:,} replies were cut at {manifest['config']['max_answer_tokens']} tokens.")
+    if unmetered := manifest.get("unmetered"):
+        told.append(f"The encoder of {', '.join(unmetered)} is a provider's: its calls are in no figure here.")
+    if str(manifest.get("git") or "").endswith("+"):
+        told.append(f"The code differs from its commit ({manifest['git']}).")
+    return [*told, *results.get("warnings", ())]
+
+
+def _made(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[list[str]]:
+    config, identity = manifest["config"], manifest["identity"]
+    packages = ", ".join(f"{name} {version}" for name, version in manifest["packages"].items() if version)
+    sources = {str(price["source"]) for price in manifest.get("prices", {}).values() if price}
+    judged = _gradings(entry for _, _, entry in _entries(results))
+    made = {
+        "begun": manifest["created_at"],
+        "status": results["status"],
+        "data": f"{results.get('stand_in') or 'LOCOMO'}, sha256 {identity['data']}",
+        "split": f"{config['split']}, seed {config['seed']}"
+        + (f", a sample of {config['num_test']}" if config["num_test"] else ""),
+        "categories": ", ".join(f"{c} {CATEGORIES[c]}" for c in config["categories"]),
+        "reader": results["reader"] or "nobody: recall only",
+        "judge": results["judge"] or "nobody",
+        "gradings": "; ".join(judged),
+        "token counter": results["token_counter"],
+        "prices": "; ".join(sorted(sources)),
+        "left out": "; ".join(f"{name}: {reason}" for name, reason in results["left_out"].items()),
+        "commit": manifest["git"] or "unknown",
+        "Python": manifest["python"],
+        "packages": packages,
+        **{f"identity: {name}": value for name, value in identity.items() if name != "data"},
+    }
+    return [[name, str(value)] for name, value in made.items() if value]
