@@ -8,6 +8,7 @@ null too.
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -17,8 +18,8 @@ from language_models.prices import LOCAL, Price, price_of
 from language_models.roles import Model
 from locomo.dataset import Question
 from locomo.evaluate import UNBOUNDED
-from locomo.frontier import areas, frontier, scores
-from locomo.run_folder import Record
+from locomo.frontier import areas, frontier
+from locomo.run_folder import Record, RunFolder
 
 Results = dict[str, Any]
 Prices = Mapping[str, Price | None]
@@ -52,14 +53,13 @@ def figures(
     """
     known, unmetered = prices_in(manifest), set(manifest.get("unmetered", ()))
     records, ingests, questions = list(records), list(ingests), list(questions)
-    measures = scores(records)
     attempts: dict[tuple[str, int], list[Record]] = defaultdict(list)
     for record in records:
         attempts[record["system"], record["budget_tokens"]].append(record)
     readings: dict[str, list[Record]] = defaultdict(list)
     for ingest in ingests:
         readings[ingest["system"]].append(ingest)
-    reader = next((record["model"] for record in records if record["model"]), None)
+    reader = manifest.get("reader")
     systems: dict[str, Results] = {
         name: {"ingest": _stage([(part, reader) for part in parts], known), "budgets": {}}
         for name, parts in readings.items()
@@ -74,8 +74,8 @@ def figures(
         "prices": dict(manifest.get("prices", {})),
         "systems": systems,
         "total": _total([stage for _, _, _, stage in each_stage(systems)]),
-        "frontier": frontier(records, ingests, questions, measures),
-        "areas": areas(records, questions, measures),
+        "frontier": frontier(records, ingests, questions),
+        "areas": areas(records, questions),
     }
 
 
@@ -158,20 +158,40 @@ def _total(stages: Sequence[Results]) -> Results:
 
 
 class Spending:
-    """Dollars that a run has cost so far; told of every line that goes into its folder.
+    """Dollars that a run has cost so far, and the limit that it is kept to; None is none.
 
-    `blind` is true once an answered call was not reported, so that nobody knows what it cost.
+    Calls in flight when the limit is reached are still paid, so a run may cost a little more than its limit.
     """
 
-    def __init__(self, known: Prices, *, reader: str | None) -> None:
-        self.known, self.reader = known, reader
+    def __init__(self, manifest: Mapping[str, Any], *, limit: float | None) -> None:
+        self.known = prices_in(manifest)
+        self.reader = manifest.get("reader")
+        self.limit = limit
         self.usd = 0.0
         self.blind = False
 
+    def follow(self, folder: RunFolder, stop: threading.Event) -> None:
+        """Count what the folder holds and what is appended to it, and set `stop` once the limit is reached."""
+
+        def count(file: str, line: Record) -> None:
+            self.add(file, line)
+            if self.reached:
+                stop.set()
+
+        for record in folder.records():
+            self.add("records.jsonl", record)
+        for ingest in folder.ingests():
+            self.add("ingest.jsonl", ingest)
+        if self.reached:
+            stop.set()
+        folder.on_append = count
+
     def add(self, file: str, line: Record) -> None:
         """Count a line of records.jsonl, verdicts.jsonl or ingest.jsonl."""
-        verdicts = [line["verdict"]] if file == "verdicts.jsonl" else line.get("verdicts", [])
-        if file != "verdicts.jsonl":
+        if file == "verdicts.jsonl":
+            verdicts = [line["verdict"]]
+        else:
+            verdicts = line.get("verdicts", [])
             self._count(line, self.reader, answered=not line["error"])
         for verdict in verdicts:
             self._count({"calls": 1, **verdict}, verdict["judge"], answered=verdict["label"] != "ungraded")
@@ -179,6 +199,20 @@ class Spending:
     def _count(self, part: Record, model: str | None, *, answered: bool) -> None:
         self.blind |= answered and bool(part.get("unreported"))
         self.usd += usd(part, model, self.known) or 0.0
+
+    @property
+    def reached(self) -> str:
+        """Why the limit ends the run, in one sentence; empty where it does not."""
+        if self.limit is None:
+            return ""
+        if self.blind:
+            return "--cost-limit cannot be kept: a server answered and did not say how many tokens it took."
+        if self.usd < self.limit:
+            return ""
+        return (
+            f"The run has cost ${self.usd:,.4f}, and --cost-limit is ${self.limit:,.4f}; go on with a higher one "
+            "beside --resume."
+        )
 
 
 def table(accounting: Results) -> str:

@@ -81,6 +81,7 @@ class Experiment(Choice):
             "identity": self.identity(),
             "left_out": self.left_out,
             "stand_in": self.data.stand_in,
+            "reader": self.reader.name if self.reader else None,
             "prices": accounting.prices(self.reader, self.judge_model),
             "unmetered": self.unmetered,
             **provenance(),
@@ -103,7 +104,7 @@ class Experiment(Choice):
         if already:
             self.say(f"{already} of {len(keys)} are answered already.")
         bad = Counter[str]()
-        spending = self._spending(folder)
+        spending = accounting.Spending(folder.manifest, limit=self.cost_limit)
         with tqdm(total=len(keys), initial=already, desc=f"{self.mark}asked", file=sys.stderr, mininterval=0.5) as bar:
 
             def progress(record: Record) -> None:
@@ -113,7 +114,7 @@ class Experiment(Choice):
                 bar.update()
 
             with _stopping() as stop:
-                self._keep_to_limit(folder, spending, stop)
+                spending.follow(folder, stop)
                 fatal = run(
                     self.tasks,
                     self.memories,
@@ -128,42 +129,9 @@ class Experiment(Choice):
                 )
         left = len(keys) - sum(is_answered(record) for record in report.current(folder.records(), keys))
         stopped = stop.is_set() and not fatal and left > 0
-        if stopped and (limit := self._reached(spending)):
-            self.say(limit)
+        if stopped and spending.reached:
+            self.say(spending.reached)
         return self._conclude(folder, keys, fatal, stopped=stopped)
-
-    def _spending(self, folder: RunFolder) -> accounting.Spending:
-        """What the run has cost so far."""
-        known = accounting.prices_in(folder.manifest)
-        spending = accounting.Spending(known, reader=self.reader.name if self.reader else None)
-        for record in folder.records():
-            spending.add("records.jsonl", record)
-        for ingest in folder.ingests():
-            spending.add("ingest.jsonl", ingest)
-        return spending
-
-    def _keep_to_limit(self, folder: RunFolder, spending: accounting.Spending, stop: threading.Event) -> None:
-        def count(file: str, line: Record) -> None:
-            spending.add(file, line)
-            if self._reached(spending):
-                stop.set()
-
-        if self._reached(spending):
-            stop.set()
-        folder.on_append = count
-
-    def _reached(self, spending: accounting.Spending) -> str:
-        """Why the cost limit ends the run, in one sentence; empty where it does not."""
-        if self.cost_limit is None:
-            return ""
-        if spending.blind:
-            return "--cost-limit cannot be kept: a server answered and did not say how many tokens it took."
-        if spending.usd < self.cost_limit:
-            return ""
-        return (
-            f"The run has cost ${spending.usd:,.4f}, and --cost-limit is ${self.cost_limit:,.4f}; go on with a higher "
-            "one beside --resume."
-        )
 
     def _trace_if_asked(self) -> None:
         if not self.config["trace"] or self.config["no_mlflow"]:
@@ -199,6 +167,7 @@ class Experiment(Choice):
             "judge": f"{self.judge_model.name} ({self.config['judge']})" if self.judge_model else None,
             "token_counter": self.count.name,
             "ungraded_share": share,
+            "records": len(records),
             "left_out": self.left_out,
             "ingest": report.ingest_cost(folder.ingests()),
             "systems": report.results(records, self.questions, keys),

@@ -4,37 +4,27 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from operator import mul
 from typing import Any
 
+from locomo import scores
 from locomo.controls import CONTROLS
 from locomo.dataset import ANSWERABLE, Question
 from locomo.evaluate import UNBOUNDED
-from locomo.gradings import gradings, score
-from locomo.metrics import chosen_option, evidence_recall, official_f1
+from locomo.gradings import Grading, gradings
 from locomo.run_folder import Record, is_answered, latest
+from locomo.scores import Pair
 from locomo.statistics import clustered_mean
 
 Results = dict[str, Any]
-Score = Callable[[Question, Record], float | None]
-"""What an answered record scores, 0 to 1; None where it is not scored."""
 
 
-def scores(records: Iterable[Record]) -> Mapping[str, Score]:
-    """What the records can be scored by: evidence recall, F1, and every grading under its name."""
-
-    def f1(question: Question, record: Record) -> float | None:
-        answer = record["answer"]
-        return None if answer is None else official_f1(question, chosen_option(question, record["form"], answer))
-
-    found: dict[str, Score] = {
-        "evidence_recall": lambda question, record: evidence_recall(question.evidence, record["recall"]["turn_ids"]),
-        "f1": f1,
-    }
-    for grading in gradings(records):
-        found[grading.name] = lambda _, record, grading=grading: score(record, grading)  # type: ignore[misc]
-    return found
+def measures(records: Iterable[Record]) -> dict[str, tuple[str, Grading | None]]:
+    """What records can be scored by, under the names that reports use: every grading, F1, evidence recall."""
+    found: dict[str, tuple[str, Grading | None]] = {grading.name: ("judge", grading) for grading in gradings(records)}
+    return found | {"f1": ("f1", None), "evidence_recall": ("evidence_recall", None)}
 
 
 def total_tokens(records: Sequence[Record], ingests: Iterable[Record]) -> Results:
@@ -63,35 +53,31 @@ def total_tokens(records: Sequence[Record], ingests: Iterable[Record]) -> Result
 
 
 def frontier(
-    records: Iterable[Record], ingests: Iterable[Record], questions: Iterable[Question], measures: Mapping[str, Score]
+    records: Sequence[Record], ingests: Sequence[Record], questions: Iterable[Question]
 ) -> dict[str, list[Results]]:
     """By measure, a point for each system and budget, categories 1-4: `tokens`, `ingest_tokens` and `unreported` as
     `total_tokens` gives them, `score` with `low`, `high` (95 %, clustered by conversation, or null) and `n`, and
     `best`: whether no other system reaches its score with fewer tokens, the controls aside."""
-    asked = {question.id: question for question in questions}
-    ingests = list(ingests)
-    points: dict[str, list[Results]] = {measure: [] for measure in measures}
-    for (system, budget), mine in _answered(records, asked).items():
-        cost = total_tokens(mine, (ingest for ingest in ingests if ingest["system"] == system))
-        for measure, scored in measures.items():
-            values = _means({0: mine}, asked, scored)
-            if values:
-                found = _interval({question: means[0] for question, means in values.items()})
-                points[measure].append({"system": system, "budget": budget, **cost, **found})
+    points: dict[str, list[Results]] = defaultdict(list)
+    for (system, budget), pairs in _answered(records, questions).items():
+        mine = [ingest for ingest in ingests if ingest["system"] == system]
+        cost = total_tokens([record for _, record in pairs if record], mine)
+        for name, measure in measures(records).items():
+            if found := scores.by_question(pairs, *measure):
+                points[name].append({"system": system, "budget": budget, **cost, **_interval(found)})
     for of_measure in points.values():
+        memories = [point for point in of_measure if point["system"] not in CONTROLS]
         for point in of_measure:
-            point["best"] = point["system"] not in CONTROLS and not any(
-                (other["tokens"] <= point["tokens"] and other["score"] > point["score"])
-                or (other["tokens"] < point["tokens"] and other["score"] == point["score"])
-                for other in of_measure
-                if other["system"] not in CONTROLS
-            )
-    return {measure: of_measure for measure, of_measure in points.items() if of_measure}
+            point["best"] = point in memories and not any(_beats(other, point) for other in memories)
+    return dict(points)
 
 
-def areas(
-    records: Iterable[Record], questions: Iterable[Question], measures: Mapping[str, Score]
-) -> dict[str, dict[str, Results]]:
+def _beats(a: Results, b: Results) -> bool:
+    no_worse = a["tokens"] <= b["tokens"] and a["score"] >= b["score"]
+    return bool(no_worse and (a["tokens"] < b["tokens"] or a["score"] > b["score"]))
+
+
+def areas(records: Sequence[Record], questions: Iterable[Question]) -> dict[str, dict[str, Results]]:
     """By measure and system, the area under the budget curve, categories 1-4.
 
     The curve joins the points (log budget, mean score) of a system's budgets by straight lines; the area under it,
@@ -100,28 +86,23 @@ def areas(
     each has an area of its own and `low`, `high` are the clustered 95 % interval of their mean. `budgets` are
     [smallest, largest], in tokens: areas over different ones do not compare. With fewer than two there is none.
     """
-    asked = {question.id: question for question in questions}
-    by_system: dict[str, dict[int, list[Record]]] = defaultdict(dict)
-    for (system, budget), mine in _answered(records, asked).items():
+    by_system: dict[str, dict[int, list[Pair]]] = defaultdict(dict)
+    for (system, budget), pairs in _answered(records, questions).items():
         if 0 < budget < UNBOUNDED:
-            by_system[system][budget] = mine
-    found: dict[str, dict[str, Results]] = {measure: {} for measure in measures}
+            by_system[system][budget] = pairs
+    found: dict[str, dict[str, Results]] = defaultdict(dict)
     for system, budgets in by_system.items():
-        if len(budgets) < 2:
-            continue
         sizes = sorted(budgets)
+        if len(sizes) < 2:
+            continue
         weights = _weights([math.log(size) for size in sizes])
-        for measure, scored in measures.items():
-            values = _means({size: budgets[size] for size in sizes}, asked, scored)
-            heights = {
-                id: sum(weight * means[size] for weight, size in zip(weights, sizes, strict=True))
-                for id, means in values.items()
-                if len(means) == len(sizes)
-            }
-            if heights:
-                of_all = _interval(heights)
-                found[measure][system] = {"area": of_all.pop("score"), **of_all, "budgets": [sizes[0], sizes[-1]]}
-    return {measure: systems for measure, systems in found.items() if systems}
+        for name, measure in measures(records).items():
+            ids, heights = scores.align(*(scores.by_question(budgets[size], *measure) for size in sizes))
+            if ids:
+                mean = [sum(map(mul, weights, column)) for column in zip(*heights, strict=True)]
+                of_all = _interval(dict(zip(ids, mean, strict=True)))
+                found[name][system] = {"area": of_all.pop("score"), **of_all, "budgets": [sizes[0], sizes[-1]]}
+    return dict(found)
 
 
 def _weights(points: Sequence[float]) -> list[float]:
@@ -130,30 +111,16 @@ def _weights(points: Sequence[float]) -> list[float]:
     return [(before + after) / 2 / sum(gaps) for before, after in zip([0.0, *gaps], [*gaps, 0.0], strict=True)]
 
 
-def _answered(records: Iterable[Record], asked: Mapping[str, Question]) -> dict[tuple[str, int], list[Record]]:
-    groups: dict[tuple[str, int], list[Record]] = defaultdict(list)
+def _answered(records: Iterable[Record], questions: Iterable[Question]) -> dict[tuple[str, int], list[Pair]]:
+    """(system, budget) -> the answerable questions with a result, each with it."""
+    asked = {question.id: question for question in questions if question.category in ANSWERABLE}
+    groups: dict[tuple[str, int], list[Pair]] = defaultdict(list)
     for record in latest(records).values():
-        question = asked.get(record["question_id"])
-        if question and question.category in ANSWERABLE and is_answered(record):
-            groups[record["system"], record["budget_tokens"]].append(record)
+        if record["question_id"] in asked and is_answered(record):
+            groups[record["system"], record["budget_tokens"]].append((asked[record["question_id"]], record))
     return groups
 
 
-def _means(
-    groups: Mapping[int, Iterable[Record]],
-    asked: Mapping[str, Question],
-    scored: Score,
-) -> dict[str, dict[int, float]]:
-    """Question id -> budget -> score, where there is one."""
-    found: dict[str, dict[int, float]] = defaultdict(dict)
-    for budget, records in groups.items():
-        for record in records:
-            value = scored(asked[record["question_id"]], record)
-            if value is not None:
-                found[record["question_id"]][budget] = value
-    return found
-
-
 def _interval(values: Mapping[str, float]) -> Results:
-    estimate = clustered_mean(list(values.values()), [id.split("#")[0] for id in values])
+    estimate = clustered_mean(list(values.values()), scores.conversations(values))
     return {"score": estimate.mean, "low": estimate.low, "high": estimate.high, "n": estimate.n}

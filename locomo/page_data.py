@@ -104,6 +104,7 @@ class Rows:
             "answer": answer,
             "said": said if (said := record.get("said")) != answer else None,
             "error": record["error"],
+            "memory_error": record.get("memory_error"),
             "failed": [error for error in failed if error != record["error"]],
             "recalled": ranges(positions[id] for id in record["recall"]["turn_ids"] if id in positions),
             "tokens": record["recall"]["tokens"],

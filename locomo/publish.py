@@ -49,12 +49,12 @@ def data_of(path: Path, manifest: Mapping[str, Any]) -> Dataset:
 
 
 def write(runs: Sequence[Run], folder: Path) -> list[Path]:
-    """Write the reports into a folder: report.md and report.tex of the first run, report.html of all, side by side."""
-    first = runs[0]
-    told = summary(first.manifest, first.results)
+    """Write the reports into a folder: in report.md and report.tex one run after the other, in report.html side by
+    side."""
+    told = [(run, summary(run.manifest, run.results)) for run in runs]
     written = {
-        "report.md": report_text.markdown(first.name, told, dict(first.results)),
-        "report.tex": report_text.latex(told),
+        "report.md": "\n".join(report_text.markdown(run.name, found, run.results) for run, found in told),
+        "report.tex": "\n".join(report_text.latex(run.name, found) for run, found in told),
         "report.html": page(runs),
     }
     folder.mkdir(parents=True, exist_ok=True)

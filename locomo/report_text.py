@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from locomo import accounting
@@ -11,7 +11,7 @@ from locomo.dataset import CATEGORIES
 Results = dict[str, Any]
 
 
-def markdown(name: str, summary: Results, results: Results) -> str:
+def markdown(name: str, summary: Results, results: Mapping[str, Any]) -> str:
     """report.md of one run; `name` is its folder's."""
     parts = [f"# {_md(name)}"]
     parts += [f"> {_md(text)}" for text in summary["warnings"]]
@@ -38,11 +38,12 @@ def markdown(name: str, summary: Results, results: Results) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def latex(summary: Results) -> str:
-    r"""report.tex: the main table, for `\input`; needs booktabs."""
-    header, *body = main_table(summary)
+def latex(name: str, summary: Results) -> str:
+    r"""report.tex: the main table of one run, for `\input`; needs booktabs."""
+    header, *body = main_table(summary, short=True)
     lines = [
-        "% " + " ".join(" ".join(summary["warnings"]).split()),
+        *(f"% {' '.join(text.split())}" for text in (name, *summary["warnings"], *summary["withheld"])),
+        *(f"% {measure['short']}: {measure['under']}" for measure in summary["measures"] if measure["under"]),
         r"\begin{tabular}{ll" + "r" * (len(header) - 2) + "}",
         r"\toprule",
         " & ".join(_tex(cell) for cell in header) + r" \\",
@@ -52,12 +53,20 @@ def latex(summary: Results) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def main_table(summary: Results) -> list[list[str]]:
-    """Headers, then a row a system and budget."""
+def main_table(summary: Results, *, short: bool = False) -> list[list[str]]:
+    """Headers, then a row a system and budget. A paper's column has room for the `short` name of a measure."""
     shown = [measure for measure in summary["measures"] if any(measure["key"] in r["scores"] for r in summary["rows"])]
     read = any(row["calls"] for row in summary["rows"])
     paid = ["tokens a question", "calls", "seconds", "dollars"] if read else []
-    headers = ["system", "budget", "n", "ungraded", *(m["label"] for m in shown), "context tokens", *paid]
+    headers = [
+        "system",
+        "budget",
+        "n",
+        "ungraded",
+        *(m["short" if short else "label"] for m in shown),
+        "context tokens",
+        *paid,
+    ]
     body = []
     for row in summary["rows"]:
         cells = [row["system"], row["shown_budget"], f"{row['questions']:,}", f"{row['ungraded']:,}"]
@@ -91,7 +100,7 @@ def comparison_table(summary: Results) -> list[list[str]]:
         *(
             [
                 *(f"{c[side]['system']} {int(c[side]['budget']):,}" for side in "ab"),
-                c["measure"],
+                c.get("grading") or c["measure"],
                 rate({"value": c["difference"], "low": c["low"], "high": c["high"]}, signed=True),
                 *(p_value(c.get(name)) for name in ("p_holm", "p_permutation", "p_mcnemar")),
                 f"{c['wins']}, {c['losses']}, {c['ties']}",
@@ -149,7 +158,7 @@ def certificate_text(certificate: Results) -> str:
         for name, found in certificate.get("sets", {}).items()
     ]
     if sets:
-        lines += ["", _grid([["set", "accepted", "n", "ungraded"], *sets])]
+        lines += ["", _grid([["set", "wrong verdicts", "n", "ungraded"], *sets])]
     return "\n".join(lines)
 
 

@@ -28,8 +28,12 @@ class RunFolderError(ValueError):
 
 
 def needs_verdict(record: Record) -> bool:
-    """Whether an answered attempt was never graded: its judge failed, or gave no label."""
-    return is_answered(record) and not any(verdict["label"] != "ungraded" for verdict in record["verdicts"])
+    """Whether an answer was never graded: its judge failed, or gave no label."""
+    return (
+        is_answered(record)
+        and record["answer"] is not None
+        and not any(verdict["label"] != "ungraded" for verdict in record["verdicts"])
+    )
 
 
 def key(record: Record) -> Key:
@@ -38,8 +42,14 @@ def key(record: Record) -> Key:
 
 
 def is_answered(record: Record) -> bool:
-    """Whether an attempt ended with a result. Failed ones may be tried again, and only they."""
+    """Whether an attempt ended with a result: an answer, or a failure of the memory. Where a model's call failed there
+    is none; such attempts may be made again, and only they."""
     return not record["error"]
+
+
+def failed(record: Record) -> bool:
+    """Whether the memory itself failed, in reading the conversation or in recalling: a result, and a wrong one."""
+    return bool(record.get("memory_error"))
 
 
 class RunFolder:

@@ -19,12 +19,14 @@ Results = dict[str, Any]
 def summary(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> Results:
     """A plain value that JSON can write.
 
-    `measures`: [{key, label, short, under, judged}] that may be shown, the most telling first. `rows`: one a system and budget, categories
-    1-4: `system`, `budget` (tokens), `shown_budget`, `control`, `questions`, `ungraded`, `scores` and, by category,
-    `categories` ({measure key: {value, low, high, n}}, fractions), `context_tokens`, `tokens`, `ingest_tokens` (means
-    a question), `unreported`, `calls`, `seconds`, and `stages` as accounting has them, each with its `dollars` for
-    people. `comparisons`, `certificates`: as results.json has them, without the measures that may not be shown.
-    `frontier`, `areas`: by measure key. `withheld`, `warnings`: sentences. `made`: [name, value] of how it was made.
+    `measures`: [{key, label, short, under, judged}] that may be shown, the most telling first. `rows`: one a system
+    and budget, categories 1-4: `system`, `budget` (tokens), `shown_budget`, `control`, `questions`, `ungraded`,
+    `failed`, `scores` and, by category, `categories` as `scores_of` has them, `gap` ({measure key: share of the way
+    from none to oracle}), `context_tokens`, `tokens`, `ingest_tokens`, `calls`, `seconds` (means a question),
+    `unreported`, `truncated`, and `stages` as
+    accounting has them, each with its `dollars` for people. `comparisons`, `certificates`: as results.json has them,
+    without the measures that may not be shown. `frontier`, `areas`: by measure key. `total`: what all of it cost.
+    `withheld`, `warnings`: sentences. `made`: [name, value] of how it was made.
     """
     measures = _measures(results)
     known = {measure["key"] for measure in measures}
@@ -32,7 +34,7 @@ def summary(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> Results:
     return {
         "measures": measures,
         "rows": list(_rows(results, measures)),
-        "comparisons": [c for c in results.get("comparisons", ()) if c["measure"] in known | _judged(measures)],
+        "comparisons": [c for c in results.get("comparisons", ()) if (c.get("grading") or c["measure"]) in known],
         "certificates": list(results.get("certificates", ())),
         "frontier": {key: points for key, points in found.get("frontier", {}).items() if key in known},
         "areas": {key: systems for key, systems in found.get("areas", {}).items() if key in known},
@@ -46,15 +48,14 @@ def summary(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> Results:
 def _measures(results: Mapping[str, Any]) -> list[Results]:
     entries = [entry for _, _, entry in _entries(results)]
     names = [name for name in _gradings(entries) if not why_withheld(name, results)]
-    found = [{"key": name, "label": f"J, {name}", "short": "J", "under": name, "judged": True} for name in names]
+    found = [
+        {"key": name, "label": f"J, {name}", "short": f"J{at or ''}", "under": name, "judged": True}
+        for at, name in enumerate(names, start=len(names) > 1)
+    ]
     if any(entry.get("f1") is not None for entry in entries):
         found.append({"key": "f1", "label": "F1", "short": "F1", "under": "", "judged": False})
     label = "Evidence recall"
     return [*found, {"key": "evidence_recall", "label": label, "short": label, "under": "", "judged": False}]
-
-
-def _judged(measures: Iterable[Results]) -> set[str]:
-    return {"judge"} if any(measure["judged"] for measure in measures) else set()
 
 
 def _gradings(entries: Iterable[Results]) -> list[str]:
@@ -101,8 +102,10 @@ def _rows(results: Mapping[str, Any], measures: list[Results]) -> Iterable[Resul
             "control": name in CONTROLS,
             "questions": entry["questions"],
             "ungraded": entry["ungraded"],
+            "failed": entry.get("failed", 0),
+            "gap": _gap(entry, measures),
             "scores": scores_of(entry, measures),
-            "categories": {c: scores_of(part, measures) for c, part in entry["by_category"].items()},
+            "categories": {c: scores_of(_of_category(entry, c), measures) for c in entry["by_category"]},
             "context_tokens": entry.get("mean_tokens"),
             "tokens": point.get("tokens"),
             "ingest_tokens": point.get("ingest_tokens"),
@@ -119,16 +122,78 @@ def _rows(results: Mapping[str, Any], measures: list[Results]) -> Iterable[Resul
 
 
 def scores_of(entry: Results, measures: Iterable[Results]) -> Results:
-    """{measure key: {value, low, high, n}} of one entry of results.json, of the measures that it has."""
-    found = {}
-    for measure in measures:
-        key = measure["key"]
-        figures, name = (entry.get("gradings", {}).get(key, {}), "judge") if measure["judged"] else (entry, key)
-        if figures.get(name) is not None:
-            low, high = figures.get(f"{name}_interval") or (None, None)
-            n = figures["n" if name == "evidence_recall" else f"{name}_n"]
-            found[key] = {"value": figures[name], "low": low, "high": high, "n": n}
-    return found
+    """{measure key: score} of one entry of results.json, of the measures that it has.
+
+    A score is {value, low, high, n, ungraded, worst, best}, fractions and numbers of questions, null where not known;
+    a judge's has `corrected` too, a score or null.
+    """
+    return {
+        measure["key"]: found
+        for measure in measures
+        if (found := _graded(entry, measure["key"]) if measure["judged"] else _measured(entry, measure["key"]))
+    }
+
+
+def _graded(entry: Results, name: str) -> Results | None:
+    found = entry.get("gradings", {}).get(name, {})
+    score = _score(found, "score", "interval", found.get("n"))
+    if score:
+        own = name == next(iter(entry["gradings"])) and "corrected" not in found
+        corrected = _score(entry, "judge_corrected", "judge_corrected_interval", None) if own else None
+        score["corrected"] = corrected or _score(found, "corrected", "corrected_interval", None)
+    return score
+
+
+def _measured(entry: Results, name: str) -> Results | None:
+    prefix = "" if name == "evidence_recall" else f"{name}_"
+    found = {part: entry[f"{name}_{part}"] for part in ("ungraded", "worst", "best") if f"{name}_{part}" in entry}
+    return _score({"ungraded": entry["ungraded"], **entry, **found}, name, f"{name}_interval", entry.get(f"{prefix}n"))
+
+
+def _score(found: Results, value: str, interval: str, n: int | None) -> Results | None:
+    if found.get(value) is None:
+        return None
+    low, high = found.get(interval) or (None, None)
+    bounds = {name: found.get(name) for name in ("ungraded", "worst", "best")}
+    return {"value": found[value], "low": low, "high": high, "n": n, **bounds}
+
+
+MEASURES = ("judge", "f1", "evidence_recall", "all_evidence")
+MEANS = ("mean_tokens", "mean_total_tokens", "mean_calls", "mean_seconds")
+
+
+def flat(entry: Results) -> dict[str, float | None]:
+    """One entry of results.json as plain numbers by name, for tables and trackers: each measure (a fraction) with
+    `_low` and `_high` (95 %, clustered by conversation), `_n` and `_ungraded`; J under every grading beside the run's
+    own as `judge/GRADING`; the means of tokens, calls and seconds. What there is none of is left out."""
+    found = {name: _measured(entry, name) for name in MEASURES}
+    others = list(entry.get("gradings", {}))[1:]
+    found |= {f"judge/{name}": _graded(entry, name) for name in others}
+    numbers: dict[str, float | None] = {}
+    for name, score in found.items():
+        if score:
+            numbers[name] = score["value"]
+            parts = {part: score[part] for part in ("low", "high", "n", "ungraded")}
+            numbers |= {f"{name}_{part}": value for part, value in parts.items() if value is not None}
+    return numbers | {name: entry[name] for name in MEANS if entry.get(name) is not None}
+
+
+def _gap(entry: Results, measures: Iterable[Results]) -> Results:
+    """Results.json knows it for F1 and for the run's own grading."""
+    closed = entry.get("gap_closed", {})
+    own = next(iter(entry.get("gradings", {})), None)
+    found = {m["key"]: closed.get("judge" if m["key"] == own else m["key"]) for m in measures}
+    return {
+        key: {**share, "value": share["share"]} for key, share in found.items() if share and share["share"] is not None
+    }
+
+
+def _of_category(entry: Results, category: str) -> Results:
+    """One category's figures, with those under each grading, which results.json keeps by grading."""
+    gradings = {
+        name: found.get("by_category", {}).get(category, {}) for name, found in entry.get("gradings", {}).items()
+    }
+    return {**entry["by_category"][category], "gradings": gradings}
 
 
 def shown_budget(budget: int) -> str:
@@ -150,8 +215,8 @@ def _warnings(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[s
                 "failed": "The run failed: figures are of the questions answered before.",
             }[status]
         )
-    if results.get("subset"):
-        told.append("A subset: not all questions of the data were asked.")
+    if family := results.get("judge_family"):
+        told.append(f"The judge is of the reader's own family ({family}) and may favour its answers.")
     cut = sum(entry["categories_1_5"].get("truncated", 0) for _, _, entry in _entries(results))
     if cut:
         told.append(f"{cut:,} replies were cut at {manifest['config']['max_answer_tokens']} tokens.")
@@ -159,7 +224,12 @@ def _warnings(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[s
         told.append(f"The encoder of {', '.join(unmetered)} is a provider's: its calls are in no figure here.")
     if str(manifest.get("git") or "").endswith("+"):
         told.append(f"The code differs from its commit ({manifest['git']}).")
-    return [*told, *results.get("warnings", ())]
+    return [*told, *results.get("cautions", ())]
+
+
+def _looks(results: Mapping[str, Any]) -> str:
+    scored = (results.get("ledger") or {}).get("test_scored")
+    return f"{scored['configuration']} times under this configuration, {scored['all']} in all" if scored else ""
 
 
 def _made(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[list[str]]:
@@ -178,6 +248,7 @@ def _made(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[list[
         "judge": results["judge"] or "nobody",
         "gradings": "; ".join(judged),
         "token counter": results["token_counter"],
+        "test questions scored before": _looks(results),
         "prices": "; ".join(sorted(sources)),
         "left out": "; ".join(f"{name}: {reason}" for name, reason in results["left_out"].items()),
         "commit": manifest["git"] or "unknown",

@@ -71,31 +71,29 @@ class Followed:
             if record := self._counting.get(key(line)):
                 record["verdicts"].append(line["verdict"])
         self.ingests += self._files["ingest"].more()
-        finished = self._finished()
-        at = finished.stat().st_mtime_ns if finished else 0
-        sizes = (len(self.records), len(self.ingests), sum(len(record["verdicts"]) for record in self.records))
-        return f"{at}-{sizes}"
-
-    def _finished(self) -> Path | None:
-        """results.json, where no answer came after it was written."""
-        results, records = self.path / "results.json", self.path / "records.jsonl"
-        if not results.exists() or (records.exists() and records.stat().st_mtime_ns > results.stat().st_mtime_ns):
-            return None
-        return results
+        results = self.path / "results.json"
+        at = results.stat().st_mtime_ns if results.exists() else 0
+        return f"{at}-{len(self.records)}-{len(self.ingests)}-{sum(len(r['verdicts']) for r in self.records)}"
 
     def run(self) -> publish.Run:
         """The run as it stands."""
         stamp = self.read_on()
         if stamp != self._of:
-            finished = self._finished()
-            self._results = json.loads(finished.read_bytes()) if finished else self._so_far()
-            self._of = stamp
+            self._results, self._of = self._written() or self._so_far(), stamp
         return publish.Run(self.name, self.manifest, self.records, self._results, self.data)
 
     def shown(self) -> dict[str, Any]:
         """The run as the page shows it."""
         run = self.run()
         return page_data.run(run.name, run.manifest, run.results, self._rows.of(self.records))
+
+    def _written(self) -> dict[str, Any] | None:
+        """results.json, where no answer came after it."""
+        try:
+            results: dict[str, Any] = json.loads((self.path / "results.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        return results if results.get("records", len(self.records)) == len(self.records) else None
 
     def _so_far(self) -> dict[str, Any]:
         """What results.json would say of the questions tried so far."""

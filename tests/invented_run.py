@@ -1,5 +1,5 @@
-"""A run folder as an evaluation leaves it, with invented answers about simulated conversations: for tests and timings of
-what reads run folders. Nothing in it was measured."""
+"""A run folder as an evaluation leaves it, with invented answers about simulated conversations: for tests and timings
+of what reads run folders. Nothing in it was measured."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def certificate(*, passed: bool = True) -> dict[str, Any]:
     sets = {"gold": 0.99, "paraphrase": 0.94, "refusal": 0.0, "other speaker": 0.04, "adjacent date": 0.02,
             "specific wrong": 0.03}  # fmt: skip
     return {
-        **JUDGE, "date": "2026-11-21", "passed": passed, "reasons": [] if passed else ["false accept 40 % is above 5 %"],
+        **JUDGE, "date": "2026-11-21", "passed": passed, "reasons": [] if passed else ["it accepts 40 %"],
         "false_accept": found, "false_reject": {**found, "rate": 0.02},
         "sets": {name: {**found, "rate": rate, "low": max(0, rate - 0.02), "high": min(1, rate + 0.02), "n": 200,
                         "ungraded": 1} for name, rate in sets.items()},
@@ -131,7 +131,7 @@ def _manifest(data: Dataset, seed: int) -> dict[str, Any]:
         "config": {"data": str(data.path), "split": "all", "seed": seed, "num_test": None, "fail_on_error": 0.05,
                    "categories": [1, 2, 3, 4, 5], "max_answer_tokens": 64, "trace": False},
         "identity": {"configuration": f"invented-{seed}", "data": data.sha256, "reader": "openai/invented-reader"},
-        "left_out": {}, "stand_in": data.stand_in, "unmetered": [],
+        "left_out": {}, "stand_in": data.stand_in, "unmetered": [], "reader": "openai/invented-reader",
         "prices": {"openai/invented-reader": price, JUDGE["judge"]: None},
         **provenance(),
     }  # fmt: skip
@@ -151,7 +151,7 @@ def _results(manifest: Any, records: Any, ingests: Any, asked: Any, planned: Any
         "status": "valid", "stand_in": data.stand_in, "split": "all", "subset": len(asked) < len(data.questions),
         "reader": "openai/invented-reader", "judge": "openai/invented-judge (strict)", "token_counter": "o200k_base",
         "ungraded_share": 0.02, "left_out": {}, "ingest": report.ingest_cost(ingests), "systems": systems,
-        "accounting": accounting.figures(manifest, records, ingests, asked),
+        "accounting": accounting.figures(manifest, records, ingests, asked), "records": len(records),
         "comparisons": list(_comparisons(records, questions)),
     }  # fmt: skip
 
@@ -160,7 +160,8 @@ def _graded(records: Any, grading: Any) -> dict[str, Any]:
     scored = [(r["question_id"], s) for r in records if (s := score(r, grading)) is not None]
     estimate = clustered_mean([s for _, s in scored], [id.split("#")[0] for id, _ in scored])
     interval = None if estimate.low is None else [estimate.low, estimate.high]
-    return {"judge": estimate.mean, "judge_interval": interval, "judge_n": estimate.n}
+    ungraded = len(records) - estimate.n
+    return {"score": estimate.mean, "interval": interval, "n": estimate.n, "ungraded": ungraded}
 
 
 def _comparisons(records: Any, questions: Any) -> Any:
@@ -177,6 +178,8 @@ def _comparisons(records: Any, questions: Any) -> Any:
         low, high = (None, None) if shifted.low is None else (2 * shifted.low - 1, 2 * (shifted.high or 0) - 1)
         yield {
             "a": {"system": first, "budget": budget}, "b": {"system": system, "budget": budget}, "measure": "judge",
+            "grading": grading.name, "category": None, "family": 20,
+            "grading": grading.name, "category": None, "family": 20,
             "difference": 2 * (shifted.mean or 0) - 1, "low": low, "high": high, "p_mcnemar": 0.0123,
             "p_permutation": 0.0098, "p_holm": 0.0391, "wins": sum(gap > 0 for _, gap in gaps),
             "losses": sum(gap < 0 for _, gap in gaps), "ties": sum(gap == 0 for _, gap in gaps), "detectable": 0.061,

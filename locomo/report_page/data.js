@@ -67,9 +67,10 @@ function gradesOf(content, answers) {
   return [...grades, { key: "evidence", label: "all evidence recalled" }];
 }
 
-// correct, wrong, ungraded or failed. Category 5 has no gold: the official rule (F1) stands in for a judge.
+// correct, wrong, ungraded (a model's call failed, or nobody could tell) or failed (the memory did). Category 5 has no gold: the official rule (F1) stands in for a judge.
 function verdictOf(answer, grade) {
-  if (answer.error) return "failed";
+  if (answer.memory_error) return "failed";
+  if (answer.error) return "ungraded";
   if (grade === "evidence") {
     return answer.evidence_recall === undefined ? "ungraded" : answer.evidence_recall === 1 ? "correct" : "wrong";
   }
@@ -80,6 +81,8 @@ function verdictOf(answer, grade) {
   if (!labels.length) return "ungraded";
   return labels.filter(([, , label]) => label === "correct").length * 2 > labels.length ? "correct" : "wrong";
 }
+
+const errorOf = (answer) => answer.memory_error || answer.error || "";
 
 function evidenceOf(answer) {
   const share = answer.evidence_recall;

@@ -58,9 +58,9 @@ function answerColumn(view, answer, conversation, recalled) {
   ].filter(Boolean);
   return h("section", { class: "answer", "aria-label": view.labels.get(answer.source) },
     h("h3", {}, glyph(verdictOf(answer, grade)), view.labels.get(answer.source)),
-    answer.error
-      ? h("p", { class: "error" }, answer.error)
-      : h("blockquote", {}, answer.answer ?? h("span", { class: "muted" }, "nobody was asked")),
+    errorOf(answer)
+      ? h("p", { class: "error" }, answer.memory_error ? "The memory failed: " : "No result: ", errorOf(answer))
+      : h("blockquote", {}, answer.answer ?? h("span", { class: "muted" }, "no reader was asked")),
     answer.said && h("p", { class: "note" }, `The reader said: ${answer.said}`),
     h("p", { class: "facts-line" }, facts.join(" · ")),
     (answer.failed || []).map((error) => h("p", { class: "note" }, `An earlier attempt failed: ${error}`)),
@@ -128,6 +128,6 @@ function others(view, question, form, answers) {
     h("table", {}, h("tbody", {}, rows.map((answer) => h("tr", { class: shown.has(answer) ? "now" : null },
       h("td", {}, glyph(verdictOf(answer, grade))),
       h("td", { class: "left" }, view.labels.get(answer.source)),
-      h("td", { class: "left" }, answer.error || answer.answer || "–"),
+      h("td", { class: "left" }, errorOf(answer) || answer.answer || "–"),
       h("td", { class: "number" }, answer.evidence_recall === undefined ? "" : `${percent(answer.evidence_recall)} of the evidence`))))));
 }

@@ -54,12 +54,19 @@ function interval(found, { least = 0, most = 1, zero = null, width = 60, colour 
 }
 
 // A rate for a table: the value, its interval beneath, both drawn.
+function bounded(found) {
+  if (!found.n) return null;
+  const range = found.ungraded && found.worst !== null && found.worst !== undefined
+    ? `; ${percent(found.worst)} to ${percent(found.best)} if the ${found.ungraded} ungraded were wrong or right` : "";
+  return `n = ${whole(found.n)}${range}`;
+}
+
 function rateCell(found, options) {
   if (!found) return h("td", { class: "number muted" }, "–");
-  const bounds = found.low === null || found.low === undefined ? `n ${found.n}` : `${percent(found.low)}–${percent(found.high)}`;
+  const bounds = found.low === null || found.low === undefined ? (found.n ? `n ${found.n}` : "") : `${percent(found.low)}–${percent(found.high)}`;
   return h(
     "td",
-    { class: "rate", title: `n = ${found.n}`, "data-value": found.value },
+    { class: "rate", title: bounded(found) },
     h("div", {}, interval(found, options), h("b", {}, percent(found.value)), h("span", { class: "bounds" }, bounds)),
   );
 }

@@ -35,7 +35,7 @@ class Questions {
       this.bySource.get(answer.source).set(`${answer.question}/${answer.form}`, answer);
     }
     const grades = gradesOf(content, this.answers);
-    const errors = [...new Set(this.answers.map((a) => (a.error || "").split(":")[0]).filter(Boolean))].sort();
+    const errors = [...new Set(this.answers.map((a) => errorOf(a).split(":")[0]).filter(Boolean))].sort();
     this.choices("a", [...this.sources.map((s) => [s.key, s.label]), ["", "every system"]]);
     this.choices("b", [["", "nothing"], ...this.sources.map((s) => [s.key, s.label])]);
     this.choices("grade", grades.map((grade) => [grade.key, grade.label]));
@@ -91,7 +91,7 @@ class Questions {
       }
       if (categories.size && !categories.has(String(answer.about.category))) continue;
       if (evidence && !pair.some((one) => evidence === "some" ? ["some", "none"].includes(evidenceOf(one)) : evidenceOf(one) === evidence)) continue;
-      if (error && !pair.some((one) => (one.error || "").split(":")[0] === error)) continue;
+      if (error && !pair.some((one) => errorOf(one).split(":")[0] === error)) continue;
       if (!words.every((word) => pair.some((one) => one.searched.includes(word)))) continue;
       const judged = pair.map((one) => verdictOf(one, grade));
       if (flipped && !(judged.includes("correct") && judged.includes("wrong"))) continue;
@@ -126,7 +126,7 @@ class Questions {
   row(at) {
     const { answers, verdicts } = this.items[at];
     const [answer] = answers;
-    const said = answers.map((one) => one.error || one.answer || "").join("  |  ");
+    const said = answers.map((one) => errorOf(one) || one.answer || "").join("  |  ");
     return h("div", {
       class: "row", role: "option", id: `row-${at}`, "data-at": at, style: `top:${at * ROW_HEIGHT}px`,
       "aria-selected": String(at === this.at), "aria-posinset": at + 1, "aria-setsize": this.items.length,

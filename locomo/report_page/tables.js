@@ -16,7 +16,7 @@ function renderReport(content, root, state) {
         switcher("Measure", summary.measures.map((one) => [one.key, one.label]), measure.key, (key) => ((state.measure = key), again())),
       frontierSection(summary, measure, colours),
       categorySection(content, summary, measure, colours),
-      forestSection(summary),
+      forestSection(summary, measure, state, again),
       ...summary.certificates.map(certificateSection),
       costSection(summary, colours),
       madeSection(content, chosen),
@@ -67,47 +67,41 @@ function mainTable(runs, colours) {
   const measures = [...new Map(runs.flatMap((run) => run.summary.measures).map((one) => [one.key, one])).values()].filter(
     (one) => all.some(({ row }) => row.scores[one.key]));
   const read = all.some(({ row }) => row.calls);
-  const columns = [
-    ...(several ? [{ name: "run", left: true }] : []),
-    { name: "system", left: true },
-    { name: "budget", sorts: true },
-    { name: "n", sorts: true, title: "questions asked, categories 1-4" },
-    { name: "ungraded", sorts: true, title: "counted, and in no mean" },
-    ...measures.map((one) => ({ name: one.short, under: one.under, sorts: true })),
-    { name: "context tokens", sorts: true, title: "mean tokens of memory shown to the reader" },
-    ...(read
-      ? [
-          { name: "tokens", sorts: true, title: "mean prompt and reply tokens a question, ingest shared" },
-          { name: "calls", sorts: true },
-          { name: "seconds", sorts: true },
-          { name: "dollars", sorts: true, title: "all answers together; judging apart, below" },
-        ]
-      : []),
+  const rates = [
+    ...measures.map((one) => ({ name: one.short, under: one.under, of: (row) => row.scores[one.key] })),
+    ...measures.filter((one) => one.judged).map((one) => ({
+      name: `${one.short} corrected`, under: "for the judge’s errors", of: (row) => (row.scores[one.key] || {}).corrected })),
+    measures.length > 0 && { name: "of the gap", under: "none to oracle", of: (row) => row.gap[measures[0].key] },
+  ].filter((rate) => rate && all.some(({ row }) => rate.of(row)));
+  const number = (name, of, title, kind) => ({ name, title, kind, of: (row) => of(row), text: (row) => whole(of(row)) });
+  const numbers = [
+    all.some(({ row }) => row.failed) && number("failed", (row) => row.failed, "the memory itself failed: scored as wrong", "notice"),
+    number("ungraded", (row) => row.ungraded, "a model’s call failed: counted, and in no mean", "notice"),
+  ].filter(Boolean);
+  const costs = [
+    number("context tokens", (row) => row.context_tokens, "mean tokens of memory shown to the reader"),
+    ...(read ? [
+      { name: "tokens", title: "mean prompt and reply tokens a question, ingest shared", of: (row) => row.tokens,
+        text: (row) => `${whole(row.tokens)}${row.unreported ? "+" : ""}` },
+      { name: "calls", of: (row) => row.calls, text: (row) => fixed(row.calls, 1) },
+      { name: "seconds", of: (row) => row.seconds, text: (row) => fixed(row.seconds, 2) },
+      { name: "dollars", title: "all answers together; judging apart, below", of: (row) => (row.stages.answer || {}).usd,
+        text: (row) => (row.stages.answer || { dollars: "–" }).dollars },
+    ] : []),
   ];
-  const rows = all.map(({ row, run }) => {
-    const answer = row.stages.answer;
-    const paid = read
-      ? [row.tokens, row.calls, row.seconds, answer && answer.usd]
-      : [];
-    const shown = read
-      ? [`${whole(row.tokens)}${row.unreported ? "+" : ""}`, fixed(row.calls, 1), fixed(row.seconds, 2), answer ? answer.dollars : "–"]
-      : [];
-    const cells = [
-      ...systemCells(row, colours, run).filter(Boolean),
-      h("td", { class: "number" }, whole(row.questions)),
-      h("td", { class: `number ${row.ungraded ? "notice" : "muted"}` }, whole(row.ungraded)),
-      ...measures.map((one) => rateCell(row.scores[one.key], { colour: colours.get(row.system) })),
-      h("td", { class: "number" }, whole(row.context_tokens)),
-      ...shown.map((text) => h("td", { class: "number" }, text)),
-    ];
-    return {
-      element: h("tr", { class: row.control ? "control" : null }, cells),
-      values: [
-        ...(several ? [run] : []), row.system, row.budget, row.questions, row.ungraded,
-        ...measures.map((one) => (row.scores[one.key] || {}).value), row.context_tokens, ...paid,
-      ],
-    };
-  });
+  const columns = [
+    several && { name: "run", left: true }, { name: "system", left: true }, { name: "budget", sorts: true },
+    { name: "n", sorts: true, title: "questions asked, categories 1-4" },
+    ...[...numbers, ...rates, ...costs].map((column) => ({ ...column, sorts: true })),
+  ].filter(Boolean);
+  const cell = (column, row) => h("td", { class: `number ${column.kind && column.of(row) ? column.kind : ""}` }, column.text(row));
+  const rows = all.map(({ row, run }) => ({
+    element: h("tr", { class: row.control ? "control" : null }, systemCells(row, colours, run), h("td", { class: "number" }, whole(row.questions)),
+      numbers.map((column) => cell(column, row)),
+      rates.map((rate) => rateCell(rate.of(row), { colour: colours.get(row.system) })), costs.map((column) => cell(column, row))),
+    values: [...(several ? [run] : []), row.system, row.budget, row.questions, ...numbers.map((column) => column.of(row)),
+      ...rates.map((rate) => (rate.of(row) || {}).value), ...costs.map((column) => column.of(row))],
+  }));
   return h("section", {}, h("h2", {}, "Categories 1–4"),
     sortable("Percent, with 95 % intervals clustered by conversation. The controls none and oracle bound what a memory can do.", columns, rows));
 }
@@ -145,9 +139,18 @@ function categorySection(content, summary, measure, colours) {
       h("tbody", {}, rows))));
 }
 
-function forestSection(summary) {
-  const all = summary.comparisons;
-  if (!all.length) return null;
+const MOST_ROWS = 24;
+
+function forestSection(summary, measure, state, again) {
+  const of = summary.comparisons.filter((c) => (c.grading || c.measure) === measure.key && c.difference !== null);
+  if (!of.length) return null;
+  const systems = [...new Set(of.flatMap((c) => [c.a.system, c.b.system]))];
+  const leader = summary.rows.filter((row) => !row.control && row.scores[measure.key] && systems.includes(row.system))
+    .sort((a, b) => b.scores[measure.key].value - a.scores[measure.key].value)[0];
+  const chosen = state.system ?? (of.length > MOST_ROWS && leader ? leader.system : "");
+  const all = of.filter((c) => !chosen || c.a.system === chosen || c.b.system === chosen);
+  const select = h("select", { onchange: (event) => { state.system = event.target.value; again(); } },
+    [["", "every system"], ...systems.map((name) => [name, name])].map(([value, text]) => h("option", { value, selected: value === chosen }, text)));
   const bound = reach(all);
   const named = (side) => (side.system === "none" ? "none" : `${side.system} ${Number(side.budget) < 1e7 ? whole(Number(side.budget)) : "all"}`);
   const rows = all.map((c) => {
@@ -156,7 +159,6 @@ function forestSection(summary) {
     const bounds = c.low === null ? "" : ` [${signed(c.low)}, ${signed(c.high)}]`;
     return h("tr", {},
       h("th", { scope: "row", class: "left" }, named(c.a), h("span", { class: "muted" }, " over "), named(c.b)),
-      h("td", { class: "left muted" }, c.measure),
       h("td", { class: "forest" }, interval(found, { least: -bound, most: bound, zero: 0, width: 240,
         colour: clear ? (c.difference > 0 ? "var(--good)" : "var(--bad)") : "var(--muted)" })),
       h("td", { class: "number" }, h("b", {}, signed(c.difference)), h("span", { class: "bounds" }, bounds)),
@@ -165,24 +167,26 @@ function forestSection(summary) {
       h("td", { class: "number" }, c.detectable === null || c.detectable === undefined ? "–" : percent(c.detectable)),
       h("td", { class: "number" }, `${whole(c.n)} in ${c.clusters}`));
   });
-  const head = ["comparison", "measure", "points", "difference", "p (Holm)", "won / lost / tied", "detectable", "n"];
-  return h("section", {}, h("h2", {}, "Paired differences"), h("div", { class: "scroll" }, h("table", {},
-    h("caption", {}, "The same questions under both, in points, with 95 % intervals clustered by conversation. Grey: zero is inside."),
+  const head = ["comparison", "points", "difference", "p (Holm)", "won / lost / tied", "detectable", "n"];
+  return h("section", {}, h("h2", {}, `Paired differences in ${measure.label}`),
+    of.length > MOST_ROWS && h("label", { class: "inline" }, "Of ", select, ` ${whole(all.length)} of ${whole(of.length)} comparisons`),
+    h("div", { class: "scroll" }, h("table", {},
+    h("caption", {}, "The same questions under both, in points, with 95 % intervals clustered by conversation; Holm over all of the measure. Grey: zero is inside."),
     h("thead", {}, h("tr", {}, head.map((name, at) => h("th", { scope: "col", class: at < 2 ? "left" : "" }, name)))),
     h("tbody", {}, rows),
-    h("tfoot", {}, h("tr", {}, h("td"), h("td"), h("td", { class: "forest" }, forestAxis(bound, 240)), h("td", { colspan: 5 }))))));
+    h("tfoot", {}, h("tr", {}, h("td"), h("td", { class: "forest" }, forestAxis(bound, 240)), h("td", { colspan: 5 }))))));
 }
 
 function certificateSection(c) {
-  const rate = (found) => rateCell({ ...found, value: found.rate }, {});
+  const rate = (found) => (found.rate === null ? "–" : rateCell({ ...found, value: found.rate }, {}));
   const rows = [
     ...[["false accept", c.false_accept], ["false reject", c.false_reject]].filter(([, found]) => found),
-    ...Object.entries(c.sets || {}).map(([name, found]) => [`accepted: ${name}`, found]),
+    ...Object.entries(c.sets || {}),
   ];
   return h("section", {}, h("h2", {}, "The judge’s certificate ", pill(c.passed ? "passed" : "failed", c.passed ? "valid" : "failed")),
     h("p", { class: "note" }, `${c.judge}, prompt ${c.prompt} (${c.prompt_hash}), ${c.date}`),
     c.reasons && c.reasons.length > 0 && h("ul", { class: "callouts" }, c.reasons.map((text) => h("li", {}, text))),
-    plainTable("How often the judge accepts what it is shown, percent", ["set", "rate", "n", "ungraded"],
+    plainTable("How often the judge’s verdict is wrong, percent", ["set", "rate", "n", "ungraded"],
       rows.map(([name, found]) => [name, rate(found), whole(found.n), whole(found.ungraded || 0)])),
     ["stability", "parser"].filter((name) => c[name] !== undefined && c[name] !== null).map((name) =>
       h("p", { class: "note" }, `${name}: ${typeof c[name] === "object" ? Object.entries(c[name]).map((pair) => pair.join(" ")).join(", ") : c[name]}`)));
