@@ -157,6 +157,19 @@ def _total(stages: Sequence[Results]) -> Results:
     return total
 
 
+def numbers(accounting: Results, system: str, budget: str) -> dict[str, float | None]:
+    """`usd_`, `tokens_`, `calls_` and `seconds_` of each stage, of one system at one budget; the ingest is shared by
+    all its budgets."""
+    entry = accounting["systems"].get(system, {})
+    stages = {"ingest": entry.get("ingest"), **entry.get("budgets", {}).get(budget, {})}
+    found: dict[str, float | None] = {}
+    for name, stage in stages.items():
+        if stage:
+            found |= {f"{unit}_{name}": stage[unit] for unit in ("usd", "calls", "seconds")}
+            found[f"tokens_{name}"] = stage["prompt_tokens"] + stage["completion_tokens"]
+    return found
+
+
 class Spending:
     """Dollars that a run has cost so far, and the limit that it is kept to; None is none.
 

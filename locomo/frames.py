@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from locomo.accounting import numbers
 from locomo.gradings import gradings, score
 from locomo.metrics import chosen_option, evidence_recall, official_f1
 from locomo.run_folder import key, latest
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 def runs_df(folders: Iterable[str | Path]) -> pd.DataFrame:
     """One row a run, system and budget, categories 1-4.
 
-    Columns: `run`, `system`, `budget_tokens`, `status`, `questions`, `ungraded`; each measure (a fraction) with `_low`,
-    `_high` (95 %, clustered by conversation), `_n` and `_ungraded`; `mean_tokens`, `mean_total_tokens`, `mean_calls`,
-    `mean_seconds`; `usd_` and `tokens_` of ingest, recall, answer and judge, with `usd_` empty where it is not known.
+    Columns: `run`, `system`, `budget_tokens`, `status`, `questions`, `ungraded`; those of `locomo.summary.flat`: each
+    measure with `_low`, `_high`, `_n` and `_ungraded`; `usd_`, `tokens_`, `calls_` and `seconds_` of ingest, recall,
+    answer and judge, with `usd_` empty where it is not known.
     """
     import pandas as pd
 
@@ -54,14 +55,9 @@ def _follow(folders: Iterable[str | Path]) -> list[Followed]:
 
 def _run_rows(followed: Followed) -> Iterable[dict[str, Any]]:
     results = followed.run().results
-    paid = results["accounting"]["systems"]
     for system, entry in results["systems"].items():
         for budget, figures in entry["budgets"].items():
-            stages = {
-                "ingest": paid.get(system, {}).get("ingest"),
-                **paid.get(system, {}).get("budgets", {}).get(budget, {}),
-            }
-            row = {
+            yield {
                 "run": followed.name,
                 "system": system,
                 "budget_tokens": int(budget),
@@ -69,12 +65,8 @@ def _run_rows(followed: Followed) -> Iterable[dict[str, Any]]:
                 "questions": figures["questions"],
                 "ungraded": figures["ungraded"],
                 **flat(figures),
+                **numbers(results["accounting"], system, budget),
             }
-            for stage, cost in stages.items():
-                if cost:
-                    row[f"usd_{stage}"] = cost["usd"]
-                    row[f"tokens_{stage}"] = cost["prompt_tokens"] + cost["completion_tokens"]
-            yield row
 
 
 def _sample_rows(followed: Followed) -> Iterable[dict[str, Any]]:

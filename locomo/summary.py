@@ -167,8 +167,7 @@ def flat(entry: Results) -> dict[str, float | None]:
     `_low` and `_high` (95 %, clustered by conversation), `_n` and `_ungraded`; J under every grading beside the run's
     own as `judge/GRADING`; the means of tokens, calls and seconds. What there is none of is left out."""
     found = {name: _measured(entry, name) for name in MEASURES}
-    others = list(entry.get("gradings", {}))[1:]
-    found |= {f"judge/{name}": _graded(entry, name) for name in others}
+    found |= {f"judge/{name}": _graded(entry, name) for name in list(entry.get("gradings", {}))[1:]}
     numbers: dict[str, float | None] = {}
     for name, score in found.items():
         if score:

@@ -101,7 +101,7 @@ class Page:
 
     def wait(self, condition: str, *, seconds: float = 20) -> None:
         end = time.monotonic() + seconds
-        while not self.run(condition):
+        while not self.run(f"Boolean({condition})"):
             if time.monotonic() > end:
                 raise AssertionError(f"never true in the page: {condition}; {self.errors}")
             time.sleep(0.02)

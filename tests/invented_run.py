@@ -179,7 +179,6 @@ def _comparisons(records: Any, questions: Any) -> Any:
         yield {
             "a": {"system": first, "budget": budget}, "b": {"system": system, "budget": budget}, "measure": "judge",
             "grading": grading.name, "category": None, "family": 20,
-            "grading": grading.name, "category": None, "family": 20,
             "difference": 2 * (shifted.mean or 0) - 1, "low": low, "high": high, "p_mcnemar": 0.0123,
             "p_permutation": 0.0098, "p_holm": 0.0391, "wins": sum(gap > 0 for _, gap in gaps),
             "losses": sum(gap < 0 for _, gap in gaps), "ties": sum(gap == 0 for _, gap in gaps), "detectable": 0.061,
