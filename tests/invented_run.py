@@ -103,8 +103,7 @@ def _record(
     elif system == "full_context":
         shown = set(turns)
     else:
-        at = draw.randrange(len(turns))
-        shown = {turns[(at + i) % len(turns)] for i in range(min(many, len(turns)))} if system != "oracle" else set()
+        shown = set() if system == "oracle" else set(draw.sample(turns, min(many, len(turns))))
         shown |= {id for id in question.evidence if draw.random() < skill + 0.15}
     ids = [id for id in turns if id in shown]
     usage = _usage(1, min(budget, 21_000) + 180, 6)
