@@ -98,7 +98,7 @@ def _stages(records: Sequence[Record], known: Prices) -> Results:
         if answering:
             rest = {name: record.get(name, 0) - answering[name] for name in (*COUNTED, "seconds")}
             recalls.append((rest, record["model"]))
-    verdicts = [{"calls": 1, **verdict} for record in records for verdict in record["verdicts"]]
+    verdicts = [_call(verdict) for record in records for verdict in record["verdicts"]]
     stages = {
         "recall": _stage(recalls, known),
         "answer": _stage(answers, known),
@@ -109,12 +109,17 @@ def _stages(records: Sequence[Record], known: Prices) -> Results:
     return stages
 
 
+def _call(verdict: Record) -> Record:
+    """A verdict is one call."""
+    return {"calls": 1, **verdict}
+
+
 def _stage(parts: Iterable[tuple[Record, str | None]], known: Prices) -> Results:
-    """The sum of what calls to some models cost."""
+    """The sum of what calls to some models cost; null where a part is not known, as of answers that others published."""
     stage: Results = {**dict.fromkeys(COUNTED, 0), "seconds": 0.0, "usd": 0.0, "local": False}
     for part, model in parts:
         for name in COUNTED:
-            stage[name] += part.get(name, 0)
+            stage[name] = _plus(stage[name], part.get(name, 0))
         stage["seconds"] = _plus(stage["seconds"], part.get("seconds"))
         stage["usd"] = _plus(stage["usd"], usd(part, model, known))
         stage["local"] |= bool(part.get("calls")) and model is not None and _is_local(model, known)
@@ -123,12 +128,14 @@ def _stage(parts: Iterable[tuple[Record, str | None]], known: Prices) -> Results
 
 
 def usd(part: Record, model: str | None, known: Prices) -> float | None:
-    """Dollars of one record, verdict or reading; None where the price of its model is not known."""
-    tokens = part.get("prompt_tokens", 0), part.get("completion_tokens", 0), part.get("cached_tokens", 0)
-    if not part.get("calls"):
+    """Dollars of one record, verdict or reading; None where its tokens or the price of its model are not known."""
+    if part.get("calls") == 0:
         return 0.0
     price = _price(model, known)
-    return price.usd(*tokens) if price else None
+    prompt, completion = part.get("prompt_tokens"), part.get("completion_tokens")
+    if price is None or prompt is None or completion is None:
+        return None
+    return price.usd(prompt, completion, part.get("cached_tokens") or 0)
 
 
 def _price(model: str | None, known: Prices) -> Price | None:
@@ -148,13 +155,12 @@ def _plus(a: float | None, b: float | None) -> float | None:
 
 
 def _total(stages: Sequence[Results]) -> Results:
-    total: Results = {name: sum(stage[name] for stage in stages) for name in COUNTED}
-    for name in ("seconds", "usd"):
-        total[name] = 0.0
+    total: Results = {}
+    for name in (*COUNTED, "seconds", "usd"):
+        total[name] = 0
         for stage in stages:
             total[name] = _plus(total[name], stage[name])
-    total["local"] = any(stage["local"] for stage in stages) and total["usd"] == 0
-    return total
+    return {**total, "local": total["usd"] == 0 and any(stage["local"] for stage in stages)}
 
 
 def numbers(accounting: Results, system: str, budget: str) -> dict[str, float | None]:
@@ -166,7 +172,7 @@ def numbers(accounting: Results, system: str, budget: str) -> dict[str, float | 
     for name, stage in stages.items():
         if stage:
             found |= {f"{unit}_{name}": stage[unit] for unit in ("usd", "calls", "seconds")}
-            found[f"tokens_{name}"] = stage["prompt_tokens"] + stage["completion_tokens"]
+            found[f"tokens_{name}"] = _plus(stage["prompt_tokens"], stage["completion_tokens"])
     return found
 
 
@@ -207,7 +213,7 @@ class Spending:
             verdicts = line.get("verdicts", [])
             self._count(line, self.reader, answered=not line["error"])
         for verdict in verdicts:
-            self._count({"calls": 1, **verdict}, verdict["judge"], answered=verdict["label"] != "ungraded")
+            self._count(_call(verdict), verdict["judge"], answered=verdict["label"] != "ungraded")
 
     def _count(self, part: Record, model: str | None, *, answered: bool) -> None:
         self.blind |= answered and bool(part.get("unreported"))
@@ -259,15 +265,18 @@ def rows(accounting: Results) -> list[list[str]]:
     return [
         [system, f"{int(budget):,}" if budget and int(budget) < UNBOUNDED else budget and "all", name, *_cells(stage)]
         for system, budget, name, stage in (*each_stage(accounting["systems"]), *total)
-        if stage["calls"] or stage["seconds"] or stage["usd"] is None
+        if stage["calls"] or stage["seconds"]
     ]
 
 
 def _cells(stage: Results) -> list[str]:
     more = "+" if stage["unreported"] else ""
-    tokens = [f"{stage[name]:,}{more}" for name in ("prompt_tokens", "cached_tokens", "completion_tokens")]
-    seconds = "?" if stage["seconds"] is None else f"{stage['seconds']:,.1f}"
-    return [f"{stage['calls']:,}", *tokens, seconds, dollars(stage)]
+    tokens = [_shown(stage[name]) + more for name in ("prompt_tokens", "cached_tokens", "completion_tokens")]
+    return [_shown(stage["calls"]), *tokens, _shown(stage["seconds"], 1), dollars(stage)]
+
+
+def _shown(value: float | None, digits: int = 0) -> str:
+    return "?" if value is None else f"{value:,.{digits}f}"
 
 
 def dollars(stage: Results) -> str:

@@ -65,7 +65,7 @@ def _run_rows(followed: Followed) -> Iterable[dict[str, Any]]:
                 "questions": figures["questions"],
                 "ungraded": figures["ungraded"],
                 **flat(figures),
-                **numbers(results["accounting"], system, budget),
+                **numbers(results.get("accounting", {"systems": {}}), system, budget),
             }
 
 
@@ -75,6 +75,7 @@ def _sample_rows(followed: Followed) -> Iterable[dict[str, Any]]:
     known = gradings(followed.records)
     for record in followed.records:
         question, answer = questions[record["question_id"]], record["answer"]
+        shown = record["recall"]["turn_ids"]
         yield {
             "run": followed.name,
             "system": record["system"],
@@ -91,8 +92,8 @@ def _sample_rows(followed: Followed) -> Iterable[dict[str, Any]]:
             "error": record["error"],
             "f1": None if answer is None else official_f1(question, chosen_option(question, record["form"], answer)),
             "evidence_recall": None
-            if record["error"]
-            else evidence_recall(question.evidence, set(record["recall"]["turn_ids"])),
+            if record["error"] or shown is None
+            else evidence_recall(question.evidence, set(shown)),
             "context_tokens": record["recall"]["tokens"],
             **{name: record[name] for name in ("prompt_tokens", "completion_tokens", "calls", "seconds")},
             **{grading.name: score(record, grading) for grading in known},

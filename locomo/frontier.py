@@ -27,11 +27,11 @@ def measures(records: Iterable[Record]) -> dict[str, tuple[str, Grading | None]]
     return found | {"f1": ("f1", None), "evidence_recall": ("evidence_recall", None)}
 
 
-def total_tokens(records: Sequence[Record], ingests: Iterable[Record]) -> Results:
+def total_tokens(records: Sequence[Record], ingests: Iterable[Record]) -> Results | None:
     """The mean tokens that a system takes for a question: prompts and replies of recall and answer, and the same of
     ingest, each conversation read once, shared equally among the questions asked. Judging is not the system's cost.
     Where nobody read, what was recalled for a question takes the place of its prompt. With `unreported` calls the mean
-    is a lower bound.
+    is a lower bound. None where a record knows no tokens, as of answers that others published.
 
     Args:
         records: of one system at one budget, one a question.
@@ -39,17 +39,19 @@ def total_tokens(records: Sequence[Record], ingests: Iterable[Record]) -> Result
     """
     last = {ingest["conversation"]: ingest for ingest in ingests}
     mine = [last[c] for c in {record["question_id"].split("#")[0] for record in records} if c in last]
-    asked = sum(
-        record["prompt_tokens"] + record["completion_tokens"] if record["model"] else record["recall"]["tokens"]
-        for record in records
-    )
-    read = sum(ingest["prompt_tokens"] + ingest["completion_tokens"] for ingest in mine)
-    unreported = sum(part["unreported"] for part in (*records, *mine))
+    if any(record["prompt_tokens"] is None for record in records):
+        return None
+    asked = sum(_tokens(record) if record["model"] else record["recall"]["tokens"] for record in records)
+    read = sum(map(_tokens, mine))
     return {
         "tokens": (asked + read) / len(records),
         "ingest_tokens": read / len(records),
-        "unreported": unreported,
+        "unreported": sum(part["unreported"] for part in (*records, *mine)),
     }
+
+
+def _tokens(part: Record) -> int:
+    return int(part["prompt_tokens"] + part["completion_tokens"])
 
 
 def frontier(
@@ -62,6 +64,8 @@ def frontier(
     for (system, budget), pairs in _answered(records, questions).items():
         mine = [ingest for ingest in ingests if ingest["system"] == system]
         cost = total_tokens([record for _, record in pairs if record], mine)
+        if cost is None:
+            continue
         for name, measure in measures(records).items():
             if found := scores.by_question(pairs, *measure):
                 points[name].append({"system": system, "budget": budget, **cost, **_interval(found)})

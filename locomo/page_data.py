@@ -94,7 +94,7 @@ class Rows:
 
     def _row(self, question: Question, record: Record, failed: Sequence[str]) -> Results:
         positions = self._positions[question.conversation]
-        answer = record["answer"]
+        answer, shown = record["answer"], record["recall"]["turn_ids"]
         row: Results = {
             "system": record["system"],
             "budget": record["budget_tokens"],
@@ -106,15 +106,16 @@ class Rows:
             "error": record["error"],
             "memory_error": record.get("memory_error"),
             "failed": [error for error in failed if error != record["error"]],
-            "recalled": ranges(positions[id] for id in record["recall"]["turn_ids"] if id in positions),
+            "recalled": ranges(positions[id] for id in shown or () if id in positions),
+            "recall_unknown": shown is None,
             "tokens": record["recall"]["tokens"],
-            "evidence_recall": evidence_recall(question.evidence, set(record["recall"]["turn_ids"])),
+            "evidence_recall": None if shown is None else evidence_recall(question.evidence, set(shown)),
             "f1": None if answer is None else official_f1(question, chosen_option(question, record["form"], answer)),
             "verdicts": [verdict_of(verdict) for verdict in record["verdicts"]],
-            "total_tokens": record["prompt_tokens"] + record["completion_tokens"] if record["model"] else None,
+            "total_tokens": _tokens(record),
             "calls": record["calls"],
             "seconds": record.get("seconds"),
-            "truncated": record.get("truncated", False),
+            "truncated": bool(record.get("truncated")),
             "status": record.get("status"),
             "cited": [positions[id] for id in record.get("cited", ()) if id in positions],
             "rounds": [
@@ -124,10 +125,16 @@ class Rows:
         return {name: value for name, value in row.items() if value is not False and value not in (None, "", [])}
 
 
+def _tokens(record: Record) -> int | None:
+    known = record["model"] and record["prompt_tokens"] is not None
+    return record["prompt_tokens"] + record["completion_tokens"] if known else None
+
+
 def verdict_of(verdict: Record) -> list[Any]:
     """[grading, repeat, label, raw reply, reason]."""
     grading = Grading(verdict["judge"], verdict["prompt"], verdict.get("key", "original"))
-    return [grading.name, verdict.get("repeat", 0), verdict["label"], verdict.get("raw", ""), verdict.get("reason", "")]
+    said = verdict.get("raw") or "", verdict.get("reason") or ""
+    return [grading.name, verdict.get("repeat", 0), verdict["label"], *said]
 
 
 def ranges(positions: Iterable[int]) -> str:

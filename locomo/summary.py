@@ -23,7 +23,7 @@ def summary(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> Results:
     and budget, categories 1-4: `system`, `budget` (tokens), `shown_budget`, `control`, `questions`, `ungraded`,
     `failed`, `scores` and, by category, `categories` as `scores_of` has them, `gap` ({measure key: share of the way
     from none to oracle}), `context_tokens`, `tokens`, `ingest_tokens`, `calls`, `seconds` (means a question),
-    `unreported`, `truncated`, and `stages` as
+    `unreported`, and `stages` as
     accounting has them, each with its `dollars` for people. `comparisons`, `certificates`: as results.json has them,
     without the measures that may not be shown. `frontier`, `areas`: by measure key. `total`: what all of it cost.
     `withheld`, `warnings`: sentences. `made`: [name, value] of how it was made.
@@ -48,14 +48,16 @@ def summary(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> Results:
 def _measures(results: Mapping[str, Any]) -> list[Results]:
     entries = [entry for _, _, entry in _entries(results)]
     names = [name for name in _gradings(entries) if not why_withheld(name, results)]
-    found = [
+    found: list[Results] = [
         {"key": name, "label": f"J, {name}", "short": f"J{at or ''}", "under": name, "judged": True}
         for at, name in enumerate(names, start=len(names) > 1)
     ]
     if any(entry.get("f1") is not None for entry in entries):
         found.append({"key": "f1", "label": "F1", "short": "F1", "under": "", "judged": False})
-    label = "Evidence recall"
-    return [*found, {"key": "evidence_recall", "label": label, "short": label, "under": "", "judged": False}]
+    if not found or any(entry.get("evidence_recall") is not None for entry in entries):
+        label = "Evidence recall"
+        found.append({"key": "evidence_recall", "label": label, "short": label, "under": "", "judged": False})
+    return found
 
 
 def _gradings(entries: Iterable[Results]) -> list[str]:
@@ -63,7 +65,10 @@ def _gradings(entries: Iterable[Results]) -> list[str]:
 
 
 def why_withheld(grading: str, results: Mapping[str, Any]) -> str:
-    """Why a judge's accuracy is not shown, in one sentence; empty where its certificate passed."""
+    """Why a judge's accuracy is not shown, in one sentence; empty where its certificate passed, or where the verdicts
+    are part of what others published."""
+    if results.get("published"):
+        return ""
     for certificate in results.get("certificates", ()):
         if grading.startswith(f"{certificate['judge']} ({certificate['prompt']},"):
             reasons = "; ".join(certificate.get("reasons", ())) or "it failed"
@@ -112,7 +117,6 @@ def _rows(results: Mapping[str, Any], measures: list[Results]) -> Iterable[Resul
             "unreported": point.get("unreported", 0),
             "calls": entry.get("mean_calls"),
             "seconds": entry.get("mean_seconds"),
-            "truncated": entry.get("truncated", 0),
             "stages": {
                 stage: {**figures, "dollars": accounting.dollars(figures)}
                 for stage, figures in stages.items()
@@ -214,9 +218,15 @@ def _warnings(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[s
                 "failed": "The run failed: figures are of the questions answered before.",
             }[status]
         )
+    if published := results.get("published"):
+        told.append(
+            f"Others' answers and verdicts, imported from {published['file']} ({published['licence']}); their judge was "
+            "not certified."
+        )
+        told += [str(merge["said"]) for merge in published["merges"] if merge["flagged"]]
     if family := results.get("judge_family"):
         told.append(f"The judge is of the reader's own family ({family}) and may favour its answers.")
-    cut = sum(entry["categories_1_5"].get("truncated", 0) for _, _, entry in _entries(results))
+    cut = sum(entry["categories_1_5"].get("truncated") or 0 for _, _, entry in _entries(results))
     if cut:
         told.append(f"{cut:,} replies were cut at {manifest['config']['max_answer_tokens']} tokens.")
     if unmetered := manifest.get("unmetered"):

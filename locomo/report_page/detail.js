@@ -30,8 +30,9 @@ function evidence(view, about, conversation, answers, recalled) {
   if (!about.evidence.length && !about.unresolved.length) return h("p", { class: "note" }, "No evidence turn is labelled for this question.");
   return h("section", { class: "evidence", "aria-label": "Evidence" }, h("h3", {}, "Evidence"),
     about.evidence.map((at) => turnLine(conversation.turns[at], conversation, {
-      kind: recalled.every((set) => set.has(at)) ? "hit" : recalled.some((set) => set.has(at)) ? "half" : "miss",
-      badges: answers.map((answer, n) => (answers.length > 1 ? `${view.labels.get(answer.source)}: ` : "") + (recalled[n].has(at) ? "recalled" : "missed")),
+      kind: answers.every((answer) => answer.recall_unknown) ? "" : recalled.every((set) => set.has(at)) ? "hit" : recalled.some((set) => set.has(at)) ? "half" : "miss",
+        badges: answers.filter((answer) => !answer.recall_unknown).map((answer) => (answers.length > 1 ? `${view.labels.get(answer.source)}: ` : "") +
+        (recalled[answers.indexOf(answer)].has(at) ? "recalled" : "missed")),
     })),
     about.unresolved.map((text) => h("p", { class: "note" }, `The label “${text}” names no turn.`)));
 }
@@ -48,7 +49,7 @@ function answerColumn(view, answer, conversation, recalled) {
   const facts = [
     answer.f1 !== undefined && `F1 ${percent(answer.f1)}`,
     answer.evidence_recall !== undefined && `evidence ${percent(answer.evidence_recall)}`,
-    `${whole(answer.tokens || 0)} tokens recalled`,
+    answer.tokens !== undefined && `${whole(answer.tokens)} tokens recalled`,
     answer.total_tokens && `${whole(answer.total_tokens)} in all`,
     answer.calls > 1 && `${answer.calls} calls`,
     answer.seconds !== undefined && `${answer.seconds.toFixed(2)} s`,
@@ -115,6 +116,7 @@ function transcript(answer, conversation, recalled) {
     parts.push(...lines([at]));
   }
   unfold();
+  if (answer.recall_unknown) return h("p", { class: "note" }, "What was recalled is not known.");
   const title = recalled.size ? `Recalled: ${whole(recalled.size)} turns` : "Nothing was recalled";
   return h("details", { class: "transcript", open: true }, h("summary", {}, title), parts);
 }

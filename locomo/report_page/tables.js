@@ -196,11 +196,12 @@ function costSection(summary, colours) {
   const rows = summary.rows.filter((row) => Object.keys(row.stages).length);
   if (!rows.length || !summary.total) return null;
   const names = ["ingest", "recall", "answer", "judge"];
+  const sum = (a, b) => (a === null || b === null ? null : a + b);
   const cells = (stage) => {
-    if (!stage) return [h("td", { class: "number muted", colspan: 4 }, "–")];
+    if (!stage || stage.calls === null) return [h("td", { class: "number muted", colspan: 4 }, "–")];
     const nothing = !stage.calls;
     const more = stage.unreported ? "+" : "";
-    const tokens = `${whole(stage.prompt_tokens + stage.completion_tokens)}${more}`;
+    const tokens = `${whole(sum(stage.prompt_tokens, stage.completion_tokens))}${more}`;
     const cached = stage.cached_tokens ? `${whole(stage.cached_tokens)} of the prompt tokens were cached` : null;
     return [whole(stage.calls), h("span", { title: cached }, tokens, stage.cached_tokens ? h("sup", {}, "c") : null),
       stage.seconds === null ? "?" : fixed(stage.seconds, stage.seconds < 10 ? 1 : 0), stage.dollars].map((text, at) =>
@@ -208,7 +209,7 @@ function costSection(summary, colours) {
   };
   const total = summary.total;
   return h("section", {}, h("h2", {}, "What it cost"),
-    h("p", { class: "note" }, `All attempts counted: ${whole(total.calls)} calls, ${whole(total.prompt_tokens + total.completion_tokens)} tokens, ` +
+    h("p", { class: "note" }, `All attempts counted: ${whole(total.calls)} calls, ${whole(sum(total.prompt_tokens, total.completion_tokens))} tokens, ` +
       `${total.seconds === null ? "an unknown number of" : whole(total.seconds)} seconds, ${total.usd === null ? "dollars not known" : total.dollars}. ` +
       "Ingest is paid once and stands beside every budget. + at least; ? not known; c some read from the provider’s cache."),
     h("div", { class: "scroll" }, h("table", { class: "cost" },
