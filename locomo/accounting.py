@@ -115,7 +115,7 @@ def _call(verdict: Record) -> Record:
 
 
 def _stage(parts: Iterable[tuple[Record, str | None]], known: Prices) -> Results:
-    """The sum of what calls to some models cost; null where a part is not known, as of answers that others published."""
+    """The sum of what calls to some models cost; null where a part is not known, as of published answers."""
     stage: Results = {**dict.fromkeys(COUNTED, 0), "seconds": 0.0, "usd": 0.0, "local": False}
     for part, model in parts:
         for name in COUNTED:

@@ -220,8 +220,8 @@ def _warnings(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[s
         )
     if published := results.get("published"):
         told.append(
-            f"Others' answers and verdicts, imported from {published['file']} ({published['licence']}); their judge was "
-            "not certified."
+            f"Others' answers and verdicts, imported from {published['file']} ({published['licence']}); nobody "
+            "certified their judge."
         )
         told += [str(merge["said"]) for merge in published["merges"] if merge["flagged"]]
     if family := results.get("judge_family"):
