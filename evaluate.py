@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     who.add_argument(
         "--systems",
         metavar="A,B,…",
-        help="default simple,full_context,adaptive; the controls none and oracle always run",
+        help="default recent,full_context,adaptive; the controls none, refusal and oracle always run",
     )
     who.add_argument("--budget-tokens", type=_positive, metavar="N", help="of memory in a prompt (default 20000)")
     who.add_argument("--budgets", type=_integers, metavar="N,M,…", help="several budgets in one run")

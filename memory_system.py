@@ -29,9 +29,10 @@ from ranking.index import Index
 from ranking.late import TokenMap, TokenVectors
 from ranking.ranker import SHIPPED, SHIPPED_WITH_ENCODER, Ranker
 from ranking.ranker import load as load_ranker
-from reading.abstention import Rule, Signals, gap, named_speaker, names
+from ranking.text import names
+from reading.abstention import Rule, Signals, gap, named_speaker
 from reading.rounds import read
-from reading.signatures import ABSTENTION, READ_EXAMPLES, Read, ReadOn
+from reading.signatures import ABSTENTION, ANSWER_EXAMPLES, READ_EXAMPLES, Answer, Read, ReadOn
 
 DEFAULT_BUDGET_TOKENS = 20_000
 
@@ -58,9 +59,8 @@ class Turn:
 
     @cached_property
     def header(self) -> str:
-        """The date line that opens the turn's session, such as `# Mon 8 May 2023`: a token cheaper than an ISO date,
-        and in the form in which people, and gold answers, write dates."""
-        return f"# {self.said_at:%a} {self.said_at.day} {self.said_at:%B %Y}\n"
+        """The date line that opens the turn's session, such as `# Mon 8 May 2023`."""
+        return f"# {self.said_at:%a} {dates.written(self.said_at)}\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,31 +114,6 @@ class State:
     least_line_tokens: int = 0
 
 
-class Answer(dspy.Signature):
-    """Answer the question from the memory of a conversation, in as few words as possible, using its exact words. \
-Write dates like 7 May 2023. If the memory does not hold the answer, reply: No information available"""
-
-    memory: str = dspy.InputField()
-    question: str = dspy.InputField()
-    answer: str = dspy.OutputField()
-
-
-# Written for this project. They show the two things that small models get wrong: a phrase, not a sentence,
-# and a relative date resolved against the date line.
-EXAMPLES = (
-    dspy.Example(
-        memory="# Sat 6 March 2021\nPriya: We finally adopted a puppy yesterday, a beagle called Biscuit!",
-        question="When did Priya adopt a puppy?",
-        answer="5 March 2021",
-    ),
-    dspy.Example(
-        memory="# Mon 14 June 2021\nTom: I bake sourdough most weekends and my brother grows tomatoes.",
-        question="What does Tom bake?",
-        answer="Sourdough",
-    ),
-)
-
-
 S = TypeVar("S", bound=State)
 
 
@@ -174,7 +149,7 @@ class Memory(dspy.Module, Generic[S]):
         super().__init__()
         self.count: TokenCounter = count or Utf8Bytes()
         self.read = dspy.Predict(Answer)
-        self.read.demos = list(EXAMPLES)
+        self.read.demos = list(ANSWER_EXAMPLES)
 
     @property
     def fitted_on(self) -> tuple[str, ...]:
@@ -349,7 +324,8 @@ class MemorySystem(Memory[IndexedState]):
 
     @property
     def fitted_on(self) -> tuple[str, ...]:
-        return self._ranker().fitted_on
+        mapped = self._token_map().fitted_on if self.encoder else ()
+        return tuple(dict.fromkeys((*self._ranker().fitted_on, *mapped)))
 
     def with_weights(self, ranker: Ranker, token_map: TokenMap | None = None) -> MemorySystem:
         """The same memory with other weights."""
@@ -426,9 +402,13 @@ class MemorySystem(Memory[IndexedState]):
         return prediction
 
     def _read_in_rounds(self, state: IndexedState, question: str, budget_tokens: int, choices: str) -> dspy.Prediction:
+        scores: dict[tuple[str, ...], np.ndarray] = {(): self.scores(state, question)}
+
         def more(lookups: tuple[str, ...], shown: tuple[str, ...], budget_tokens: int) -> Recall:
             known = set(shown)
-            ranking = (p for p in best_first(self.scores(state, question, lookups)) if state.turns[p].id not in known)
+            if lookups not in scores:
+                scores[lookups] = self.scores(state, question, lookups)
+            ranking = (p for p in best_first(scores[lookups]) if state.turns[p].id not in known)
             return pack(state, ranking, budget_tokens, self.count, first_number=len(shown) + 1)
 
         reading = read(
@@ -440,7 +420,7 @@ class MemorySystem(Memory[IndexedState]):
             budget_tokens=budget_tokens,
             question_budget=self.question_budget,
         )
-        gap = _speaker_gap(state.index, question, self.scores(state, question))
+        gap = _speaker_gap(state.index, question, scores[()])
         shown = Recall(reading.text, self.count(reading.text), reading.rounds[-1].turn_ids, speaker_gap=gap)
         return dspy.Prediction(
             answer=reading.answer, recall=shown, status=reading.status, cited=reading.cited, rounds=reading.rounds

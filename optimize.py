@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(str(error))
     if data.stand_in and not args.out:
         return _refuse("weights that the project uses are fitted on LOCOMO, this is a stand-in; give --out FOLDER.")
-    if encoder and not isinstance(encoder, encoders.CachedTokens):
+    if not (encoder is None or isinstance(encoder, encoders.CachedTokens)):
         return _refuse(f"{encoder.name} gives no token vectors; use --encoder minilm, or the folder of a BERT.")
     if args.out and args.out.exists() and not args.out.is_dir():
         return _refuse(f"--out {args.out} is a file; give a folder.")
@@ -64,7 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse("with an encoder it takes two conversations: each is compared by what the others taught.")
     name = encoder.name if encoder else ""
     say(f"Fitting on {', '.join(c.id for c in train)}{f' with {name}' if name else ''} …")
-    assert encoder is None or isinstance(encoder, encoders.CachedTokens)
     lessons = {c.id: lesson(c, encoder) for c in train} if encoder else None
     made_by = (
         f"python optimize.py --target retrieval{f' --encoder {args.encoder}' if encoder else ''} --seed {args.seed}"

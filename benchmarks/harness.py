@@ -88,7 +88,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as scratch, RunFolder.create(Path(scratch) / "run", {}) as folder:
             tasks = plan({"adaptive": memory}, questions, budgets=[512])
             started = time.perf_counter()
-            run(tasks, {"adaptive": memory}, [conversation], folder, reader=reader, num_threads=THREADS)
+            run(tasks, lambda *_: memory, [conversation], folder, reader=reader, num_threads=THREADS)
             seconds = time.perf_counter() - started
             assert sum(record["answer"] == "Sourdough" for record in folder.records()) == QUESTIONS
             return seconds

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from language_models.weights import sha256
+from ranking.blas import one_thread
 
 MAX_TOKENS = 256  # what all-MiniLM-L6-v2 was made for; the rest of a longer text is not read
 BATCH_TOKENS = 1024  # more is no faster, and leaves fewer batches than cores
@@ -38,7 +38,6 @@ class Bert:
     """
 
     def __init__(self, folder: Path, *, name: str) -> None:
-        from threadpoolctl import ThreadpoolController
         from tokenizers import Tokenizer
 
         config = json.loads((folder / "config.json").read_text())
@@ -54,8 +53,6 @@ class Bert:
         self._heads: int = config["num_attention_heads"]
         self._layers: int = config["num_hidden_layers"]
         self._epsilon: float = config["layer_norm_eps"]
-        self._lock = threading.Lock()  # the number of BLAS threads is the whole process's
-        self._blas = ThreadpoolController()
         self._weights = _read_safetensors(folder / "model.safetensors")
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(min(MAX_TOKENS, config["max_position_embeddings"]))
@@ -81,7 +78,7 @@ class Bert:
             vectors[batch] = self._encode([ids[i] for i in batch])
 
         # One batch a core beats all cores on one batch, 3 to 1 measured on a busy machine: BLAS threads wait spinning.
-        with self._lock, self._blas.limit(limits=1), ThreadPoolExecutor(os.cpu_count()) as pool:
+        with one_thread(), ThreadPoolExecutor(os.cpu_count()) as pool:
             for _ in pool.map(fill, filter(None, batches)):
                 pass
         return vectors
@@ -96,7 +93,7 @@ class Bert:
         that costs a third of the speed.
         """
         encodings = self._tokenizer.encode_batch(list(texts))
-        with self._lock, self._blas.limit(limits=1), ThreadPoolExecutor(os.cpu_count()) as pool:
+        with one_thread(), ThreadPoolExecutor(os.cpu_count()) as pool:
             return list(pool.map(self._two_layers, encodings))
 
     def _two_layers(self, encoding: Any) -> tuple[np.ndarray, np.ndarray]:

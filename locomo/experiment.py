@@ -12,17 +12,20 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from language_models.failure import describe
-from locomo import accounting, publish, reading, report
+from locomo import accounting, ledger, publish, reading, report
 from locomo.choice import Choice, LoadMemory, Refused
 from locomo.dataset import aside
 from locomo.evaluate import run
 from locomo.provenance import digest, provenance
-from locomo.run_folder import Key, Record, RunFolder, RunFolderError, is_answered, latest, new_path
+from locomo.run_folder import Key, Record, RunFolder, RunFolderError, failed, is_answered, latest, new_path
+from locomo.split_data import held_out_part
+from locomo.table import as_text
 
 
 class Experiment(Choice):
@@ -45,6 +48,8 @@ class Experiment(Choice):
         try:
             with RunFolder.reopen(path) as folder:
                 manifest, records = folder.manifest, folder.records()
+            if "published" in manifest:
+                raise Refused(f"{path} holds answers that others published; they cannot be asked again here.")
             if digest(manifest["config"]) != manifest["identity"].get("configuration"):
                 raise Refused(f"{path} was begun with another configuration than it holds now; start a new run.")
             experiment = cls(manifest["config"], load_memory)
@@ -79,6 +84,8 @@ class Experiment(Choice):
         return {
             "config": self.config,
             "identity": self.identity(),
+            "questions": [question.id for question in self.questions],
+            "answer_prompts": self.answer_prompts() if self.reader else {},
             "left_out": self.left_out,
             "stand_in": self.data.stand_in,
             "reader": self.reader.name if self.reader else None,
@@ -99,6 +106,7 @@ class Experiment(Choice):
     def _carry_out(self, folder: RunFolder) -> str:
         from tqdm import tqdm
 
+        self.fit_folds()
         keys = [task.key for task in self.tasks]
         already = sum(is_answered(record) for record in report.current(folder.records(), keys))
         if already:
@@ -108,8 +116,8 @@ class Experiment(Choice):
         with tqdm(total=len(keys), initial=already, desc=f"{self.mark}asked", file=sys.stderr, mininterval=0.5) as bar:
 
             def progress(record: Record) -> None:
-                if not is_answered(record):
-                    bad["failed"] += 1
+                if failed(record) or not is_answered(record):
+                    bad["failed" if failed(record) else "ungraded"] += 1
                     bar.set_postfix(bad)
                 bar.update()
 
@@ -117,11 +125,10 @@ class Experiment(Choice):
                 spending.follow(folder, stop)
                 fatal = run(
                     self.tasks,
-                    self.memories,
+                    self.memory_of,
                     self.conversations,
                     folder,
                     reader=self.reader,
-                    folds=self.folds,
                     judge=self.judge,
                     num_threads=self._num_threads(),
                     stop=stop,
@@ -157,7 +164,10 @@ class Experiment(Choice):
         records = folder.records()
         share = report.ungraded_share(records, keys)
         limit = self.config["fail_on_error"]
-        outcome = "failed" if fatal else "stopped" if stopped else "invalid" if share > limit else "valid"
+        broken = ledger.broken(records)
+        invalid = share > limit or bool(broken)
+        outcome = "failed" if fatal else "stopped" if stopped else "invalid" if invalid else "valid"
+        looks = self._look(folder, records, keys, outcome)
         results = {
             "status": outcome,
             "stand_in": self.data.stand_in,
@@ -169,13 +179,17 @@ class Experiment(Choice):
             "ungraded_share": share,
             "records": len(records),
             "left_out": self.left_out,
+            "ledger": {"test_scored": asdict(looks) if looks else None, "broken": broken},
             "ingest": report.ingest_cost(folder.ingests()),
             "systems": report.results(records, self.questions, keys),
+            "comparisons": (comparisons := report.compared(records, self.questions, keys)),
+            "cautions": report.cautions(self.questions, self.data.questions, comparisons) + self.cautions,
             "accounting": accounting.figures(folder.manifest, records, folder.ingests(), self.questions),
         }
         told = self._rounds(records, keys, results["systems"])
-        table = report.table(results["systems"], no_judge=self.no_judge, folds=self.config["folds"])
+        table = as_text(results, no_judge=self.no_judge, folds=self.config["folds"])
         table += accounting.table(results["accounting"])
+        table += "".join(f"\n{line}\n" for line in (str(looks or ""), ledger.verdict(broken)) if line)
         folder.write_json("results.json", results)
         folder.write_text("table.txt", "".join(f"{self.mark}{line}\n" for line in table.splitlines()))
         self.say()
@@ -189,10 +203,12 @@ class Experiment(Choice):
             self.say(f"{cut} replies were cut at {self.config['max_answer_tokens']} tokens (--max-answer-tokens).")
         for reason in report.failures(records, keys):
             self.say(f"ungraded: {reason}")
+        for reason in report.memory_failures(records, keys):
+            self.say(f"failed, and scored as wrong: {reason}")
         if outcome in ("failed", "stopped"):
             why = f"Stopped, because no call can succeed: {fatal}." if fatal else "Stopped."
             self.say(f"{why} Go on with: python evaluate.py --resume {folder.path}")
-        if outcome == "invalid":
+        if share > limit and outcome == "invalid":
             self.say(
                 f"INVALID: {share:.1%} are ungraded, more than --fail-on-error {limit:.1%}. "
                 f"Try the failed ones again with: python evaluate.py --resume {folder.path}"
@@ -205,6 +221,13 @@ class Experiment(Choice):
 
             self.say(log_run(folder, results, self.data))
         return outcome
+
+    def _look(self, folder: RunFolder, records: list[Record], keys: list[Key], status: str) -> ledger.Looks | None:
+        """How often the test split has been scored with this run, which is written down; None where it was not."""
+        scored = any(is_answered(record) for record in report.current(records, keys))
+        if not scored or not held_out_part(self.data, self.config["split"]):
+            return None
+        return ledger.look(folder, questions=len(self.questions), status=status)
 
     def _rounds(self, records: list[Record], keys: list[Key], systems: dict[str, Any]) -> list[str]:
         """What asking for more was worth, into `systems`, and for people."""

@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from locomo.dataset import DATA
+from ranking.dates import written
 
 T = TypeVar("T")
 Slots = Mapping[str, str | Sequence[str]]
@@ -151,8 +152,3 @@ def relative_date(draw: Draw, said_at: datetime) -> tuple[str, str]:
     if kind == "month":
         return "last month", f"{said_at.replace(day=1) - timedelta(days=1):%B %Y}"
     return (f"{NUMBERS[n]} years ago", f"{said_at.year - n - 2}") if n else ("last year", f"{said_at.year - 1}")
-
-
-def written(day: datetime) -> str:
-    """As people, and LOCOMO's gold answers, write a date: 8 May 2023."""
-    return f"{day.day} {day:%B %Y}"

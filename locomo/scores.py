@@ -61,7 +61,8 @@ def _score(question: Question, record: Record, measure: str, grading: Grading | 
     if failed(record):
         return 0.0 if measure != "f1" or record["model"] else None  # nobody was to answer
     if measure == "evidence_recall":
-        return evidence_recall(question.evidence, set(record["recall"]["turn_ids"]))
+        shown = record["recall"]["turn_ids"]  # None where nobody told, in answers that others published
+        return None if shown is None else evidence_recall(question.evidence, set(shown))
     return (
         None
         if record["answer"] is None

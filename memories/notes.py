@@ -16,6 +16,7 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 from memory_system import Memory, Recall, State, TokenCounter, Turn
+from ranking import dates
 
 REPLY_TOKENS = 400
 """The room for one reply: about twenty lines. Answers are cut much earlier."""
@@ -104,7 +105,7 @@ def transcript(session: Sequence[Turn]) -> str:
 
 def day(turn: Turn) -> str:
     """The date of a turn's session, such as 8 May 2023."""
-    return f"{turn.said_at.day} {turn.said_at:%B %Y}"
+    return dates.written(turn.said_at)
 
 
 def text(notes: Iterable[Note]) -> str:

@@ -39,7 +39,7 @@ class When:
     @property
     def text(self) -> str:
         """Such as `5 May 2023`, `week of 1 May 2023`, `May 2023`, `2023`; the form in which the date lines stand."""
-        day = f"{self.start.day} {self.start:%B %Y}"
+        day = written(self.start)
         match self.precision:
             case "day":
                 return day
@@ -55,6 +55,11 @@ class When:
                 return f"{self.start.year}"
             case "about":
                 return f"about {day}"
+
+
+def written(day: date) -> str:
+    """Such as `5 May 2023`: a token cheaper than an ISO date, and the form in which people, and gold answers, write."""
+    return f"{day.day} {day:%B %Y}"
 
 
 _UNIT = r"(?P<unit>day|night|week|weekend|month|year)s?"
@@ -74,7 +79,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ("date", rf"{_MONTH}(?:,|\s+of)?\s+{_YEAR}"),
     ("before", r"the\s+day\s+before\s+yesterday"),
     ("after", r"the\s+day\s+after\s+tomorrow"),
-    ("ago", rf"(?:about\s+|around\s+)?{_COUNT}\s+{_UNIT}\s+(?:ago|back|before|prior)"),
+    ("ago", rf"(?:about\s+|around\s+)?{_COUNT}\s+{_UNIT}\s+(?:ago|back|(?:before|prior)(?=\s*(?:[.,;!?)]|$)))"),
     ("from_now", rf"in\s+{_COUNT}\s+{_UNIT}(?:'s?)?(?:\s+time)?"),
     ("from_now", rf"{_COUNT}\s+{_UNIT}\s+from\s+now"),
     ("yesterday", r"yesterday|last\s+night"),
@@ -99,6 +104,20 @@ def _compiled() -> re.Pattern[str]:
 
 _ANY = _compiled()
 
+_WORDS_TOO = re.compile(r"\b(?:may|march|mar|sun|sat|wed)\b")
+"""Names of months and days that, without their capital, are other words: `this may help`."""
+
+_AHEAD = re.compile(
+    r"\b(?:will|shall|(?:go|com|head|fly|leav|hav|start|meet|play|perform|host)ing|gonna|plan(?:s|ning|ned)?"
+    r"|can't wait|looking forward|hop(?:e|ing) to|want to|let's|see you|upcoming|next)\b|'ll\b",
+    re.IGNORECASE,
+)
+_BEHIND = re.compile(r"\b(?:was|were|did|had|ago|last|went|came|saw|got|\w{2,}ed)\b", re.IGNORECASE)
+"""What makes `on Friday` the coming one, and what the last one all the same."""
+
+_PERFECT = re.compile(r"(?:\b(?:have|has|had|never|not|first|best|longest)\b|n't\b|'ve\b)[^.!?;]*$", re.IGNORECASE)
+"""Before `in two years`, which is then how long something lasted."""
+
 
 @lru_cache(maxsize=4096)
 def find(text: str, said: date) -> tuple[When, ...]:
@@ -113,6 +132,13 @@ def find(text: str, said: date) -> tuple[When, ...]:
         groups = {name: value for name, value in match.groupdict().items() if value is not None}
         kind = next(name for name in groups if name.endswith("_all")).rsplit("_", 2)[0]
         values = {name.split("_")[0]: value.lower() for name, value in groups.items() if not name.endswith("_all")}
+        if "year" not in values and _WORDS_TOO.search(match.group()):
+            continue
+        if kind == "from_now" and _PERFECT.search(text[: match.start()]) and match.group()[:2].lower() == "in":
+            continue
+        if kind == "weekday" and _is_ahead(text, match):
+            values["which"] = "next"
+            kind = "named"
         try:
             when = _resolve(kind, values, said, match.span())
         except (ValueError, OverflowError):  # the 31st of a month that has 30 days, a year out of range
@@ -120,6 +146,14 @@ def find(text: str, said: date) -> tuple[When, ...]:
         if when is not None:
             found.append(when)
     return tuple(found)
+
+
+def _is_ahead(text: str, match: re.Match[str]) -> bool:
+    """Whether the sentence around a match speaks of what is to come."""
+    start = max(text.rfind(end, 0, match.start()) for end in ".!?;") + 1
+    stop = re.compile(r"[.!?;]|$").search(text, match.end())
+    sentence = text[start : stop.start() if stop else len(text)]
+    return bool(_AHEAD.search(sentence)) and not _BEHIND.search(sentence)
 
 
 def marked(text: str, said: date) -> str:
@@ -230,13 +264,17 @@ def _named(which: str, name: str, said: date, span: tuple[int, int]) -> When | N
 
 
 def _season(name: str, step: int, said: date, span: tuple[int, int]) -> When:
+    """Last summer, said in autumn, is the one that has just ended; said in July, the year before's. This winter, said
+    from January to May, is the one that began in December."""
     first = SEASONS[name]
-    year = said.year
-    started = said.month >= first
-    if step < 0:  # last summer, said in autumn, is the one that has just ended; said in May, the year before's
-        year -= 0 if started and said.month >= first + 3 else 1
+    began = said.year if said.month >= first else said.year - 1  # the year of the latest one to begin
+    goes_on = (said.month - first) % 12 < 3
+    if step < 0:
+        year = began - 1 if goes_on else began
     elif step > 0:
-        year += 1 if started else 0
+        year = began + 1
+    else:
+        year = began if goes_on or (first == 12 and said.month <= 5) else said.year
     last = (year * 12 + first - 1) + 2
     return When(date(year, first, 1), _whole_month(last // 12, last % 12 + 1)[1], "season", span, True)
 

@@ -19,7 +19,7 @@ import numpy as np
 from ranking import dates
 from ranking.bm25 import K1, idf, saturated
 from ranking.index import SHAPE, Index, Postings
-from ranking.text import grams, stem, terms
+from ranking.text import grams, names, stem, terms
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -63,11 +63,9 @@ class Question:
     def __init__(self, index: Index, text: str) -> None:
         lowered = text.lower()
         self.terms = terms(text)
-        names = [{stem(word.lower()) for word in name.split()} for name in index.speakers]
-        said = set(self.terms)
-        self.named = [n for n, words in enumerate(names) if words & said]
+        self.named = [n for n, speaker in enumerate(index.speakers) if names(text, speaker)]
         """Numbers of the speakers whom the question names."""
-        every = set().union(*names)
+        every = {term for n in self.named for term in terms(index.speakers[n])}
         self.content = sorted({term for term in self.terms if term not in every})
         """Sorted, so that sums do not depend on the order of a set."""
         self.words = [word for word in re.findall(r"[^\W_]+", lowered) if stem(word) not in every]
@@ -273,7 +271,7 @@ def features(index: Index, text: str, similarities: Mapping[str, np.ndarray] | N
     for n, name in enumerate(SHAPE):
         columns[name] = turns.shape[pool, n]
     asks = turns.shape[:, SHAPE.index("holds_question")]
-    columns["question before"] = turns.shift(turns.shape[:, 0].copy(), 1)[pool]
+    columns["question before"] = turns.shift(asks, 1)[pool]
     columns["matching question before"] = turns.shift(asks * z["lexical"], 1)[pool]
     place = (np.arange(turns.n) - turns.starts[turns.session]).astype(np.float32)
     columns["place in session"] = place[pool]

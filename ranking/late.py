@@ -8,16 +8,17 @@ or said: some 130 bytes a token.
 from __future__ import annotations
 
 import hashlib
-import threading
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from ranking import dates
+from ranking.blas import one_thread
 from ranking.index import Turn
 
 Floats = np.ndarray[Any, Any]  # float32, or in a test of the gradients float64
@@ -25,8 +26,6 @@ Floats = np.ndarray[Any, Any]  # float32, or in a test of the gradients float64
 SHIPPED = Path(__file__).parent / "minilm.npz"
 ARRAYS = ("tokens", "pooled", "asked", "said", "scales")
 BLOCK = 4096  # tokens compared at a time: as float32 they stay in the cache
-
-_one_thread = threading.Lock()  # the number of BLAS threads is the whole process's
 
 
 class Encoder(Protocol):
@@ -45,7 +44,7 @@ class Encoder(Protocol):
 
 def document(turn: Turn) -> str:
     """A turn as it is encoded: `8 May 2023. Nadia: …`, for a day and a name are much of what is asked for."""
-    return f"{turn.said_at.day} {turn.said_at:%B %Y}. {turn.line.strip()}"
+    return f"{dates.written(turn.said_at)}. {turn.line.strip()}"
 
 
 @dataclass
@@ -136,7 +135,7 @@ class TokenMap:
             hidden: its token vectors, shape (tokens, 2 * dimensions), at least one.
             pooled: its pooled vector, shape (dimensions,).
         """
-        with _one_thread, _blas().limit(limits=1):  # the last bits of a product depend on the number of threads
+        with one_thread():  # the last bits of a product depend on the number of threads
             mapped, mapped_pool = hidden @ self.tokens, pooled[None] @ self.pooled
         tokens = np.empty(len(hidden), self._token)
         tokens["vector"], lengths = _rounded(mapped)
@@ -176,7 +175,7 @@ class TokenMap:
         """
         if not len(vectors):
             return {name: np.zeros(0, np.float32) for name in ("late", "dense", "both")}
-        with _one_thread, _blas().limit(limits=1):  # 4 ms at 600 turns, 15 and more on two threads that wait spinning
+        with one_thread():  # 4 ms at 600 turns, 15 and more on two threads that wait spinning
             return self._similarities(vectors, question, positions)
 
     def _similarities(self, vectors: TokenVectors, question: bytes, positions: np.ndarray | None) -> dict[str, Floats]:
@@ -200,13 +199,7 @@ class TokenMap:
         return {"late": late, "dense": dense, "both": late * scale[0] + dense * scale[1]}
 
 
-@cache
-def _blas() -> Any:
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController()
-
-
+@lru_cache(maxsize=16)
 def load(path: Path) -> TokenMap:
     """Raises ValueError with one sentence where the file holds no map."""
     try:

@@ -11,18 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
+from ranking.adam import Adam, Weights
+from ranking.blas import one_thread
 from ranking.late import Floats, TokenMap, sigmoid, softplus
-
-Weights = dict[str, Floats]
 
 RATES = {"tokens": 1.0, "pooled": 0.3, "asked": 3.0, "said": 3.0, "scales": 3.0}
 """Of the learning rate: what is few numbers, or starts where it need not go far."""
 
 SAID = 3.0  # where the turn tokens' weights start: sigmoid(3) = 0.95
 SCALES = (3.0, 2.0)
-FIRST_DECAY, SECOND_DECAY = 0.9, 0.999  # Adam's
 
 
 @dataclass(frozen=True)
@@ -61,16 +59,14 @@ def fit(
     """
     fields = [_Field(lesson) for lesson in lessons]
     rng = np.random.default_rng(seed)
-    with threadpool_limits(1, "blas"):
+    with one_thread():
         weights = _start(fields, width)
-        moments = {name: (np.zeros_like(w), np.zeros_like(w)) for name, w in weights.items()}
         steps = epochs * sum(-(-len(field.labelled) // batch) for field in fields)
-        step = 0
+        adam = Adam(weights, steps=steps, highest=rate, rates=RATES, longest=1.0)
         for _ in range(epochs):
             for field, questions in _batches(fields, batch, rng):
-                step += 1
                 _, gradients = loss(weights, field.draw(questions, turns, rng))
-                _adam(weights, gradients, moments, step, _rate(step, steps, rate))
+                adam.step(gradients)
     w = weights
     return TokenMap(w["tokens"], w["pooled"], w["asked"], w["said"], w["scales"])
 
@@ -223,22 +219,3 @@ def _unit(x: Floats) -> tuple[Floats, Any]:
 def _through_unit(unit: Floats, lengths: Any, error: Floats) -> Floats:
     """The gradient by a vector from that by its direction."""
     return (error - unit * np.einsum("ij,ij->i", unit, error)[:, None]) / lengths
-
-
-def _rate(step: int, steps: int, highest: float) -> float:
-    warm = max(1, steps // 10)
-    return highest * (step / warm if step <= warm else 0.5 * (1 + np.cos(np.pi * (step - warm) / max(1, steps - warm))))
-
-
-def _adam(
-    weights: Weights, gradients: Weights, moments: dict[str, tuple[Floats, Floats]], step: int, rate: float
-) -> None:
-    """One step of Adam, in place; all gradients together are cut to length 1."""
-    length = float(np.sqrt(sum(np.square(g).sum() for g in gradients.values())))
-    for name, gradient in gradients.items():
-        gradient = gradient / max(1.0, length)
-        first, second = moments[name]
-        first += (1 - FIRST_DECAY) * (gradient - first)
-        second += (1 - SECOND_DECAY) * (gradient**2 - second)
-        root = np.sqrt(second / (1 - SECOND_DECAY**step)) + 1e-8
-        weights[name] -= rate * RATES[name] * (first / (1 - FIRST_DECAY**step)) / root

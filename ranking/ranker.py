@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
+from ranking.adam import Adam
+from ranking.blas import one_thread
 from ranking.features import Features, Floats
 
 SHIPPED = Path(__file__).parent / "weights.json"
@@ -121,7 +122,7 @@ def fit(
     mean, scale = (np.array(_rounded(x), np.float32) for x in (every.mean(0), np.where(spread > 1e-3, spread, 1.0)))
     del every, spread
     fields = [_Field(example, mean, scale) for example in examples]
-    with threadpool_limits(1, "blas"):  # such small products are slower on many threads
+    with one_thread():
         fitted = [
             _train(fields, units, epochs, rows, batch, rate, decay, dropout, np.random.default_rng(seed + n))
             for n in range(networks)
@@ -154,16 +155,13 @@ def _train(
         "bias": np.zeros(units, np.float32),
         "output": rng.normal(0, np.sqrt(1 / units), units).astype(np.float32),
     }
-    moments = {name: (np.zeros_like(w), np.zeros_like(w)) for name, w in weights.items()}
-    steps = epochs * -(-len(fields) // batch)
-    step = 0
+    adam = Adam(weights, steps=epochs * -(-len(fields) // batch), highest=rate, decay=decay)
     for _ in range(epochs):
         order = rng.permutation(len(fields))
         for start in range(0, len(order), batch):
             drawn = [fields[i].draw(rows, rng) for i in order[start : start + batch]]
             x, wanted = np.stack([matrix for matrix, _ in drawn]), np.stack([share for _, share in drawn])
-            step += 1
-            _adam(weights, _gradients(weights, x, wanted, dropout, rng), moments, step, _rate(step, steps, rate), decay)
+            adam.step(_gradients(weights, x, wanted, dropout, rng))
     return weights
 
 
@@ -205,25 +203,3 @@ def _gradients(
     error = ((share - wanted) / questions).reshape(-1)
     back = np.outer(error, weights["output"]) * kept * (before > 0)
     return {"hidden": flat.T @ back, "bias": back.sum(0), "output": active.T @ error}
-
-
-def _rate(step: int, steps: int, highest: float) -> float:
-    warm = max(1, steps // 10)
-    return highest * (step / warm if step <= warm else 0.5 * (1 + np.cos(np.pi * (step - warm) / max(1, steps - warm))))
-
-
-def _adam(
-    weights: dict[str, Floats],
-    gradients: dict[str, Floats],
-    moments: dict[str, tuple[Floats, Floats]],
-    step: int,
-    rate: float,
-    decay: float,
-) -> None:
-    """One step of Adam with decoupled weight decay (Loshchilov and Hutter, 2019), in place."""
-    for name, gradient in gradients.items():
-        first, second = moments[name]
-        first += 0.1 * (gradient - first)
-        second += 0.001 * (gradient**2 - second)
-        update = (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
-        weights[name] -= rate * (update + decay * weights[name])

@@ -15,6 +15,10 @@ STOP_WORDS = frozenset(
 )
 
 
+WORDS_TOO = frozenset("may mark rose grace hope faith joy art bill pat sue drew chase grant skip dawn".split())
+"""First names that are words of their own; others are stop words, such as Will."""
+
+
 @cache
 def _stemmer() -> Any:
     from nltk.stem.porter import PorterStemmer
@@ -31,6 +35,18 @@ def stem(word: str) -> str:
 def terms(text: str) -> list[str]:
     """Index terms: lowercased words and numbers, stop words dropped, Porter-stemmed."""
     return [stem(word) for word in re.findall(r"[^\W_]+", text.lower()) if word not in STOP_WORDS]
+
+
+def names(text: str, person: str) -> bool:
+    """Whether a text names a person, by the first name at least. A name that is another word too (Will, May) wants its
+    capital, and at the start of a text, where any word has one, an `'s`."""
+    first = next(iter(person.split()), "")
+    if not first:
+        return False
+    found = list(re.finditer(rf"(?<![^\W_]){re.escape(first)}(?![^\W_])", text, re.IGNORECASE))
+    if first.lower() not in STOP_WORDS and first.lower() not in WORDS_TOO:
+        return bool(found)
+    return any(m.group() == first and (m.start() > 0 or text.startswith("'s", m.end())) for m in found)
 
 
 def grams(text: str) -> list[str]:

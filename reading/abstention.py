@@ -7,12 +7,13 @@ that artefact, and promise little for questions that nobody ever touched on.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+
+from ranking.text import names
 
 TOP = 3  # turns of each side that the gap compares: an answer often has a turn before or after it
 
@@ -72,12 +73,6 @@ def named_speaker(question: str, speakers: Iterable[str]) -> str | None:
     """The one speaker that a question names; None where it names none, or more than one."""
     named = {speaker for speaker in set(speakers) if names(question, speaker)}
     return named.pop() if len(named) == 1 else None
-
-
-def names(text: str, speaker: str) -> bool:
-    """Whether a text names a person, by the first name at least."""
-    first = next(iter(speaker.split()), "")
-    return bool(first) and re.search(rf"\b{re.escape(first)}\b", text, re.IGNORECASE) is not None
 
 
 def gap(scores: np.ndarray, is_named: np.ndarray | list[bool]) -> float | None:

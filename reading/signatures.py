@@ -1,6 +1,8 @@
-"""The prompts of reading: one round, or several with a way to ask for more, and the worked examples of each.
+"""The prompts of reading: the bare answer, one round with lines to cite, or several with a way to ask for more, and the
+worked examples of each.
 
-`lines` comes first: citing before answering makes a reader look before it speaks, and is checked without a judge.
+In the last two, `lines` comes first: citing before answering makes a reader look before it speaks, and is checked
+without a judge.
 """
 
 from __future__ import annotations
@@ -10,6 +12,31 @@ from typing import Literal
 import dspy
 
 ABSTENTION = "No information available"
+
+
+class Answer(dspy.Signature):
+    """Answer the question from the memory of a conversation, in as few words as possible, using its exact words. \
+Write dates like 7 May 2023. If the memory does not hold the answer, reply: No information available"""
+
+    memory: str = dspy.InputField()
+    question: str = dspy.InputField()
+    answer: str = dspy.OutputField()
+
+
+# Written for this project. They show the two things that small models get wrong: a phrase, not a sentence,
+# and a relative date resolved against the date line.
+ANSWER_EXAMPLES = (
+    dspy.Example(
+        memory="# Sat 6 March 2021\nPriya: We finally adopted a puppy yesterday, a beagle called Biscuit!",
+        question="When did Priya adopt a puppy?",
+        answer="5 March 2021",
+    ),
+    dspy.Example(
+        memory="# Mon 14 June 2021\nTom: I bake sourdough most weekends and my brother grows tomatoes.",
+        question="What does Tom bake?",
+        answer="Sourdough",
+    ),
+)
 
 
 class Read(dspy.Signature):

