@@ -65,8 +65,10 @@ def parser() -> argparse.ArgumentParser:
     models.add_argument("--tokenizer", metavar="NAME", help="count with o200k_base, cl100k_base or a tokenizer.json")
     models.add_argument("--context-window", type=_positive, metavar="N", help="tokens, where the model's is not known")
     models.add_argument("--max-answer-tokens", type=_positive, default=64, metavar="N")
+    models.add_argument("--price", type=_price, metavar="P,R", help="dollars per million tokens of prompt and reply")
     models.add_argument("--judge-model", metavar="NAME", help="who judges, or none")
     models.add_argument("--judge-api-base", metavar="URL")
+    models.add_argument("--judge-price", type=_price, metavar="P,R")
     models.add_argument(
         "--judge",
         default="strict",
@@ -93,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--fail-on-error", type=float, default=0.02, metavar="SHARE", help="ungraded share that voids a run"
     )
+    how.add_argument("--cost-limit", type=float, metavar="USD", help="stop, resumable, when the run has cost so much")
     how.add_argument("--run-dir", type=Path, metavar="DIR", help="default runs/TIME")
     how.add_argument("--resume", metavar="DIR", help="go on with a stopped run, as it was configured")
     how.add_argument("--dry-run", action="store_true", help="print the plan and stop")
@@ -115,6 +118,16 @@ def _integers(text: str) -> list[int]:
     return list(dict.fromkeys(values))
 
 
+def _price(text: str) -> tuple[float, float]:
+    try:
+        prompt, reply = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers such as 0.15,0.60") from error
+    if not (0 <= prompt < 1e6 and 0 <= reply < 1e6):
+        raise argparse.ArgumentTypeError(f"{text!r} must be two numbers from 0 to a million")
+    return prompt, reply
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parser().parse_args(argv)
@@ -127,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         if args.resume:
-            return EXIT[Experiment.resume(Path(args.resume), memories.load)()]
+            return EXIT[Experiment.resume(Path(args.resume), memories.load, cost_limit=args.cost_limit)()]
         config = {name: value for name, value in vars(args).items() if name not in ("resume", "run_dir", "dry_run")}
         experiment = Experiment(config, memories.load)
         experiment.announce()
@@ -142,11 +155,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _mistake(args: argparse.Namespace, argv: Sequence[str]) -> str:
     """What is wrong with the command line, in one sentence; empty where nothing is."""
+    if args.cost_limit is not None and not 0 < args.cost_limit < 1e6:
+        return f"--cost-limit is {args.cost_limit}; it is a number of dollars above 0."
     if args.resume is not None:
-        allowed = ("--resume", args.resume, f"--resume={args.resume}")
-        extra = " ".join(word for word in argv if word not in allowed)
+        rest = list(argv)
+        if "--cost-limit" in rest:
+            at = rest.index("--cost-limit")
+            del rest[at : at + 2]
+        allowed = (
+            "--resume",
+            args.resume,
+            f"--resume={args.resume}",
+            *(w for w in argv if w.startswith("--cost-limit=")),
+        )
+        extra = " ".join(word for word in rest if word not in allowed)
         return (
-            f"--resume takes the saved configuration and nothing else, but got {extra}; leave it out." if extra else ""
+            (
+                f"--resume takes the saved configuration and nothing but --cost-limit beside it, but got {extra}; "
+                "leave it out."
+            )
+            if extra
+            else ""
         )
     if args.budgets and args.budget_tokens:
         return "--budgets and --budget-tokens say the same thing twice; give one of them."
@@ -168,6 +197,10 @@ def _mistake(args: argparse.Namespace, argv: Sequence[str]) -> str:
         return "--recall-only reads nothing; leave out --rounds and --abstention."
     if args.question_budget and not args.rounds:
         return "--question-budget bounds the rounds of reading; give --rounds too."
+    if args.recall_only and (args.cost_limit or args.price or args.judge_price):
+        return "--recall-only costs nothing; leave out --cost-limit, --price and --judge-price."
+    if args.judge_price and args.judge_model == "none":
+        return "--judge-price needs a judge; leave it out, or name one with --judge-model."
     if args.trace and args.no_mlflow:
         return "--trace writes into MLflow, which --no-mlflow leaves out; give one of them."
     return ""

@@ -196,6 +196,8 @@ class Cached:
     def __init__(self, encoder: Encoder, *, folder: Path | None = None) -> None:
         self.name = encoder.name
         self.dimensions = encoder.dimensions
+        self.is_paid = isinstance(encoder, Remote)
+        """Whether a provider may ask money for it."""
         self._encoder = encoder
         self._folder = folder
         self._cache = VectorCache(encoder.name, folder=folder)

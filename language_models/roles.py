@@ -18,6 +18,7 @@ import dspy
 from dspy.utils.exceptions import LMConfigurationError
 
 from language_models import embedded
+from language_models.prices import Price, price_of, published
 from language_models.tokens import counter_for
 from memory_system import TokenCounter
 
@@ -34,9 +35,8 @@ NO_KEY_DEFAULT = "embedded:tiny"
 class Model:
     """A language model ready for its role.
 
-    `context_tokens` is the window, None where unknown; `max_tokens` bounds a reply; `usd_per_token` is
-    (prompt, completion), None where unknown; `revision` tells weights of the same name apart, where
-    we see them.
+    `context_tokens` is the window, None where unknown; `max_tokens` bounds a reply; `price` is None where
+    unknown; `revision` tells weights of the same name apart, where we see them.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Model:
     count: TokenCounter
     context_tokens: int | None
     max_tokens: int
-    usd_per_token: tuple[float, float] | None
+    price: Price | None
     revision: str = ""
 
 
@@ -62,11 +62,13 @@ def load(
     max_tokens: int = 64,
     timeout_seconds: float = 120.0,
     retries: int = 4,
+    price: tuple[float, float] | None = None,
     say: Callable[[str], None] = print,
 ) -> Model:
     """The model `name`, at temperature 0 and uncached, so that every recorded answer was really given.
 
-    Retries are DSPy's: exponential back-off that waits as long as a server's `Retry-After` asks.
+    Retries are DSPy's: exponential back-off that waits as long as a server's `Retry-After` asks. `price` is in dollars
+    per million tokens of prompt and reply, where the table does not know the model, or another.
     Raises ValueError or embedded.WeightsUnavailable with one sentence for the user.
     """
     _check_address(api_base)
@@ -84,7 +86,7 @@ def load(
         )
         tier = embedded.TIERS.get(name.removeprefix("embedded:"))
         revision = tier.sha256 if tier else embedded.sha256(path)
-        return Model(name, lm, engine, engine.context_tokens, max_tokens, (0.0, 0.0), revision[:12])
+        return Model(name, lm, engine, engine.context_tokens, max_tokens, price_of(name, named=price), revision[:12])
     client: dict[str, Any] = {"timeout": timeout_seconds}
     if api_base:
         client["api_base"] = api_base
@@ -95,15 +97,13 @@ def load(
     except LMConfigurationError:  # a reasoning model: it sets its own temperature and thinks within its reply
         max_tokens = 16_000
         lm = dspy.LM(name, temperature=None, max_tokens=max_tokens, cache=False, num_retries=retries, **client)
-    info = _published(name)
-    prompt_price, reply_price = info.get("input_cost_per_token"), info.get("output_cost_per_token")
     return Model(
         name=name,
         lm=lm,
         count=counter_for(name, tokenizer=tokenizer),
-        context_tokens=context_tokens or info.get("max_input_tokens"),
+        context_tokens=context_tokens or published(name).get("max_input_tokens"),
         max_tokens=max_tokens,
-        usd_per_token=None if api_base or prompt_price is None or reply_price is None else (prompt_price, reply_price),
+        price=price_of(name, api_base=api_base, named=price),
     )
 
 
@@ -115,11 +115,3 @@ def _check_address(url: str | None) -> None:
             raise ValueError("an API base must be an address such as http://127.0.0.1:8000/v1.")
         if parts.username or parts.password or parts.query:
             raise ValueError("an API base may hold no user, password or query; put the key into OPENAI_API_KEY.")
-
-
-def _published(name: str) -> dict[str, Any]:
-    """Window and prices from the table that DSPy carries; empty for a model that is not in it."""
-    from dspy.clients.model_metadata import model_info
-
-    provider, _, model = name.rpartition("/") if name.count("/") < 2 else name.partition("/")
-    return model_info(provider or "openai", model)

@@ -13,6 +13,7 @@ from typing import Any
 
 from language_models.encoders import Encoder, EncoderUnavailable, TokenEncoder
 from language_models.encoders import load as load_encoder
+from language_models.prices import LOCAL
 from language_models.weights import WeightsUnavailable
 from locomo import leaks
 from locomo.certificate import judged, sentence
@@ -60,6 +61,7 @@ class Choice:
         self._choose_folds()
         self._refuse_leaks()
         self.tasks = self._plan()
+        self.limit_cost(config["cost_limit"])
 
     # ------------------------------------------------------------ choosing
 
@@ -99,12 +101,15 @@ class Choice:
                 tokenizer=self.config["tokenizer"],
                 context_tokens=self.config["context_window"],
                 max_tokens=self.config["max_answer_tokens"],
+                price=self.config["price"],
                 **calls,
             )
             if judge in (None, "none"):
                 self.no_judge = "no judge was named; add --judge-model embedded:base, or any DSPy model string."
                 return
-            self.judge_model = roles.load(judge, api_base=judge_api_base, max_tokens=16, **calls)
+            self.judge_model = roles.load(
+                judge, api_base=judge_api_base, max_tokens=16, price=self.config["judge_price"], **calls
+            )
         except (ValueError, WeightsUnavailable) as error:
             raise Refused(str(error)) from error
         self.judge = Judge(self.judge_model.lm, prompt=self.config["judge"])
@@ -277,6 +282,29 @@ class Choice:
             two_options=self.config["two_options"] and self.reader is not None,
         )
 
+    def limit_cost(self, dollars: float | None) -> None:
+        """Stop the run when it has cost so much. Refused where it cannot be known what it costs."""
+        self.cost_limit = dollars
+        if dollars is None:
+            return
+        for model, flag in ((self.reader, "--price"), (self.judge_model, "--judge-price")):
+            if model and model.price is None:
+                raise Refused(
+                    f"--cost-limit cannot be kept, because the price of {model.name} is not known; name it with {flag} "
+                    "PROMPT,REPLY in dollars per million tokens, or leave --cost-limit out."
+                )
+        if self.unmetered:
+            raise Refused(
+                f"--cost-limit cannot be kept, because the calls of {', '.join(self.unmetered)} to a provider's "
+                "encoder are not metered; use --encoder minilm, or leave --cost-limit out."
+            )
+
+    @property
+    def unmetered(self) -> list[str]:
+        """The systems that ask a provider's encoder, whose calls nobody counts."""
+        encoders = {name: getattr(memory, "encoder", None) for name, memory in self.memories.items()}
+        return [name for name, encoder in encoders.items() if getattr(encoder, "is_paid", False)]
+
     def _fit_to_window(self, room: int) -> None:
         assert self.reader
         needed = max(self.whole.values(), default=0)
@@ -360,7 +388,10 @@ class Choice:
             replies += len(graded) * self.judge_model.max_tokens
             extra = _cost(self.judge_model, grading, len(graded) * self.judge_model.max_tokens)
             cost = None if cost is None or extra is None else cost + extra
-        money = "a cost that is unknown (no price for this model)" if cost is None else f"${cost:,.2f}"
+        local = all(model.price and model.price.source == LOCAL for model in (self.reader, self.judge_model) if model)
+        money = "no money (local)" if local else "a cost that is unknown (no price for this model)"
+        if cost is not None and not local:
+            money = f"${cost:,.2f}"
         return f"{calls:,} calls, {prompts + replies:,} tokens, {money} without retries"
 
     def _most_memory(self, task: Task, whole: int) -> int:
@@ -405,6 +436,4 @@ class Choice:
 
 
 def _cost(model: Any, prompt_tokens: int, reply_tokens: int) -> float | None:
-    if model.usd_per_token is None:
-        return None
-    return prompt_tokens * model.usd_per_token[0] + reply_tokens * model.usd_per_token[1]
+    return None if model.price is None else model.price.usd(prompt_tokens, reply_tokens)

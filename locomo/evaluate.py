@@ -18,7 +18,7 @@ from typing import Any
 import dspy
 
 from language_models.failure import FATAL, LM_ERROR, describe, is_of_a_model, without_keys
-from language_models.meter import metered
+from language_models.meter import metered, metered_in
 from language_models.plain_adapter import PlainAdapter
 from language_models.roles import Model
 from locomo.controls import NoMemory, Oracle
@@ -190,7 +190,6 @@ def _ingest(
     system: str, memory: Memory[Any], conversation: Conversation, folder: RunFolder, reader: Model | None
 ) -> tuple[State | None, dict[str, str]]:
     """(state or None, whose failure it was): a system that cannot read one conversation fails its questions only."""
-    started = time.perf_counter()
     state: State | None = None
     failed = NO_FAILURE
     turns = 0
@@ -203,11 +202,7 @@ def _ingest(
                 turns += len(session.turns)
         except Exception as problem:  # noqa: BLE001 - any memory may fail; its questions are recorded as failed
             state, failed = None, _blamed(problem, before="ingest: ")
-    seconds = time.perf_counter() - started
-    folder.append_ingest(
-        {"system": system, "conversation": conversation.id, "turns": turns, "seconds": round(seconds, 4),
-         **asdict(usage), **failed}
-    )  # fmt: skip
+    folder.append_ingest({"system": system, "conversation": conversation.id, "turns": turns, **asdict(usage), **failed})
     return state, failed
 
 
@@ -222,12 +217,11 @@ def _attempt(
     judge: Judge | None,
 ) -> tuple[Record, str]:
     """(the record, why the whole run must end or "")."""
-    started = time.perf_counter()
     question = task.question
     recall, answer, end = Recall(), None, ""
     reading: dict[str, Any] = {}
     verdicts: list[dict[str, Any]] = []
-    with metered() as usage:
+    with metered() as usage, metered_in(memory.read) as answering:
         if state is not None:
             try:
                 recall, answer, reading = _ask(task, memory, state, reader)
@@ -236,7 +230,6 @@ def _attempt(
                 failed = _blamed(problem)
             except Exception as problem:  # noqa: BLE001 - a failure is a record, not the end of the run
                 failed = _blamed(problem)
-    seconds = time.perf_counter() - started
     if judge and answer is not None and question.gold is not None:
         verdict, end = _judge(judge, question, answer)
         verdicts.append(verdict)
@@ -255,9 +248,9 @@ def _attempt(
         },
         **reading,
         "verdicts": verdicts,
-        **asdict(usage),
+        **asdict(usage),  # of recall and answer together
+        "answering": asdict(answering),
         "truncated": bool(reader and answer and usage.completion_tokens >= reader.max_tokens * max(1, usage.calls)),
-        "seconds": round(seconds, 4),
         "model": reader.name if reader else None,
         **failed,
         "at": round(time.time(), 3),
@@ -299,13 +292,13 @@ def _ask(
 
 
 def _judge(judge: Judge, question: Question, answer: str) -> tuple[dict[str, Any], str]:
-    end = ""
+    end, started = "", time.perf_counter()
     try:
         verdict = judge(question.text, question.gold or "", answer)
     except FATAL as problem:
         end = f"judge: {describe(problem)}"
         verdict = Verdict("ungraded", reason=describe(problem))
-    return judge.record(verdict), end
+    return {**judge.record(verdict), "seconds": round(time.perf_counter() - started, 4)}, end
 
 
 def window_budget(reader: Model, questions: Iterable[Question], memories: Iterable[Memory[Any]]) -> int | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from language_models.failure import FATAL, describe
 from language_models.roles import Model
-from locomo import certificate, correction, ledger, reading, report
+from locomo import accounting, certificate, correction, ledger, publish, reading, report
 from locomo.choice import Choice, LoadMemory, Refused
 from locomo.dataset import aside
 from locomo.evaluate import run
@@ -41,9 +41,9 @@ class Experiment(Choice):
             return self._carry_out_safely(folder)
 
     @classmethod
-    def resume(cls, path: Path, load_memory: LoadMemory) -> Callable[[], str]:
+    def resume(cls, path: Path, load_memory: LoadMemory, *, cost_limit: float | None = None) -> Callable[[], str]:
         """Announce the experiment saved in a folder; what is returned goes on with it. Refused where anything has
-        changed since."""
+        changed since. `cost_limit` takes the place of the saved one."""
         try:
             with RunFolder.reopen(path) as folder:
                 manifest, records = folder.manifest, folder.records()
@@ -65,6 +65,8 @@ class Experiment(Choice):
                 "configurations may not be mixed; restore what changed, or start a new run."
             )
 
+        experiment.limit_cost(cost_limit or experiment.cost_limit)
+
         def go_on() -> str:
             experiment._trace_if_asked()
             try:
@@ -85,6 +87,9 @@ class Experiment(Choice):
             "answer_prompts": self.answer_prompts() if self.reader else {},
             "left_out": self.left_out,
             "stand_in": self.data.stand_in,
+            "reader": self.reader.name if self.reader else None,
+            "prices": accounting.prices(self.reader, self.judge_model),
+            "unmetered": self.unmetered,
             **provenance(),
         }
 
@@ -106,6 +111,7 @@ class Experiment(Choice):
         if already:
             self.say(f"{already} of {len(keys)} are answered already.")
         bad = Counter[str]()
+        spending = accounting.Spending(folder.manifest, limit=self.cost_limit)
         with tqdm(total=len(keys), initial=already, desc=f"{self.mark}asked", file=sys.stderr, mininterval=0.5) as bar:
 
             def progress(record: Record) -> None:
@@ -115,6 +121,7 @@ class Experiment(Choice):
                 bar.update()
 
             with stopping() as stop:
+                spending.follow(folder, stop)
                 fatal = self._certify(stop) or run(
                     self.tasks,
                     self.memory_of,
@@ -127,7 +134,10 @@ class Experiment(Choice):
                     progress=progress,
                 )
         left = len(keys) - sum(is_answered(record) for record in report.current(folder.records(), keys))
-        return self._conclude(folder, keys, fatal, stopped=stop.is_set() and not fatal and left > 0)
+        stopped = stop.is_set() and not fatal and left > 0
+        if stopped and spending.reached:
+            self.say(spending.reached)
+        return self._conclude(folder, keys, fatal, stopped=stopped)
 
     def _certify(self, stop: threading.Event) -> str:
         """Find or measure the judge's certificate; why no call to it can succeed, or ""."""
@@ -184,17 +194,20 @@ class Experiment(Choice):
             "ungraded_share": share,
             "judge_family": self.family,
             "certificates": [certificate.stamp(self.certificate)] if self.certificate else [],
+            "records": len(records),
             "left_out": self.left_out,
             "ledger": {"test_scored": asdict(looks) if looks else None, "broken": broken},
             "ingest": report.ingest_cost(folder.ingests()),
             "systems": report.results(records, self.questions, keys),
             "comparisons": (comparisons := report.compared(records, self.questions, keys)),
             "cautions": report.cautions(self.questions, self.data.questions, comparisons) + self.cautions,
+            "accounting": accounting.figures(folder.manifest, records, folder.ingests(), self.questions),
         }
         told = self._rounds(records, keys, results["systems"])
         correction.apply(results["systems"], self.certificate)
         table = as_text(results, no_judge=self._no_judge(), folds=self.config["folds"])
         table += correction.below(results["systems"], results["certificates"], self.family)
+        table += accounting.table(results["accounting"])
         table += "".join(f"\n{line}\n" for line in (str(looks or ""), ledger.verdict(broken)) if line)
         folder.write_json("results.json", results)
         folder.write_text("table.txt", "".join(f"{self.mark}{line}\n" for line in table.splitlines()))
@@ -219,8 +232,10 @@ class Experiment(Choice):
                 f"INVALID: {share:.1%} are ungraded, more than --fail-on-error {limit:.1%}. "
                 f"Try the failed ones again with: python evaluate.py --resume {folder.path}"
             )
-        self.say(f"Written to {folder.path}")
-        if outcome in ("valid", "invalid") and self.reader and not self.config["no_mlflow"]:
+        published = publish.Run(folder.path.resolve().name, folder.manifest, records, results, self.data)
+        publish.write([published], folder.path)
+        self.say(f"Written to {folder.path}; look at it with: python -m locomo.view {folder.path}")
+        if outcome in ("valid", "invalid") and not self.config["no_mlflow"]:
             from locomo.mlflow_log import log_run
 
             self.say(log_run(folder, results, self.data))

@@ -218,7 +218,7 @@ def test_the_command_fits_on_validation_conversations_only(locomo: Any, tmp_path
             "--run-dir",
             split,
         ]
-        done = evaluate("--recall-only", *args, cwd=tmp_path, LOCOMO_PATH=str(locomo.path))
+        done = evaluate("--recall-only", "--no-mlflow", *args, cwd=tmp_path, LOCOMO_PATH=str(locomo.path))
         assert done.returncode == 0, done.stderr
         assert abstention.main([str(tmp_path / split), "--out", str(tmp_path / f"{split}.json")]) == code
     assert Rule.load(tmp_path / "validation.json").weights["speaker_gap"] > 0

@@ -49,7 +49,8 @@ def everything(folder: Path) -> str:
 def test_recall_only_asks_no_model_and_imports_none(tmp_path: Path) -> None:
     script = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); import evaluate\n"
-        "code = evaluate.main(['--recall-only', '--split', 'all', '--budgets', '64,128', '--run-dir', 'run'])\n"
+        "words = '--recall-only --split all --budgets 64,128 --run-dir run --no-mlflow'.split()\n"
+        "code = evaluate.main(words)\n"
         "print('imported:', {'litellm', 'mlflow', 'xllamacpp', 'torch'} & set(sys.modules)); sys.exit(code)"
     )
     env = {**os.environ, "LOCOMO_PATH": str(ROOT / "data" / "sample.json")}
@@ -72,7 +73,7 @@ def test_recall_only_asks_no_model_and_imports_none(tmp_path: Path) -> None:
 
 def test_the_recall_of_the_adaptive_memory_on_locomo(locomo: Any, tmp_path: Path) -> None:
     # Validation conversations, of which the shipped weights have seen nothing: no fold has to be fitted.
-    words = "--recall-only --split validation --budgets 2048 --systems adaptive --run-dir run".split()
+    words = "--recall-only --split validation --budgets 2048 --systems adaptive --run-dir run --no-mlflow".split()
     done = evaluate(*words, cwd=tmp_path, LOCOMO_PATH=str(locomo.path))
     assert done.returncode == 0, done.stderr
     figures = results(tmp_path / "run")["systems"]["adaptive"]["budgets"]["2048"]
