@@ -22,6 +22,7 @@ from locomo import accounting, ledger, publish, reading, report
 from locomo.choice import Choice, LoadMemory, Refused
 from locomo.dataset import aside
 from locomo.evaluate import run
+from locomo.page_data import Run
 from locomo.provenance import digest, provenance
 from locomo.run_folder import Key, Record, RunFolder, RunFolderError, failed, is_answered, latest, new_path
 from locomo.split_data import held_out_part
@@ -90,7 +91,7 @@ class Experiment(Choice):
             "stand_in": self.data.stand_in,
             "reader": self.reader.name if self.reader else None,
             "prices": accounting.prices(self.reader, self.judge_model),
-            "unmetered": self.unmetered,
+            "unmetered": accounting.unmetered(self.memories),
             **provenance(),
         }
 
@@ -213,7 +214,7 @@ class Experiment(Choice):
                 f"INVALID: {share:.1%} are ungraded, more than --fail-on-error {limit:.1%}. "
                 f"Try the failed ones again with: python evaluate.py --resume {folder.path}"
             )
-        published = publish.Run(folder.path.resolve().name, folder.manifest, records, results, self.data)
+        published = Run(folder.path.resolve().name, folder.manifest, records, results, self.data)
         publish.write([published], folder.path)
         self.say(f"Written to {folder.path}; look at it with: python -m locomo.view {folder.path}")
         if outcome in ("valid", "invalid") and not self.config["no_mlflow"]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from locomo import accounting
+from locomo import accounting, ledger
 from locomo.controls import CONTROLS
 from locomo.dataset import CATEGORIES, STAND_INS
 from locomo.evaluate import UNBOUNDED
@@ -203,21 +203,25 @@ def shown_budget(budget: int) -> str:
     return f"{budget:,}" if budget < UNBOUNDED else "all"
 
 
+STATUS = {
+    "invalid": "INVALID: these figures are not to be used.",
+    "stopped": "The run was stopped: figures are of the questions answered so far.",
+    "unfinished": "The run has not ended: figures are of the questions answered so far.",
+    "failed": "The run failed: figures are of the questions answered before.",
+}
+
+
 def _warnings(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
     """What a reader must know before any number."""
     told = []
     if stand_in := results.get("stand_in"):
         told.append(STAND_INS[stand_in])
-    if (status := results["status"]) != "valid":
-        told.append(
-            {
-                "invalid": f"INVALID: {results['ungraded_share']:.1%} of the answers are ungraded, more than the "
-                f"{manifest['config']['fail_on_error']:.1%} that --fail-on-error allows.",
-                "stopped": "The run was stopped: figures are of the questions answered so far.",
-                "unfinished": "The run has not ended: figures are of the questions answered so far.",
-                "failed": "The run failed: figures are of the questions answered before.",
-            }[status]
-        )
+    if results["ungraded_share"] > (limit := manifest["config"]["fail_on_error"]):
+        told.append(f"{results['ungraded_share']:.1%} of the answers are ungraded, more than the {limit:.1%} allowed.")
+    if broken := (results.get("ledger") or {}).get("broken"):
+        told.append(ledger.verdict(broken))
+    if sentence := STATUS.get(results["status"]):
+        told.append(sentence)
     if published := results.get("published"):
         told.append(
             f"Others' answers and verdicts, imported from {published['file']} ({published['licence']}); nobody "
