@@ -7,6 +7,7 @@ from typing import Any
 
 from locomo import accounting
 from locomo.dataset import CATEGORIES
+from locomo.summary import shown_budget
 
 Results = dict[str, Any]
 
@@ -96,7 +97,7 @@ def category_table(summary: Results, measure: Results) -> list[list[str]]:
 def _of_headline(summary: Results) -> list[Results]:
     """The comparisons by the most telling measure; report.html has the others."""
     headline = summary["measures"][0]["key"]
-    return [c for c in comparisons if (c.get("grading") or c["measure"]) == headline]
+    return [c for c in summary["comparisons"] if (c.get("grading") or c["measure"]) == headline]
 
 
 def comparison_table(comparisons: Sequence[Results]) -> list[list[str]]:
@@ -106,7 +107,7 @@ def comparison_table(comparisons: Sequence[Results]) -> list[list[str]]:
         headers,
         *(
             [
-                *(f"{c[side]['system']} {int(c[side]['budget']):,}" for side in "ab"),
+                *(f"{c[side]['system']} {shown_budget(int(c[side]['budget']))}" for side in "ab"),
                 rate({"value": c["difference"], "low": c["low"], "high": c["high"]}, signed=True),
                 *(p_value(c.get(name)) for name in ("p_holm", "p_permutation", "p_mcnemar")),
                 f"{c['wins']}, {c['losses']}, {c['ties']}",
@@ -125,7 +126,7 @@ def frontier_table(points: Sequence[Results]) -> list[list[str]]:
             [
                 "*" if p["best"] else "",
                 p["system"],
-                "all" if p["budget"] >= 10_000_000 else f"{p['budget']:,}",
+                shown_budget(p["budget"]),
                 number(p["tokens"]) + ("+" if p["unreported"] else ""),
                 number(p["ingest_tokens"]),
                 rate({**p, "value": p["score"]}),

@@ -200,7 +200,8 @@ def _of_category(entry: Results, category: str) -> Results:
 
 
 def shown_budget(budget: int) -> str:
-    return f"{budget:,}" if budget < UNBOUNDED else "all"
+    """A budget in tokens, `all` where it has no bound, `-` for who is shown nothing."""
+    return f"{budget:,}" if 0 < budget < UNBOUNDED else "all" if budget else "-"
 
 
 STATUS = {

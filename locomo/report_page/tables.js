@@ -58,7 +58,7 @@ function systemCells(row, colours, run) {
   return [
     run && h("td", { class: "left muted" }, run),
     h("th", { scope: "row", class: "left system" }, dot, row.system),
-    h("td", { class: "number" }, row.budget === 0 ? "–" : row.shown_budget),
+    h("td", { class: "number" }, row.shown_budget),
   ];
 }
 
