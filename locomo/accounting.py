@@ -20,6 +20,7 @@ from locomo.dataset import Question
 from locomo.evaluate import UNBOUNDED
 from locomo.frontier import areas, frontier
 from locomo.run_folder import Record, RunFolder
+from memory_system import Memory
 
 Results = dict[str, Any]
 Prices = Mapping[str, Price | None]
@@ -39,6 +40,35 @@ def prices(*models: Model | None) -> dict[str, Any]:
 def prices_in(manifest: Mapping[str, Any]) -> dict[str, Price | None]:
     """The prices as they were when the run began."""
     return {name: Price(**told) if told else None for name, told in manifest.get("prices", {}).items()}
+
+
+def unmetered(memories: Mapping[str, Memory[Any]]) -> list[str]:
+    """The systems that ask a provider's encoder, whose calls nobody counts."""
+    encoders = {name: getattr(memory, "encoder", None) for name, memory in memories.items()}
+    return [name for name, encoder in encoders.items() if getattr(encoder, "is_paid", False)]
+
+
+def unknown_cost(reader: Model | None, judge: Model | None, memories: Mapping[str, Memory[Any]]) -> str:
+    """Why it cannot be known what a run costs, and what to do; empty where it can."""
+    for model, flag in ((reader, "--price"), (judge, "--judge-price")):
+        if model and model.price is None:
+            price = f"name it with {flag} PROMPT,REPLY in dollars per million tokens"
+            return f"the price of {model.name} is not known; {price}"
+    if names := unmetered(memories):
+        return f"the calls of {', '.join(names)} to a provider's encoder are not metered; use --encoder minilm"
+    return ""
+
+
+def forecast(model: Model, prompt_tokens: int, reply_tokens: int) -> float | None:
+    """Dollars of so many tokens, none of them cached; None where the price is not known."""
+    return None if model.price is None else model.price.usd(prompt_tokens, reply_tokens)
+
+
+def money(usd: float | None, *models: Model | None) -> str:
+    """An amount that these models cost, for people."""
+    if all(model.price is not None and model.price.source == LOCAL for model in models if model):
+        return "no money (local)"
+    return "a cost that is unknown (no price for this model)" if usd is None else f"${usd:,.2f}"
 
 
 def figures(

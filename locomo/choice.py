@@ -13,9 +13,8 @@ from typing import Any
 
 from language_models.encoders import Encoder, EncoderUnavailable, TokenEncoder
 from language_models.encoders import load as load_encoder
-from language_models.prices import LOCAL
 from language_models.weights import WeightsUnavailable
-from locomo import leaks
+from locomo import accounting, leaks
 from locomo.certificate import judged, sentence
 from locomo.certify import Certifier
 from locomo.controls import CONTROLS, Refusal
@@ -285,25 +284,9 @@ class Choice:
     def limit_cost(self, dollars: float | None) -> None:
         """Stop the run when it has cost so much. Refused where it cannot be known what it costs."""
         self.cost_limit = dollars
-        if dollars is None:
-            return
-        for model, flag in ((self.reader, "--price"), (self.judge_model, "--judge-price")):
-            if model and model.price is None:
-                raise Refused(
-                    f"--cost-limit cannot be kept, because the price of {model.name} is not known; name it with {flag} "
-                    "PROMPT,REPLY in dollars per million tokens, or leave --cost-limit out."
-                )
-        if self.unmetered:
-            raise Refused(
-                f"--cost-limit cannot be kept, because the calls of {', '.join(self.unmetered)} to a provider's "
-                "encoder are not metered; use --encoder minilm, or leave --cost-limit out."
-            )
-
-    @property
-    def unmetered(self) -> list[str]:
-        """The systems that ask a provider's encoder, whose calls nobody counts."""
-        encoders = {name: getattr(memory, "encoder", None) for name, memory in self.memories.items()}
-        return [name for name, encoder in encoders.items() if getattr(encoder, "is_paid", False)]
+        unknown = accounting.unknown_cost(self.reader, self.judge_model, self.memories)
+        if dollars is not None and unknown:
+            raise Refused(f"--cost-limit cannot be kept, because {unknown}, or leave --cost-limit out.")
 
     def _fit_to_window(self, room: int) -> None:
         assert self.reader
@@ -379,19 +362,16 @@ class Choice:
         )
         calls = sum(rounds[task.system] for task in tasks)
         replies = calls * self.reader.max_tokens
-        cost = _cost(self.reader, prompts, replies)
+        cost = accounting.forecast(self.reader, prompts, replies)
         if self.judge_model:
             graded = [task.question for task in tasks if task.question.gold is not None]
             grading = sum(500 + self.judge_model.count(f"{q.text}{q.gold}") + self.reader.max_tokens for q in graded)
             calls += len(graded)
             prompts += grading
             replies += len(graded) * self.judge_model.max_tokens
-            extra = _cost(self.judge_model, grading, len(graded) * self.judge_model.max_tokens)
+            extra = accounting.forecast(self.judge_model, grading, len(graded) * self.judge_model.max_tokens)
             cost = None if cost is None or extra is None else cost + extra
-        local = all(model.price and model.price.source == LOCAL for model in (self.reader, self.judge_model) if model)
-        money = "no money (local)" if local else "a cost that is unknown (no price for this model)"
-        if cost is not None and not local:
-            money = f"${cost:,.2f}"
+        money = accounting.money(cost, self.reader, self.judge_model)
         return f"{calls:,} calls, {prompts + replies:,} tokens, {money} without retries"
 
     def _most_memory(self, task: Task, whole: int) -> int:
@@ -433,7 +413,3 @@ class Choice:
         if self.judge_model and self.judge:
             identity["judge"] = f"{self.judge_model.name} {self.judge.prompt} {self.judge.prompt_hash}"
         return identity
-
-
-def _cost(model: Any, prompt_tokens: int, reply_tokens: int) -> float | None:
-    return None if model.price is None else model.price.usd(prompt_tokens, reply_tokens)

@@ -16,15 +16,15 @@ from typing import Any
 
 from language_models.failure import FATAL, describe
 from language_models.roles import Model
-from locomo import accounting, certificate, correction, ledger, publish, reading, report
+from locomo import accounting, certificate, ledger, reading, report
 from locomo.choice import Choice, LoadMemory, Refused
+from locomo.conclusion import conclude
 from locomo.dataset import aside
 from locomo.evaluate import run
 from locomo.provenance import digest, provenance
 from locomo.run_folder import Key, Record, RunFolder, RunFolderError, failed, is_answered, latest, new_path
 from locomo.split_data import held_out_part
 from locomo.stopping import stopping
-from locomo.table import as_text
 
 
 class Experiment(Choice):
@@ -89,7 +89,7 @@ class Experiment(Choice):
             "stand_in": self.data.stand_in,
             "reader": self.reader.name if self.reader else None,
             "prices": accounting.prices(self.reader, self.judge_model),
-            "unmetered": self.unmetered,
+            "unmetered": accounting.unmetered(self.memories),
             **provenance(),
         }
 
@@ -183,38 +183,30 @@ class Experiment(Choice):
         invalid = share > limit or bool(broken)
         outcome = "failed" if fatal else "stopped" if stopped else "invalid" if invalid else "valid"
         looks = self._look(folder, records, keys, outcome)
-        results = {
+        facts = {
             "status": outcome,
-            "stand_in": self.data.stand_in,
             "split": self.config["split"],
             "subset": len(self.questions) < len(self.data.questions),
             "reader": self.reader.name if self.reader else None,
             "judge": f"{self.judge_model.name} ({self.config['judge']})" if self.judge_model else None,
             "token_counter": self.count.name,
-            "ungraded_share": share,
-            "judge_family": self.family,
-            "certificates": [certificate.stamp(self.certificate)] if self.certificate else [],
-            "records": len(records),
             "left_out": self.left_out,
             "ledger": {"test_scored": asdict(looks) if looks else None, "broken": broken},
-            "ingest": report.ingest_cost(folder.ingests()),
-            "systems": report.results(records, self.questions, keys),
-            "comparisons": (comparisons := report.compared(records, self.questions, keys)),
-            "cautions": report.cautions(self.questions, self.data.questions, comparisons) + self.cautions,
-            "accounting": accounting.figures(folder.manifest, records, folder.ingests(), self.questions),
+            "cautions": self.cautions,
         }
-        told = self._rounds(records, keys, results["systems"])
-        correction.apply(results["systems"], self.certificate)
-        table = as_text(results, no_judge=self._no_judge(), folds=self.config["folds"])
-        table += correction.below(results["systems"], results["certificates"], self.family)
-        table += accounting.table(results["accounting"])
-        table += "".join(f"\n{line}\n" for line in (str(looks or ""), ledger.verdict(broken)) if line)
-        folder.write_json("results.json", results)
-        folder.write_text("table.txt", "".join(f"{self.mark}{line}\n" for line in table.splitlines()))
+        rounds, told = self._rounds(records, keys)
+        results, table = conclude(
+            folder,
+            self.data,
+            keys,
+            facts,
+            certificates=[self.certificate] if self.certificate else [],
+            no_judge=self._no_judge(),
+            rounds=rounds,
+            notes=[*told, str(looks or ""), ledger.verdict(broken)],
+        )
         self.say()
         self.say(table)
-        for line in told:
-            self.say(line)
         for name, reason in self.left_out.items():
             self.say(f"{name} is not in the table: {reason}.")
         cut = sum(record.get("truncated", False) for record in report.current(records, keys))
@@ -232,8 +224,6 @@ class Experiment(Choice):
                 f"INVALID: {share:.1%} are ungraded, more than --fail-on-error {limit:.1%}. "
                 f"Try the failed ones again with: python evaluate.py --resume {folder.path}"
             )
-        published = publish.Run(folder.path.resolve().name, folder.manifest, records, results, self.data)
-        publish.write([published], folder.path)
         self.say(f"Written to {folder.path}; look at it with: python -m locomo.view {folder.path}")
         if outcome in ("valid", "invalid") and not self.config["no_mlflow"]:
             from locomo.mlflow_log import log_run
@@ -249,8 +239,6 @@ class Experiment(Choice):
         return ledger.look(folder, questions=len(self.questions), status=status)
 
     def _no_judge(self) -> str:
-        if self.certificate:
-            return self.no_judge if self.certificate["passed"] else certificate.sentence(self.certificate)
         if self.certifier is None or not self.config["no_certificate"]:
             return self.no_judge
         return (
@@ -258,9 +246,9 @@ class Experiment(Choice):
             f"{self.judge_model.name if self.judge_model else ''} --judge {self.config['judge']} does it later."
         )
 
-    def _rounds(self, records: list[Record], keys: list[Key], systems: dict[str, Any]) -> list[str]:
-        """What asking for more was worth, into `systems`, and for people."""
-        told = []
+    def _rounds(self, records: list[Record], keys: list[Key]) -> tuple[dict[tuple[str, int], Any], list[str]]:
+        """What asking for more was worth, by system and budget, and for people."""
+        figures, told = {}, []
         asked = {question.id: question for question in self.questions}
         for name, memory in self.memories.items():
             if memory.rounds < 2:
@@ -272,6 +260,6 @@ class Experiment(Choice):
                 )
                 mine = report.current(records, [key for key in keys if key[:2] == (name, budget)])
                 found = reading.figures([(asked[r["question_id"]], r) for r in mine], needed, contexts)
-                systems[name]["budgets"][str(budget)]["rounds"] = found
+                figures[name, budget] = found
                 told.append(f"{name} at {budget:,}: {reading.sentence(found, memory.rounds)}")
-        return told
+        return figures, told

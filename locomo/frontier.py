@@ -61,7 +61,7 @@ def frontier(
     `total_tokens` gives them, `score` with `low`, `high` (95 %, clustered by conversation, or null) and `n`, and
     `best`: whether no other system reaches its score with fewer tokens, the controls aside."""
     points: dict[str, list[Results]] = defaultdict(list)
-    for (system, budget), pairs in _answered(records, questions).items():
+    for (system, budget), pairs in with_results(records, questions).items():
         mine = [ingest for ingest in ingests if ingest["system"] == system]
         cost = total_tokens([record for _, record in pairs if record], mine)
         if cost is None:
@@ -91,7 +91,7 @@ def areas(records: Sequence[Record], questions: Iterable[Question]) -> dict[str,
     [smallest, largest], in tokens: areas over different ones do not compare. With fewer than two there is none.
     """
     by_system: dict[str, dict[int, list[Pair]]] = defaultdict(dict)
-    for (system, budget), pairs in _answered(records, questions).items():
+    for (system, budget), pairs in with_results(records, questions).items():
         if 0 < budget < UNBOUNDED:
             by_system[system][budget] = pairs
     found: dict[str, dict[str, Results]] = defaultdict(dict)
@@ -115,7 +115,7 @@ def _weights(points: Sequence[float]) -> list[float]:
     return [(before + after) / 2 / sum(gaps) for before, after in zip([0.0, *gaps], [*gaps, 0.0], strict=True)]
 
 
-def _answered(records: Iterable[Record], questions: Iterable[Question]) -> dict[tuple[str, int], list[Pair]]:
+def with_results(records: Iterable[Record], questions: Iterable[Question]) -> dict[tuple[str, int], list[Pair]]:
     """(system, budget) -> the answerable questions with a result, each with it."""
     asked = {question.id: question for question in questions if question.category in ANSWERABLE}
     groups: dict[tuple[str, int], list[Pair]] = defaultdict(list)

@@ -7,18 +7,71 @@ Turns are named by their position in the conversation, and what was recalled by 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from locomo import scores
+from locomo.comparisons import Entrant, corrected, versus
 from locomo.dataset import CATEGORIES, LICENCE, Conversation, Dataset, Question
-from locomo.gradings import Grading
+from locomo.frontier import measures, with_results
+from locomo.gradings import grading_of
 from locomo.metrics import chosen_option, evidence_recall, official_f1
 from locomo.run_folder import Record, is_answered, key, latest
 from locomo.summary import Results, summary
 
 
-def page(runs: Sequence[Results], texts: Results, *, live: bool = False) -> Results:
-    """The whole of it: `runs` as `run` makes them, `texts` as `texts_of` does."""
-    return {"live": live, "categories": {str(n): name for n, name in CATEGORIES.items()}, **texts, "runs": list(runs)}
+def page(runs: Sequence[Run], rows: Sequence[Sequence[Results]], *, live: bool = False) -> Results:
+    """The whole of it: the texts as `texts_of` makes them, each run with its `summary` and its `rows`, and `between`
+    the runs as `between` compares them."""
+    asked = {record["question_id"] for run in runs for record in run.records}
+    return {
+        "live": live,
+        "categories": {str(n): name for n, name in CATEGORIES.items()},
+        **texts_of([run.data for run in runs], asked),
+        "runs": [
+            {
+                "name": run.name,
+                "summary": summary(run.manifest, run.results),
+                "config": run.manifest["config"],
+                "rows": list(mine),
+            }
+            for run, mine in zip(runs, rows, strict=True)
+        ],
+        "between": between(runs),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What is published of a run: its folder's name, what was asked, what came back, what it amounts to."""
+
+    name: str
+    manifest: Mapping[str, Any]
+    records: Sequence[Record]
+    results: Mapping[str, Any]
+    data: Dataset
+
+
+def between(runs: Sequence[Run]) -> list[Results]:
+    """Each system at each budget in the first run, paired with itself in every other one, categories 1-4, in the form
+    of results.json's `comparisons`; Holm's correction is over all by one measure."""
+    results = [with_results(run.records, run.data.questions) for run in runs]
+    common = [measures(run.records) for run in runs]
+    found: list[Results] = []
+    for name, measure in common[0].items():
+        if not all(name in known for known in common):
+            continue
+        family = []
+        for run, theirs in zip(runs[1:], results[1:], strict=True):
+            for place in [place for place in results[0] if place in theirs]:
+                a, b = (
+                    Entrant(*place, scores.by_question(of[place], *measure), run=one.name)
+                    for one, of in ((runs[0], results[0]), (run, theirs))
+                )
+                if a.scores and b.scores:
+                    family.append(versus(a, b, measure[0], grading=measure[1]))
+        found += corrected(family)
+    return found
 
 
 def texts_of(datasets: Iterable[Dataset], question_ids: Iterable[str]) -> Results:
@@ -62,11 +115,6 @@ def texts_of(datasets: Iterable[Dataset], question_ids: Iterable[str]) -> Result
 
 def positions_of(conversation: Conversation) -> dict[str, int]:
     return {turn.id: position for position, turn in enumerate(conversation.turns)}
-
-
-def run(name: str, manifest: Mapping[str, Any], results: Mapping[str, Any], rows: Sequence[Results]) -> Results:
-    """One run: its `name`, its `summary` and its `rows`."""
-    return {"name": name, "summary": summary(manifest, results), "config": manifest["config"], "rows": list(rows)}
 
 
 class Rows:
@@ -132,9 +180,8 @@ def _tokens(record: Record) -> int | None:
 
 def verdict_of(verdict: Record) -> list[Any]:
     """[grading, repeat, label, raw reply, reason]."""
-    grading = Grading(verdict["judge"], verdict["prompt"], verdict.get("key", "original"))
     said = verdict.get("raw") or "", verdict.get("reason") or ""
-    return [grading.name, verdict.get("repeat", 0), verdict["label"], *said]
+    return [grading_of(verdict).name, verdict.get("repeat", 0), verdict["label"], *said]
 
 
 def ranges(positions: Iterable[int]) -> str:

@@ -10,28 +10,17 @@ import gzip
 import html
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from locomo import page_data, report_text
 from locomo.dataset import DataError, Dataset, load
-from locomo.run_folder import Record, RunFolderError
+from locomo.page_data import Run
+from locomo.run_folder import RunFolderError
 from locomo.summary import summary
 
 SCRIPTS = ("data.js", "parts.js", "plots.js", "tables.js", "detail.js", "questions.js", "page.js")
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What is published of a run: its folder's name, what was asked, what came back, what it amounts to."""
-
-    name: str
-    manifest: Mapping[str, Any]
-    records: Sequence[Record]
-    results: Mapping[str, Any]
-    data: Dataset
 
 
 def data_of(path: Path, manifest: Mapping[str, Any]) -> Dataset:
@@ -65,11 +54,7 @@ def write(runs: Sequence[Run], folder: Path) -> list[Path]:
 
 def page(runs: Sequence[Run]) -> str:
     """report.html."""
-    asked = {record["question_id"] for run in runs for record in run.records}
-    shown = [
-        page_data.run(run.name, run.manifest, run.results, page_data.Rows(run.data).of(run.records)) for run in runs
-    ]
-    content = page_data.page(shown, page_data.texts_of([run.data for run in runs], asked))
+    content = page_data.page(runs, [page_data.Rows(run.data).of(run.records) for run in runs])
     return shell(title=" and ".join(run.name for run in runs), content=content)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from locomo import accounting
 from locomo.dataset import CATEGORIES
+from locomo.summary import shown_budget
 
 Results = dict[str, Any]
 
@@ -21,8 +22,9 @@ def markdown(name: str, summary: Results, results: Mapping[str, Any]) -> str:
     ]
     for measure in summary["measures"]:
         parts.append(_section(f"{measure['label']} by category", category_table(summary, measure)))
-    if summary["comparisons"]:
-        parts.append(_section("Paired differences, a minus b on the same questions", comparison_table(summary)))
+    if compared := _of_headline(summary):
+        title = f"Paired differences in {summary['measures'][0]['label']}, a minus b on the same questions"
+        parts.append(_section(title, comparison_table(compared)))
     for measure in summary["measures"]:
         if points := summary["frontier"].get(measure["key"]):
             title = f"{measure['label']} over total tokens a question (* no point scores as much with fewer)"
@@ -92,22 +94,27 @@ def category_table(summary: Results, measure: Results) -> list[list[str]]:
     ]
 
 
-def comparison_table(summary: Results) -> list[list[str]]:
-    headers = ["a", "b", "measure", "difference", "p (Holm)", "p (sign flips)", "p (McNemar)", "won, lost, tied",
+def _of_headline(summary: Results) -> list[Results]:
+    """The comparisons by the most telling measure; report.html has the others."""
+    headline = summary["measures"][0]["key"]
+    return [c for c in summary["comparisons"] if (c.get("grading") or c["measure"]) == headline]
+
+
+def comparison_table(comparisons: Sequence[Results]) -> list[list[str]]:
+    headers = ["a", "b", "difference", "p (Holm)", "p (sign flips)", "p (McNemar)", "won, lost, tied",
                "detectable", "n"]  # fmt: skip
     return [
         headers,
         *(
             [
-                *(f"{c[side]['system']} {int(c[side]['budget']):,}" for side in "ab"),
-                c.get("grading") or c["measure"],
+                *(f"{c[side]['system']} {shown_budget(int(c[side]['budget']))}" for side in "ab"),
                 rate({"value": c["difference"], "low": c["low"], "high": c["high"]}, signed=True),
                 *(p_value(c.get(name)) for name in ("p_holm", "p_permutation", "p_mcnemar")),
                 f"{c['wins']}, {c['losses']}, {c['ties']}",
                 "-" if c.get("detectable") is None else f"{100 * c['detectable']:.1f}",
                 f"{c['n']:,} in {c['clusters']}",
             ]
-            for c in summary["comparisons"]
+            for c in comparisons
         ),
     ]
 
@@ -119,7 +126,7 @@ def frontier_table(points: Sequence[Results]) -> list[list[str]]:
             [
                 "*" if p["best"] else "",
                 p["system"],
-                "all" if p["budget"] >= 10_000_000 else f"{p['budget']:,}",
+                shown_budget(p["budget"]),
                 number(p["tokens"]) + ("+" if p["unreported"] else ""),
                 number(p["ingest_tokens"]),
                 rate({**p, "value": p["score"]}),

@@ -23,18 +23,18 @@ from typing import Any
 
 from language_models.failure import FATAL, describe
 from language_models.weights import WeightsUnavailable
-from locomo import answer_keys, certificate, certify, correction, panel, report
+from locomo import answer_keys, certificate, certify, panel, report
 from locomo.certificate import Certificate
+from locomo.conclusion import conclude
 from locomo.dataset import Dataset, aside, load
 from locomo.evaluate import UNBOUNDED
-from locomo.gradings import Grading, gradings, prompt_hashes, score
-from locomo.llm_judge import PROMPTS, RULES, Judge, shared_family
+from locomo.gradings import Grading, gradings, score
+from locomo.llm_judge import PROMPTS, RULES, Judge
 from locomo.metrics import ABSTAIN_FIRST, FREE, TRAP_FIRST
 from locomo.regrading import Todo, grade, missing
 from locomo.run_folder import Key, Record, RunFolder, RunFolderError, is_answered, latest
 from locomo.split_data import part, sample
 from locomo.stopping import stopping
-from locomo.table import as_text
 
 FAIL_ON_ERROR = 0.02
 
@@ -62,46 +62,43 @@ def planned(folder: RunFolder, data: Dataset, records: Sequence[Record]) -> list
     ]
 
 
-def rewrite(folder: RunFolder, data: Dataset, new: Sequence[Certificate]) -> tuple[dict[str, Any], str]:
-    """results.json and table.txt anew, from what the folder holds and the certificates that are known; returns both."""
+def rewrite(
+    folder: RunFolder, data: Dataset, new: Sequence[Certificate], errata: answer_keys.Errata | None = None
+) -> tuple[dict[str, Any], str]:
+    """All that the folder's records amount to, written anew with the certificates that are known."""
     records = folder.records()
     keys = planned(folder, data, records)
     before = _results(folder)
-    known = {_of(found): found for found in [*before.get("certificates", ()), *map(certificate.stamp, new)]}
-    asked = {k[2] for k in keys}
-    questions = [question for question in data.questions if question.id in asked]
-    systems = report.results(records, questions, keys)
-    _keep_rounds(before.get("systems", {}), systems)
-    config = folder.manifest["config"]
-    own = gradings(records)[:1]
-    certified = [_certificate(records, grading, known) for grading in own]
-    if not _by_others(records, own):
-        correction.apply(systems, certified[0] if certified else None)
-    for grading in gradings(records):
-        correction.apply_grading(systems, grading.name, _certificate(records, grading, known))
-    share = report.ungraded_share(records, keys)
+    measured = [*before.get("certificates", ()), *new]
+    known = {(found["judge"], found["prompt"], found["prompt_hash"]): found for found in measured}
     status = before.get("status", "valid")
     if status == "invalid" and not folder.manifest.get("published"):
-        status = "invalid" if share > config.get("fail_on_error", FAIL_ON_ERROR) else "valid"
-    family = shared_family(config.get("model") or "", own[0].judge) if own else ""
-    results = {
+        limit = folder.manifest["config"].get("fail_on_error", FAIL_ON_ERROR)
+        status = "invalid" if report.ungraded_share(records, keys) > limit else "valid"
+    own = gradings(records)[:1]
+    facts = {
         **before,
         "status": status,
-        "stand_in": data.stand_in,
-        "judge": f"{own[0].judge} ({own[0].prompt})" if own else None,
-        "judge_family": family,
-        "ungraded_share": share,
-        "certificates": list(known.values()),
         "subset": before.get("subset", False),
-        "systems": systems,
-        "comparisons": (comparisons := report.compared(records, questions, keys)),
-        "cautions": report.cautions(questions, data.questions, comparisons),
+        "judge": f"{own[0].judge} ({own[0].prompt})" if own else None,
+        "cautions": [],
     }
-    table = as_text(results, no_judge=_why_not(own, certified), folds=bool(config.get("folds")))
-    table += correction.below(systems, [found for found in certified if found], family)
-    folder.write_json("results.json", results)
-    folder.write_text("table.txt", "".join(f"{data.mark}{line}\n" for line in table.splitlines()))
-    return results, table
+    rounds = {
+        (name, int(budget)): entry["rounds"]
+        for name, system in before.get("systems", {}).items()
+        for budget, entry in system["budgets"].items()
+        if "rounds" in entry  # cannot be found out from records alone
+    }
+    return conclude(
+        folder,
+        data,
+        keys,
+        facts,
+        certificates=list(known.values()),
+        no_judge="no answer is graded.",
+        rounds=rounds,
+        errata=errata,
+    )
 
 
 def _results(folder: RunFolder) -> dict[str, Any]:
@@ -111,39 +108,6 @@ def _results(folder: RunFolder) -> dict[str, Any]:
         return {}
     except ValueError as error:
         raise RunFolderError(f"{folder.path / 'results.json'} is damaged ({error}); delete it.") from error
-
-
-def _of(found: Mapping[str, Any]) -> tuple[str, str, str]:
-    return found["judge"], found["prompt"], found["prompt_hash"]
-
-
-def _certificate(
-    records: Sequence[Record], grading: Grading, known: Mapping[tuple[str, str, str], Certificate]
-) -> Certificate | None:
-    hashes = prompt_hashes(records, grading)
-    return known.get((grading.judge, grading.prompt, hashes.pop())) if len(hashes) == 1 else None
-
-
-def _by_others(records: Sequence[Record], own: Sequence[Grading]) -> bool:
-    """Whether the run's verdicts were published with its answers; no prompt of ours gave them, to be certified."""
-    return any(not hash for grading in own for hash in prompt_hashes(records, grading))
-
-
-def _why_not(own: Sequence[Grading], certified: Sequence[Certificate | None]) -> str:
-    if not own:
-        return "no answer is graded."
-    if found := certified[0]:
-        return certificate.sentence(found) if not found["passed"] else "no answer in categories 1-4 was graded."
-    return f"{own[0].name} has no certificate; python -m locomo.rescore RUN --judge-model M measures it."
-
-
-def _keep_rounds(before: Mapping[str, Any], systems: Mapping[str, Any]) -> None:
-    """What rounds were worth cannot be found out from records alone."""
-    for name, system in systems.items():
-        for budget, entry in system["budgets"].items():
-            was = before.get(name, {}).get("budgets", {}).get(budget, {})
-            if "rounds" in was:
-                entry["rounds"] = was["rounds"]
 
 
 def parser() -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from locomo import accounting
+from locomo import accounting, ledger
 from locomo.controls import CONTROLS
 from locomo.dataset import CATEGORIES, STAND_INS
 from locomo.evaluate import UNBOUNDED
@@ -200,7 +200,16 @@ def _of_category(entry: Results, category: str) -> Results:
 
 
 def shown_budget(budget: int) -> str:
-    return f"{budget:,}" if budget < UNBOUNDED else "all"
+    """A budget in tokens, `all` where it has no bound, `-` for who is shown nothing."""
+    return f"{budget:,}" if 0 < budget < UNBOUNDED else "all" if budget else "-"
+
+
+STATUS = {
+    "invalid": "INVALID: these figures are not to be used.",
+    "stopped": "The run was stopped: figures are of the questions answered so far.",
+    "unfinished": "The run has not ended: figures are of the questions answered so far.",
+    "failed": "The run failed: figures are of the questions answered before.",
+}
 
 
 def _warnings(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
@@ -208,16 +217,12 @@ def _warnings(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[s
     told = []
     if stand_in := results.get("stand_in"):
         told.append(STAND_INS[stand_in])
-    if (status := results["status"]) != "valid":
-        told.append(
-            {
-                "invalid": f"INVALID: {results['ungraded_share']:.1%} of the answers are ungraded, more than the "
-                f"{manifest['config']['fail_on_error']:.1%} that --fail-on-error allows.",
-                "stopped": "The run was stopped: figures are of the questions answered so far.",
-                "unfinished": "The run has not ended: figures are of the questions answered so far.",
-                "failed": "The run failed: figures are of the questions answered before.",
-            }[status]
-        )
+    if results["ungraded_share"] > (limit := manifest["config"]["fail_on_error"]):
+        told.append(f"{results['ungraded_share']:.1%} of the answers are ungraded, more than the {limit:.1%} allowed.")
+    if broken := (results.get("ledger") or {}).get("broken"):
+        told.append(ledger.verdict(broken))
+    if sentence := STATUS.get(results["status"]):
+        told.append(sentence)
     if published := results.get("published"):
         told.append(
             f"Others' answers and verdicts, imported from {published['file']} ({published['licence']}); nobody "

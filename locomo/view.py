@@ -75,17 +75,16 @@ class Followed:
         at = results.stat().st_mtime_ns if results.exists() else 0
         return f"{at}-{len(self.records)}-{len(self.ingests)}-{sum(len(r['verdicts']) for r in self.records)}"
 
-    def run(self) -> publish.Run:
+    def run(self) -> page_data.Run:
         """The run as it stands."""
         stamp = self.read_on()
         if stamp != self._of:
             self._results, self._of = self._written() or self._so_far(), stamp
-        return publish.Run(self.name, self.manifest, self.records, self._results, self.data)
+        return page_data.Run(self.name, self.manifest, self.records, self._results, self.data)
 
-    def shown(self) -> dict[str, Any]:
-        """The run as the page shows it."""
-        run = self.run()
-        return page_data.run(run.name, run.manifest, run.results, self._rows.of(self.records))
+    def rows(self) -> list[dict[str, Any]]:
+        """Its answers as the page lists them."""
+        return self._rows.of(self.records)
 
     def _written(self) -> dict[str, Any] | None:
         """results.json, where no answer came after it."""
@@ -101,6 +100,7 @@ class Followed:
         asked = [question for question in self.data.questions if question.id in ids]
         planned = list(dict.fromkeys(key(record) for record in self.records))
         config = self.manifest["config"]
+        comparisons = report.compared(self.records, asked, planned)
         return {
             "status": "unfinished",
             "stand_in": self.data.stand_in,
@@ -112,6 +112,8 @@ class Followed:
             "ungraded_share": report.ungraded_share(self.records, planned),
             "left_out": self.manifest.get("left_out", {}),
             "systems": report.results(self.records, asked, planned),
+            "comparisons": comparisons,
+            "cautions": report.cautions(asked, self.data.questions, comparisons),
             "accounting": accounting.figures(self.manifest, self.records, self.ingests, asked),
         }
 
@@ -138,10 +140,9 @@ class Watch:
 
     def _make(self, stamp: str) -> None:
         started = time.monotonic()
-        runs = [run.shown() for run in self._followed]
-        asked = {row["question"] for run in runs for row in run["rows"]}
-        texts = page_data.texts_of([run.data for run in self._followed], asked)
-        content = {**page_data.page(runs, texts, live=True), "stamp": stamp}
+        runs = [followed.run() for followed in self._followed]
+        content = page_data.page(runs, [followed.rows() for followed in self._followed], live=True)
+        content["stamp"] = stamp
         self._content = gzip.compress(json.dumps(content, separators=(",", ":")).encode("ascii"), 1)
         self._stamp = stamp
         now = time.monotonic()

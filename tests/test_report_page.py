@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from locomo.publish import Run, write
+from locomo.page_data import Run
+from locomo.publish import write
 from locomo.run_folder import read_manifest, read_records
 from tests.chromium import Page, browser, program
 from tests.invented_run import certificate, invent, simulated
@@ -96,6 +97,7 @@ def test_the_report_says_what_the_results_say(opened: Page, folder: Path) -> Non
     assert opened.run("document.querySelectorAll('#report svg.plot circle.point').length") == 7
     opened.run("[...document.querySelectorAll('.switch button')].find((b) => b.innerText === 'F1').click()")
     assert "F1 by category" in opened.run("document.getElementById('report').innerText")
+    assert "One run over the other" in text
     assert opened.run("document.title !== '1'"), "what a model wrote is text"
 
 

@@ -46,7 +46,7 @@ function sourcesOf(content, answers) {
   for (const answer of answers) {
     if (found.has(answer.source)) continue;
     const budget = answer.budget < 1e7 ? answer.budget.toLocaleString("en") : "all";
-    const label = answer.system === "none" ? answer.system : `${answer.system} · ${budget}`;
+    const label = answer.budget === 0 ? answer.system : `${answer.system} · ${budget}`;
     found.set(answer.source, {
       key: answer.source,
       label: content.runs.length > 1 ? `${content.runs[answer.run].name} · ${label}` : label,

@@ -42,7 +42,7 @@ function pill(text, kind) {
 }
 
 // A dot with its interval on a scale, drawn small: {value, low, high}, all on the scale from `least` to `most`.
-function interval(found, { least = 0, most = 1, zero = null, width = 60, colour = "currentColor" } = {}) {
+function interval(found, { least = 0, most = 1, zero = null, width = 46, colour = "currentColor" } = {}) {
   const x = (value) => 3 + ((Math.min(most, Math.max(least, value)) - least) / (most - least)) * (width - 6);
   const marks = [svg("line", { x1: 3, x2: width - 3, y1: 7, y2: 7, class: "rail" })];
   if (zero !== null) marks.push(svg("line", { x1: x(zero), x2: x(zero), y1: 0, y2: 14, class: "zero" }));

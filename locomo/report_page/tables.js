@@ -16,7 +16,8 @@ function renderReport(content, root, state) {
         switcher("Measure", summary.measures.map((one) => [one.key, one.label]), measure.key, (key) => ((state.measure = key), again())),
       frontierSection(summary, measure, colours),
       categorySection(content, summary, measure, colours),
-      forestSection(summary, measure, state, again),
+      content.between.length > 0 && forestSection("One run over the other", content.between, summary, measure, state, again),
+      forestSection("Paired differences", summary.comparisons, summary, measure, state, again),
       ...summary.certificates.map(certificateSection),
       costSection(summary, colours),
       madeSection(content, chosen),
@@ -57,7 +58,7 @@ function systemCells(row, colours, run) {
   return [
     run && h("td", { class: "left muted" }, run),
     h("th", { scope: "row", class: "left system" }, dot, row.system),
-    h("td", { class: "number" }, row.system === "none" ? "–" : row.shown_budget),
+    h("td", { class: "number" }, row.shown_budget),
   ];
 }
 
@@ -71,14 +72,20 @@ function mainTable(runs, colours) {
     ...measures.map((one) => ({ name: one.short, under: one.under, of: (row) => row.scores[one.key] })),
     ...measures.filter((one) => one.judged).map((one) => ({
       name: `${one.short} corrected`, under: "for the judge’s errors", of: (row) => (row.scores[one.key] || {}).corrected })),
-    measures.length > 0 && { name: "of the gap", under: "none to oracle", of: (row) => row.gap[measures[0].key] },
-  ].filter((rate) => rate && all.some(({ row }) => rate.of(row)));
+  ].filter((rate) => all.some(({ row }) => rate.of(row)));
+  const gapOf = (row) => (measures.length ? row.gap[measures[0].key] : null);
+  const gap = all.some(({ row }) => gapOf(row)) && {
+    name: "of the gap", under: "none to oracle", title: `the share of the way from none to oracle that a memory comes, by ${measures[0].label}`,
+    of: (row) => (gapOf(row) || {}).value,
+    text: (row) => gapOf(row) ? [h("b", {}, percent(gapOf(row).value)), gapOf(row).low !== null && h("span", { class: "bounds" }, `${percent(gapOf(row).low)}–${percent(gapOf(row).high)}`)] : "–",
+  };
   const number = (name, of, title, kind) => ({ name, title, kind, of: (row) => of(row), text: (row) => whole(of(row)) });
   const numbers = [
     all.some(({ row }) => row.failed) && number("failed", (row) => row.failed, "the memory itself failed: scored as wrong", "notice"),
     number("ungraded", (row) => row.ungraded, "a model’s call failed: counted, and in no mean", "notice"),
   ].filter(Boolean);
   const costs = [
+    ...(gap ? [gap] : []),
     number("context tokens", (row) => row.context_tokens, "mean tokens of memory shown to the reader"),
     ...(read ? [
       { name: "tokens", title: "mean prompt and reply tokens a question, ingest shared", of: (row) => row.tokens,
@@ -141,8 +148,8 @@ function categorySection(content, summary, measure, colours) {
 
 const MOST_ROWS = 24;
 
-function forestSection(summary, measure, state, again) {
-  const of = summary.comparisons.filter((c) => (c.grading || c.measure) === measure.key && c.difference !== null);
+function forestSection(title, comparisons, summary, measure, state, again) {
+  const of = comparisons.filter((c) => (c.grading || c.measure) === measure.key && c.difference !== null);
   if (!of.length) return null;
   const systems = [...new Set(of.flatMap((c) => [c.a.system, c.b.system]))];
   const leader = summary.rows.filter((row) => !row.control && row.scores[measure.key] && systems.includes(row.system))
@@ -152,7 +159,8 @@ function forestSection(summary, measure, state, again) {
   const select = h("select", { onchange: (event) => { state.system = event.target.value; again(); } },
     [["", "every system"], ...systems.map((name) => [name, name])].map(([value, text]) => h("option", { value, selected: value === chosen }, text)));
   const bound = reach(all);
-  const named = (side) => (side.system === "none" ? "none" : `${side.system} ${Number(side.budget) < 1e7 ? whole(Number(side.budget)) : "all"}`);
+  const place = (side) => (Number(side.budget) === 0 ? side.system : `${side.system} ${Number(side.budget) < 1e7 ? whole(Number(side.budget)) : "all"}`);
+  const named = (side) => (side.run ? `${side.run}: ` : "") + place(side);
   const rows = all.map((c) => {
     const clear = c.low !== null && (c.low > 0 || c.high < 0);
     const found = { value: c.difference, low: c.low, high: c.high };
@@ -168,10 +176,10 @@ function forestSection(summary, measure, state, again) {
       h("td", { class: "number" }, `${whole(c.n)} in ${c.clusters}`));
   });
   const head = ["comparison", "points", "difference", "p (Holm)", "won / lost / tied", "detectable", "n"];
-  return h("section", {}, h("h2", {}, `Paired differences in ${measure.label}`),
+  return h("section", {}, h("h2", {}, `${title}: ${measure.label}`),
     of.length > MOST_ROWS && h("label", { class: "inline" }, "Of ", select, ` ${whole(all.length)} of ${whole(of.length)} comparisons`),
     h("div", { class: "scroll" }, h("table", {},
-    h("caption", {}, "The same questions under both, in points, with 95 % intervals clustered by conversation; Holm over all of the measure. Grey: zero is inside."),
+    h("caption", {}, "The same questions under both, in points, with 95 % intervals clustered by conversation; an interval is of one comparison by itself, p (Holm) of all by this measure. Grey: zero is inside."),
     h("thead", {}, h("tr", {}, head.map((name, at) => h("th", { scope: "col", class: at < 2 ? "left" : "" }, name)))),
     h("tbody", {}, rows),
     h("tfoot", {}, h("tr", {}, h("td"), h("td", { class: "forest" }, forestAxis(bound, 240)), h("td", { colspan: 5 }))))));
@@ -188,8 +196,8 @@ function certificateSection(c) {
     c.reasons && c.reasons.length > 0 && h("ul", { class: "callouts" }, c.reasons.map((text) => h("li", {}, text))),
     plainTable("How often the judge’s verdict is wrong, percent", ["set", "rate", "n", "ungraded"],
       rows.map(([name, found]) => [name, rate(found), whole(found.n), whole(found.ungraded || 0)])),
-    ["stability", "parser"].filter((name) => c[name] !== undefined && c[name] !== null).map((name) =>
-      h("p", { class: "note" }, `${name}: ${typeof c[name] === "object" ? Object.entries(c[name]).map((pair) => pair.join(" ")).join(", ") : c[name]}`)));
+    c.stability && h("p", { class: "note" }, `Of ${c.stability.n} answers graded ${c.stability.repeats} times, ${c.stability.flipped} got two labels.`),
+    c.parser && h("p", { class: "note" }, (c.parser.failed || []).length ? `Its parser misreads ${c.parser.failed.join(", ")}.` : "Its parser takes no known bad reply for a label."));
 }
 
 function costSection(summary, colours) {
