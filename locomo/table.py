@@ -131,7 +131,7 @@ def _comparisons(found: Sequence[Results], measure: str, rows: Sequence[Row]) ->
     mine = [c for c in of if c["grading"] == of[0]["grading"]]  # the first grading is the run's own
     if len(mine) <= MOST_COMPARISONS:
         return comparison_grid(mine)
-    means = {(name, int(budget)): entry[measure] or 0.0 for name, budget, entry in rows}
+    means = {(name, int(budget)): entry.get(measure) or 0.0 for name, budget, entry in rows}
     leaders = {
         level: max((_place(c[side]) for c in mine if c["level"] == level for side in "ab"), key=lambda who: means[who])
         for level in dict.fromkeys(c["level"] for c in mine)

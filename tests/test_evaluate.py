@@ -49,7 +49,7 @@ def everything(folder: Path) -> str:
 def test_recall_only_asks_no_model_and_imports_none(tmp_path: Path) -> None:
     script = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); import evaluate\n"
-        "words = '--recall-only --split all --budgets 64,128 --run-dir run --no-mlflow'.split()\n"
+        "words = '--recall-only --split all --budgets 64,128,400 --run-dir run --no-mlflow'.split()\n"
         "code = evaluate.main(words)\n"
         "print('imported:', {'litellm', 'mlflow', 'xllamacpp', 'torch'} & set(sys.modules)); sys.exit(code)"
     )
@@ -69,6 +69,9 @@ def test_recall_only_asks_no_model_and_imports_none(tmp_path: Path) -> None:
         assert set(figures["by_category"]) == {"1", "2", "3", "4", "5"}
     assert systems["oracle"]["budgets"]["128"]["evidence_recall"] == 1
     assert systems["none"]["budgets"]["0"]["evidence_recall"] == 0
+    (large,) = [told for told in results(tmp_path / "run")["cautions"] if "of the mean conversation" in told]
+    assert large.startswith("A budget of 400 tokens holds ")
+    assert done.stdout.count(large) == 2, "before anything is asked, and under the table"
 
 
 def test_the_recall_of_the_adaptive_memory_on_locomo(locomo: Any, tmp_path: Path) -> None:
@@ -242,14 +245,6 @@ def test_the_controls_and_what_they_show_stand_in_the_table(server: Server, tmp_
     assert "Paired on the same questions, J (openai/judge (strict, original))" in done.stdout
     assert "One conversation: no interval and no test" in done.stdout
     assert done.stdout.count("of the mean conversation") == 0
-
-
-def test_a_budget_that_leaves_nothing_to_choose_is_said(tmp_path: Path) -> None:
-    done = evaluate("--recall-only", "--budgets", "100,400", "--systems", "recent", "--run-dir", "run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    (told,) = [c for c in results(tmp_path / "run")["cautions"] if "of the mean conversation" in c]
-    assert told.startswith("A budget of 400 tokens holds ")
-    assert done.stdout.count(told) == 2, "before anything is paid for, and under the table"
 
 
 def test_what_the_window_cannot_hold_is_left_out_or_lowered(server: Server, tmp_path: Path) -> None:
