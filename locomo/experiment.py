@@ -179,8 +179,9 @@ class Experiment(Choice):
             "systems": report.results(records, self.questions, keys),
         }
         told = self._rounds(records, keys, results["systems"])
-        correction.apply(results["systems"], self.certificate)
-        table = report.table(results["systems"], no_judge=self._no_judge(), folds=self.config["folds"])
+        results["withheld"] = correction.settle(results["systems"], records, results["certificates"])
+        no_judge = next(iter(results["withheld"].values()), self.no_judge)
+        table = report.table(results["systems"], no_judge=no_judge, folds=self.config["folds"])
         table += correction.below(results["systems"], results["certificates"], self.family)
         folder.write_json("results.json", results)
         folder.write_text("table.txt", "".join(f"{self.mark}{line}\n" for line in table.splitlines()))
@@ -209,16 +210,6 @@ class Experiment(Choice):
 
             self.say(log_run(folder, results, self.data))
         return outcome
-
-    def _no_judge(self) -> str:
-        if self.certificate:
-            return self.no_judge if self.certificate["passed"] else certificate.sentence(self.certificate)
-        if self.certifier is None or not self.config["no_certificate"]:
-            return self.no_judge
-        return (
-            "its judge was not measured (--no-certificate); python -m locomo.rescore RUN --judge-model "
-            f"{self.judge_model.name if self.judge_model else ''} --judge {self.config['judge']} does it later."
-        )
 
     def _rounds(self, records: list[Record], keys: list[Key], systems: dict[str, Any]) -> list[str]:
         """What asking for more was worth, into `systems`, and for people."""

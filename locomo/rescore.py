@@ -27,12 +27,12 @@ from locomo import answer_keys, certificate, certify, correction, panel, report
 from locomo.certificate import Certificate
 from locomo.dataset import Dataset, aside, load
 from locomo.evaluate import UNBOUNDED
-from locomo.gradings import Grading, gradings, prompt_hashes, score
+from locomo.gradings import Grading, gradings, score
 from locomo.llm_judge import PROMPTS, RULES, Judge, shared_family
 from locomo.metrics import ABSTAIN_FIRST, FREE, TRAP_FIRST
 from locomo.regrading import Todo, grade, missing
 from locomo.run_folder import Key, Record, RunFolder, RunFolderError, is_answered, latest
-from locomo.split_data import part, sample
+from locomo.split_data import parse, part, sample
 from locomo.stopping import stopping
 
 FAIL_ON_ERROR = 0.02
@@ -44,10 +44,10 @@ def planned(folder: RunFolder, data: Dataset, records: Sequence[Record]) -> list
     asked = {record["question_id"] for record in records}
     questions = [question for question in data.questions if question.id in asked]
     if config.get("split"):
-        split, _, name = config["split"].rpartition(":")
+        split, name = parse(config["split"])
         chosen = [
             question
-            for conversation in part(data, name, split=split or "default")
+            for conversation in part(data, name, split=split)
             for question in conversation.questions
             if question.category in config["categories"]
         ]
@@ -61,23 +61,21 @@ def planned(folder: RunFolder, data: Dataset, records: Sequence[Record]) -> list
     ]
 
 
-def rewrite(folder: RunFolder, data: Dataset, new: Sequence[Certificate]) -> tuple[dict[str, Any], str]:
-    """results.json and table.txt anew, from what the folder holds and the certificates that are known; returns both."""
+def rewrite(folder: RunFolder, data: Dataset, new: Sequence[Certificate]) -> str:
+    """results.json and table.txt anew, from what the folder holds and the certificates that are known; the table."""
     records = folder.records()
     keys = planned(folder, data, records)
     before = _results(folder)
-    known = {_of(found): found for found in [*before.get("certificates", ()), *map(certificate.stamp, new)]}
+    known = {
+        (found["judge"], found["prompt"], found["prompt_hash"]): found
+        for found in [*before.get("certificates", ()), *map(certificate.stamp, new)]
+    }
     asked = {k[2] for k in keys}
-    questions = [question for question in data.questions if question.id in asked]
-    systems = report.results(records, questions, keys)
+    systems = report.results(records, [question for question in data.questions if question.id in asked], keys)
     _keep_rounds(before.get("systems", {}), systems)
     config = folder.manifest["config"]
     own = gradings(records)[:1]
-    certified = [_certificate(records, grading, known) for grading in own]
-    if not _by_others(records, own):
-        correction.apply(systems, certified[0] if certified else None)
-    for grading in gradings(records):
-        correction.apply_grading(systems, grading.name, _certificate(records, grading, known))
+    withheld = correction.settle(systems, records, list(known.values()))
     share = report.ungraded_share(records, keys)
     status = before.get("status", "valid")
     if status == "invalid" and not folder.manifest.get("published"):
@@ -91,13 +89,15 @@ def rewrite(folder: RunFolder, data: Dataset, new: Sequence[Certificate]) -> tup
         "judge_family": family,
         "ungraded_share": share,
         "certificates": list(known.values()),
+        "withheld": withheld,
         "systems": systems,
     }
-    table = report.table(systems, no_judge=_why_not(own, certified), folds=bool(config.get("folds")))
-    table += correction.below(systems, [found for found in certified if found], family)
+    no_judge = next(iter(withheld.values()), "no answer in categories 1-4 is graded.")
+    table = report.table(systems, no_judge=no_judge, folds=bool(config.get("folds")))
+    table += correction.below(systems, results["certificates"], family)
     folder.write_json("results.json", results)
     folder.write_text("table.txt", "".join(f"{data.mark}{line}\n" for line in table.splitlines()))
-    return results, table
+    return table
 
 
 def _results(folder: RunFolder) -> dict[str, Any]:
@@ -107,30 +107,6 @@ def _results(folder: RunFolder) -> dict[str, Any]:
         return {}
     except ValueError as error:
         raise RunFolderError(f"{folder.path / 'results.json'} is damaged ({error}); delete it.") from error
-
-
-def _of(found: Mapping[str, Any]) -> tuple[str, str, str]:
-    return found["judge"], found["prompt"], found["prompt_hash"]
-
-
-def _certificate(
-    records: Sequence[Record], grading: Grading, known: Mapping[tuple[str, str, str], Certificate]
-) -> Certificate | None:
-    hashes = prompt_hashes(records, grading)
-    return known.get((grading.judge, grading.prompt, hashes.pop())) if len(hashes) == 1 else None
-
-
-def _by_others(records: Sequence[Record], own: Sequence[Grading]) -> bool:
-    """Whether the run's verdicts were published with its answers; no prompt of ours gave them, to be certified."""
-    return any(not hash for grading in own for hash in prompt_hashes(records, grading))
-
-
-def _why_not(own: Sequence[Grading], certified: Sequence[Certificate | None]) -> str:
-    if not own:
-        return "no answer is graded."
-    if found := certified[0]:
-        return certificate.sentence(found) if not found["passed"] else "no answer in categories 1-4 was graded."
-    return f"{own[0].name} has no certificate; python -m locomo.rescore RUN --judge-model M measures it."
 
 
 def _keep_rounds(before: Mapping[str, Any], systems: Mapping[str, Any]) -> None:
@@ -155,7 +131,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--answer-key", default="original", choices=["original", "corrected"])
     p.add_argument("--errata", metavar="FILE", help="of the corrected key (default: LOCOMO_ERRATA)")
     p.add_argument("--repeats", type=int, default=1, metavar="N", help="verdicts on each answer")
-    p.add_argument("--limit", type=int, metavar="N", help="get at most N verdicts now, under each prompt")
+    p.add_argument("--limit", type=int, metavar="N", help="a seeded sample of N questions, the same of each run")
     p.add_argument("--no-certificate", action="store_true", help="do not measure the judge, and show no J of it")
     return p
 
@@ -171,6 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             folders = [open_folders.enter_context(RunFolder.reopen(path)) for path in args.runs]
             for folder in folders:
                 _verify(folder, data)
+            if args.limit:
+                golds = _some(golds, folders, data, args.limit)
             return _Rescoring(args, data, golds, folders).carry_out()
     except (ValueError, WeightsUnavailable) as error:  # RunFolderError, DataError, ErrataError, WrongAnswersError
         print(f"locomo.rescore: {error}", file=sys.stderr)
@@ -197,6 +175,13 @@ def _verify(folder: RunFolder, data: Dataset) -> None:
     known = {question.id for question in data.questions}
     if strange := [r["question_id"] for r in folder.records() if r["question_id"] not in known]:
         raise RunFolderError(f"{folder.path} asked {strange[0]}, which {data.path} does not hold; name its --data.")
+
+
+def _some(golds: Mapping[str, str], folders: Sequence[RunFolder], data: Dataset, n: int) -> dict[str, str]:
+    """The golds of `n` of the questions that all of the runs have asked."""
+    asked = [{record["question_id"] for record in folder.records()} for folder in folders]
+    shared = [q for q in data.questions if q.id in golds and all(q.id in ids for ids in asked)]
+    return {question.id: golds[question.id] for question in sample(shared, n)}
 
 
 class _Rescoring:
@@ -227,7 +212,7 @@ class _Rescoring:
                 if fatal or stop.is_set():
                     break
         for folder in self.folders:
-            _, table = rewrite(folder, self.data, certificates)
+            table = rewrite(folder, self.data, certificates)
             if not args.panel:
                 self.say(f"\n{folder.path}\n{table}")
         if args.panel:
@@ -239,18 +224,17 @@ class _Rescoring:
         if stop.is_set():
             self.say("Stopped. The same command goes on.")
             return 4
-        if args.limit is None and left > FAIL_ON_ERROR * max(1, sum(map(self._due, self.folders)) * len(self.judges)):
+        if left > FAIL_ON_ERROR * max(1, sum(map(self._due, self.folders)) * len(self.judges)):
             self.say(f"INVALID: {left:,} verdicts are no label; the same command asks for them again.")
             return 3
         return 0
 
     def _todo(self, judge: Judge) -> list[Todo]:
-        todo = [
+        return [
             item
             for folder in self.folders
             for item in missing(folder, self.data, self.golds, judge, self.args.answer_key, self.args.repeats)
         ]
-        return todo[: self.args.limit]
 
     def _due(self, folder: RunFolder) -> int:
         mine = latest(folder.records()).values()
