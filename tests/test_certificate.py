@@ -408,6 +408,8 @@ def test_a_certificate_is_of_one_model_prompt_server_and_data(
     assert all(certificate.kept(identity(**other), now=day) is None for other in others)
     certificate.keep({"date": "2026-11-21T10:00:00Z"}, identity(revision="r"), per_set=25)
     assert certificate.kept(identity(revision="r"), now=day + timedelta(days=999)), "weights do not age"
+    more = certificate.keep({"date": "2026-11-21T10:00:00Z"}, identity(wrong=wrong), per_set=25)
+    assert certificate.kept(identity(), now=day) == more, "what was measured on more will do"
     for path in (tmp_path / "certificates").iterdir():
         path.write_text('{"date": 3}')
     assert certificate.kept(identity(), now=day) is None
