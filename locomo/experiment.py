@@ -98,16 +98,19 @@ class Experiment(Choice):
         if already:
             self.say(f"{already} of {len(keys)} are answered already.")
         bad = Counter[str]()
-        with tqdm(total=len(keys), initial=already, desc=f"{self.mark}asked", file=sys.stderr, mininterval=0.5) as bar:
 
-            def progress(record: Record) -> None:
-                if not is_answered(record):
-                    bad["failed"] += 1
-                    bar.set_postfix(bad)
-                bar.update()
+        def progress(record: Record) -> None:
+            if not is_answered(record):
+                bad["failed"] += 1
+                bar.set_postfix(bad)
+            bar.update()
 
-            with stopping() as stop:
-                fatal = self._certify(stop) or run(
+        with stopping() as stop:
+            fatal = self._certify(stop)
+            with tqdm(
+                total=len(keys), initial=already, desc=f"{self.mark}asked", file=sys.stderr, mininterval=0.5
+            ) as bar:
+                fatal = fatal or run(
                     self.tasks,
                     self.memories,
                     self.conversations,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import threading
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -285,6 +286,20 @@ def test_a_judge_that_cannot_be_reached_is_not_measured(server: Server) -> None:
     server.answer = lambda number, body: failure(500) if number % 4 == 0 else completion("yes")
     with pytest.raises(certificate.Unmeasured, match="of 110 calls to the judge failed"):
         measure(judge(server), SETS, num_threads=8)
+
+
+def test_a_measurement_that_is_stopped_is_none(server: Server) -> None:
+    stop = threading.Event()
+
+    def answer(number: int, body: dict[str, Any]) -> Reply:
+        if number == 5:
+            stop.set()
+        return completion("yes")
+
+    server.answer = answer
+    with pytest.raises(certificate.Unmeasured, match="was stopped"):
+        measure(judge(server), SETS, num_threads=2, stop=stop)
+    assert len(server.requests) < 10
 
 
 def test_three_lucky_answers_earn_no_certificate(server: Server) -> None:
