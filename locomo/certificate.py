@@ -316,15 +316,20 @@ def identify(judge: Judge, *, revision: str, address: str | None, data: str, wro
 
 def _path(identity: Mapping[str, str]) -> Path:
     slug = re.sub(r"[^\w.-]+", "_", f"{identity['judge']}-{identity['prompt']}")[-80:]
-    return models_folder() / "certificates" / f"{slug}-{digest(dict(identity))}.json"
+    return models_folder() / "certificates" / f"{slug}-{digest({**identity, 'wrong_answers': ''})}.json"
 
 
 def kept(identity: Mapping[str, str], *, per_set: int = 0, now: datetime | None = None) -> Certificate | None:
-    """The certificate of that identity from the cache: drawn with `per_set` at least, and not too old; else None."""
+    """The certificate of that identity from the cache: drawn with `per_set` at least, and not too old; else None.
+
+    One that was measured on specific wrong answers, too, will do for who has none."""
     try:
         found = json.loads(_path(identity).read_bytes())
         age = (now or datetime.now(UTC)) - datetime.fromisoformat(found["date"])
-        if found["identity"] != identity or found["per_set"] < per_set or (age > MAX_AGE and not identity["revision"]):
+        same = (
+            identity if identity["wrong_answers"] else {**identity, "wrong_answers": found["identity"]["wrong_answers"]}
+        )
+        if found["identity"] != same or found["per_set"] < per_set or (age > MAX_AGE and not identity["revision"]):
             return None
         return dict(found)
     except (OSError, ValueError, KeyError, TypeError):  # none there, or a damaged one: measure again

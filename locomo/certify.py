@@ -13,25 +13,30 @@ import argparse
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from language_models.failure import FATAL, describe
 from language_models.roles import Model
 from language_models.weights import WeightsUnavailable
-from locomo import certificate
+from locomo import accounting, certificate
 from locomo.certificate import Certificate, Unmeasured
 from locomo.dataset import Dataset, aside, load
 from locomo.llm_judge import PROMPTS, Judge
 from locomo.probes import Probe, draw, read_wrong_answers
 from locomo.stopping import stopping
 
+FIELD_NAMES = 24
+"""Tokens around what a judge is shown: the names of the fields and a chat template."""
+
 
 class Certifier:
     """Finds the certificate of a judge, or measures it.
 
     Args:
-        wrong_answers: the file of specific wrong answers; None for the one that LOCOMO_WRONG_ANSWERS names, if any.
+        wrong_answers: the file of specific wrong answers; None for the one that LOCOMO_WRONG_ANSWERS names, if any, but
+            not for a stand-in of LOCOMO.
         per_set: answers in a set (of golds, twice as many).
 
     Raises WrongAnswersError for a file that holds something else.
@@ -48,24 +53,37 @@ class Certifier:
         per_set: int = certificate.PER_SET,
         repeats: int = certificate.REPEATS,
     ) -> None:
-        named = wrong_answers or os.environ.get("LOCOMO_WRONG_ANSWERS")
+        named = wrong_answers or ("" if data.stand_in else os.environ.get("LOCOMO_WRONG_ANSWERS"))
         wrong = Path(named) if named else None
-        answers = read_wrong_answers(wrong, data) if wrong else None
-        self.judge = judge
+        self._answers = read_wrong_answers(wrong, data) if wrong else None
+        self.data, self.model, self.judge = data, model, judge
         self.per_set, self.repeats = per_set, repeats
         self.identity = certificate.identify(
             judge, revision=model.revision, address=address, data=data.sha256, wrong=wrong
         )
-        self._draw: Callable[[], dict[str, list[Probe]]] = lambda: draw(data, per_set, wrong=answers)
+
+    @cached_property
+    def sets(self) -> dict[str, list[Probe]]:
+        """What the judge is shown."""
+        return draw(self.data, self.per_set, wrong=self._answers)
+
+    @property
+    def calls(self) -> int:
+        n = sum(map(len, self.sets.values()))
+        return n + min(certificate.STEADY, n) * (self.repeats - 1)
 
     def kept(self) -> Certificate | None:
         """The certificate from the cache, where there is a valid one."""
         return certificate.kept(self.identity, per_set=self.per_set)
 
     def forecast(self) -> str:
-        """What measuring costs, at most."""
-        probes = [probe for drawn in self._draw().values() for probe in drawn]
-        return f"{len(probes) + min(certificate.STEADY, len(probes)) * (self.repeats - 1)} calls of some 150 tokens"
+        """What measuring costs, without retries."""
+        shown = [f"{p.question.text}{p.question.gold}{p.answer}" for drawn in self.sets.values() for p in drawn]
+        each = sum(map(self.model.count, shown)) / max(1, len(shown))
+        each += self.model.count(PROMPTS[self.judge.prompt].instructions) + FIELD_NAMES
+        prompts, replies = round(self.calls * each), self.calls * self.model.max_tokens
+        cost = accounting.money(accounting.forecast(self.model, prompts, replies), self.model)
+        return f"{self.calls} calls, at most {prompts + replies:,} tokens, {cost}"
 
     def measure(self, *, num_threads: int, stop: threading.Event | None = None, mark: str = "") -> Certificate:
         """Measure, with a bar on standard error, and keep what comes out.
@@ -74,12 +92,9 @@ class Certifier:
         """
         from tqdm import tqdm
 
-        sets = self._draw()
-        n = sum(map(len, sets.values()))
-        total = n + min(certificate.STEADY, n) * (self.repeats - 1)
-        with tqdm(total=total, desc=f"{mark}certifying", file=sys.stderr, mininterval=0.5) as bar:
+        with tqdm(total=self.calls, desc=f"{mark}certifying", file=sys.stderr, mininterval=0.5) as bar:
             found = certificate.measure(
-                self.judge, sets, repeats=self.repeats, num_threads=num_threads, stop=stop, progress=bar.update
+                self.judge, self.sets, repeats=self.repeats, num_threads=num_threads, stop=stop, progress=bar.update
             )
         return certificate.keep(found, self.identity, per_set=self.per_set)
 

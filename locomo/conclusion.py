@@ -13,7 +13,7 @@ from locomo import accounting, answer_keys, certificate, correction, publish, re
 from locomo.answer_keys import Errata
 from locomo.certificate import Certificate
 from locomo.dataset import ANSWERABLE, Dataset
-from locomo.gradings import Grading, gradings, prompt_hashes
+from locomo.gradings import Grading, gradings
 from locomo.llm_judge import shared_family
 from locomo.page_data import Run
 from locomo.run_folder import Key, Record, RunFolder
@@ -50,20 +50,14 @@ def conclude(
     asked = {k[2] for k in keys}
     questions = [question for question in data.questions if question.id in asked]
     under = gradings(records)
-    known = {(found["judge"], found["prompt"], found["prompt_hash"]): found for found in certificates}
-    of = [_certificate(records, grading, known) for grading in under]
-    published = any(not hash for grading in under[:1] for hash in prompt_hashes(records, grading))
     systems = report.results(records, questions, keys)
     comparisons = report.compared(records, questions, keys)
     told = _by_key(records, data, keys, under[:1], errata or _errata(data))
-    if not published:
-        own = of[0] if of else None
-        correction.apply(systems, own)
-        if under and not (own and own["passed"]):
-            comparisons = [c for c in comparisons if c["measure"] != "judge"]
-            told = {}
-    for grading, found in zip(under, of, strict=True):
-        correction.apply_grading(systems, grading.name, found)
+    stamped = [certificate.stamp(found) for found in certificates]
+    withheld = correction.settle(systems, records, stamped)
+    comparisons = [found for found in comparisons if found["grading"] not in withheld]
+    if under and under[0].name in withheld:
+        told = {}
     for (system, budget), figures in (rounds or {}).items():
         systems[system]["budgets"][str(budget)]["rounds"] = figures
     alarms = [f"ALARM: {system}: {alarm}" for system, found in told.items() for alarm in found.pop("alarms")]
@@ -73,7 +67,8 @@ def conclude(
         "stand_in": data.stand_in,
         "ungraded_share": report.ungraded_share(records, keys),
         "judge_family": family,
-        "certificates": [certificate.stamp(found) for found in certificates],
+        "certificates": stamped,
+        "withheld": withheld,
         "records": len(records),
         "ingest": report.ingest_cost(folder.ingests()),
         "systems": systems,
@@ -82,9 +77,10 @@ def conclude(
         "clean_and_flagged": told,
         "accounting": accounting.figures(folder.manifest, records, folder.ingests(), questions),
     }
-    table = as_text(results, no_judge=_why_not(under, of) or no_judge, folds=bool(folder.manifest["config"]["folds"]))
-    if not published:
-        table += correction.below(systems, [found for found in of[:1] if found], family)
+    table = as_text(
+        results, no_judge=next(iter(withheld.values()), no_judge), folds=bool(folder.manifest["config"]["folds"])
+    )
+    table += correction.below(systems, stamped, family)
     table += accounting.table(results["accounting"])
     below = [*(answer_keys.sentence(system, found) for system, found in told.items()), *notes]
     table += "".join(f"\n{line}\n" for line in below if line)
@@ -93,24 +89,6 @@ def conclude(
     run = Run(folder.path.resolve().name, folder.manifest, records, results, data)
     publish.write([run], folder.path)
     return results, table
-
-
-def _certificate(
-    records: Sequence[Record], grading: Grading, known: Mapping[tuple[str, str, str], Certificate]
-) -> Certificate | None:
-    hashes = prompt_hashes(records, grading)
-    return known.get((grading.judge, grading.prompt, hashes.pop())) if len(hashes) == 1 else None
-
-
-def _why_not(under: Sequence[Grading], of: Sequence[Certificate | None]) -> str:
-    if not under:
-        return ""
-    if found := of[0]:
-        return "no answer in categories 1-4 was graded." if found["passed"] else certificate.sentence(found)
-    return (
-        f"{under[0].name} has no certificate; python -m locomo.rescore RUN --judge-model {under[0].judge} "
-        f"--judge {under[0].prompt} measures it."
-    )
 
 
 def _errata(data: Dataset) -> Errata | None:

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from locomo.certificate import Certificate, sentence
+from locomo.evaluate import UNBOUNDED
+from locomo.gradings import Grading, gradings, prompt_hashes
+from locomo.run_folder import Record
 
 
 def rogan_gladen(
@@ -61,50 +64,89 @@ def apply(figures: dict[str, Any], certificate: Certificate | None) -> None:
             figures["judge_corrected_reason"] = reason
 
 
-def apply_grading(systems: Mapping[str, Any], name: str, certificate: Certificate | None) -> None:
-    """Set `corrected` and `corrected_interval` of one grading, where its judge passed. The score itself stays: it is
-    what a judge said, whatever that is worth."""
-    if certificate is None or not certificate["passed"]:
-        return
+def settle(
+    systems: Mapping[str, Any], records: Sequence[Record], certificates: Sequence[Certificate]
+) -> dict[str, str]:
+    """Set the corrected accuracy of every grading whose judge passed, and take out J where the run's own judge did not.
+
+    Returns {name of a grading that may not be shown as accuracy: why}. Its verdicts, and what they amount to under
+    `gradings`, stay: that is what a judge said, whatever it is worth. Verdicts that were published with imported
+    answers are their authors' figures; no prompt of ours gave them, and they are neither measured nor withheld.
+    """
+    withheld: dict[str, str] = {}
+    for grading in gradings(records):
+        hashes = prompt_hashes(records, grading)
+        own = grading == gradings(records)[0]
+        if hashes <= {""}:
+            continue
+        found = _certificate(grading, hashes, certificates)
+        if found and found["passed"]:
+            _correct(systems, grading.name, found)
+        else:
+            withheld[grading.name] = sentence(found) if found else _unmeasured(grading)
+        if own:
+            apply(dict(systems), found)
+    return withheld
+
+
+def _certificate(grading: Grading, hashes: set[str], certificates: Sequence[Certificate]) -> Certificate | None:
+    for found in certificates:
+        if (found["judge"], found["prompt"]) == (grading.judge, grading.prompt) and hashes == {found["prompt_hash"]}:
+            return found
+    return None
+
+
+def _unmeasured(grading: Grading) -> str:
+    model = grading.judge.replace("embedded/", "embedded:", 1)
+    return (
+        f"{grading.name} was not measured; python -m locomo.rescore RUN --judge-model {model} --judge {grading.prompt} "
+        "does that."
+    )
+
+
+def _correct(systems: Mapping[str, Any], name: str, certificate: Certificate) -> None:
     for system in systems.values():
         for entry in system["budgets"].values():
-            figures = entry.get("gradings", {}).get(name)
+            figures = entry["gradings"].get(name)
             if figures and figures["score"] is not None:
-                corrected, interval, _ = rogan_gladen(
+                corrected, interval, reason = rogan_gladen(
                     figures["score"], figures["interval"], certificate["false_accept"], certificate["false_reject"]
                 )
                 figures["corrected"] = corrected
                 figures["corrected_interval"] = None if interval is None else list(interval)
+                figures["corrected_reason"] = reason
 
 
 def below(systems: Mapping[str, Any], certificates: Sequence[Certificate], family: str) -> str:
-    """What stands below a table in which J is shown: J corrected, the certificates, and the warning of a judge that is
-    of the reader's `family`."""
-    parts = [_table(systems), *(sentence(certificate) for certificate in certificates if certificate["passed"])]
+    """What stands below a table: J corrected, the certificates, and the warning of a judge that is of the reader's
+    `family`."""
+    parts = [_table(systems), *map(sentence, certificates)]
     if family:
         parts.append(f"The judge is of the reader's own family ({family}) and may favour its answers.")
     return "".join(f"\n{part}\n" for part in parts if part)
 
 
 def _table(systems: Mapping[str, Any]) -> str:
-    """J beside what a judge without errors would give; empty where J is not shown."""
+    """J beside what a judge without errors would give; empty where no judge passed."""
     from tabulate import tabulate
 
-    def shown(entry: Mapping[str, Any], name: str) -> str:
-        if entry.get(name) is None:
-            return "-"
-        interval = entry[f"{name}_interval"]
-        ends = f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""
-        return f"{100 * entry[name]:.1f}{ends}"
-
     body = [
-        [name, budget, shown(entry, "judge"), shown(entry, "judge_corrected"), entry.get("judge_corrected_reason", "")]
-        for name, system in systems.items()
-        for budget, entry in system["budgets"].items()
-        if entry.get("judge") is not None
-    ]
+        [system, f"{int(budget):,}" if int(budget) < UNBOUNDED else "all", name, _shown(found["score"],
+         found["interval"]), _shown(found["corrected"], found["corrected_interval"]), found["corrected_reason"]]
+        for system, entries in systems.items()
+        for budget, entry in entries["budgets"].items()
+        for name, found in entry["gradings"].items()
+        if "corrected" in found
+    ]  # fmt: skip
     if not body:
         return ""
-    headers = ["system", "budget", "J", "corrected J", ""]
-    grid = tabulate(body, headers, tablefmt="simple", disable_numparse=True, colalign=["left", *["right"] * 3, "left"])
+    headers = ["system", "budget", "judge (prompt, key)", "J", "corrected J", ""]
+    aligned = ["left", "right", "left", "right", "right", "left"]
+    grid = tabulate(body, headers, tablefmt="simple", disable_numparse=True, colalign=aligned)
     return f"J, and J corrected for the judge's errors (Rogan-Gladen), categories 1-4\n{grid}"
+
+
+def _shown(rate: float | None, interval: Sequence[float] | None) -> str:
+    if rate is None:
+        return "-"
+    return f"{100 * rate:.1f}" + (f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else "")

@@ -112,17 +112,20 @@ class Experiment(Choice):
             self.say(f"{already} of {len(keys)} are answered already.")
         bad = Counter[str]()
         spending = accounting.Spending(folder.manifest, limit=self.cost_limit)
-        with tqdm(total=len(keys), initial=already, desc=f"{self.mark}asked", file=sys.stderr, mininterval=0.5) as bar:
 
-            def progress(record: Record) -> None:
-                if failed(record) or not is_answered(record):
-                    bad["failed" if failed(record) else "ungraded"] += 1
-                    bar.set_postfix(bad)
-                bar.update()
+        def progress(record: Record) -> None:
+            if failed(record) or not is_answered(record):
+                bad["failed" if failed(record) else "ungraded"] += 1
+                bar.set_postfix(bad)
+            bar.update()
 
-            with stopping() as stop:
-                spending.follow(folder, stop)
-                fatal = self._certify(stop) or run(
+        with stopping() as stop:
+            spending.follow(folder, stop)
+            fatal = self._certify(stop)
+            with tqdm(
+                total=len(keys), initial=already, desc=f"{self.mark}asked", file=sys.stderr, mininterval=0.5
+            ) as bar:
+                fatal = fatal or run(
                     self.tasks,
                     self.memory_of,
                     self.conversations,
@@ -201,7 +204,7 @@ class Experiment(Choice):
             keys,
             facts,
             certificates=[self.certificate] if self.certificate else [],
-            no_judge=self._no_judge(),
+            no_judge=self.no_judge,
             rounds=rounds,
             notes=[*told, str(looks or ""), ledger.verdict(broken)],
         )
@@ -237,14 +240,6 @@ class Experiment(Choice):
         if not scored or not held_out_part(self.data, self.config["split"]):
             return None
         return ledger.look(folder, questions=len(self.questions), status=status)
-
-    def _no_judge(self) -> str:
-        if self.certifier is None or not self.config["no_certificate"]:
-            return self.no_judge
-        return (
-            "its judge was not measured (--no-certificate); python -m locomo.rescore RUN --judge-model "
-            f"{self.judge_model.name if self.judge_model else ''} --judge {self.config['judge']} does it later."
-        )
 
     def _rounds(self, records: list[Record], keys: list[Key]) -> tuple[dict[tuple[str, int], Any], list[str]]:
         """What asking for more was worth, by system and budget, and for people."""

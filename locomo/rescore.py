@@ -33,7 +33,7 @@ from locomo.llm_judge import PROMPTS, RULES, Judge
 from locomo.metrics import ABSTAIN_FIRST, FREE, TRAP_FIRST
 from locomo.regrading import Todo, grade, missing
 from locomo.run_folder import Key, Record, RunFolder, RunFolderError, is_answered, latest
-from locomo.split_data import part, sample
+from locomo.split_data import parse, part, sample
 from locomo.stopping import stopping
 
 FAIL_ON_ERROR = 0.02
@@ -45,10 +45,10 @@ def planned(folder: RunFolder, data: Dataset, records: Sequence[Record]) -> list
     asked = {record["question_id"] for record in records}
     questions = [question for question in data.questions if question.id in asked]
     if config.get("split"):
-        split, _, name = config["split"].rpartition(":")
+        split, name = parse(config["split"])
         chosen = [
             question
-            for conversation in part(data, name, split=split or "default")
+            for conversation in part(data, name, split=split)
             for question in conversation.questions
             if question.category in config["categories"]
         ]
@@ -123,7 +123,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--answer-key", default="original", choices=["original", "corrected"])
     p.add_argument("--errata", metavar="FILE", help="of the corrected key (default: LOCOMO_ERRATA)")
     p.add_argument("--repeats", type=int, default=1, metavar="N", help="verdicts on each answer")
-    p.add_argument("--limit", type=int, metavar="N", help="get at most N verdicts now, under each prompt")
+    p.add_argument("--limit", type=int, metavar="N", help="a seeded sample of N questions, the same of each run")
     p.add_argument("--no-certificate", action="store_true", help="do not measure the judge, and show no J of it")
     return p
 
@@ -139,6 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             folders = [open_folders.enter_context(RunFolder.reopen(path)) for path in args.runs]
             for folder in folders:
                 _verify(folder, data)
+            if args.limit:
+                golds = _some(golds, folders, data, args.limit)
             return _Rescoring(args, data, golds, folders).carry_out()
     except (ValueError, WeightsUnavailable) as error:  # RunFolderError, DataError, ErrataError, WrongAnswersError
         print(f"locomo.rescore: {error}", file=sys.stderr)
@@ -165,6 +167,13 @@ def _verify(folder: RunFolder, data: Dataset) -> None:
     known = {question.id for question in data.questions}
     if strange := [r["question_id"] for r in folder.records() if r["question_id"] not in known]:
         raise RunFolderError(f"{folder.path} asked {strange[0]}, which {data.path} does not hold; name its --data.")
+
+
+def _some(golds: Mapping[str, str], folders: Sequence[RunFolder], data: Dataset, n: int) -> dict[str, str]:
+    """The golds of `n` of the questions that all of the runs have asked."""
+    asked = [{record["question_id"] for record in folder.records()} for folder in folders]
+    shared = [q for q in data.questions if q.id in golds and all(q.id in ids for ids in asked)]
+    return {question.id: golds[question.id] for question in sample(shared, n)}
 
 
 class _Rescoring:
@@ -207,18 +216,17 @@ class _Rescoring:
         if stop.is_set():
             self.say("Stopped. The same command goes on.")
             return 4
-        if args.limit is None and left > FAIL_ON_ERROR * max(1, sum(map(self._due, self.folders)) * len(self.judges)):
+        if left > FAIL_ON_ERROR * max(1, sum(map(self._due, self.folders)) * len(self.judges)):
             self.say(f"INVALID: {left:,} verdicts are no label; the same command asks for them again.")
             return 3
         return 0
 
     def _todo(self, judge: Judge) -> list[Todo]:
-        todo = [
+        return [
             item
             for folder in self.folders
             for item in missing(folder, self.data, self.golds, judge, self.args.answer_key, self.args.repeats)
         ]
-        return todo[: self.args.limit]
 
     def _due(self, folder: RunFolder) -> int:
         mine = latest(folder.records()).values()

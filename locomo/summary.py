@@ -65,15 +65,9 @@ def _gradings(entries: Iterable[Results]) -> list[str]:
 
 
 def why_withheld(grading: str, results: Mapping[str, Any]) -> str:
-    """Why a judge's accuracy is not shown, in one sentence; empty where its certificate passed, or where the verdicts
-    are part of what others published."""
-    if results.get("published"):
-        return ""
-    for certificate in results.get("certificates", ()):
-        if grading.startswith(f"{certificate['judge']} ({certificate['prompt']},"):
-            reasons = "; ".join(certificate.get("reasons", ())) or "it failed"
-            return "" if certificate["passed"] else f"J of {grading} is withheld: no certificate, because {reasons}."
-    return f"J of {grading} is withheld: this judge was never certified."
+    """Why a judge's accuracy is not shown, in one sentence; empty where it may be."""
+    why = results.get("withheld", {}).get(grading)
+    return f"J of {grading} is withheld: {why}" if why else ""
 
 
 def _withheld(results: Mapping[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import threading
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -287,6 +288,20 @@ def test_a_judge_that_cannot_be_reached_is_not_measured(server: Server) -> None:
         measure(judge(server), SETS, num_threads=8)
 
 
+def test_a_measurement_that_is_stopped_is_none(server: Server) -> None:
+    stop = threading.Event()
+
+    def answer(number: int, body: dict[str, Any]) -> Reply:
+        if number == 5:
+            stop.set()
+        return completion("yes")
+
+    server.answer = answer
+    with pytest.raises(certificate.Unmeasured, match="was stopped"):
+        measure(judge(server), SETS, num_threads=2, stop=stop)
+    assert len(server.requests) < 10
+
+
 def test_three_lucky_answers_earn_no_certificate(server: Server) -> None:
     few = draw(DATA, 3, wrong=WRONG)
     server.answer = truthful(few)
@@ -408,6 +423,8 @@ def test_a_certificate_is_of_one_model_prompt_server_and_data(
     assert all(certificate.kept(identity(**other), now=day) is None for other in others)
     certificate.keep({"date": "2026-11-21T10:00:00Z"}, identity(revision="r"), per_set=25)
     assert certificate.kept(identity(revision="r"), now=day + timedelta(days=999)), "weights do not age"
+    more = certificate.keep({"date": "2026-11-21T10:00:00Z"}, identity(wrong=wrong), per_set=25)
+    assert certificate.kept(identity(), now=day) == more, "what was measured on more will do"
     for path in (tmp_path / "certificates").iterdir():
         path.write_text('{"date": 3}')
     assert certificate.kept(identity(), now=day) is None

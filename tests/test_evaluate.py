@@ -93,7 +93,7 @@ def test_a_run_ends_in_a_table_of_all_systems(server: Server, tmp_path: Path) ->
                             "--no-certificate", "--run-dir", "run"), cwd=tmp_path)  # fmt: skip
     # The scripted judge says what the scripted reader says, which is no label.
     assert done.returncode == 3, done.stderr
-    assert "J is not shown: its judge was not measured (--no-certificate); python -m locomo.rescore" in done.stdout
+    assert "J is not shown: openai/scripted-judge (strict, original) was not measured" in done.stdout
     first = done.stdout.splitlines()[0]
     assert first.startswith("SAMPLE  openai/scripted answers, openai/scripted-judge (strict) judges; forecast: at most")
     found = records(tmp_path / "run")

@@ -128,7 +128,9 @@ def test_a_judge_that_was_not_measured_shows_no_score_until_it_is(server: Server
     assert again(server, run, more=PLAIN) == 0
     assert len(server.requests) == 22
     assert "judge" not in figures(run)
-    assert "has no certificate; python -m locomo.rescore RUN" in (run / "table.txt").read_text()
+    assert (
+        "was not measured; python -m locomo.rescore RUN --judge-model openai/judge" in (run / "table.txt").read_text()
+    )
     assert again(server, run, more=CERTIFIED) == 0
     assert len(verdicts(run)) == 22
     assert figures(run)["judge"] == pytest.approx(8 / 11)
@@ -143,6 +145,7 @@ def test_another_prompt_stands_beside_the_runs_own(server: Server, run: Path) ->
     found = figures(run)
     assert found["judge"] == own, "the run's own judge stays its judge"
     assert found["gradings"]["openai/judge (lenient, original)"]["score"] == 1.0
+    assert list(json.loads((run / "results.json").read_text())["withheld"]) == ["openai/judge (lenient, original)"]
     assert len(verdicts(run)) == 44
 
 
@@ -171,10 +174,10 @@ def test_what_failed_is_ungraded_and_asked_for_again(
     assert figures(run)["gradings"]["openai/judge (strict, original)"]["n"] == 11
 
 
-def test_a_limit_is_kept_and_gone_on_from(server: Server, run: Path) -> None:
+def test_a_limit_is_a_sample_of_questions_and_gone_on_from(server: Server, run: Path) -> None:
     server.answer = TRUE
     assert again(server, run, more=(*PLAIN, "--limit", "5")) == 0
-    assert len(server.requests) == 5
+    assert Counter(Counter(shown(body)[0] for body in server.requests).values()) == {2: 5}, "of each system the same"
     assert again(server, run, more=PLAIN) == 0
     assert len(server.requests) == 22
 
