@@ -84,6 +84,9 @@ function verdictOf(answer, grade) {
 
 const errorOf = (answer) => answer.memory_error || answer.error || "";
 
+const recallOf = (answer) =>
+  answer.evidence_recall === undefined ? "" : `${(100 * answer.evidence_recall).toFixed(0)} % of the evidence`;
+
 function evidenceOf(answer) {
   const share = answer.evidence_recall;
   return share === undefined ? "" : share === 1 ? "all" : share === 0 ? "none" : "some";

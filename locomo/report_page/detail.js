@@ -131,5 +131,5 @@ function others(view, question, form, answers) {
       h("td", {}, glyph(verdictOf(answer, grade))),
       h("td", { class: "left" }, view.labels.get(answer.source)),
       h("td", { class: "left" }, errorOf(answer) || answer.answer || "–"),
-      h("td", { class: "number" }, answer.evidence_recall === undefined ? "" : `${percent(answer.evidence_recall)} of the evidence`))))));
+      h("td", { class: "number" }, recallOf(answer)))))));
 }

@@ -126,7 +126,7 @@ class Questions {
   row(at) {
     const { answers, verdicts } = this.items[at];
     const [answer] = answers;
-    const said = answers.map((one) => errorOf(one) || one.answer || "").join("  |  ");
+    const said = answers.map((one) => errorOf(one) || one.answer || recallOf(one)).filter(Boolean).join("  |  ");
     return h("div", {
       class: "row", role: "option", id: `row-${at}`, "data-at": at, style: `top:${at * ROW_HEIGHT}px`,
       "aria-selected": String(at === this.at), "aria-posinset": at + 1, "aria-setsize": this.items.length,

@@ -105,7 +105,7 @@ function mainTable(runs, colours) {
   const rows = all.map(({ row, run }) => ({
     element: h("tr", { class: row.control ? "control" : null }, systemCells(row, colours, run), h("td", { class: "number" }, whole(row.questions)),
       numbers.map((column) => cell(column, row)),
-      rates.map((rate) => rateCell(rate.of(row), { colour: colours.get(row.system) })), costs.map((column) => cell(column, row))),
+      rates.map((rate) => rateCell(rate.of(row), { colour: colours.get(row.system), width: rates.length > 2 ? 46 : 140 })), costs.map((column) => cell(column, row))),
     values: [...(several ? [run] : []), row.system, row.budget, row.questions, ...numbers.map((column) => column.of(row)),
       ...rates.map((rate) => (rate.of(row) || {}).value), ...costs.map((column) => column.of(row))],
   }));
@@ -124,7 +124,7 @@ function frontierSection(summary, measure, colours) {
     areas.length > 0 && plainTable("Area under the budget curve: the mean score when every factor of the budget is equally likely",
       ["system", "budgets", measure.label, "n"],
       areas.map(([system, area]) => [system, area.budgets.map(whole).join(" to "),
-        rateCell({ ...area, value: area.area }, { colour: colours.get(system) }), whole(area.n)])),
+        rateCell({ ...area, value: area.area }, { colour: colours.get(system), width: 140 }), whole(area.n)])),
     h("details", {}, h("summary", {}, "The points as a table"), plainTable("Total tokens and score",
       ["system", "budget", "tokens", "of these ingest", measure.label, "n"],
       [...points].sort((a, b) => a.tokens - b.tokens).map((p) => [p.best ? `${p.system} *` : p.system,
@@ -137,7 +137,7 @@ function categorySection(content, summary, measure, colours) {
     summary.rows.some((row) => (row.categories[c] || {})[measure.key]));
   if (!present.length) return null;
   const rows = summary.rows.map((row) => h("tr", { class: row.control ? "control" : null }, systemCells(row, colours),
-    present.map((c) => rateCell((row.categories[c] || {})[measure.key], { colour: colours.get(row.system) }))));
+    present.map((c) => rateCell((row.categories[c] || {})[measure.key], { colour: colours.get(row.system), width: 76 }))));
   return h("section", {}, h("h2", {}, `${measure.label} by category`),
     h("div", { class: "scroll" }, h("table", {},
       h("caption", {}, "Percent, on a scale from 0 to 100; category 5 is right when it abstains."),
@@ -186,7 +186,7 @@ function forestSection(title, comparisons, summary, measure, state, again) {
 }
 
 function certificateSection(c) {
-  const rate = (found) => (found.rate === null ? "–" : rateCell({ ...found, value: found.rate }, {}));
+  const rate = (found) => (found.rate === null ? "–" : rateCell({ ...found, value: found.rate }, { width: 140 }));
   const rows = [
     ...[["false accept", c.false_accept], ["false reject", c.false_reject]].filter(([, found]) => found),
     ...Object.entries(c.sets || {}),
