@@ -77,6 +77,10 @@ def rewrite(
         status = "invalid" if report.ungraded_share(records, keys) > limit else "valid"
     own = gradings(records)[:1]
     facts = {
+        "split": folder.manifest["config"].get("split"),
+        "reader": folder.manifest["config"].get("model"),
+        "token_counter": None,
+        "left_out": {},
         **before,
         "status": status,
         "subset": before.get("subset", False),

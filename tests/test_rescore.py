@@ -17,6 +17,7 @@ from locomo.gradings import Grading
 from locomo.llm_judge import PROMPTS, Judge
 from locomo.panel import panel, verdict
 from locomo.probes import draw
+from locomo.provenance import provenance
 from locomo.run_folder import RunFolder
 from tests.conftest import ROOT, Reply, Server, completion, failure, shown, truthful
 
@@ -45,7 +46,7 @@ def make_run(path: Path, **answers: Any) -> Path:
     """A run of systems that each answer by a function of the question."""
     config = {"split": "all", "categories": [1, 2, 3, 4, 5], "num_test": None, "seed": 0, "two_options": False,
               "fail_on_error": 0.02, "folds": False, "model": "openai/reader"}  # fmt: skip
-    with RunFolder.create(path, {"config": config, "identity": {"data": DATA.sha256}}) as folder:
+    with RunFolder.create(path, {"config": config, "identity": {"data": DATA.sha256}, **provenance()}) as folder:
         for system, answer in answers.items():
             for question in DATA.questions:
                 folder.append(record(system, question, answer(question)))
@@ -228,8 +229,11 @@ def test_an_imported_run_keeps_its_own_verdicts(server: Server, tmp_path: Path) 
     run = tmp_path / "theirs"
     published = {"judge": "their-judge", "prompt": "published", "prompt_hash": None, "reason": "", "raw": "true",
                  "prompt_tokens": None, "completion_tokens": None, "unreported": None}  # fmt: skip
-    with RunFolder.create(run, {"config": {"split": "all", "categories": [1, 2, 3, 4], "num_test": None, "seed": 0,
-                                           "model": None}, "identity": {}, "published": {}}) as folder:  # fmt: skip
+    config = {"split": "all", "categories": [1, 2, 3, 4], "num_test": None, "seed": 0, "model": None, "folds": False,
+              "fail_on_error": 0.02}
+    source = {"file": "theirs.json", "licence": "none", "merges": []}
+    manifest = {"config": config, "identity": {"data": DATA.sha256}, "published": source, **provenance()}
+    with RunFolder.create(run, manifest) as folder:
         for question in ASKED:
             labels = ["correct", "correct", "wrong"]
             given = [{**published, "repeat": n, "label": label} for n, label in enumerate(labels)]
