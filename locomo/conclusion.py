@@ -22,72 +22,87 @@ from locomo.table import as_text
 Results = dict[str, Any]
 
 
+def amount(
+    manifest: Mapping[str, Any],
+    records: Sequence[Record],
+    ingests: Sequence[Record],
+    data: Dataset,
+    keys: Sequence[Key],
+    facts: Mapping[str, Any],
+    *,
+    certificates: Sequence[Certificate] = (),
+    rounds: Mapping[tuple[str, int], Results] | None = None,
+    errata: Errata | None = None,
+) -> Results:
+    """What results.json holds. Calls no model.
+
+    Args:
+        keys: what was planned; what of it has no record is ungraded.
+        facts: what it says beside the figures: status, split, reader, and so on; `cautions` are added to.
+        certificates: of judges, as they were measured; J of a judge without a passed one is withheld, unless verdicts
+            were published with their answers, and no prompt of ours gave them.
+        rounds: (system, budget) -> what asking for more was worth.
+        errata: tells the questions whose gold is wrong from the others; None for those of LOCOMO_ERRATA.
+    """
+    asked = {k[2] for k in keys}
+    questions = [question for question in data.questions if question.id in asked]
+    under = gradings(records)
+    systems = report.results(records, questions, keys)
+    stamped = [certificate.stamp(found) for found in certificates]
+    withheld = correction.settle(systems, records, stamped)
+    comparisons = [found for found in report.compared(records, questions, keys) if found["grading"] not in withheld]
+    told = _by_key(records, data, keys, under[:1], errata or _errata(data))
+    if under and under[0].name in withheld:
+        told = {}
+    alarms = [f"ALARM: {system}: {alarm}" for system, found in told.items() for alarm in found.pop("alarms")]
+    for (system, budget), figures in (rounds or {}).items():
+        systems[system]["budgets"][str(budget)]["rounds"] = figures
+    return {
+        **facts,
+        "stand_in": data.stand_in,
+        "ungraded_share": report.ungraded_share(records, keys),
+        "judge_family": shared_family(facts.get("reader") or "", under[0].judge) if under else "",
+        "certificates": stamped,
+        "withheld": withheld,
+        "records": len(records),
+        "ingest": report.ingest_cost(ingests),
+        "systems": systems,
+        "comparisons": comparisons,
+        "cautions": [*report.cautions(questions, data.questions, comparisons), *facts.get("cautions", ()), *alarms],
+        "clean_and_flagged": told,
+        "accounting": accounting.figures(manifest, records, ingests, questions),
+    }
+
+
 def conclude(
     folder: RunFolder,
     data: Dataset,
     keys: Sequence[Key],
     facts: Mapping[str, Any],
     *,
-    certificates: Sequence[Certificate] = (),
     no_judge: str = "",
-    rounds: Mapping[tuple[str, int], Results] | None = None,
     notes: Sequence[str] = (),
-    errata: Errata | None = None,
+    **more: Any,
 ) -> tuple[Results, str]:
-    """Write results.json, table.txt and the reports; returns the results and the table. Calls no model.
+    """Write results.json, table.txt and the reports; returns the results and the table.
 
     Args:
-        keys: what was planned; what of it has no record is ungraded.
-        facts: what results.json says beside the figures: status, split, reader, and so on; `cautions` are added to.
-        certificates: of judges, as they were measured; J of a judge without a passed one is withheld, unless verdicts
-            were published with their answers, and no prompt of ours gave them.
         no_judge: why there is no J, where nothing was graded.
-        rounds: (system, budget) -> what asking for more was worth.
         notes: lines for below the table.
-        errata: tells the questions whose gold is wrong from the others; None for those of LOCOMO_ERRATA.
+        more: as `amount` takes them.
     """
     records = folder.records()
-    asked = {k[2] for k in keys}
-    questions = [question for question in data.questions if question.id in asked]
-    under = gradings(records)
-    systems = report.results(records, questions, keys)
-    comparisons = report.compared(records, questions, keys)
-    told = _by_key(records, data, keys, under[:1], errata or _errata(data))
-    stamped = [certificate.stamp(found) for found in certificates]
-    withheld = correction.settle(systems, records, stamped)
-    comparisons = [found for found in comparisons if found["grading"] not in withheld]
-    if under and under[0].name in withheld:
-        told = {}
-    for (system, budget), figures in (rounds or {}).items():
-        systems[system]["budgets"][str(budget)]["rounds"] = figures
-    alarms = [f"ALARM: {system}: {alarm}" for system, found in told.items() for alarm in found.pop("alarms")]
-    family = shared_family(facts.get("reader") or "", under[0].judge) if under else ""
-    results: Results = {
-        **facts,
-        "stand_in": data.stand_in,
-        "ungraded_share": report.ungraded_share(records, keys),
-        "judge_family": family,
-        "certificates": stamped,
-        "withheld": withheld,
-        "records": len(records),
-        "ingest": report.ingest_cost(folder.ingests()),
-        "systems": systems,
-        "comparisons": comparisons,
-        "cautions": [*report.cautions(questions, data.questions, comparisons), *facts.get("cautions", ()), *alarms],
-        "clean_and_flagged": told,
-        "accounting": accounting.figures(folder.manifest, records, folder.ingests(), questions),
-    }
-    table = as_text(
-        results, no_judge=next(iter(withheld.values()), no_judge), folds=bool(folder.manifest["config"]["folds"])
-    )
-    table += correction.below(systems, stamped, family)
+    results = amount(folder.manifest, records, folder.ingests(), data, keys, facts, **more)
+    systems = results["systems"]
+    why = next(iter(results["withheld"].values()), no_judge)
+    table = as_text(results, no_judge=why, folds=bool(folder.manifest["config"]["folds"]))
+    table += correction.below(systems, results["certificates"], results["judge_family"])
     table += accounting.table(results["accounting"])
-    below = [*(answer_keys.sentence(system, found) for system, found in told.items()), *notes]
+    below = [*(answer_keys.sentence(system, found) for system, found in results["clean_and_flagged"].items()), *notes]
     table += "".join(f"\n{line}\n" for line in below if line)
     folder.write_json("results.json", results)
     folder.write_text("table.txt", "".join(f"{data.mark}{line}\n" for line in table.splitlines()))
-    run = Run(folder.path.resolve().name, folder.manifest, records, results, data)
-    publish.write([run], folder.path)
+    publish.write([Run(folder.path.resolve().name, folder.manifest, records, results, data)], folder.path)
     return results, table
 
 

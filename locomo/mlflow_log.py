@@ -60,38 +60,41 @@ def _log(folder: RunFolder, results: dict[str, Any], data: Dataset) -> str:
         parameters |= {"reader": str(results["reader"]), "judged_by": str(results["judge"])}
         mlflow.log_params({name: str(value)[:500] for name, value in parameters.items()})
         client, run_id = mlflow.MlflowClient(), str(active.info.run_id)
-        _log_metrics(client, run_id, metrics(results))
+        places = [(name, budget) for name, entry in results["systems"].items() for budget in entry["budgets"]]
+        sweep = len({budget for _, budget in places} - {"0", str(UNBOUNDED)}) > 1
+        _log_metrics(client, run_id, metrics(results, places, parts=not sweep))
         source = HTTPDatasetSource(URL)
         digest = data.sha256[:16]
         mlflow.log_input(MetaDataset(source, name=data.stand_in or "LOCOMO", digest=digest), "eval")
         for path in sorted(folder.path.iterdir()):
             if not path.name.startswith("."):
                 mlflow.log_artifact(str(path))
-        places = [(name, budget) for name, entry in results["systems"].items() for budget in entry["budgets"]]
-        if len({budget for _, budget in places} - {"0", str(UNBOUNDED)}) > 1:
+        if sweep:
             _log_places(client, active.info, results, places)
         return run_id
 
 
-def metrics(results: dict[str, Any]) -> dict[str, float]:
-    """`adaptive/1024/f1`, with `_low`, `_high`, `_n` and `_ungraded` beside it; over categories 1-5 and by category
-    under `adaptive/1024/1-5/f1` and `adaptive/1024/4/f1`; what the stages cost as `adaptive/1024/usd_answer`."""
+def metrics(results: dict[str, Any], places: list[tuple[str, str]], *, parts: bool) -> dict[str, float]:
+    """`adaptive/1024/f1`, with `_low`, `_high`, `_n` and `_ungraded` beside it, and what the stages cost as
+    `adaptive/1024/usd_answer`; with `parts` also over categories 1-5 and by category, as `adaptive/1024/1-5/f1` and
+    `adaptive/1024/4/f1`. A sweep leaves those to the runs beneath it."""
     return {
         f"{system}/{budget}/{name}": value
-        for system, entry in results["systems"].items()
-        for budget in entry["budgets"]
-        for name, value in _of_place(results, system, budget).items()
+        for system, budget in places
+        for name, value in _of_place(results, system, budget, parts=parts).items()
     }
 
 
-def _of_place(results: dict[str, Any], system: str, budget: str) -> dict[str, float]:
+def _of_place(results: dict[str, Any], system: str, budget: str, *, parts: bool = True) -> dict[str, float]:
     """The metrics of one system at one budget."""
     figures = results["systems"][system]["budgets"][budget]
-    parts = {"": figures, "1-5/": figures["categories_1_5"]}
-    parts |= {f"{category}/": part for category, part in figures["by_category"].items()}
+    chosen = {"": figures}
+    if parts:
+        chosen |= {"1-5/": figures["categories_1_5"]}
+        chosen |= {f"{category}/": part for category, part in figures["by_category"].items()}
     found = {
         f"{prefix}{name}": value
-        for prefix, part in parts.items()
+        for prefix, part in chosen.items()
         for name, value in {**flat(part), "ungraded": part["ungraded"]}.items()
     }
     found |= numbers(results["accounting"], system, budget)

@@ -20,7 +20,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from locomo import accounting, page_data, publish, report
+from locomo import page_data, publish
+from locomo.conclusion import amount
 from locomo.dataset import DataError
 from locomo.run_folder import Key, Record, RunFolderError, key, latest, parse_lines, read_manifest
 
@@ -100,22 +101,16 @@ class Followed:
         asked = [question for question in self.data.questions if question.id in ids]
         planned = list(dict.fromkeys(key(record) for record in self.records))
         config = self.manifest["config"]
-        comparisons = report.compared(self.records, asked, planned)
-        return {
+        facts = {
             "status": "unfinished",
-            "stand_in": self.data.stand_in,
             "split": config["split"],
             "subset": len(asked) < len(self.data.questions),
             "reader": next((record["model"] for record in self.records if record["model"]), None),
             "judge": config.get("judge_model"),
             "token_counter": next((record["recall"]["counter"] for record in self.records), ""),
-            "ungraded_share": report.ungraded_share(self.records, planned),
             "left_out": self.manifest.get("left_out", {}),
-            "systems": report.results(self.records, asked, planned),
-            "comparisons": comparisons,
-            "cautions": report.cautions(asked, self.data.questions, comparisons),
-            "accounting": accounting.figures(self.manifest, self.records, self.ingests, asked),
         }
+        return amount(self.manifest, self.records, self.ingests, self.data, planned, facts)
 
 
 class Watch:

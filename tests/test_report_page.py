@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from locomo.publish import write
 from locomo.run_folder import read_manifest, read_records
 from tests.chromium import Page, browser, program
 from tests.invented_run import certificate, invent, simulated
+from tests.test_view import serving
 
 pytestmark = pytest.mark.skipif(program() is None, reason="no Chromium here: apt-get install -y chromium")
 
@@ -107,11 +109,13 @@ def test_a_judge_without_a_certificate_has_no_column(page: Page, folder: Path) -
     data = Run(
         "one", read_manifest(path), read_records(path), results, simulated(folder / "again.json", conversations=2)
     )
+    (judge,) = {name for system in results["systems"].values() for entry in system["budgets"].values()
+                for name in entry["gradings"]}  # fmt: skip
     for number, (certificates, reason) in enumerate(
-        [([], "never certified"), ([certificate(passed=False)], "accepts 40")]
+        [([], "holds no certificate"), ([certificate(passed=False)], "accepts 40 %")]
     ):
-        write([Run("one", data.manifest, data.records, {**results, "certificates": certificates}, data.data)],
-              folder / str(number))  # fmt: skip
+        unproven = {**results, "certificates": certificates, "withheld": {judge: reason}}
+        write([Run("one", data.manifest, data.records, unproven, data.data)], folder / str(number))
         page.open(f"file://{folder}/{number}/report.html")
         text = page.run("document.getElementById('report').innerText")
         assert "is withheld" in text
@@ -212,6 +216,32 @@ def test_keys(opened: Page) -> None:
     assert opened.run("document.getElementById('help').open")
     opened.press("Escape")
     assert not opened.run("document.getElementById('help').open")
+
+
+def test_a_run_that_goes_on_is_shown_as_it_grows(page: Page, folder: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(folder / "one", tmp_path / "growing")
+    lines = (run / "records.jsonl").read_bytes().splitlines(keepends=True)
+    mine = [line for line in lines if b'"system":"adaptive","budget_tokens":512' in line]
+    (run / "records.jsonl").write_bytes(b"".join(mine[:10]))
+    (run / "results.json").unlink()
+    page.errors.clear()
+    with serving(run) as url:
+        page.open(f"{url}#questions")
+        assert shown(page) == (10, 10)
+        tick(page, "4")
+        left = shown(page)[0]
+        assert left < 10
+        page.press("j", "Enter")
+        asked = page.run("location.hash")
+        with (run / "records.jsonl").open("ab") as file:
+            file.write(b"".join(mine[10:40]))
+        page.wait("document.getElementById('count').textContent.endsWith('of 40')")
+        assert left < shown(page)[0] < 40, "the filter stays"
+        assert page.run("location.hash") == asked, "and so does the question that is open"
+        assert "live · 40 answers" in page.run("document.getElementById('live').innerText")
+        page.run("document.getElementById('tab-report').click()")
+        assert "unfinished" in page.run("document.querySelector('h1').innerText")
+    assert not page.errors
 
 
 def test_everything_has_a_name_for_those_who_cannot_see_it(opened: Page) -> None:

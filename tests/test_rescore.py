@@ -229,8 +229,15 @@ def test_an_imported_run_keeps_its_own_verdicts(server: Server, tmp_path: Path) 
     run = tmp_path / "theirs"
     published = {"judge": "their-judge", "prompt": "published", "prompt_hash": None, "reason": "", "raw": "true",
                  "prompt_tokens": None, "completion_tokens": None, "unreported": None}  # fmt: skip
-    config = {"split": "all", "categories": [1, 2, 3, 4], "num_test": None, "seed": 0, "model": None, "folds": False,
-              "fail_on_error": 0.02}
+    config = {
+        "split": "all",
+        "categories": [1, 2, 3, 4],
+        "num_test": None,
+        "seed": 0,
+        "model": None,
+        "folds": False,
+        "fail_on_error": 0.02,
+    }
     source = {"file": "theirs.json", "licence": "none", "merges": []}
     manifest = {"config": config, "identity": {"data": DATA.sha256}, "published": source, **provenance()}
     with RunFolder.create(run, manifest) as folder:

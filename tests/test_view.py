@@ -144,6 +144,21 @@ def test_two_runs_are_exported_side_by_side(run: Path, finished: Path, tmp_path:
     assert text.count("## How it was made") == 2
 
 
+def test_runs_are_paired_system_by_system(finished: Path) -> None:
+    (followed,) = view.follow([finished])
+    one = followed.run()
+    worse = [{**r, "recall": {**r["recall"], "turn_ids": []}} if r["system"] == "adaptive" else r for r in one.records]
+    other = page_data.Run("other", one.manifest, worse, one.results, one.data)
+    found = page_data.between([one, other])
+    assert {c["measure"] for c in found} == {"judge", "f1", "evidence_recall"}
+    for c in found:
+        assert (c["a"]["run"], c["b"]["run"]) == ("run", "other")
+        assert c["a"]["system"] == c["b"]["system"]
+        changed = c["measure"] == "evidence_recall" and c["a"]["system"] == "adaptive"
+        assert (c["difference"] > 0) == changed
+        assert c["losses"] == 0
+
+
 def test_runs_of_one_name_are_told_apart(run: Path, finished: Path) -> None:
     assert [followed.name for followed in view.follow([run, finished])] == [str(run), str(finished)]
 
@@ -202,4 +217,18 @@ def test_a_run_that_is_not_a_paragon_says_so(finished: Path) -> None:
     for status, words in (("invalid", "INVALID"), ("stopped", "stopped"), ("unfinished", "has not ended")):
         warnings = summary(manifest, {**results, "status": status})["warnings"]
         assert any(words in warning for warning in warnings)
-    assert not summary(manifest, {**results, "certificates": []})["measures"][0]["judged"]
+    assert not summary(
+        manifest,
+        {**results, "withheld": {results["systems"]["adaptive"]["budgets"]["256"]["gradings"].popitem()[0]: "why"}},
+    )["measures"][0]["judged"]
+
+
+def test_a_score_above_what_the_golds_allow_is_an_alarm(finished: Path) -> None:
+    _, results = told(finished)
+    manifest = json.loads((finished / "manifest.json").read_text())
+    found = results["systems"]["adaptive"]["budgets"]["256"]["gradings"]["openai/invented-judge (strict, original)"]
+    for stand_in, n, score, alarms in (("", 1540, 0.936, 1), ("", 1540, 0.935, 0), ("", 1539, 0.99, 0),
+                                       ("SIMULATED", 1540, 0.99, 0)):  # fmt: skip
+        found["n"], found["score"] = n, score
+        warnings = summary(manifest, {**results, "stand_in": stand_in})["warnings"]
+        assert sum(warning.startswith("ALARM: J of adaptive at 256") for warning in warnings) == alarms

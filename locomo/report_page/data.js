@@ -1,6 +1,6 @@
 // What the page knows: the content, and for each answer what is looked at often.
 
-const CONTROL_CHARACTERS = /\s+/g;
+const WHITE_SPACE = /\s+/g;
 
 async function embedded() {
   const text = document.getElementById("content").textContent.trim();
@@ -33,7 +33,7 @@ function answersOf(content) {
         run: number,
         source: `${number}/${row.system}/${row.budget}`,
         about: question,
-        searched: words.filter(Boolean).join("\n").toLowerCase().replace(CONTROL_CHARACTERS, " "),
+        searched: words.filter(Boolean).join("\n").toLowerCase().replace(WHITE_SPACE, " "),
       });
     }
   });

@@ -1,6 +1,6 @@
 // One question opened: its evidence, and each answer with what was recalled for it.
 
-const FOLD_FROM = 60;
+const FOLD_FROM = 24;
 
 function questionDetail(view, answers) {
   const { content } = view;
