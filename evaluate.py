@@ -69,7 +69,23 @@ def parser() -> argparse.ArgumentParser:
     models.add_argument("--judge-model", metavar="NAME", help="who judges, or none")
     models.add_argument("--judge-api-base", metavar="URL")
     models.add_argument("--judge-price", type=_price, metavar="P,R")
-    models.add_argument("--judge", default="strict", choices=["strict", "lenient"], help="the judge's prompt")
+    models.add_argument(
+        "--judge",
+        default="strict",
+        choices=["strict", "lenient", "mem0-new", "zep", "longmemeval"],
+        help="the judge's prompt",
+    )
+    models.add_argument(
+        "--max-false-accept",
+        type=float,
+        default=0.15,
+        metavar="SHARE",
+        help="of wrong answers, at the upper end of the interval: a judge that accepts more shows no J",
+    )
+    models.add_argument("--no-certificate", action="store_true", help="do not measure the judge, and show no J")
+    models.add_argument(
+        "--wrong-answers", metavar="FILE", help="to measure the judge on, too (default: LOCOMO_WRONG_ANSWERS)"
+    )
     how = p.add_argument_group("how it runs")
     how.add_argument("--num-threads", type=_positive, metavar="N", help="calls at once (default 4, embedded 1)")
     how.add_argument(
@@ -167,6 +183,8 @@ def _mistake(args: argparse.Namespace, argv: Sequence[str]) -> str:
         return f"--categories got {unknown}; LOCOMO has 1, 2, 3, 4 and 5."
     if not 0 <= args.fail_on_error <= 1:
         return f"--fail-on-error is {args.fail_on_error}; it is a share from 0 to 1."
+    if not 0 <= args.max_false_accept <= 1:
+        return f"--max-false-accept is {args.max_false_accept}; it is a share from 0 to 1."
     if args.retries < 0 or not 0 < args.timeout_seconds < 1e6:
         return "--retries may not be negative, and --timeout-seconds must be above 0 (and below a million)."
     if args.api_base and not args.model:

@@ -30,7 +30,7 @@ CONTEXT_TOKENS = 8192  # enough for every budget worth running on a CPU; a large
 
 @dataclass(frozen=True)
 class Tier:
-    """A model that can be had without a key. `can_judge`: whether it grades better than chance."""
+    """A model that can be had without a key."""
 
     description: str
     file: str
@@ -38,7 +38,6 @@ class Tier:
     megabytes: int
     repository: str
     package: str | None = None
-    can_judge: bool = False
 
 
 TIERS = {
@@ -63,7 +62,6 @@ TIERS = {
         "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
         1117,
         repository="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
-        can_judge=True,
     ),
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -52,18 +53,6 @@ def default_model() -> str:
     return next((model for key, model in PROVIDER_DEFAULTS.items() if os.environ.get(key)), NO_KEY_DEFAULT)
 
 
-def cannot_judge(name: str) -> str:
-    """Why a model may not judge; empty where it may."""
-    tier = embedded.TIERS.get(name.removeprefix("embedded:")) if name.startswith("embedded:") else None
-    if tier is None or tier.can_judge:
-        return ""
-    able = ", ".join(f"embedded:{name}" for name, tier in embedded.TIERS.items() if tier.can_judge)
-    return (
-        f"{name} cannot judge: measured on pairs of a gold answer with a paraphrase or another answer, models of its "
-        f"size do no better than chance; use {able} or a larger model."
-    )
-
-
 def load(
     name: str,
     *,
@@ -82,6 +71,7 @@ def load(
     per million tokens of prompt and reply, where the table does not know the model, or another.
     Raises ValueError or embedded.WeightsUnavailable with one sentence for the user.
     """
+    _check_address(api_base)
     logging.getLogger("dspy.clients.lm").setLevel(logging.ERROR)  # replies are cut at max_tokens on purpose
     if name.startswith("embedded:"):
         if api_base:
@@ -115,3 +105,13 @@ def load(
         max_tokens=max_tokens,
         price=price_of(name, api_base=api_base, named=price),
     )
+
+
+def _check_address(url: str | None) -> None:
+    """Addresses stand in manifests and error messages, so none may hold a secret."""
+    if url:
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("an API base must be an address such as http://127.0.0.1:8000/v1.")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("an API base may hold no user, password or query; put the key into OPENAI_API_KEY.")

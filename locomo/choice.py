@@ -5,7 +5,6 @@ Configuration is a dictionary with the names of evaluate.py's flags.
 
 from __future__ import annotations
 
-import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import asdict
@@ -16,11 +15,14 @@ from language_models.encoders import Encoder, EncoderUnavailable, TokenEncoder
 from language_models.encoders import load as load_encoder
 from language_models.weights import WeightsUnavailable
 from locomo import accounting, leaks
+from locomo.certificate import judged, sentence
+from locomo.certify import Certifier
 from locomo.controls import CONTROLS, Refusal
 from locomo.dataset import CATEGORIES, STAND_INS, DataError, aside, load
 from locomo.evaluate import Task, conversation_tokens, plan, prompt_overhead, window_budget
-from locomo.llm_judge import Judge
+from locomo.llm_judge import Judge, shared_family
 from locomo.metrics import options
+from locomo.probes import WrongAnswersError
 from locomo.provenance import digest, recalling_code
 from locomo.run_folder import Key
 from locomo.split_data import held_out_part, parse, part, sample
@@ -77,8 +79,10 @@ class Choice:
 
     def _choose_models(self) -> None:
         self.reader = self.judge_model = self.judge = None
+        self.certifier: Certifier | None = None
+        self.family = ""
         self.no_judge = "the run asked no model"
-        api_base, judge_api_base = (_without_credentials(self.config[k]) for k in ("api_base", "judge_api_base"))
+        api_base, judge_api_base = self.config["api_base"], self.config["judge_api_base"]
         if self.config["recall_only"]:
             return
         from language_models import roles
@@ -88,8 +92,6 @@ class Choice:
         # A judge is chosen unasked only where the reader was: nothing is spent on what nobody named.
         if judge is None and not self.config["model"] and name != roles.NO_KEY_DEFAULT:
             judge = name
-        if reason := roles.cannot_judge(judge or ""):
-            raise Refused(reason)
         calls = {"timeout_seconds": self.config["timeout_seconds"], "retries": self.config["retries"], "say": aside}
         try:
             self.reader = roles.load(
@@ -110,6 +112,17 @@ class Choice:
         except (ValueError, WeightsUnavailable) as error:
             raise Refused(str(error)) from error
         self.judge = Judge(self.judge_model.lm, prompt=self.config["judge"])
+        self.family = shared_family(self.reader.name, self.judge_model.name)
+        try:
+            self.certifier = Certifier(
+                self.data,
+                self.judge_model,
+                self.judge,
+                address=judge_api_base,
+                wrong_answers=self.config["wrong_answers"],
+            )
+        except WrongAnswersError as error:
+            raise Refused(str(error)) from error
         self.no_judge = "no answer in categories 1-4 was graded."
 
     def _note_counter(self) -> None:
@@ -307,6 +320,7 @@ class Choice:
         else:
             judge = f"{self.judge_model.name} ({self.config['judge']})" if self.judge_model else "nobody"
             self.say(f"{self.reader.name} answers, {judge} judges; forecast: at most {self._forecast(done)}.")
+            self._announce_judge()
         systems = {task.system: 0 for task in self.tasks}
         counts = Counter(question.category for question in self.questions)
         self.say(
@@ -318,6 +332,18 @@ class Choice:
             self.say(notice)
         if self.data.stand_in:
             self.say(STAND_INS[self.data.stand_in])
+
+    def _announce_judge(self) -> None:
+        """What the judge's numbers will be worth, and what it costs to know."""
+        if self.family:
+            self.say(f"The judge is of the reader's own family ({self.family}) and may favour its answers.")
+        if self.certifier is None or self.config["no_certificate"]:
+            return
+        found = self.certifier.kept()
+        if found is None:
+            self.say(f"The judge has no certificate; it is measured first: {self.certifier.forecast()}.")
+        else:
+            self.say(sentence(judged(found, max_false_accept=self.config["max_false_accept"])))
 
     def _forecast(self, done: Collection[Key]) -> str:
         """An upper bound on calls, tokens and dollars, but for retries and for memories that call a model to write."""
@@ -338,12 +364,12 @@ class Choice:
         replies = calls * self.reader.max_tokens
         cost = accounting.forecast(self.reader, prompts, replies)
         if self.judge_model:
-            judged = [task.question for task in tasks if task.question.gold is not None]
-            grading = sum(500 + self.judge_model.count(f"{q.text}{q.gold}") + self.reader.max_tokens for q in judged)
-            calls += len(judged)
+            graded = [task.question for task in tasks if task.question.gold is not None]
+            grading = sum(500 + self.judge_model.count(f"{q.text}{q.gold}") + self.reader.max_tokens for q in graded)
+            calls += len(graded)
             prompts += grading
-            replies += len(judged) * self.judge_model.max_tokens
-            extra = accounting.forecast(self.judge_model, grading, len(judged) * self.judge_model.max_tokens)
+            replies += len(graded) * self.judge_model.max_tokens
+            extra = accounting.forecast(self.judge_model, grading, len(graded) * self.judge_model.max_tokens)
             cost = None if cost is None or extra is None else cost + extra
         money = accounting.money(cost, self.reader, self.judge_model)
         return f"{calls:,} calls, {prompts + replies:,} tokens, {money} without retries"
@@ -387,13 +413,3 @@ class Choice:
         if self.judge_model and self.judge:
             identity["judge"] = f"{self.judge_model.name} {self.judge.prompt} {self.judge.prompt_hash}"
         return identity
-
-
-def _without_credentials(url: str | None) -> str | None:
-    if url:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise Refused("an API base must be an address such as http://127.0.0.1:8000/v1.")
-        if parts.username or parts.password or parts.query:
-            raise Refused("an API base may hold no user, password or query; put the key into OPENAI_API_KEY.")
-    return url

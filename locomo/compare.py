@@ -4,7 +4,8 @@
     python -m locomo.compare runs/A --measure f1                      the systems of one run with each other
 
 prints each system's score and, for every two at the same budget, the paired difference with its interval and tests,
-corrected by Holm over all that is printed. Where runs differ in what makes scores comparable, the first line says so.
+corrected by Holm over all that is printed; the controls none, refusal and oracle are compared where --system names
+them. Where runs differ in what makes scores comparable, the first line says so.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 from locomo import report, scores, table
 from locomo.comparisons import Entrant, corrected, place, versus
+from locomo.controls import CONTROLS
 from locomo.dataset import CATEGORIES, DataError, Dataset, Question, load
 from locomo.evaluate import UNBOUNDED
 from locomo.gradings import Grading, gradings, prompt_hashes
@@ -57,7 +59,7 @@ class Run:
         try:
             status = json.loads((path / "results.json").read_bytes())["status"]
         except (OSError, ValueError, KeyError, TypeError):
-            status = "valid"
+            status = "not finished"
         return cls(name, manifest, status, records, frozenset(asked))
 
     @property
@@ -120,7 +122,7 @@ def _compare(args: argparse.Namespace) -> tuple[Dataset, list[str]]:
     family = []
     for category in [None, *(categories if args.by_category and len(categories) > 1 else [])]:
         chosen = {question.id for question in shared if category in (None, question.category)}
-        for a, b in _matches(entrants):
+        for a, b in _matches(entrants if args.system else _contestants(entrants)):
             family.append(versus(_only(a, chosen), _only(b, chosen), measure, grading=grading, category=category))
     comparisons = corrected(family)
     told = f"{len(shared):,} questions of categories {', '.join(map(str, categories))}{_beside(runs, possible)}."
@@ -260,6 +262,13 @@ def _entrants(
     return entrants
 
 
+def _contestants(entrants: Sequence[Entrant]) -> Sequence[Entrant]:
+    """All but the controls, which are compared where they are named, or where there is nothing else: each comparison
+    more takes from the others what Holm's correction leaves them."""
+    contestants = [entrant for entrant in entrants if entrant.system not in CONTROLS]
+    return contestants if len(contestants) > 1 else entrants
+
+
 def _matches(entrants: Sequence[Entrant]) -> Iterator[tuple[Entrant, Entrant]]:
     """Every two at the same budget; a system with one budget of its own meets the others at theirs. Where that leaves
     nothing, as with one system at two budgets, every two."""
@@ -291,18 +300,20 @@ def _scores(
         pairs = by_name[entrant.run].pairs((entrant.system, entrant.budget), questions)
         found = report.rate(entrant.scores, scores.asked(pairs, measure))
         gave_up = len({question.id for question, record in pairs if record and failed(record)})
-        score = f"{table.percent(found['score'])} {table.span(found['interval'])}"
+        simple = None if found["naive"] is None else (found["naive"][1] - found["naive"][0]) / 2
+        worth = [table.points(found["score"]), table.span(found["interval"]), table.points(found["half_width"])]
+        worth += [table.points(simple), "-" if found["design_effect"] is None else f"{found['design_effect']:.1f}"]
         bounds = table.percent(found["worst"]), table.percent(found["best"])
-        body.append([table.who(place(entrant)), score, str(found["n"]), str(gave_up), str(found["ungraded"]), *bounds])
-    headers = ["system", MEASURES[measure], "n", "failed", "ungraded", "worst", "best"]
+        counts = [str(count) for count in (found["n"], gave_up, found["ungraded"])]
+        body.append([table.who(place(entrant)), *worth, *counts, *bounds])
+    headers = ["system", MEASURES[measure], "interval", "±", "naive ±", "design effect", "n", "failed", "ungraded"]
+    headers += ["worst", "best"]
     return table.grid(f"{title}, with 95 % intervals clustered by conversation", headers, body)
 
 
 def _unfair(runs: Sequence[Run], entrants: Sequence[Entrant], measure: str) -> list[str]:
     """`not comparable because …`, one line for each run that is not like the first, or did not end well."""
-    told = [
-        f"not comparable because {run.name} is {run.status}" for run in runs if run.status not in ("valid", "complete")
-    ]
+    told = [f"not comparable because {run.name} is {run.status}" for run in runs if run.status != "valid"]
     first = runs[0]
     for run in runs[1:]:
         reasons = [

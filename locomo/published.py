@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from locomo import answer_keys, merged, report
+from locomo.conclusion import conclude
 from locomo.dataset import ANSWERABLE, STAND_INS, DataError, Dataset, Question, comparable, load
 from locomo.evaluate import UNBOUNDED
 from locomo.metrics import FREE
 from locomo.provenance import digest, provenance
 from locomo.published_formats import FORMATS, Format, at, first, recognise
 from locomo.run_folder import Key, Record, RunFolder, RunFolderError, key
-from locomo.table import as_text
 
 FAIL_ON_ERROR = 0.02
 """The share of ungraded answers from which a run is invalid, as in evaluate.py."""
@@ -280,36 +280,27 @@ def write(
             folder.append(record)
         records = folder.records()
         share = report.ungraded_share(records, keys)
-        invalid = share > FAIL_ON_ERROR or any(merge.flagged for _, merge in found.merges)
-        systems = report.results(records, found.questions, keys)
-        comparisons = report.compared(records, found.questions, keys)
-        told, figures = _told(found, errata)
-        status = "invalid" if invalid else "valid"
-        results = {
+        status = "invalid" if share > FAIL_ON_ERROR or any(merge.flagged for _, merge in found.merges) else "valid"
+        told, figures = _told(found)
+        facts = {
             "status": status,
-            "stand_in": data.stand_in,
             "split": "all",
             "subset": False,
             "reader": found.model,
             "judge": f"{found.judge or 'unknown'} (published)" if any(r["verdicts"] for r in records) else None,
             "token_counter": None,
-            "ungraded_share": share,
             "left_out": {},
             "ledger": {"test_scored": None, "broken": []},
-            "ingest": {},
-            "systems": systems,
-            "comparisons": comparisons,
-            "cautions": report.cautions(found.questions, data.questions, comparisons),
             "published": {**_source(found), "scores": figures},
         }
-        table = "\n".join([*told, "", as_text(results, no_judge="the file holds no verdicts.")])
-        folder.write_json("results.json", results)
-        folder.write_text("table.txt", "".join(f"{data.mark}{line}\n" for line in table.splitlines()))
+        _, table = conclude(
+            folder, data, keys, facts, no_judge="the file holds no verdicts.", notes=told, errata=errata
+        )
     return status, table
 
 
-def _told(found: Published, errata: answer_keys.Errata | None) -> tuple[list[str], dict[str, Any]]:
-    """What to say of a file before its table, and the figures in it by system."""
+def _told(found: Published) -> tuple[list[str], dict[str, Any]]:
+    """What to say of a file below its table, and the figures in it by system."""
     told = [
         f"Others' answers: {found.path.name} ({found.format.licence}), {found.model or 'an unnamed model'} answers, "
         f"{found.judge or 'an unnamed model'} judges."
@@ -328,16 +319,6 @@ def _told(found: Published, errata: answer_keys.Errata | None) -> tuple[list[str
         figures[system] = {"mean": mean, "majority": majority, "n": len(of), "repeats": repeats}
         of_repeats = f" as the mean of {repeats} verdicts, {100 * majority:.2f} by majority" if repeats > 1 else ""
         told.append(f"{system}: J {100 * mean:.2f}{of_repeats}, n = {len(of):,}, {len(mine) - len(of):,} ungraded.")
-        if errata:
-            parts = answer_keys.side_by_side(of, errata.flagged)
-            figures[system] |= parts
-            listed = ", ".join(
-                f"{100 * part['accuracy']:.2f} on the {part['n']:,} {name} questions"
-                for name, part in parts.items()
-                if part["n"]
-            )
-            told.append(f"{system}: J {listed}.")
-            told += [f"ALARM: {system}: {alarm}" for alarm in answer_keys.alarms(of, found.questions, errata.flagged)]
     return told, figures
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 from locomo import abstention, scores
@@ -84,10 +85,10 @@ def grouped(records: Iterable[Record], questions: Iterable[Question], planned: I
 def rate(found: dict[str, float], asked: Sequence[str]) -> Results:
     """What the mean of some questions' scores is worth.
 
-    `score`, `sum` and `n` over the questions that have one; `interval` clustered by conversation, `bootstrap` the same
-    by resampling conversations, `naive` and (for scores of 0 and 1) `wilson` as if questions were independent,
-    `design_effect` what they are not; of `asked` how many are `ungraded`, and the score if those were all wrong
-    (`worst`) or right (`best`). Null where there is none.
+    `score`, `sum` and `n` over the questions that have one; `interval` clustered by conversation, with the `half_width`
+    that it has before it is cut to [0, 1]; `bootstrap` the same by resampling conversations; `naive` and (for scores of
+    0 and 1) `wilson` as if questions were independent, `design_effect` how far they are not; of `asked` how many are
+    `ungraded`, and the score if those were all wrong (`worst`) or right (`best`). Null where there is none.
     """
     values, clusters = list(found.values()), scores.conversations(found)
     estimate = clustered_mean(values, clusters)
@@ -97,6 +98,7 @@ def rate(found: dict[str, float], asked: Sequence[str]) -> Results:
     return {
         "score": estimate.mean,
         "interval": None if estimate.low is None else [estimate.low, estimate.high],
+        "half_width": estimate.half_width,
         "bootstrap": _listed(bootstrap(values, clusters)),
         "naive": _listed(naive(values)),
         "wilson": _listed(wilson(estimate.mean, estimate.n)) if binary and estimate.mean is not None else None,
@@ -216,8 +218,8 @@ def _gap_closed(system: str, budget: int, groups: Groups, under: Sequence[Gradin
 
 def compared(records: Sequence[Record], questions: Iterable[Question], planned: Iterable[Key]) -> list[Results]:
     """The paired comparisons that a table needs beside it, over categories 1-4, by every measure and grading that the
-    run has: of all systems at the same budget with each other, and with the better of the controls that know nothing.
-    Holm's correction is over all comparisons by one measure. See `locomo.comparisons` for the keys."""
+    run has: of all systems at the same budget (`level`) with each other, and with the better of the controls that know
+    nothing. Holm's correction is over one measure at one budget. See `locomo.comparisons` for the other keys."""
     groups = grouped(records, questions, planned)
     pairs = {key: [pair for pair in of if pair[0].category in ANSWERABLE] for key, of in groups.items()}
     found: list[Results] = []
@@ -225,31 +227,30 @@ def compared(records: Sequence[Record], questions: Iterable[Question], planned: 
         entrants = {
             key: Entrant(*key, mine) for key, of in pairs.items() if (mine := scores.by_question(of, measure, grading))
         }
-        matches = _matches(entrants, floor=measure != "evidence_recall")
-        found += corrected([versus(entrants[a], entrants[b], measure, grading=grading) for a, b in matches])
+        for level, matches in _matches(entrants, floor=measure != "evidence_recall").items():
+            family = [versus(entrants[a], entrants[b], measure, grading=grading) for a, b in matches]
+            found += [{**comparison, "level": level} for comparison in corrected(family)]
     return found
 
 
-def _matches(entrants: dict[Place, Entrant], *, floor: bool) -> list[tuple[Place, Place]]:
-    """Which are compared. A system with one budget of its own (full context) meets the others at each of theirs."""
+def _matches(entrants: dict[Place, Entrant], *, floor: bool) -> dict[int, list[tuple[Place, Place]]]:
+    """Budget -> who is compared. A system with one budget of its own (full context) meets the others at theirs."""
     systems: dict[str, list[int]] = defaultdict(list)
     for system, budget in entrants:
         systems[system].append(budget)
     controls = {name: systems.pop(name) for name in CONTROLS if name in systems}
     levels = controls.get("oracle") or sorted({budget for budgets in systems.values() for budget in budgets})
     floors = [entrants[name, 0] for name in ("none", "refusal") if floor and (name, 0) in entrants]
-    best = max(floors, key=lambda entrant: entrant.mean, default=None)
-    matches: dict[tuple[Place, Place], None] = {}
+    lowest = [max(floors, key=lambda entrant: entrant.mean)] if floors else []
+    matches: dict[int, list[tuple[Place, Place]]] = {}
     for level in levels:
         here = [
             (system, level if level in budgets else budgets[0])
             for system, budgets in systems.items()
             if level in budgets or len(budgets) == 1
         ]
-        matches |= dict.fromkeys((a, b) for i, a in enumerate(here) for b in here[i + 1 :])
-        if best:
-            matches |= dict.fromkeys((a, (best.system, best.budget)) for a in here)
-    return list(matches)
+        matches[level] = list(combinations(here, 2)) + [(a, (b.system, b.budget)) for a in here for b in lowest]
+    return matches
 
 
 def cautions(asked: Sequence[Question], everything: Sequence[Question], found: Sequence[Results]) -> list[str]:

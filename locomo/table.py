@@ -91,7 +91,7 @@ def _worth(rows: Sequence[Row], measure: str) -> list[str]:
             budget_name(budget),
             percent(entry[measure]),
             span(entry[f"{measure}_bootstrap"]),
-            span(entry[f"{measure}_wilson"] or entry[f"{measure}_naive"]),
+            span(_within_bounds(entry[f"{measure}_wilson"] or entry[f"{measure}_naive"])),
             _number(entry[f"{measure}_design_effect"], 1),
             percent(entry[f"{measure}_worst"]),
             percent(entry[f"{measure}_best"]),
@@ -106,12 +106,16 @@ def _worth(rows: Sequence[Row], measure: str) -> list[str]:
     )
     parts = [grid(told, headers + (["of the gap none-oracle"] if closed else []), body)] if body else []
     blind = {
-        f"The gap between none and oracle is not distinguishable from zero ({MEASURES[measure]} "
-        f"{signed(found['gap'])}): where the evidence itself does not help, no memory is measured."
+        f"The gap between none and oracle ({MEASURES[measure]} {signed(found['gap'])}) cannot be told from zero here, "
+        "so no share of it is shown: where the evidence itself does not help, no memory is measured."
         for *_, entry in rows
         if (found := entry["gap_closed"].get(measure)) and found["share"] is None
     }
     return parts + sorted(blind)
+
+
+def _within_bounds(interval: Sequence[float] | None) -> list[float] | None:
+    return None if interval is None else [max(0.0, interval[0]), min(1.0, interval[1])]
 
 
 def _gap(found: Results | None) -> str:
@@ -125,20 +129,22 @@ def _gap(found: Results | None) -> str:
 def _comparisons(found: Sequence[Results], measure: str, rows: Sequence[Row]) -> list[str]:
     of = [c for c in found if c["measure"] == measure]
     mine = [c for c in of if c["grading"] == of[0]["grading"]]  # the first grading is the run's own
-    if len(mine) > MOST_COMPARISONS:
-        means = {(name, int(budget)): entry[measure] or 0.0 for name, budget, entry in rows}
-        best = set()
-        for c in mine:
-            of_budget = [w for other in mine for w in (other["a"], other["b"]) if w["budget"] == c["a"]["budget"]]
-            leader = max(of_budget, key=lambda who: means[who["system"], who["budget"]])
-            best.add((leader["system"], leader["budget"]))
-        shown = [c for c in mine if any((c[x]["system"], c[x]["budget"]) in best for x in ("a", "b"))]
-    else:
-        shown = mine
-    parts = comparison_grid(shown)
-    if len(shown) < len(mine):
-        parts.append(f"{len(mine) - len(shown)} more comparisons are in results.json.")
-    return parts
+    if len(mine) <= MOST_COMPARISONS:
+        return comparison_grid(mine)
+    means = {(name, int(budget)): entry.get(measure) or 0.0 for name, budget, entry in rows}
+    leaders = {
+        level: max((_place(c[side]) for c in mine if c["level"] == level for side in "ab"), key=lambda who: means[who])
+        for level in dict.fromkeys(c["level"] for c in mine)
+    }
+    shown = [c for c in mine if leaders[c["level"]] in (_place(c["a"]), _place(c["b"]))]
+    return [
+        *comparison_grid(shown),
+        f"{len(mine) - len(shown)} more, not with the best of a budget, are in results.json.",
+    ]
+
+
+def _place(entrant: Results) -> tuple[str, int]:
+    return entrant["system"], entrant["budget"]
 
 
 def comparison_grid(found: Sequence[Results]) -> list[str]:
@@ -162,10 +168,11 @@ def comparison_grid(found: Sequence[Results]) -> list[str]:
         for c in found
     ]
     first = found[0]
+    families = " or ".join(dict.fromkeys(str(c["family"]) for c in found))
     under = f" ({first['grading']})" if first["grading"] else ""
     title = (
         f"Paired on the same questions, {MEASURES[first['measure']]}{under}: clustered 95 % intervals; McNemar takes "
-        f"questions for\nindependent, sign flips conversations; Holm over {first['family']}; detectable: the smallest "
+        f"questions for\nindependent, sign flips conversations; Holm over {families}; detectable: the smallest "
         "true difference found in 80 % of repetitions"
     )
     return [grid(title, headers, body)]
@@ -277,6 +284,11 @@ def budget_name(budget: str | int) -> str:
 
 def percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def points(fraction: float | None) -> str:
+    """To a hundredth of a point, as published scores are."""
+    return "-" if fraction is None else f"{100 * fraction:.2f}"
 
 
 def span(interval: Sequence[float] | None, digits: int = 1) -> str:

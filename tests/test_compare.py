@@ -61,6 +61,7 @@ def folder(tmp_path: Path, data: Path) -> Callable[..., Path]:
             for system, answer in systems.items():
                 for question in questions:
                     run.append({**answer(question), "system": system, "budget_tokens": budget})
+            run.write_json("results.json", {"status": "valid"})
         return tmp_path / name
 
     return make
@@ -82,7 +83,9 @@ def test_two_systems_of_one_run(folder: Any, say: Any) -> None:
     assert code == 0
     assert out.startswith("121 questions of categories 1, 2, 3, 4.\n")
     assert "J under m/judge (strict, original), mean of repeats, with 95 % intervals" in out
-    assert re.search(r"a @512 +\d+\.\d \[\d+\.\d, \d+\.\d\] +121 +0 +0 ", out)
+    assert re.search(r"a @512 +54\.55 +\[45\.7, 63\.1\] +- +9\.00 +0\.0 +121 +0 +0 +54\.5 +54\.5", out), (
+        "all alike: Wilson"
+    )
     (row,) = [line for line in out.splitlines() if line.startswith("a @512") and "b @512" in line]
     assert f"{55}/0/66" in row, "five questions of eleven conversations more"
     assert "0.0010" in row, "2 of 2^11 sign patterns"
@@ -145,6 +148,14 @@ def test_by_category_holm_is_over_all_that_is_printed(folder: Any, say: Any) -> 
     assert "Holm over 3;" in out
 
 
+def test_controls_are_compared_where_they_are_named_or_alone(folder: Any, say: Any) -> None:
+    run = folder("run", a=right(range(6)), b=right([0]), none=right([]), oracle=right(range(20)))
+    assert "Holm over 1;" in say(run)[1]
+    assert "none @512" in say(run)[1], "their scores are shown"
+    assert "Holm over 3;" in say(run, "--system", "a,none,oracle")[1]
+    assert "Holm over 3;" in say(folder("alone", a=right([1]), none=right([]), oracle=right([1, 2])))[1]
+
+
 def test_failed_and_ungraded_stand_apart(folder: Any, say: Any) -> None:
     def fragile(question: Question) -> dict[str, Any]:
         if question.index == 0:
@@ -154,8 +165,8 @@ def test_failed_and_ungraded_stand_apart(folder: Any, say: Any) -> None:
     _, out, _ = say(folder("run", a=fragile, b=right(range(20))))
     (row,) = [line for line in out.splitlines() if re.match(r"a @512 +\d", line)]
     numbers = row.split("]")[1].split()
-    assert numbers[:3] == ["110", "11", "11"], "n, failed, ungraded"
-    assert numbers[3:] == [f"{100 * 99 / 121:.1f}", f"{100 * 110 / 121:.1f}"], "worst, best"
+    assert numbers[3:6] == ["110", "11", "11"], "n, failed, ungraded"
+    assert numbers[6:] == [f"{100 * 99 / 121:.1f}", f"{100 * 110 / 121:.1f}"], "worst, best"
 
 
 def test_a_grading_is_chosen_where_there_are_several(folder: Any, say: Any) -> None:
@@ -238,8 +249,10 @@ def test_a_run_that_never_asked_a_question_leaves_it_ungraded(folder: Any, say: 
     run = folder("run", a=right(range(20)), b=right(range(20)))
     lines = (run / "records.jsonl").read_text().splitlines(keepends=True)
     (run / "records.jsonl").write_text("".join(lines[:-50]))
+    (run / "results.json").unlink()
     _, out, _ = say(run)
+    assert out.startswith("not comparable because run is not finished\n")
     (row,) = [line for line in out.splitlines() if re.match(r"b @512 +\d", line)]
     numbers = row.split("]")[1].split()
-    assert int(numbers[0]) + int(numbers[2]) == 121
-    assert int(numbers[2]) > 30
+    assert int(numbers[3]) + int(numbers[5]) == 121
+    assert int(numbers[5]) > 30

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, Reply, Server, completion, failure
+from locomo.dataset import read
+from locomo.probes import draw
+from tests.conftest import ROOT, Reply, Server, completion, failure, shown, truthful
 
 SECRET = "sk-test-0123456789abcdefghij"
 
@@ -46,7 +49,7 @@ def everything(folder: Path) -> str:
 def test_recall_only_asks_no_model_and_imports_none(tmp_path: Path) -> None:
     script = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); import evaluate\n"
-        "words = '--recall-only --split all --budgets 64,128 --run-dir run --no-mlflow'.split()\n"
+        "words = '--recall-only --split all --budgets 64,128,400 --run-dir run --no-mlflow'.split()\n"
         "code = evaluate.main(words)\n"
         "print('imported:', {'litellm', 'mlflow', 'xllamacpp', 'torch'} & set(sys.modules)); sys.exit(code)"
     )
@@ -66,6 +69,9 @@ def test_recall_only_asks_no_model_and_imports_none(tmp_path: Path) -> None:
         assert set(figures["by_category"]) == {"1", "2", "3", "4", "5"}
     assert systems["oracle"]["budgets"]["128"]["evidence_recall"] == 1
     assert systems["none"]["budgets"]["0"]["evidence_recall"] == 0
+    (large,) = [told for told in results(tmp_path / "run")["cautions"] if "of the mean conversation" in told]
+    assert large.startswith("A budget of 400 tokens holds ")
+    assert done.stdout.count(large) == 2, "before anything is asked, and under the table"
 
 
 def test_the_recall_of_the_adaptive_memory_on_locomo(locomo: Any, tmp_path: Path) -> None:
@@ -84,9 +90,10 @@ def test_the_recall_of_the_adaptive_memory_on_locomo(locomo: Any, tmp_path: Path
 
 def test_a_run_ends_in_a_table_of_all_systems(server: Server, tmp_path: Path) -> None:
     done = evaluate(*remote(server, "--judge-model", "openai/scripted-judge", "--judge-api-base", server.url,
-                            "--run-dir", "run"), cwd=tmp_path)  # fmt: skip
+                            "--no-certificate", "--run-dir", "run"), cwd=tmp_path)  # fmt: skip
     # The scripted judge says what the scripted reader says, which is no label.
     assert done.returncode == 3, done.stderr
+    assert "J is not shown: openai/scripted-judge (strict, original) was not measured" in done.stdout
     first = done.stdout.splitlines()[0]
     assert first.startswith("SAMPLE  openai/scripted answers, openai/scripted-judge (strict) judges; forecast: at most")
     found = records(tmp_path / "run")
@@ -102,22 +109,63 @@ def test_a_run_ends_in_a_table_of_all_systems(server: Server, tmp_path: Path) ->
     assert figures["adaptive"]["budgets"]["150"]["judge_n"] == 0
 
 
+def judged(server: Server, *more: str) -> list[str]:
+    return remote(server, "--judge-model", "openai/judge", "--judge-api-base", server.url, "--systems", "adaptive",
+                  "--run-dir", "run", *more)  # fmt: skip
+
+
 def test_judged_answers_are_counted_exactly(server: Server, tmp_path: Path) -> None:
+    """By a judge that errs never, but for two answers that it lets pass."""
+    known = truthful(draw(read(ROOT / "data" / "sample.json"), 25))
+
     def answer(number: int, body: dict[str, Any]) -> Reply:
-        prompt = body["messages"][-1]["content"]
-        if body["model"] == "judge":
-            return completion("yes" if "Gold: Bruno" in prompt or "Gold: 120 euros" in prompt else "no")
-        return completion("No information available")
+        if body["model"] != "judge":
+            return completion("Not mentioned in it")
+        _, gold, said = shown(body)
+        if said == "Not mentioned in it":
+            return completion("yes" if gold in ("Bruno", "120 euros") else "no")
+        return known(number, body)
 
     server.answer = answer
-    done = evaluate(*remote(server, "--judge-model", "openai/judge", "--judge-api-base", server.url, "--systems",
-                            "adaptive", "--run-dir", "run"), cwd=tmp_path)  # fmt: skip
+    cache = {"EMBEDDED_MODELS_DIR": str(tmp_path / "models")}
+    done = evaluate(*judged(server, "--max-false-accept", "1"), cwd=tmp_path, **cache)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "The judge has no certificate; it is measured first: " in done.stdout
     figures = results(tmp_path / "run")["systems"]["adaptive"]["budgets"]["150"]
     assert (figures["judge_correct"], figures["judge_n"], figures["ungraded"]) == (2, 11, 0)
+    assert figures["judge_corrected"] == figures["judge"] == 2 / 11
+    assert figures["judge_corrected_interval"] is None, "one conversation has no interval"
     assert figures["by_category"]["4"]["judge"] == 2 / 5
     assert figures["by_category"]["5"]["f1"] == 1.0, "an abstention is right in category 5"
     assert "judge" not in figures["by_category"]["5"]
+    (certificate,) = results(tmp_path / "run")["certificates"]
+    assert (certificate["judge"], certificate["prompt"], certificate["passed"]) == ("openai/judge", "strict", True)
+    assert "openai/judge (strict) is certified" in (tmp_path / "run" / "table.txt").read_text()
+    asked = len(server.requests)
+    assert evaluate("--resume", "run", cwd=tmp_path, **cache).returncode == 0
+    assert len(server.requests) == asked, "the certificate is kept"
+
+
+def test_a_judge_that_accepts_everything_shows_no_score(server: Server, tmp_path: Path) -> None:
+    server.answer = lambda number, body: completion("yes")
+    done = evaluate(*judged(server), cwd=tmp_path, EMBEDDED_MODELS_DIR=str(tmp_path / "models"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "J is not shown: openai/judge (strict) failed its certificate" in done.stdout
+    assert "it accepts 100.0 %" in done.stdout
+    found = results(tmp_path / "run")
+    assert "judge" not in found["systems"]["adaptive"]["budgets"]["150"]
+    assert not found["certificates"][0]["passed"]
+    assert all(record["verdicts"] or record["question_id"] in ("sample-1#11", "sample-1#12")
+               for record in records(tmp_path / "run")), "its verdicts are kept"  # fmt: skip
+
+
+def test_a_judge_that_cannot_be_measured_ends_the_run_before_it_costs_anything(server: Server, tmp_path: Path) -> None:
+    server.answer = lambda number, body: failure(500) if body["model"] == "judge" else completion("Sourdough")
+    done = evaluate(*judged(server), cwd=tmp_path, EMBEDDED_MODELS_DIR=str(tmp_path / "models"))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert re.search(r"no call can succeed: judge: (\d+) of \1 calls to the judge failed", done.stdout)
+    assert not any(body["model"] == "scripted" for body in server.requests)
+    assert "--resume run" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -128,7 +176,11 @@ def test_judged_answers_are_counted_exactly(server: Server, tmp_path: Path) -> N
         (["--budgets", "512", "--budget-tokens", "512"], "say the same thing twice"),
         (["--categories", "6"], "LOCOMO has 1, 2, 3, 4 and 5"),
         (["--model", "embedded:huge"], "no tier (tiny, small, base)"),
-        (["--model", "openai/x", "--judge-model", "embedded:small"], "embedded:small cannot judge"),
+        (["--model", "openai/x", "--max-false-accept", "15"], "--max-false-accept is 15.0; it is a share"),
+        (
+            ["--model", "openai/x", "--judge-model", "openai/y", "--tokenizer", "o200k_base", "--wrong-answers", "no"],
+            "cannot read the wrong answers 'no'",
+        ),
         (["--api-base", "http://127.0.0.1:1/v1"], "--api-base needs --model"),
         (["--model", "openai/x", "--api-base", "http://me:pw@host/v1"], "may hold no user, password"),
         (["--recall-only", "--model", "openai/x"], "--recall-only asks no model"),
@@ -167,15 +219,19 @@ def test_a_dry_run_says_what_it_would_cost(server: Server, tmp_path: Path) -> No
 
 
 def test_the_controls_and_what_they_show_stand_in_the_table(server: Server, tmp_path: Path) -> None:
+    known = truthful(draw(read(ROOT / "data" / "sample.json"), 25))
+
     def answer(number: int, body: dict[str, Any]) -> Reply:
-        prompt = body["messages"][-1]["content"]
-        if body["model"] == "judge":
-            return completion("yes" if "Answer: Sourdough" in prompt else "no")
-        return completion("Sourdough" if "#" in prompt.partition("Memory:")[2] else "Baguette")
+        if body["model"] != "judge":
+            memory = body["messages"][-1]["content"].partition("Memory:")[2]
+            return completion("A loaf of bread" if "#" in memory else "A pair of shoes")
+        said = shown(body)[2]
+        return completion("yes") if said == "A loaf of bread" else known(number, body)
 
     server.answer = answer
-    done = evaluate(*remote(server, "--judge-model", "openai/judge", "--judge-api-base", server.url,
-                            "--run-dir", "run"), cwd=tmp_path)  # fmt: skip
+    judge = ["--judge-model", "openai/judge", "--judge-api-base", server.url, "--max-false-accept", "1"]
+    models = {"EMBEDDED_MODELS_DIR": str(tmp_path / "models")}
+    done = evaluate(*remote(server, *judge, "--run-dir", "run"), cwd=tmp_path, **models)
     assert done.returncode == 0, done.stdout + done.stderr
     found = results(tmp_path / "run")
     figures = {name: next(iter(system["budgets"].values())) for name, system in found["systems"].items()}
@@ -189,14 +245,6 @@ def test_the_controls_and_what_they_show_stand_in_the_table(server: Server, tmp_
     assert "Paired on the same questions, J (openai/judge (strict, original))" in done.stdout
     assert "One conversation: no interval and no test" in done.stdout
     assert done.stdout.count("of the mean conversation") == 0
-
-
-def test_a_budget_that_leaves_nothing_to_choose_is_said(tmp_path: Path) -> None:
-    done = evaluate("--recall-only", "--budgets", "100,400", "--systems", "recent", "--run-dir", "run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    (told,) = [c for c in results(tmp_path / "run")["cautions"] if "of the mean conversation" in c]
-    assert told.startswith("A budget of 400 tokens holds ")
-    assert done.stdout.count(told) == 2, "before anything is paid for, and under the table"
 
 
 def test_what_the_window_cannot_hold_is_left_out_or_lowered(server: Server, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_the_main_job_works_and_is_in_mlflow(checkout: Path, tiny: Path) -> None
         "report.html",
     }
     traces = client.search_traces(locations=[experiment.experiment_id], max_results=200)
-    assert len(traces) == 65, "one trace a question, none dropped"
+    assert len(traces) == 78, "one trace a question, none dropped"
 
 
 @pytest.mark.filterwarnings("default")

@@ -142,7 +142,7 @@ def test_no_share_is_shown_of_a_gap_that_may_be_zero() -> None:
     closed = figures(found, "a")["gap_closed"]["judge"]
     assert closed["gap"]["difference"] == pytest.approx(1 / 40)
     assert (closed["share"], closed["low"], closed["high"]) == (None, None, None)
-    assert "not distinguishable from zero" in as_text(found)
+    assert "cannot be told from zero" in as_text(found)
 
 
 def test_every_system_is_compared_with_each_other_and_the_better_floor() -> None:
@@ -184,6 +184,8 @@ def test_budgets_are_compared_level_by_level() -> None:
     assert [(c["a"]["system"], c["a"]["budget"], c["b"]["system"], c["b"]["budget"]) for c in found] == [
         ("a", 512, "b", 512), ("a", 512, "whole", 9000), ("b", 512, "whole", 9000),
         ("a", 1024, "b", 1024), ("a", 1024, "whole", 9000), ("b", 1024, "whole", 9000)]  # fmt: skip
+    assert [c["level"] for c in found] == [512, 512, 512, 1024, 1024, 1024]
+    assert {c["family"] for c in found} == {3}, "a budget is a table of its own"
 
 
 def test_two_gradings_stand_apart() -> None:

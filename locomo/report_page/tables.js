@@ -16,6 +16,7 @@ function renderReport(content, root, state) {
         switcher("Measure", summary.measures.map((one) => [one.key, one.label]), measure.key, (key) => ((state.measure = key), again())),
       frontierSection(summary, measure, colours),
       categorySection(content, summary, measure, colours),
+      keySection(summary),
       content.between.length > 0 && forestSection("One run over the other", content.between, summary, measure, state, again),
       forestSection("Paired differences", summary.comparisons, summary, measure, state, again),
       ...summary.certificates.map(certificateSection),
@@ -144,6 +145,17 @@ function categorySection(content, summary, measure, colours) {
       h("thead", {}, h("tr", {}, ["system", "budget"].map((name) => h("th", { scope: "col", class: "left" }, name)),
         present.map((c) => h("th", { scope: "col" }, `${c} ${content.categories[c]}`)))),
       h("tbody", {}, rows))));
+}
+
+function keySection(summary) {
+  const entries = Object.entries(summary.by_key);
+  if (!entries.length) return null;
+  const cell = ({ accuracy, interval: ends, n }) =>
+    accuracy === null ? "–" : rateCell({ value: accuracy, low: ends && ends[0], high: ends && ends[1], n }, { width: 140 });
+  return h("section", {}, h("h2", {}, "J on clean and on flagged golds"),
+    plainTable("Of the flagged questions the gold is in error: who agrees with it there has been fitted to the key.",
+      ["system", "clean", "n", "flagged", "n"],
+      entries.map(([name, { clean, flagged }]) => [name, cell(clean), whole(clean.n), cell(flagged), whole(flagged.n)])));
 }
 
 const MOST_ROWS = 24;
