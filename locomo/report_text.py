@@ -36,7 +36,7 @@ def markdown(name: str, summary: Results, results: Mapping[str, Any]) -> str:
         if systems := summary["areas"].get(measure["key"]):
             parts.append(_section(f"{measure['label']}: area under the budget curve", area_table(systems)))
     parts += [certificate_text(certificate) for certificate in summary["certificates"]]
-    if "accounting" in results:
+    if "accounting" in results and results["accounting"]["total"]["calls"] is not None:
         body = [list(accounting.HEADERS), *accounting.rows(results["accounting"])]
         parts.append(_section("What it cost, all attempts counted (+ at least, ? not known)", body))
     parts.append(_section("How it was made", [["what", "value"], *summary["made"]]))
