@@ -22,7 +22,57 @@ from locomo.table import as_text
 Results = dict[str, Any]
 
 
-def amount(
+def conclude(
+    folder: RunFolder,
+    data: Dataset,
+    keys: Sequence[Key],
+    facts: Mapping[str, Any],
+    *,
+    certificates: Sequence[Certificate] = (),
+    no_judge: str = "",
+    rounds: Mapping[tuple[str, int], Results] | None = None,
+    notes: Sequence[str] = (),
+    errata: Errata | None = None,
+) -> tuple[Results, str]:
+    """Write results.json, table.txt and the reports; returns the results and the table. Calls no model.
+
+    Args:
+        keys: what was planned; what of it has no record is ungraded.
+        facts: what results.json says beside the figures: status, split, reader, and so on; `cautions` are added to.
+        certificates: of judges, as they were measured; J of a judge without a passed one is withheld, unless verdicts
+            were published with their answers, and no prompt of ours gave them.
+        no_judge: why there is no J, where nothing was graded.
+        rounds: (system, budget) -> what asking for more was worth.
+        notes: lines for below the table.
+        errata: tells the questions whose gold is wrong from the others; None for those of LOCOMO_ERRATA.
+    """
+    results = amounts(
+        folder.manifest,
+        folder.records(),
+        folder.ingests(),
+        data,
+        keys,
+        facts,
+        certificates=[certificate.stamp(found) for found in certificates],
+        rounds=rounds,
+        errata=errata,
+    )
+    withheld, told = results["withheld"], results["clean_and_flagged"]
+    table = as_text(
+        results, no_judge=next(iter(withheld.values()), no_judge), folds=bool(folder.manifest["config"]["folds"])
+    )
+    table += correction.below(results["systems"], results["certificates"], results["judge_family"])
+    table += accounting.table(results["accounting"])
+    below = [*(answer_keys.sentence(system, found) for system, found in told.items()), *notes]
+    table += "".join(f"\n{line}\n" for line in below if line)
+    folder.write_json("results.json", results)
+    folder.write_text("table.txt", "".join(f"{data.mark}{line}\n" for line in table.splitlines()))
+    run = Run(folder.path.resolve().name, folder.manifest, folder.records(), results, data)
+    publish.write([run], folder.path)
+    return results, table
+
+
+def amounts(
     manifest: Mapping[str, Any],
     records: Sequence[Record],
     ingests: Sequence[Record],
@@ -34,35 +84,27 @@ def amount(
     rounds: Mapping[tuple[str, int], Results] | None = None,
     errata: Errata | None = None,
 ) -> Results:
-    """What results.json holds. Calls no model.
-
-    Args:
-        keys: what was planned; what of it has no record is ungraded.
-        facts: what it says beside the figures: status, split, reader, and so on; `cautions` are added to.
-        certificates: of judges, as they were measured; J of a judge without a passed one is withheld, unless verdicts
-            were published with their answers, and no prompt of ours gave them.
-        rounds: (system, budget) -> what asking for more was worth.
-        errata: tells the questions whose gold is wrong from the others; None for those of LOCOMO_ERRATA.
-    """
+    """What results.json says; the arguments are those of `conclude`, the certificates as reports keep them."""
     asked = {k[2] for k in keys}
     questions = [question for question in data.questions if question.id in asked]
     under = gradings(records)
     systems = report.results(records, questions, keys)
-    stamped = [certificate.stamp(found) for found in certificates]
-    withheld = correction.settle(systems, records, stamped)
-    comparisons = [found for found in report.compared(records, questions, keys) if found["grading"] not in withheld]
+    comparisons = report.compared(records, questions, keys)
     told = _by_key(records, data, keys, under[:1], errata or _errata(data))
+    withheld = correction.settle(systems, records, certificates)
+    comparisons = [found for found in comparisons if found["grading"] not in withheld]
     if under and under[0].name in withheld:
         told = {}
-    alarms = [f"ALARM: {system}: {alarm}" for system, found in told.items() for alarm in found.pop("alarms")]
     for (system, budget), figures in (rounds or {}).items():
         systems[system]["budgets"][str(budget)]["rounds"] = figures
+    alarms = [f"ALARM: {system}: {alarm}" for system, found in told.items() for alarm in found.pop("alarms")]
+    family = shared_family(facts.get("reader") or "", under[0].judge) if under else ""
     return {
         **facts,
         "stand_in": data.stand_in,
         "ungraded_share": report.ungraded_share(records, keys),
-        "judge_family": shared_family(facts.get("reader") or "", under[0].judge) if under else "",
-        "certificates": stamped,
+        "judge_family": family,
+        "certificates": list(certificates),
         "withheld": withheld,
         "records": len(records),
         "ingest": report.ingest_cost(ingests),
@@ -72,38 +114,6 @@ def amount(
         "clean_and_flagged": told,
         "accounting": accounting.figures(manifest, records, ingests, questions),
     }
-
-
-def conclude(
-    folder: RunFolder,
-    data: Dataset,
-    keys: Sequence[Key],
-    facts: Mapping[str, Any],
-    *,
-    no_judge: str = "",
-    notes: Sequence[str] = (),
-    **more: Any,
-) -> tuple[Results, str]:
-    """Write results.json, table.txt and the reports; returns the results and the table.
-
-    Args:
-        no_judge: why there is no J, where nothing was graded.
-        notes: lines for below the table.
-        more: as `amount` takes them.
-    """
-    records = folder.records()
-    results = amount(folder.manifest, records, folder.ingests(), data, keys, facts, **more)
-    systems = results["systems"]
-    why = next(iter(results["withheld"].values()), no_judge)
-    table = as_text(results, no_judge=why, folds=bool(folder.manifest["config"]["folds"]))
-    table += correction.below(systems, results["certificates"], results["judge_family"])
-    table += accounting.table(results["accounting"])
-    below = [*(answer_keys.sentence(system, found) for system, found in results["clean_and_flagged"].items()), *notes]
-    table += "".join(f"\n{line}\n" for line in below if line)
-    folder.write_json("results.json", results)
-    folder.write_text("table.txt", "".join(f"{data.mark}{line}\n" for line in table.splitlines()))
-    publish.write([Run(folder.path.resolve().name, folder.manifest, records, results, data)], folder.path)
-    return results, table
 
 
 def _errata(data: Dataset) -> Errata | None:

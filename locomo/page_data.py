@@ -41,6 +41,10 @@ def page(runs: Sequence[Run], rows: Sequence[Sequence[Results]], *, live: bool =
     }
 
 
+Place = tuple[str, int]
+"""A system and its budget in tokens."""
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """What is published of a run: its folder's name, what was asked, what came back, what it amounts to."""
@@ -53,8 +57,8 @@ class Run:
 
 
 def between(runs: Sequence[Run]) -> list[Results]:
-    """Each system at each budget in the first run, paired with itself in every other one, categories 1-4, in the form
-    of results.json's `comparisons`; Holm's correction is over all by one measure."""
+    """The systems of the first run, paired with those of every other one, categories 1-4, in the form of results.json's
+    `comparisons`; Holm's correction is over all by one measure."""
     results = [with_results(run.records, run.data.questions) for run in runs]
     common = [measures(run.records) for run in runs]
     found: list[Results] = []
@@ -63,15 +67,21 @@ def between(runs: Sequence[Run]) -> list[Results]:
             continue
         family = []
         for run, theirs in zip(runs[1:], results[1:], strict=True):
-            for place in [place for place in results[0] if place in theirs]:
+            for mine, other in _matches(list(results[0]), list(theirs)):
                 a, b = (
                     Entrant(*place, scores.by_question(of[place], *measure), run=one.name)
-                    for one, of in ((runs[0], results[0]), (run, theirs))
+                    for one, of, place in ((runs[0], results[0], mine), (run, theirs, other))
                 )
                 if a.scores and b.scores:
                     family.append(versus(a, b, measure[0], grading=measure[1]))
         found += corrected(family)
     return found
+
+
+def _matches(mine: list[Place], theirs: list[Place]) -> list[tuple[Place, Place]]:
+    """Each system at each budget with itself; of two runs of one system each those two, whatever they are called."""
+    same = [(place, place) for place in mine if place in theirs]
+    return same or ([(mine[0], theirs[0])] if len(mine) == len(theirs) == 1 else [])
 
 
 def texts_of(datasets: Iterable[Dataset], question_ids: Iterable[str]) -> Results:

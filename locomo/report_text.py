@@ -22,6 +22,10 @@ def markdown(name: str, summary: Results, results: Mapping[str, Any]) -> str:
     ]
     for measure in summary["measures"]:
         parts.append(_section(f"{measure['label']} by category", category_table(summary, measure)))
+    if summary["by_key"]:
+        parts.append(
+            _section("J on questions whose gold is clean, and on those in error", key_table(summary["by_key"]))
+        )
     if compared := _of_headline(summary):
         title = f"Paired differences in {summary['measures'][0]['label']}, a minus b on the same questions"
         parts.append(_section(title, comparison_table(compared)))
@@ -32,7 +36,7 @@ def markdown(name: str, summary: Results, results: Mapping[str, Any]) -> str:
         if systems := summary["areas"].get(measure["key"]):
             parts.append(_section(f"{measure['label']}: area under the budget curve", area_table(systems)))
     parts += [certificate_text(certificate) for certificate in summary["certificates"]]
-    if "accounting" in results:
+    if "accounting" in results and results["accounting"]["total"]["calls"] is not None:
         body = [list(accounting.HEADERS), *accounting.rows(results["accounting"])]
         parts.append(_section("What it cost, all attempts counted (+ at least, ? not known)", body))
     parts.append(_section("How it was made", [["what", "value"], *summary["made"]]))
@@ -92,6 +96,15 @@ def category_table(summary: Results, measure: Results) -> list[list[str]]:
             for r in summary["rows"]
         ),
     ]
+
+
+def key_table(by_key: Results) -> list[list[str]]:
+    def shown(part: Results) -> list[str]:
+        low, high = part["interval"] or (None, None)
+        return [rate({"value": part["accuracy"], "low": low, "high": high}), f"{part['n']:,}"]
+
+    body = [[name, *shown(found["clean"]), *shown(found["flagged"])] for name, found in by_key.items()]
+    return [["system", "clean", "n", "flagged", "n"], *body]
 
 
 def _of_headline(summary: Results) -> list[Results]:

@@ -25,7 +25,8 @@ def summary(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> Results:
     from none to oracle}), `context_tokens`, `tokens`, `ingest_tokens`, `calls`, `seconds` (means a question),
     `unreported`, and `stages` as
     accounting has them, each with its `dollars` for people. `comparisons`, `certificates`: as results.json has them,
-    without the measures that may not be shown. `frontier`, `areas`: by measure key. `total`: what all of it cost.
+    without the measures that may not be shown. `frontier`, `areas`: by measure key. `by_key`: as results.json's
+    `clean_and_flagged`. `total`: what all of it cost.
     `withheld`, `warnings`: sentences. `made`: [name, value] of how it was made.
     """
     measures = _measures(results)
@@ -38,6 +39,7 @@ def summary(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> Results:
         "certificates": list(results.get("certificates", ())),
         "frontier": {key: points for key, points in found.get("frontier", {}).items() if key in known},
         "areas": {key: systems for key, systems in found.get("areas", {}).items() if key in known},
+        "by_key": results.get("clean_and_flagged", {}),
         "total": {**found["total"], "dollars": accounting.dollars(found["total"])} if found else None,
         "withheld": _withheld(results),
         "warnings": _warnings(manifest, results),
@@ -232,32 +234,7 @@ def _warnings(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[s
         told.append(f"The encoder of {', '.join(unmetered)} is a provider's: its calls are in no figure here.")
     if str(manifest.get("git") or "").endswith("+"):
         told.append(f"The code differs from its commit ({manifest['git']}).")
-    return [*told, *_alarms(results), *results.get("cautions", ())]
-
-
-CEILINGS = {"": (1540, 0.9357), "1": (282, 0.9007), "2": (321, 0.9190), "3": (96, 0.9062), "4": (841, 0.9572)}
-"""(questions, the share of them whose gold is right) of categories 1-4 and of each: so much an honest reader can get
-under the original key. Source: the audit that locomo/answer_keys.py reads."""
-
-
-def _alarms(results: Mapping[str, Any]) -> list[str]:
-    """A sentence for each J on all of LOCOMO's questions that is above what its faulty golds allow; where the audit
-    was at hand, `cautions` hold those of any sample."""
-    told: list[str] = []
-    if results.get("clean_and_flagged"):
-        return told
-    for system, budget, entry in _entries(results) if not results.get("stand_in") else ():
-        for name, found in entry.get("gradings", {}).items():
-            for category, part in {"": found, **found.get("by_category", {})}.items():
-                questions, most = CEILINGS[category]
-                if name.endswith(", original)") and part["n"] == questions and part["score"] > most:
-                    told.append(
-                        f"ALARM: J of {system} at {shown_budget(int(budget))} under {name}"
-                        + (f" in category {category}" if category else "")
-                        + f" is {100 * part['score']:.2f}, and {100 - 100 * most:.2f} % of the golds are wrong: above "
-                        f"{100 * most:.2f} lies leniency, or an answer fitted to the key."
-                    )
-    return told
+    return [*told, *results.get("cautions", ())]
 
 
 def _looks(results: Mapping[str, Any]) -> str:

@@ -20,8 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from locomo import page_data, publish
-from locomo.conclusion import amount
+from locomo import conclusion, page_data, publish
 from locomo.dataset import DataError
 from locomo.run_folder import Key, Record, RunFolderError, key, latest, parse_lines, read_manifest
 
@@ -80,37 +79,41 @@ class Followed:
         """The run as it stands."""
         stamp = self.read_on()
         if stamp != self._of:
-            self._results, self._of = self._written() or self._so_far(), stamp
+            self._results, self._of = self._newest(), stamp
         return page_data.Run(self.name, self.manifest, self.records, self._results, self.data)
 
     def rows(self) -> list[dict[str, Any]]:
         """Its answers as the page lists them."""
         return self._rows.of(self.records)
 
-    def _written(self) -> dict[str, Any] | None:
-        """results.json, where no answer came after it."""
+    def _newest(self) -> dict[str, Any]:
+        """results.json, or where answers came after it what it would say of the questions tried so far."""
         try:
-            results: dict[str, Any] = json.loads((self.path / "results.json").read_bytes())
+            written: dict[str, Any] = json.loads((self.path / "results.json").read_bytes())
         except (OSError, ValueError):
-            return None
-        return results if results.get("records", len(self.records)) == len(self.records) else None
-
-    def _so_far(self) -> dict[str, Any]:
-        """What results.json would say of the questions tried so far."""
-        ids = {record["question_id"] for record in self.records}
-        asked = [question for question in self.data.questions if question.id in ids]
-        planned = list(dict.fromkeys(key(record) for record in self.records))
+            written = {}
+        if written and written.get("records", len(self.records)) == len(self.records):
+            return written
         config = self.manifest["config"]
+        planned = list(dict.fromkeys(key(record) for record in self.records))
         facts = {
             "status": "unfinished",
             "split": config["split"],
-            "subset": len(asked) < len(self.data.questions),
-            "reader": next((record["model"] for record in self.records if record["model"]), None),
+            "subset": True,
+            "reader": self.manifest.get("reader"),
             "judge": config.get("judge_model"),
             "token_counter": next((record["recall"]["counter"] for record in self.records), ""),
             "left_out": self.manifest.get("left_out", {}),
         }
-        return amount(self.manifest, self.records, self.ingests, self.data, planned, facts)
+        return conclusion.amounts(
+            self.manifest,
+            self.records,
+            self.ingests,
+            self.data,
+            planned,
+            facts,
+            certificates=written.get("certificates", []),
+        )
 
 
 class Watch:

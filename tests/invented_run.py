@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from locomo import accounting, report
+from locomo.conclusion import amounts
 from locomo.dataset import Dataset, read
 from locomo.evaluate import UNBOUNDED
 from locomo.provenance import provenance
@@ -36,9 +36,10 @@ def invent(
     questions: int | None = None,
     recalled_turns: Mapping[int, int] | None = None,
     seed: int = 0,
-    certified: bool = True,
+    certificates: Sequence[dict[str, Any]] | None = None,
 ) -> Path:
-    """Write manifest.json, records.jsonl, ingest.jsonl and results.json. One answer in fifty failed."""
+    """Write manifest.json, records.jsonl, ingest.jsonl and results.json. One answer in fifty failed. The judge has a
+    certificate where `certificates` does not say otherwise."""
     draw = random.Random(seed)
     asked = list(data.questions)
     if questions:
@@ -59,9 +60,12 @@ def invent(
                 records.append(record)
                 planned.append((system, budget, question.id, "free"))
     manifest = _manifest(data, seed)
-    results = _results(manifest, records, ingests, asked, planned, data)
-    if certified:
-        results["certificates"] = [certificate()]
+    facts = {
+        "status": "valid", "split": "all", "subset": len(asked) < len(data.questions), "left_out": {},
+        "reader": "openai/invented-reader", "judge": "openai/invented-judge (strict)", "token_counter": "o200k_base",
+    }  # fmt: skip
+    certificates = [certificate()] if certificates is None else certificates
+    results = amounts(manifest, records, ingests, data, planned, facts, certificates=certificates)
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "results.json").write_text(json.dumps(results))
@@ -80,7 +84,7 @@ def certificate(*, passed: bool = True) -> dict[str, Any]:
         "sets": {name: {**found, "rate": rate, "low": max(0, rate - 0.02), "high": min(1, rate + 0.02), "n": 200,
                         "ungraded": 1} for name, rate in sets.items()},
         "stability": {"repeats": 3, "n": 20, "flipped": 1, "rate": 0.05, "low": 0.01, "high": 0.24},
-        "parser": {"failed": []},
+        "parser": {"failed": [], "cases": 20}, "ungraded": 0.0,
     }  # fmt: skip
 
 
@@ -132,16 +136,4 @@ def _manifest(data: Dataset, seed: int) -> dict[str, Any]:
         "left_out": {}, "stand_in": data.stand_in, "unmetered": [], "reader": "openai/invented-reader",
         "prices": {"openai/invented-reader": price, JUDGE["judge"]: None},
         **provenance(),
-    }  # fmt: skip
-
-
-def _results(manifest: Any, records: Any, ingests: Any, asked: Any, planned: Any, data: Dataset) -> dict[str, Any]:
-    comparisons = report.compared(records, asked, planned)
-    return {
-        "status": "valid", "stand_in": data.stand_in, "split": "all", "subset": len(asked) < len(data.questions),
-        "reader": "openai/invented-reader", "judge": "openai/invented-judge (strict)", "token_counter": "o200k_base",
-        "ungraded_share": 0.02, "records": len(records), "left_out": {}, "ingest": report.ingest_cost(ingests),
-        "systems": report.results(records, asked, planned), "comparisons": comparisons,
-        "cautions": report.cautions(asked, data.questions, comparisons),
-        "accounting": accounting.figures(manifest, records, ingests, asked),
     }  # fmt: skip

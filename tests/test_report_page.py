@@ -13,6 +13,7 @@ import pytest
 from locomo.page_data import Run
 from locomo.publish import write
 from locomo.run_folder import read_manifest, read_records
+from locomo.view import follow
 from tests.chromium import Page, browser, program
 from tests.invented_run import certificate, invent, simulated
 from tests.test_view import serving
@@ -103,20 +104,14 @@ def test_the_report_says_what_the_results_say(opened: Page, folder: Path) -> Non
     assert opened.run("document.title !== '1'"), "what a model wrote is text"
 
 
-def test_a_judge_without_a_certificate_has_no_column(page: Page, folder: Path) -> None:
-    path = folder / "one"
-    results = json.loads((path / "results.json").read_text())
-    data = Run(
-        "one", read_manifest(path), read_records(path), results, simulated(folder / "again.json", conversations=2)
-    )
-    (judge,) = {name for system in results["systems"].values() for entry in system["budgets"].values()
-                for name in entry["gradings"]}  # fmt: skip
-    for number, (certificates, reason) in enumerate(
-        [([], "holds no certificate"), ([certificate(passed=False)], "accepts 40 %")]
-    ):
-        unproven = {**results, "certificates": certificates, "withheld": {judge: reason}}
-        write([Run("one", data.manifest, data.records, unproven, data.data)], folder / str(number))
-        page.open(f"file://{folder}/{number}/report.html")
+def test_a_judge_without_a_certificate_has_no_column(page: Page, tmp_path: Path) -> None:
+    data = simulated(tmp_path / "data.json", conversations=1)
+    for name, certificates, reason in (("none", [], "was not measured"),
+                                       ("failed", [certificate(passed=False)], "it accepts 40 %")):  # fmt: skip
+        path = invent(tmp_path / name, data, questions=20, certificates=certificates)
+        (followed,) = follow([path])
+        write([followed.run()], path)
+        page.open(f"file://{path}/report.html")
         text = page.run("document.getElementById('report').innerText")
         assert "is withheld" in text
         assert reason in text

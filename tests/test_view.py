@@ -217,18 +217,12 @@ def test_a_run_that_is_not_a_paragon_says_so(finished: Path) -> None:
     for status, words in (("invalid", "INVALID"), ("stopped", "stopped"), ("unfinished", "has not ended")):
         warnings = summary(manifest, {**results, "status": status})["warnings"]
         assert any(words in warning for warning in warnings)
-    assert not summary(
-        manifest,
-        {**results, "withheld": {results["systems"]["adaptive"]["budgets"]["256"]["gradings"].popitem()[0]: "why"}},
-    )["measures"][0]["judged"]
 
 
-def test_a_score_above_what_the_golds_allow_is_an_alarm(finished: Path) -> None:
-    _, results = told(finished)
-    manifest = json.loads((finished / "manifest.json").read_text())
-    found = results["systems"]["adaptive"]["budgets"]["256"]["gradings"]["openai/invented-judge (strict, original)"]
-    for stand_in, n, score, alarms in (("", 1540, 0.936, 1), ("", 1540, 0.935, 0), ("", 1539, 0.99, 0),
-                                       ("SIMULATED", 1540, 0.99, 0)):  # fmt: skip
-        found["n"], found["score"] = n, score
-        warnings = summary(manifest, {**results, "stand_in": stand_in})["warnings"]
-        assert sum(warning.startswith("ALARM: J of adaptive at 256") for warning in warnings) == alarms
+def test_a_run_that_has_not_ended_shows_no_accuracy_of_an_unmeasured_judge(run: Path) -> None:
+    (run / "results.json").unlink()
+    (followed,) = view.follow([run])
+    found = summary(followed.manifest, followed.run().results)
+    assert [measure["key"] for measure in found["measures"]] == ["f1", "evidence_recall"]
+    assert all(comparison["grading"] is None for comparison in found["comparisons"])
+    assert found["withheld"]

@@ -49,7 +49,7 @@ function sourcesOf(content, answers) {
     const label = answer.budget === 0 ? answer.system : `${answer.system} · ${budget}`;
     found.set(answer.source, {
       key: answer.source,
-      label: content.runs.length > 1 ? `${content.runs[answer.run].name} · ${label}` : label,
+      label: content.runs.length > 1 && content.runs[answer.run].name !== answer.system ? `${content.runs[answer.run].name} · ${label}` : label,
     });
   }
   return [...found.values()];

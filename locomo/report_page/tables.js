@@ -4,7 +4,7 @@ function renderReport(content, root, state) {
   const runs = content.runs;
   const chosen = runs[Math.min(state.run, runs.length - 1)];
   const { summary } = chosen;
-  const colours = palette(summary.rows);
+  const colours = palette(runs.flatMap((run) => run.summary.rows));
   const measure = summary.measures.find((one) => one.key === state.measure) || summary.measures[0];
   root.replaceChildren(
     ...[
@@ -16,6 +16,7 @@ function renderReport(content, root, state) {
         switcher("Measure", summary.measures.map((one) => [one.key, one.label]), measure.key, (key) => ((state.measure = key), again())),
       frontierSection(summary, measure, colours),
       categorySection(content, summary, measure, colours),
+      keySection(summary),
       content.between.length > 0 && forestSection("One run over the other", content.between, summary, measure, state, again),
       forestSection("Paired differences", summary.comparisons, summary, measure, state, again),
       ...summary.certificates.map(certificateSection),
@@ -146,6 +147,17 @@ function categorySection(content, summary, measure, colours) {
       h("tbody", {}, rows))));
 }
 
+function keySection(summary) {
+  const entries = Object.entries(summary.by_key);
+  if (!entries.length) return null;
+  const cell = ({ accuracy, interval: ends, n }) =>
+    accuracy === null ? "–" : rateCell({ value: accuracy, low: ends && ends[0], high: ends && ends[1], n }, { width: 140 });
+  return h("section", {}, h("h2", {}, "J on clean and on flagged golds"),
+    plainTable("Of the flagged questions the gold itself is in error.",
+      ["system", "clean", "n", "flagged", "n"],
+      entries.map(([name, { clean, flagged }]) => [name, cell(clean), whole(clean.n), cell(flagged), whole(flagged.n)])));
+}
+
 const MOST_ROWS = 24;
 
 function forestSection(title, comparisons, summary, measure, state, again) {
@@ -160,13 +172,13 @@ function forestSection(title, comparisons, summary, measure, state, again) {
     [["", "every system"], ...systems.map((name) => [name, name])].map(([value, text]) => h("option", { value, selected: value === chosen }, text)));
   const bound = reach(all);
   const place = (side) => (Number(side.budget) === 0 ? side.system : `${side.system} ${Number(side.budget) < 1e7 ? whole(Number(side.budget)) : "all"}`);
-  const named = (side) => (side.run ? `${side.run}: ` : "") + place(side);
+  const named = (side) => (side.run && side.run !== side.system ? `${side.run}: ` : "") + place(side);
   const rows = all.map((c) => {
     const clear = c.low !== null && (c.low > 0 || c.high < 0);
     const found = { value: c.difference, low: c.low, high: c.high };
     const bounds = c.low === null ? "" : ` [${signed(c.low)}, ${signed(c.high)}]`;
     return h("tr", {},
-      h("th", { scope: "row", class: "left" }, named(c.a), h("span", { class: "muted" }, " over "), named(c.b)),
+      h("th", { scope: "row", class: "left pair" }, named(c.a), h("span", { class: "muted" }, " over "), named(c.b)),
       h("td", { class: "forest" }, interval(found, { least: -bound, most: bound, zero: 0, width: 240,
         colour: clear ? (c.difference > 0 ? "var(--good)" : "var(--bad)") : "var(--muted)" })),
       h("td", { class: "number" }, h("b", {}, signed(c.difference)), h("span", { class: "bounds" }, bounds)),
@@ -202,7 +214,7 @@ function certificateSection(c) {
 
 function costSection(summary, colours) {
   const rows = summary.rows.filter((row) => Object.keys(row.stages).length);
-  if (!rows.length || !summary.total) return null;
+  if (!rows.length || !summary.total || summary.total.calls === null) return null;
   const names = ["ingest", "recall", "answer", "judge"];
   const sum = (a, b) => (a === null || b === null ? null : a + b);
   const cells = (stage) => {
