@@ -13,7 +13,7 @@ import re
 from calendar import monthrange
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ from ranking.dates import MONTHS, WEEKDAYS, When, find
 
 RIGHT = ("gold", "paraphrase")
 WRONG = ("refusal", "other_speaker", "adjacent_date", "specific_wrong")
+
+AT_LENGTH = ("other_speaker", "adjacent_date")
+"""Sets whose answers stand in a long sentence half of the time: words around a wrong date hide it from a judge."""
 
 SEED = 0
 """Fixed: a certificate that could be drawn again until it pleases would be worth nothing."""
@@ -98,7 +101,17 @@ def _balanced(name: str, made: Sequence[tuple[Question, Mapping[str, str]]], n: 
         share = -(-(n - len(chosen)) // (len(kinds) - i))
         for question in sample(free, share, seed=generator.randrange(1 << 30)):
             chosen[question.id] = Probe(name, kind, question, answers[question.id][kind])
-    return [chosen[question.id] for question, _ in made if question.id in chosen]
+    drawn = [chosen[question.id] for question, _ in made if question.id in chosen]
+    if name not in AT_LENGTH:
+        return drawn
+    # In turns within each kind, so that every kind is shown both ways.
+    turn: dict[str, int] = defaultdict(int)
+    for i, probe in enumerate(drawn):
+        turn[probe.kind] += 1
+        if turn[probe.kind] % 2 == 0:
+            long = _at_length(probe.question, probe.answer)
+            drawn[i] = replace(probe, kind=f"{probe.kind} at length", answer=long)
+    return drawn
 
 
 # ---------------------------------------------------------------- the same in other words
@@ -121,8 +134,7 @@ def rewordings(question: Question) -> dict[str, str]:
     forms = [f"The answer is: {gold}", f"According to the conversation: {gold}"]
     found = {
         "sentence": pick(forms if _OPINION.match(gold) else [*forms, f"It was {bare}."]),
-        "long": f"The question was: {question.text} Going by what the two of them said to each other, the answer to "
-        f"that is the following: {gold}",
+        "long": _at_length(question, gold),
     }
     if day := _weekday_before(gold):
         found["resolved date"] = f"{day.day} {day:%B %Y}"
@@ -137,6 +149,13 @@ def rewordings(question: Question) -> dict[str, str]:
         *most, last = parts[::-1]
         found["list order"] = f"{', '.join(most)} and {last}"
     return found
+
+
+def _at_length(question: Question, answer: str) -> str:
+    return (
+        f"The question was: {question.text} Going by what the two of them said to each other, the answer to that is "
+        f"the following: {answer}"
+    )
 
 
 def _weekday_before(gold: str) -> date | None:
