@@ -15,6 +15,7 @@ from typing import Any
 from language_models.encoders import Encoder, EncoderUnavailable, TokenEncoder
 from language_models.encoders import load as load_encoder
 from language_models.weights import WeightsUnavailable
+from locomo import leaks
 from locomo.controls import CONTROLS
 from locomo.dataset import CATEGORIES, STAND_INS, DataError, aside, load
 from locomo.evaluate import Task, conversation_tokens, plan, prompt_overhead, window_budget
@@ -22,9 +23,10 @@ from locomo.llm_judge import Judge
 from locomo.metrics import options
 from locomo.provenance import digest, recalling_code
 from locomo.run_folder import Key
-from locomo.split_data import SPLITS, part, sample
+from locomo.split_data import held_out_part, parse, part, sample
 from memory_system import DEFAULT_BUDGET_TOKENS, Memory, State, TokenCounter, Utf8Bytes, show
 from ranking import late
+from ranking.ranker import SHIPPED
 from reading.abstention import Rule
 
 Config = dict[str, Any]
@@ -54,20 +56,19 @@ class Choice:
         self._choose_models()
         self._choose_memories(load_memory)
         self._choose_folds()
+        self._refuse_leaks()
         self.tasks = self._plan()
 
     # ------------------------------------------------------------ choosing
 
     def _questions(self) -> tuple[Any, ...]:
-        split, _, name = self.config["split"].rpartition(":")
-        if (split or "default") not in SPLITS or name not in ("train", "validation", "test", "all"):
-            raise Refused(
-                f"--split is {self.config['split']!r}; it may be test, train, validation or all, "
-                f"or with another split's name before it ({', '.join(SPLITS)}), as in memory-r1:test."
-            )
+        try:
+            split, name = parse(self.config["split"])
+        except DataError as error:
+            raise Refused(str(error)) from error
         questions = [
             question
-            for conversation in part(self.data, name, split=split or "default")
+            for conversation in part(self.data, name, split=split)
             for question in conversation.questions
             if question.category in self.config["categories"]
         ]
@@ -192,6 +193,24 @@ class Choice:
             memory: Any = self.memories[name]
             for held_out, (ranker, token_map) in folds(self.data, asked, memory.encoder).items():
                 self.folds[name, held_out] = memory.with_weights(ranker, token_map)
+
+    def _refuse_leaks(self) -> None:
+        """No prompt, example, rule or weight that a run starts with may hold what the test conversations hold."""
+        if not held_out_part(self.data, self.config["split"]):
+            return
+        rule = [Path(self.config["abstention"])] if self.config["abstention"] else []
+        files = [text for path in [*SHIPPED.parent.glob("*.json"), *rule] for text in leaks.texts_of(path)]
+        prompts = [
+            text
+            for name, memory in self.memories.items()
+            for predictor, prompt in memory.named_predictors()
+            for text in leaks.texts_in(f"the prompt {predictor!r} of {name}", prompt.dump_state())
+        ]
+        if found := leaks.scan(prompts + files, leaks.HeldOut.of(self.data, self.config["split"])):
+            raise Refused(
+                f"what is held out has leaked, and a score would mean nothing ({leaks.summary(found)[0]}); remove it, "
+                "or ask other conversations with --split."
+            )
 
     def memory_of(self, system: str, conversation: str) -> Memory[Any]:
         """The memory that a conversation is asked with: its fold's, where there are folds."""

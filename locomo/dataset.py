@@ -13,6 +13,7 @@ import json
 import os
 import re
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -105,6 +106,22 @@ class Dataset:
     @property
     def questions(self) -> tuple[Question, ...]:
         return tuple(question for conversation in self.conversations for question in conversation.questions)
+
+    def question_at(self, conversation: int, index: int) -> Question | None:
+        """The question that others' ids name by the 0-based places of its conversation and of itself; None for none.
+        Verify its text: some files number their questions otherwise."""
+        if conversation >= len(self.conversations) or index >= len(self.conversations[conversation].questions):
+            return None
+        return self.conversations[conversation].questions[index]
+
+
+def comparable(text: object) -> str:
+    """A text as others' files are compared with ours: NFKC, without zero-width characters, case-folded, one space
+    between words. LOCOMO's own texts hold zero-width characters, and re-typed ones often do not."""
+    folded = unicodedata.normalize("NFKC", str(text)).casefold()
+    if not folded.isascii():
+        folded = "".join(c for c in folded if unicodedata.category(c) != "Cf")
+    return " ".join(folded.split())
 
 
 def aside(text: str) -> None:

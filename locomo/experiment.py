@@ -12,17 +12,19 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from language_models.failure import describe
-from locomo import reading, report
+from locomo import ledger, reading, report
 from locomo.choice import Choice, LoadMemory, Refused
 from locomo.dataset import aside
 from locomo.evaluate import run
 from locomo.provenance import digest, provenance
 from locomo.run_folder import Key, Record, RunFolder, RunFolderError, is_answered, latest, new_path
+from locomo.split_data import held_out_part
 
 
 class Experiment(Choice):
@@ -45,6 +47,8 @@ class Experiment(Choice):
         try:
             with RunFolder.reopen(path) as folder:
                 manifest, records = folder.manifest, folder.records()
+            if "published" in manifest:
+                raise Refused(f"{path} holds answers that others published; they cannot be asked again here.")
             if digest(manifest["config"]) != manifest["identity"].get("configuration"):
                 raise Refused(f"{path} was begun with another configuration than it holds now; start a new run.")
             experiment = cls(manifest["config"], load_memory)
@@ -147,7 +151,10 @@ class Experiment(Choice):
         records = folder.records()
         share = report.ungraded_share(records, keys)
         limit = self.config["fail_on_error"]
-        outcome = "failed" if fatal else "stopped" if stopped else "invalid" if share > limit else "valid"
+        broken = ledger.broken(records)
+        invalid = share > limit or bool(broken)
+        outcome = "failed" if fatal else "stopped" if stopped else "invalid" if invalid else "valid"
+        looks = self._look(folder, records, keys, outcome)
         results = {
             "status": outcome,
             "stand_in": self.data.stand_in,
@@ -158,11 +165,13 @@ class Experiment(Choice):
             "token_counter": self.count.name,
             "ungraded_share": share,
             "left_out": self.left_out,
+            "ledger": {"test_scored": asdict(looks) if looks else None, "broken": broken},
             "ingest": report.ingest_cost(folder.ingests()),
             "systems": report.results(records, self.questions, keys),
         }
         told = self._rounds(records, keys, results["systems"])
         table = report.table(results["systems"], no_judge=self.no_judge, folds=self.config["folds"])
+        table += "".join(f"\n{line}\n" for line in (str(looks or ""), ledger.verdict(broken)) if line)
         folder.write_json("results.json", results)
         folder.write_text("table.txt", "".join(f"{self.mark}{line}\n" for line in table.splitlines()))
         self.say()
@@ -179,7 +188,7 @@ class Experiment(Choice):
         if outcome in ("failed", "stopped"):
             why = f"Stopped, because no call can succeed: {fatal}." if fatal else "Stopped."
             self.say(f"{why} Go on with: python evaluate.py --resume {folder.path}")
-        if outcome == "invalid":
+        if share > limit and outcome == "invalid":
             self.say(
                 f"INVALID: {share:.1%} are ungraded, more than --fail-on-error {limit:.1%}. "
                 f"Try the failed ones again with: python evaluate.py --resume {folder.path}"
@@ -190,6 +199,13 @@ class Experiment(Choice):
 
             self.say(log_run(folder, results, self.data))
         return outcome
+
+    def _look(self, folder: RunFolder, records: list[Record], keys: list[Key], status: str) -> ledger.Looks | None:
+        """How often the test split has been scored with this run, which is written down; None where it was not."""
+        scored = any(is_answered(record) for record in report.current(records, keys))
+        if not scored or not held_out_part(self.data, self.config["split"]):
+            return None
+        return ledger.look(folder, questions=len(self.questions), status=status)
 
     def _rounds(self, records: list[Record], keys: list[Key], systems: dict[str, Any]) -> list[str]:
         """What asking for more was worth, into `systems`, and for people."""

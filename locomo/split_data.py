@@ -63,6 +63,23 @@ def part(data: Dataset, name: str, *, split: str = "default") -> tuple[Conversat
     return tuple(conversation for conversation in data.conversations if conversation.id in chosen[name])
 
 
+def parse(name: str) -> tuple[str, str]:
+    """(split, part) of a name such as `test` or `memory-r1:test`. Raises DataError for any other."""
+    split, _, part_name = name.rpartition(":")
+    if (split or "default") not in SPLITS or part_name not in ("train", "validation", "test", "all"):
+        raise DataError(
+            f"--split is {name!r}; it may be test, train, validation or all, or with another split's name before it "
+            f"({', '.join(SPLITS)}), as in memory-r1:test."
+        )
+    return split or "default", part_name
+
+
+def held_out_part(data: Dataset, name: str) -> tuple[Conversation, ...]:
+    """The test conversations that a run on `name` looks at: those of its split for `test` and `all`, else none."""
+    split, part_name = parse(name)
+    return part(data, "test", split=split) if part_name in ("test", "all") else ()
+
+
 def sample(questions: Iterable[Question], n: int, *, seed: int = 0) -> tuple[Question, ...]:
     """`n` questions, stratified by category (largest remainder), in the order of the data. All, if there are no more.
 

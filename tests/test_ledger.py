@@ -1,0 +1,154 @@
+"""Every look at the test split counts, and a run that asked again what was answered is known."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import evaluate
+import memories
+from locomo import ledger
+from locomo.experiment import Experiment
+from locomo.run_folder import RunFolder
+from tests.conftest import ROOT
+
+Attempts = list[dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOCOMO_PATH", str(ROOT / "data" / "sample.json"))
+    return tmp_path
+
+
+def run(folder: str, *flags: str) -> dict[str, Any]:
+    """A recall-only run on the sample, and its results."""
+    config = vars(evaluate.parser().parse_args(["--recall-only", "--systems", "simple", *flags]))
+    config = {name: value for name, value in config.items() if name not in ("resume", "run_dir", "dry_run")}
+    Experiment(config, memories.load).start(Path(folder))
+    return results(folder)
+
+
+def results(folder: str) -> dict[str, Any]:
+    return json.loads(Path(folder, "results.json").read_text())
+
+
+def test_looks_at_the_test_split_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    first = run("a", "--budgets", "64")
+    assert first["ledger"] == {"test_scored": {"configuration": 1, "all": 1}, "broken": []}
+    assert run("b", "--budgets", "128")["ledger"]["test_scored"] == {"configuration": 1, "all": 2}
+    same = run("c", "--budgets", "64", "--num-threads", "3", "--no-mlflow")
+    assert same["ledger"]["test_scored"] == {"configuration": 2, "all": 3}, "how it runs is no other configuration"
+    said = "The test split has been scored twice under this configuration, 3 times in all here."
+    assert f"SAMPLE  {said}" in Path("c", "table.txt").read_text().splitlines()
+    assert f"SAMPLE  {said}" in capsys.readouterr().out.splitlines()
+    assert run("d", "--budgets", "64", "--split", "train")["ledger"]["test_scored"] is None
+    assert run("e", "--budgets", "64", "--split", "all")["ledger"]["test_scored"]["all"] == 4, "all holds the test"
+    lines = [json.loads(line) for line in Path("runs", "ledger.jsonl").read_text().splitlines()]
+    assert [line["run"] for line in lines] == ["a", "b", "c", "e"]
+    assert {line["data"] for line in lines} == {json.loads(Path("a", "manifest.json").read_text())["identity"]["data"]}
+    assert all(line["questions"] == 13 and line["time"] and line["status"] == "valid" for line in lines)
+
+
+def test_a_resumed_run_is_one_look_and_leaves_its_mark_in_the_ledger() -> None:
+    run("a", "--budgets", "64")
+    Experiment.resume(Path("a"), memories.load)()
+    assert results("a")["ledger"]["test_scored"] == {"configuration": 1, "all": 1}
+    assert len(ledger.lines()) == 2, "lines are only ever added"
+
+
+def test_what_is_in_the_ledger_already_is_kept(working_folder: Path) -> None:
+    Path("runs").mkdir()
+    torn = b'{"run": "x", "da'
+    Path("runs", "ledger.jsonl").write_bytes(b"\xff no line\n[1]\n" + torn)
+    assert run("a", "--budgets", "64")["ledger"]["test_scored"] == {"configuration": 1, "all": 4}
+    content = Path("runs", "ledger.jsonl").read_bytes()
+    assert content.startswith(b"\xff no line\n[1]\n" + torn + b"\n{")
+    assert ledger.main([]) == 0
+
+
+def test_other_data_is_counted_apart() -> None:
+    run("a", "--budgets", "64")
+    looks = ledger.count(ledger.lines(), configuration="x", data="other")
+    assert (looks.configuration, looks.all) == (0, 0)
+
+
+def test_processes_at_once_are_all_counted(working_folder: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from locomo import ledger; from locomo.run_folder import RunFolder\n"
+        "for i in range(25):\n"
+        "    manifest = {'config': {}, 'identity': {'data': 'd'}, 'created_at': 'now'}\n"
+        "    with RunFolder.create(Path(f'{sys.argv[1]}-{i}'), manifest) as folder:\n"
+        "        looks = ledger.look(folder, questions=1, status='valid')\n"
+        "print(looks.all)"
+    )
+    command = [sys.executable, "-c", script]
+    started = [
+        subprocess.Popen([*command, name], env={"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+        for name in ("a", "b", "c")
+    ]
+    last = [int(process.communicate(timeout=60)[0]) for process in started]
+    assert max(last) == 75
+    assert len(ledger.lines()) == 75
+
+
+def attempt(id: str, number: int, error: str = "") -> dict[str, Any]:
+    return {"system": "s", "budget_tokens": 1, "question_id": id, "form": "free", "attempt": number, "error": error}
+
+
+honest = st.dictionaries(st.sampled_from("abcdef"), st.tuples(st.integers(0, 3), st.booleans()), min_size=1)
+
+
+@given(honest, st.randoms(use_true_random=False))
+def test_only_failed_attempts_may_be_repeated(plan: dict[str, tuple[int, bool]], random: Any) -> None:
+    queues = {
+        id: [attempt(id, n + 1, "timeout") for n in range(failed)] + ([attempt(id, failed + 1)] if answered else [])
+        for id, (failed, answered) in plan.items()
+    }
+    records: Attempts = []
+    while any(queues.values()):
+        records.append(queues[random.choice([id for id, queue in queues.items() if queue])].pop(0))
+    assert ledger.broken(records) == []
+    for i, record in enumerate(records):
+        if not record["error"]:  # asked once more after the answer
+            again = attempt(record["question_id"], record["attempt"] + 1)
+            told = ledger.broken([*records, again])
+            assert told == [f"{record['question_id']} (s, 1) was answered and asked again."]
+        elif any(later["question_id"] == record["question_id"] for later in records[i + 1 :]):
+            told = ledger.broken(records[:i] + records[i + 1 :])  # a failed attempt taken out
+            assert told
+            assert "was due" in told[0]
+
+
+def test_a_run_with_an_answer_asked_again_is_invalid(capsys: pytest.CaptureFixture[str]) -> None:
+    run("a", "--budgets", "64")
+    assert ledger.main(["a"]) == 0
+    lines = Path("a", "records.jsonl").read_text().splitlines()
+    again = {**json.loads(lines[0]), "attempt": 2}
+    with Path("a", "records.jsonl").open("a") as file:
+        file.write(json.dumps(again) + "\n")
+    assert Experiment.resume(Path("a"), memories.load)() == "invalid"
+    found = results("a")
+    assert found["status"] == "invalid"
+    assert len(found["ledger"]["broken"]) == 1
+    assert "INVALID: only failed attempts may be repeated" in Path("a", "table.txt").read_text()
+    assert "are ungraded, more than" not in capsys.readouterr().out
+    assert ledger.main(["a"]) == 3
+    assert "INVALID" in capsys.readouterr().out
+    assert ledger.main(["nowhere"]) == 2
+
+
+def test_the_count_needs_no_open_run(working_folder: Path) -> None:
+    manifest = {"config": {"seed": 1, "retries": 2}, "identity": {"data": "d"}, "created_at": "t"}
+    with RunFolder.create(working_folder / "x", manifest) as folder:
+        assert str(ledger.look(folder, questions=1, status="valid")).startswith("The test split has been scored once")
+    assert ledger.configuration(manifest) == ledger.configuration({**manifest, "config": {"seed": 1, "retries": 0}})
+    assert ledger.configuration(manifest) != ledger.configuration({**manifest, "config": {"seed": 2, "retries": 2}})
