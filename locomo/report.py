@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from locomo import abstention
+from locomo import abstention, objective
 from locomo.dataset import ANSWERABLE, CATEGORIES, Question
 from locomo.evaluate import UNBOUNDED
 from locomo.metrics import chosen_option, evidence_recall, official_f1
@@ -18,7 +18,7 @@ Results = dict[str, Any]
 
 def results(records: Iterable[Record], questions: Iterable[Question], planned: Iterable[Key]) -> dict[str, Results]:
     """systems.<name>.budgets.<tokens> -> figures over categories 1-4, with `by_category`, `categories_1_5` and
-    `abstention` inside.
+    `abstention` and `objective` (what optimize.py maximises) inside.
 
     A question that was planned and has no answer (failed, or not yet asked) is ungraded: it is counted, and in no
     mean. Fractions lie in [0, 1]; `*_interval` is [low, high] at 95 %, clustered by conversation, or null.
@@ -39,6 +39,7 @@ def results(records: Iterable[Record], questions: Iterable[Question], planned: I
         entry["categories_1_5"] = _figures(pairs)
         entry["by_conversation"] = _conversations([pair for pair in pairs if pair[0].category in ANSWERABLE])
         entry["abstention"] = abstention.figures([(q, r) for q, r in pairs if r is not None])
+        entry["objective"] = objective.figures([(q, r) for q, r in pairs if r is not None])
         systems.setdefault(system, {"budgets": {}})["budgets"][str(budget)] = entry
     return systems
 
