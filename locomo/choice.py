@@ -21,6 +21,7 @@ from locomo.dataset import CATEGORIES, STAND_INS, DataError, aside, load
 from locomo.evaluate import Task, conversation_tokens, plan, prompt_overhead, window_budget
 from locomo.llm_judge import Judge
 from locomo.metrics import options
+from locomo.programs import Program, ProgramError, load_for
 from locomo.provenance import digest, recalling_code
 from locomo.run_folder import Key
 from locomo.split_data import held_out_part, parse, part, sample
@@ -129,8 +130,12 @@ class Choice:
             except ValueError as error:
                 raise Refused(str(error)) from error
         self._note_counter()
+        try:
+            self.program = self._program()
+        except ProgramError as error:
+            raise Refused(f"--program: {error}") from error
         reading: dict[str, Any] = {
-            "rounds": self.config["rounds"] or 0,
+            "rounds": self.config["rounds"] or (self.program.rounds if self.program else 0),
             "question_budget": self.config["question_budget"],
             "abstention": self._rule(),
         }
@@ -159,6 +164,11 @@ class Choice:
             elif kind.takes_token_encoder:
                 self.notices.append(f"{name} matches by words alone; --encoder minilm adds meaning (83 MB, no key).")
             self.memories[name] = kind(count=self.count, **parts)
+            if self.program and kind.reads_in_rounds:
+                try:
+                    self.program.into(self.memories[name])
+                except ProgramError as error:
+                    raise Refused(f"--program: {error}") from error
 
     def _encoder(self, system: str) -> Encoder:
         """The encoder, loaded once for all systems that need one."""
@@ -215,6 +225,14 @@ class Choice:
     def memory_of(self, system: str, conversation: str) -> Memory[Any]:
         """The memory that a conversation is asked with: its fold's, where there are folds."""
         return self.folds.get((system, conversation), self.memories[system])
+
+    def _program(self) -> Program | None:
+        if not self.config.get("program"):  # a run that was begun before there were programs has none
+            return None
+        asked = [conversation.id for conversation in self.conversations]
+        program, notice = load_for(Path(self.config["program"]), asked, stand_in=bool(self.data.stand_in))
+        self.notices += [notice] if notice else []
+        return program
 
     def _rule(self) -> Rule | None:
         if not self.config["abstention"]:
@@ -356,6 +374,8 @@ class Choice:
                     for name, read in prompts.items()
                 }
             )
+        if self.program:
+            identity["program"] = self.program.digest
         if rule := self._rule():
             identity["abstention"] = digest(asdict(rule))
         if self.judge_model and self.judge:
