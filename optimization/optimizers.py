@@ -35,24 +35,40 @@ BOOTSTRAP_SETS = {"light": 4, "medium": 8, "heavy": 16}
 BATCH = 32
 INSTRUCTION_CHARACTERS = 1_500
 """Of an instruction by GEPA at most, which would else grow at the memory's cost."""
+HOPELESS = 4
 NO_LIMIT = 10**9
 """Of errors, which DSPy would otherwise count: failed calls are the store's to count, and to stop at."""
 
 
 class Proposing(dspy.ChatAdapter):
-    """How the prompt model is asked: once, for a reply that cannot be read is a proposal less, not a call more. Such
-    replies are counted in `unreadable`, for DSPy only writes them into a log."""
+    """How the prompt model is asked: once, for a reply that cannot be read is a proposal less, not a call more.
+
+    A reply to a signature with one text is that text, in whatever form it comes: small models leave out the form.
+    `unreadable` counts the others, which DSPy only writes into a log. After HOPELESS of them and none that could be
+    read, nothing more is asked for: that model will not write any."""
 
     def __init__(self) -> None:
         super().__init__(use_json_adapter_fallback=False)
         self.unreadable = 0
+        self.readable = 0
+
+    def __call__(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> Any:
+        if self.unreadable >= HOPELESS and not self.readable:
+            raise AdapterParseError(
+                "Proposing", signature, "", message="the prompt model writes nothing that can be read"
+            )
+        return super().__call__(lm, lm_kwargs, signature, demos, inputs)
 
     def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
         try:
             parsed: dict[str, Any] = super().parse(signature, completion)
         except AdapterParseError:
-            self.unreadable += 1
-            raise
+            outputs = {name: field.annotation for name, field in signature.output_fields.items()}
+            if list(outputs.values()) != [str] or not completion.strip():
+                self.unreadable += 1
+                raise
+            parsed = dict.fromkeys(outputs, completion.strip())
+        self.readable += 1
         return parsed
 
 
@@ -165,7 +181,7 @@ def size(name: str, effort: str, *, train: int, validation: int, max_demos: int)
         case "simba":
             candidates, steps = SIMBA_SIZES[effort]
             batch, left = min(BATCH, train), min(candidates, steps) + 1
-            return Size(steps * batch * (2 * candidates + 1) + left * train, steps * (candidates + 1), left)
+            return Size(steps * batch * (2 * candidates + 1) + left * train, steps * batch, left)
         case "miprov2":
             n = MIPRO_CANDIDATES[effort]
             trials = int(max((4 if max_demos else 2) * math.log2(n), 1.5 * n))
