@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     who.add_argument(
         "--systems",
         metavar="A,B,…",
-        help="default simple,full_context,adaptive; the controls none and oracle always run",
+        help="default recent,full_context,adaptive; the controls none, refusal and oracle always run",
     )
     who.add_argument("--budget-tokens", type=_positive, metavar="N", help="of memory in a prompt (default 20000)")
     who.add_argument("--budgets", type=_integers, metavar="N,M,…", help="several budgets in one run")
@@ -66,9 +66,27 @@ def parser() -> argparse.ArgumentParser:
     models.add_argument("--tokenizer", metavar="NAME", help="count with o200k_base, cl100k_base or a tokenizer.json")
     models.add_argument("--context-window", type=_positive, metavar="N", help="tokens, where the model's is not known")
     models.add_argument("--max-answer-tokens", type=_positive, default=64, metavar="N")
+    models.add_argument("--price", type=_price, metavar="P,R", help="dollars per million tokens of prompt and reply")
     models.add_argument("--judge-model", metavar="NAME", help="who judges, or none")
     models.add_argument("--judge-api-base", metavar="URL")
-    models.add_argument("--judge", default="strict", choices=["strict", "lenient"], help="the judge's prompt")
+    models.add_argument("--judge-price", type=_price, metavar="P,R")
+    models.add_argument(
+        "--judge",
+        default="strict",
+        choices=["strict", "lenient", "mem0-new", "zep", "longmemeval"],
+        help="the judge's prompt",
+    )
+    models.add_argument(
+        "--max-false-accept",
+        type=float,
+        default=0.15,
+        metavar="SHARE",
+        help="of wrong answers, at the upper end of the interval: a judge that accepts more shows no J",
+    )
+    models.add_argument("--no-certificate", action="store_true", help="do not measure the judge, and show no J")
+    models.add_argument(
+        "--wrong-answers", metavar="FILE", help="to measure the judge on, too (default: LOCOMO_WRONG_ANSWERS)"
+    )
     how = p.add_argument_group("how it runs")
     how.add_argument("--num-threads", type=_positive, metavar="N", help="calls at once (default 4, embedded 1)")
     how.add_argument(
@@ -78,6 +96,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--fail-on-error", type=float, default=0.02, metavar="SHARE", help="ungraded share that voids a run"
     )
+    how.add_argument("--cost-limit", type=float, metavar="USD", help="stop, resumable, when the run has cost so much")
     how.add_argument("--run-dir", type=Path, metavar="DIR", help="default runs/TIME")
     how.add_argument("--resume", metavar="DIR", help="go on with a stopped run, as it was configured")
     how.add_argument("--dry-run", action="store_true", help="print the plan and stop")
@@ -100,6 +119,16 @@ def _integers(text: str) -> list[int]:
     return list(dict.fromkeys(values))
 
 
+def _price(text: str) -> tuple[float, float]:
+    try:
+        prompt, reply = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers such as 0.15,0.60") from error
+    if not (0 <= prompt < 1e6 and 0 <= reply < 1e6):
+        raise argparse.ArgumentTypeError(f"{text!r} must be two numbers from 0 to a million")
+    return prompt, reply
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parser().parse_args(argv)
@@ -112,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         if args.resume:
-            return EXIT[Experiment.resume(Path(args.resume), memories.load)()]
+            return EXIT[Experiment.resume(Path(args.resume), memories.load, cost_limit=args.cost_limit)()]
         config = {name: value for name, value in vars(args).items() if name not in ("resume", "run_dir", "dry_run")}
         experiment = Experiment(config, memories.load)
         experiment.announce()
@@ -127,11 +156,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _mistake(args: argparse.Namespace, argv: Sequence[str]) -> str:
     """What is wrong with the command line, in one sentence; empty where nothing is."""
+    if args.cost_limit is not None and not 0 < args.cost_limit < 1e6:
+        return f"--cost-limit is {args.cost_limit}; it is a number of dollars above 0."
     if args.resume is not None:
-        allowed = ("--resume", args.resume, f"--resume={args.resume}")
-        extra = " ".join(word for word in argv if word not in allowed)
+        rest = list(argv)
+        if "--cost-limit" in rest:
+            at = rest.index("--cost-limit")
+            del rest[at : at + 2]
+        allowed = (
+            "--resume",
+            args.resume,
+            f"--resume={args.resume}",
+            *(w for w in argv if w.startswith("--cost-limit=")),
+        )
+        extra = " ".join(word for word in rest if word not in allowed)
         return (
-            f"--resume takes the saved configuration and nothing else, but got {extra}; leave it out." if extra else ""
+            (
+                f"--resume takes the saved configuration and nothing but --cost-limit beside it, but got {extra}; "
+                "leave it out."
+            )
+            if extra
+            else ""
         )
     if args.budgets and args.budget_tokens:
         return "--budgets and --budget-tokens say the same thing twice; give one of them."
@@ -139,6 +184,8 @@ def _mistake(args: argparse.Namespace, argv: Sequence[str]) -> str:
         return f"--categories got {unknown}; LOCOMO has 1, 2, 3, 4 and 5."
     if not 0 <= args.fail_on_error <= 1:
         return f"--fail-on-error is {args.fail_on_error}; it is a share from 0 to 1."
+    if not 0 <= args.max_false_accept <= 1:
+        return f"--max-false-accept is {args.max_false_accept}; it is a share from 0 to 1."
     if args.retries < 0 or not 0 < args.timeout_seconds < 1e6:
         return "--retries may not be negative, and --timeout-seconds must be above 0 (and below a million)."
     if args.api_base and not args.model:
@@ -151,6 +198,10 @@ def _mistake(args: argparse.Namespace, argv: Sequence[str]) -> str:
         return "--recall-only reads nothing; leave out --rounds, --abstention and --program."
     if args.question_budget and not (args.rounds or args.program):
         return "--question-budget bounds the rounds of reading; give --rounds too."
+    if args.recall_only and (args.cost_limit or args.price or args.judge_price):
+        return "--recall-only costs nothing; leave out --cost-limit, --price and --judge-price."
+    if args.judge_price and args.judge_model == "none":
+        return "--judge-price needs a judge; leave it out, or name one with --judge-model."
     if args.trace and args.no_mlflow:
         return "--trace writes into MLflow, which --no-mlflow leaves out; give one of them."
     return ""

@@ -65,8 +65,13 @@ def parser() -> argparse.ArgumentParser:
     models = p.add_argument_group("who reads, and who writes prompts")
     models.add_argument("--model", metavar="NAME", help="a DSPy model string, or embedded:tiny|small|base|FILE.gguf")
     models.add_argument("--api-base", metavar="URL", help="an OpenAI-compatible server for --model")
+    models.add_argument("--price", type=_price, metavar="P,R", help="dollars per million tokens of prompt and reply")
     models.add_argument("--prompt-model", metavar="NAME", help="default: the same")
     models.add_argument("--prompt-api-base", metavar="URL")
+    models.add_argument("--prompt-price", type=_price, metavar="P,R")
+    models.add_argument("--judge-model", metavar="NAME", help="helps to search, never to report; needs a certificate")
+    models.add_argument("--judge-api-base", metavar="URL")
+    models.add_argument("--judge-price", type=_price, metavar="P,R")
     models.add_argument("--tokenizer", metavar="NAME", help="count with o200k_base, cl100k_base or a tokenizer.json")
     models.add_argument("--context-window", type=_positive, metavar="N", help="tokens, where the model's is not known")
     models.add_argument("--max-answer-tokens", type=_positive, default=64, metavar="N")
@@ -97,10 +102,19 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _price(text: str) -> tuple[float, float]:
+    try:
+        prompt, reply = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers such as 0.15,0.60") from error
+    if not (0 <= prompt < 1e6 and 0 <= reply < 1e6):
+        raise argparse.ArgumentTypeError(f"{text!r} must be two numbers from 0 to a million")
+    return prompt, reply
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    argv = list(sys.argv[1:] if argv is None else argv)
     args = parser().parse_args(argv)
-    if problem := _mistake(args, argv):
+    if problem := _mistake(args):
         return _refuse(problem)
     if args.target == "retrieval":
         return _fit_retrieval(args)
@@ -109,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         if args.resume:
-            return EXIT[Optimization.resume(Path(args.resume))]
+            return EXIT[Optimization.resume(Path(args.resume), cost_limit=args.cost_limit)]
         left_out = ("target", "run_dir", "resume", "dry_run")
         search = Optimization({name: value for name, value in vars(args).items() if name not in left_out})
         if not args.dry_run:
@@ -124,28 +138,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT["failed"]
 
 
-def _mistake(args: argparse.Namespace, argv: Sequence[str]) -> str:
+def _mistake(args: argparse.Namespace) -> str:
     """What is wrong with the command line, in one sentence; empty where nothing is."""
+    if args.cost_limit is not None and not 0 < args.cost_limit < 1e6:
+        return f"--cost-limit is {args.cost_limit}; it is a number of dollars above 0."
     if args.resume is not None:
-        allowed = ("--resume", args.resume, f"--resume={args.resume}")
-        extra = " ".join(word for word in argv if word not in allowed)
-        return (
-            f"--resume takes the saved configuration and nothing else, but got {extra}; leave it out." if extra else ""
-        )
+        allowed = {"resume": args.resume, "cost_limit": args.cost_limit}
+        plain = vars(parser().parse_args([])) | allowed
+        extra = ", ".join(f"--{name.replace('_', '-')}" for name, value in vars(args).items() if value != plain[name])
+        said = "--resume takes the saved configuration and nothing but --cost-limit beside it, but got"
+        return f"{said} {extra}; leave it out." if extra else ""
     if args.optimizer == "bootstrap" and args.max_demos == 0:
         return "--optimizer bootstrap finds examples and nothing else; give --max-demos 1 or more."
     if not 0 <= args.fail_on_error <= 1:
         return f"--fail-on-error is {args.fail_on_error}; it is a share from 0 to 1."
     if args.token_price is not None and not 0 <= args.token_price <= 1:
         return f"--token-price is {args.token_price}; it is a number from 0 to 1, of which 1 is a whole answer."
-    if args.cost_limit is not None and not 0 < args.cost_limit < 1e6:
-        return f"--cost-limit is {args.cost_limit}; it is a number of dollars above 0."
     if not 0 < args.timeout_seconds < 1e6:
         return "--timeout-seconds must be above 0 (and below a million)."
     if args.api_base and not args.model:
         return "--api-base needs --model, such as --model openai/NAME."
     if args.prompt_api_base and not args.prompt_model:
         return "--prompt-api-base needs --prompt-model, such as --prompt-model openai/NAME."
+    if args.judge_api_base and args.judge_model in (None, "none"):
+        return "--judge-api-base needs --judge-model, such as --judge-model openai/NAME."
     return ""
 
 

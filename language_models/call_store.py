@@ -18,12 +18,11 @@ import hashlib
 import json
 import os
 import threading
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
 
 from language_models.failure import FATAL, describe
-from language_models.meter import metered
+from language_models.meter import Usage, metered
 
 CLIENT = {"api_key", "api_base", "base_url", "timeout", "headers", "extra_headers"}
 """What a call needs and its reply does not depend on; the address is part of `identity`."""
@@ -54,28 +53,7 @@ class SearchStopped(BaseException):
         self.outcome = outcome
 
 
-@dataclass
-class Bill:
-    """What the calls of one block took, as the provider reported it, the first time that they were made. A call that
-    nobody reported on is in `unreported`."""
-
-    calls: int = 0
-    unreported: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-    @property
-    def total_tokens(self) -> int:
-        return self.prompt_tokens + self.completion_tokens
-
-    def add(self, record: dict[str, Any]) -> None:
-        self.calls += 1
-        self.unreported += record["unreported"]
-        self.prompt_tokens += record["prompt_tokens"]
-        self.completion_tokens += record["completion_tokens"]
-
-
-_BILL: ContextVar[Bill | None] = ContextVar("bill", default=None)
+_BILL: ContextVar[Usage | None] = ContextVar("bill", default=None)
 
 
 class CallStore:
@@ -92,7 +70,7 @@ class CallStore:
         self.fail_share = fail_share
         self.may_call = may_call
         self.on_call: Callable[[], None] = lambda: None  # after each call that was made
-        self.spent: dict[str, Bill] = defaultdict(Bill)  # by role, of all calls ever made
+        self.spent: dict[str, Usage] = defaultdict(Usage)  # by role, of all calls ever made
         self.made = 0  # by this process
         self.failed: Counter[str] = Counter()  # reason -> calls of this process
         self._known: dict[str, dict[str, Any]] = {}
@@ -119,12 +97,13 @@ class CallStore:
             if line.endswith(b"\n"):
                 record = json.loads(line)
                 self._known[record["key"]] = record
-                self.spent[record["role"]].add(record)
+                self.spent[record["role"]].add(Usage(**record["usage"]))
 
     @contextmanager
-    def billed(self) -> Iterator[Bill]:
-        """Counts the calls of this thread inside the block, those answered from the store too."""
-        bill = Bill()
+    def billed(self) -> Iterator[Usage]:
+        """Counts the calls of this thread inside the block; one answered from the store with what it took when it was
+        made."""
+        bill = Usage()
         token = _BILL.set(bill)
         try:
             yield bill
@@ -150,7 +129,7 @@ class CallStore:
             if record is None:
                 record = self._call(key, role, call)
         if (bill := _BILL.get()) is not None:
-            bill.add(record)
+            bill.add(Usage(**record["usage"]))
         return record["outputs"]
 
     def _stop(self, why: str, *, outcome: str = "stopped") -> SearchStopped:
@@ -163,7 +142,6 @@ class CallStore:
             raise self._closed
         if why := self.may_call():
             raise self._stop(why)
-        started = time.perf_counter()
         with self._lock:
             self.made += 1
         try:
@@ -176,15 +154,7 @@ class CallStore:
         except Exception as error:
             self._count_failure(describe(error))
             raise
-        record = {
-            "key": key,
-            "role": role,
-            "outputs": outputs,
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "unreported": usage.unreported,
-            "seconds": round(time.perf_counter() - started, 3),
-        }
+        record = {"key": key, "role": role, "outputs": outputs, "usage": asdict(usage)}
         # ASCII, because a model's reply may hold half a surrogate pair, which UTF-8 cannot write.
         line = (json.dumps(record, separators=(",", ":")) + "\n").encode("ascii")
         with self._lock:
@@ -192,7 +162,7 @@ class CallStore:
                 if file.write(line) != len(line):
                     raise self._stop(f"{self.path} could not be written whole; is the disk full?", outcome="failed")
             self._known[key] = record
-            self.spent[role].add(record)
+            self.spent[role].add(usage)
             self.on_call()
         return record
 

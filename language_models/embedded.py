@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from dspy import lm15
+from dspy.utils.exceptions import LMTransportError
 
+from language_models.failure import describe
 from language_models.weights import WeightsUnavailable, fetch, models_folder, sha256
 
 # Newlines may end it in any number: vocabularies have tokens of two, and a model kept from those goes on talking.
@@ -28,7 +30,7 @@ CONTEXT_TOKENS = 8192  # enough for every budget worth running on a CPU; a large
 
 @dataclass(frozen=True)
 class Tier:
-    """A model that can be had without a key. `can_judge`: whether it grades better than chance."""
+    """A model that can be had without a key."""
 
     description: str
     file: str
@@ -36,7 +38,6 @@ class Tier:
     megabytes: int
     repository: str
     package: str | None = None
-    can_judge: bool = False
 
 
 TIERS = {
@@ -61,7 +62,6 @@ TIERS = {
         "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
         1117,
         repository="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
-        can_judge=True,
     ),
 }
 
@@ -153,9 +153,9 @@ class Embedded:
             try:
                 connection.request("POST", "/tokenize", body, {"Content-Type": "application/json"})
                 return len(json.loads(connection.getresponse().read())["tokens"])
-            except (http.client.HTTPException, OSError):
-                if retry:
-                    raise
+            except (http.client.HTTPException, OSError) as error:
+                if retry:  # no fault of the memory that counts
+                    raise LMTransportError(f"{self.name} does not count ({describe(error)})") from error
         raise AssertionError("unreachable")
 
     def complete(self, request: lm15.Request) -> lm15.Response:

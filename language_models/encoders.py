@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
+from dspy.utils.exceptions import LMProviderError
 
 from language_models.failure import describe
 from language_models.vector_cache import VectorCache
@@ -167,12 +168,16 @@ class Remote:
         self._embed = dspy.Embedder(name, caching=False)
         try:
             self.dimensions: int = self(["one"]).shape[1]
-        except Exception as error:  # whatever a provider's client raises
-            raise EncoderUnavailable(f"the encoder {name} does not answer ({describe(error)}).") from error
+        except LMProviderError as error:
+            raise EncoderUnavailable(f"{error}.") from error
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        # Providers refuse an empty text.
-        return _unit(self._embed([text if text.strip() else "." for text in texts]))
+        """Raises LMProviderError where the provider fails: that is no failure of the memory that asked."""
+        try:
+            # Providers refuse an empty text.
+            return _unit(self._embed([text if text.strip() else "." for text in texts]))
+        except Exception as error:  # whatever a provider's client raises
+            raise LMProviderError(f"the encoder {self.name} does not answer ({describe(error)})") from error
 
 
 def _unit(vectors: Any) -> np.ndarray:
@@ -191,6 +196,8 @@ class Cached:
     def __init__(self, encoder: Encoder, *, folder: Path | None = None) -> None:
         self.name = encoder.name
         self.dimensions = encoder.dimensions
+        self.is_paid = isinstance(encoder, Remote)
+        """Whether a provider may ask money for it."""
         self._encoder = encoder
         self._folder = folder
         self._cache = VectorCache(encoder.name, folder=folder)

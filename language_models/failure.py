@@ -5,13 +5,33 @@ from __future__ import annotations
 import os
 import re
 
-from dspy.utils.exceptions import LMAuthError, LMBillingError, LMNotConfiguredError, LMUnsupportedModelError
+from dspy.utils.exceptions import (
+    AdapterParseError,
+    LMAuthError,
+    LMBillingError,
+    LMError,
+    LMNotConfiguredError,
+    LMUnsupportedModelError,
+)
 
 LM_ERROR = "LM"
 """How the description of any failed call to a language model begins."""
 
 FATAL = (LMAuthError, LMBillingError, LMNotConfiguredError, LMUnsupportedModelError)
 """What no other question could fare better with: a rejected key, an empty account, a model that is not there."""
+
+
+def is_of_a_model(error: BaseException | None) -> bool:
+    """Whether a failure goes back to a model: a call that failed, or a reply that holds no answer. Such a failure says
+    nothing about the memory that asked. DSPy turns whatever a client raises into an LMError; a memory may have put an
+    error of its own before that."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, (LMError, AdapterParseError)):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return False
 
 
 def describe(error: BaseException) -> str:

@@ -1,10 +1,11 @@
-"""What calls to language models cost, counted per thread: calls, prompt tokens, completion tokens."""
+"""What calls to language models cost, counted per thread: calls, tokens, seconds."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import dspy
@@ -13,13 +14,46 @@ from dspy.utils.callback import BaseCallback
 
 @dataclass
 class Usage:
-    """`prompt_tokens` and `completion_tokens` as the providers report them. A call without a report (a failed one, or
-    a server that counts nothing) is in `unreported`, never a zero in disguise. Retries within a call are not seen."""
+    """`prompt_tokens` and `completion_tokens` as the providers report them; of the first, `cached_tokens` were read
+    from the provider's cache. A call without a report (a failed one, or a server that counts nothing) is in
+    `unreported`, never a zero in disguise. Retries within a call are not seen. `seconds` are wall time."""
 
     calls: int = 0
     unreported: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    def add(self, more: Usage, *, times: int = 1) -> None:
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + times * getattr(more, field.name))
+
+
+@contextmanager
+def metered() -> Iterator[Usage]:
+    """Counts the calls made by this thread inside the block; the figures are complete when the block ends."""
+    usage, counter, started = Usage(), _CallCounter(), time.perf_counter()
+    with dspy.track_usage() as tracker, dspy.context(callbacks=[*dspy.settings.callbacks, counter]):
+        try:
+            yield usage
+        finally:
+            usage.add(_reported(tracker, counter.calls))
+            usage.seconds = round(time.perf_counter() - started, 4)
+
+
+@contextmanager
+def metered_in(module: dspy.Module) -> Iterator[Usage]:
+    """As `metered`, of what is spent inside calls of `module` alone. Goes inside a block of `metered`."""
+    usage = Usage()
+    meter = _ModuleMeter(module, dspy.settings.usage_tracker, usage)
+    with dspy.context(callbacks=[*dspy.settings.callbacks, meter]):
+        yield usage
+    usage.seconds = round(usage.seconds, 4)
 
 
 class _CallCounter(BaseCallback):
@@ -30,17 +64,34 @@ class _CallCounter(BaseCallback):
         self.calls += 1
 
 
-@contextmanager
-def metered() -> Iterator[Usage]:
-    """Counts the calls made by this thread inside the block; the figures are complete when the block ends."""
-    usage, counter = Usage(), _CallCounter()
-    callbacks = [*dspy.settings.callbacks, counter]
-    with dspy.track_usage() as tracker, dspy.context(callbacks=callbacks):
-        try:
-            yield usage
-        finally:
-            entries = [entry for calls in tracker.usage_data.values() for entry in calls]
-            usage.calls = counter.calls
-            usage.unreported = counter.calls - len(entries)
-            usage.prompt_tokens = sum(entry.get("prompt_tokens") or 0 for entry in entries)
-            usage.completion_tokens = sum(entry.get("completion_tokens") or 0 for entry in entries)
+class _ModuleMeter(_CallCounter):
+    def __init__(self, module: dspy.Module, tracker: Any, usage: Usage) -> None:
+        super().__init__()
+        self.module, self.tracker, self.usage = module, tracker, usage
+        self.open: dict[str, Usage] = {}
+
+    def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        if instance is self.module:
+            self.open[call_id] = self._now()
+
+    def on_module_end(self, call_id: str, outputs: Any, exception: Exception | None = None) -> None:
+        if before := self.open.pop(call_id, None):
+            self.usage.add(self._now())
+            self.usage.add(before, times=-1)
+
+    def _now(self) -> Usage:
+        now = _reported(self.tracker, self.calls)
+        now.seconds = time.perf_counter()
+        return now
+
+
+def _reported(tracker: Any, calls: int) -> Usage:
+    """What the tracker has seen of so many calls."""
+    entries = [entry for of_model in tracker.usage_data.values() for entry in of_model]
+    return Usage(
+        calls=calls,
+        unreported=calls - len(entries),
+        prompt_tokens=sum(entry.get("prompt_tokens") or 0 for entry in entries),
+        completion_tokens=sum(entry.get("completion_tokens") or 0 for entry in entries),
+        cached_tokens=sum((entry.get("prompt_tokens_details") or {}).get("cached_tokens") or 0 for entry in entries),
+    )

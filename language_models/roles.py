@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import dspy
 from dspy.utils.exceptions import LMConfigurationError
 
 from language_models import embedded
+from language_models.prices import Price, price_of, published
 from language_models.tokens import counter_for
 from memory_system import TokenCounter
 
@@ -33,9 +35,8 @@ NO_KEY_DEFAULT = "embedded:tiny"
 class Model:
     """A language model ready for its role.
 
-    `context_tokens` is the window, None where unknown; `max_tokens` bounds a reply; `usd_per_token` is
-    (prompt, completion), None where unknown; `revision` tells weights of the same name apart, where
-    we see them.
+    `context_tokens` is the window, None where unknown; `max_tokens` bounds a reply; `price` is None where
+    unknown; `revision` tells weights of the same name apart, where we see them.
     """
 
     name: str
@@ -43,25 +44,13 @@ class Model:
     count: TokenCounter
     context_tokens: int | None
     max_tokens: int
-    usd_per_token: tuple[float, float] | None
+    price: Price | None
     revision: str = ""
 
 
 def default_model() -> str:
     """The provider whose key is set, else the embedded model that any package index can serve."""
     return next((model for key, model in PROVIDER_DEFAULTS.items() if os.environ.get(key)), NO_KEY_DEFAULT)
-
-
-def cannot_judge(name: str) -> str:
-    """Why a model may not judge; empty where it may."""
-    tier = embedded.TIERS.get(name.removeprefix("embedded:")) if name.startswith("embedded:") else None
-    if tier is None or tier.can_judge:
-        return ""
-    able = ", ".join(f"embedded:{name}" for name, tier in embedded.TIERS.items() if tier.can_judge)
-    return (
-        f"{name} cannot judge: measured on pairs of a gold answer with a paraphrase or another answer, models of its "
-        f"size do no better than chance; use {able} or a larger model."
-    )
 
 
 def load(
@@ -73,13 +62,16 @@ def load(
     max_tokens: int = 64,
     timeout_seconds: float = 120.0,
     retries: int = 4,
+    price: tuple[float, float] | None = None,
     say: Callable[[str], None] = print,
 ) -> Model:
     """The model `name`, at temperature 0 and uncached, so that every recorded answer was really given.
 
-    Retries are DSPy's: exponential back-off that waits as long as a server's `Retry-After` asks.
+    Retries are DSPy's: exponential back-off that waits as long as a server's `Retry-After` asks. `price` is in dollars
+    per million tokens of prompt and reply, where the table does not know the model, or another.
     Raises ValueError or embedded.WeightsUnavailable with one sentence for the user.
     """
+    _check_address(api_base)
     logging.getLogger("dspy.clients.lm").setLevel(logging.ERROR)  # replies are cut at max_tokens on purpose
     if name.startswith("embedded:"):
         if api_base:
@@ -94,7 +86,7 @@ def load(
         )
         tier = embedded.TIERS.get(name.removeprefix("embedded:"))
         revision = tier.sha256 if tier else embedded.sha256(path)
-        return Model(name, lm, engine, engine.context_tokens, max_tokens, (0.0, 0.0), revision[:12])
+        return Model(name, lm, engine, engine.context_tokens, max_tokens, price_of(name, named=price), revision[:12])
     client: dict[str, Any] = {"timeout": timeout_seconds}
     if api_base:
         client["api_base"] = api_base
@@ -105,21 +97,21 @@ def load(
     except LMConfigurationError:  # a reasoning model: it sets its own temperature and thinks within its reply
         max_tokens = 16_000
         lm = dspy.LM(name, temperature=None, max_tokens=max_tokens, cache=False, num_retries=retries, **client)
-    info = _published(name)
-    prompt_price, reply_price = info.get("input_cost_per_token"), info.get("output_cost_per_token")
     return Model(
         name=name,
         lm=lm,
         count=counter_for(name, tokenizer=tokenizer),
-        context_tokens=context_tokens or info.get("max_input_tokens"),
+        context_tokens=context_tokens or published(name).get("max_input_tokens"),
         max_tokens=max_tokens,
-        usd_per_token=None if api_base or prompt_price is None or reply_price is None else (prompt_price, reply_price),
+        price=price_of(name, api_base=api_base, named=price),
     )
 
 
-def _published(name: str) -> dict[str, Any]:
-    """Window and prices from the table that DSPy carries; empty for a model that is not in it."""
-    from dspy.clients.model_metadata import model_info
-
-    provider, _, model = name.rpartition("/") if name.count("/") < 2 else name.partition("/")
-    return model_info(provider or "openai", model)
+def _check_address(url: str | None) -> None:
+    """Addresses stand in manifests and error messages, so none may hold a secret."""
+    if url:
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("an API base must be an address such as http://127.0.0.1:8000/v1.")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("an API base may hold no user, password or query; put the key into OPENAI_API_KEY.")

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from locomo.dataset import ANSWERABLE, DataError, Question, load
+from locomo.gradings import gradings, score
 from locomo.metrics import abstains, chosen_option, official_f1
-from locomo.run_folder import Record, RunFolder, RunFolderError, is_answered, latest
+from locomo.run_folder import Record, RunFolder, RunFolderError, failed, is_answered, latest
 from locomo.split_data import part
 from reading.abstention import Rule, Signals
 
@@ -120,8 +121,9 @@ def _twins(pairs: Pairs) -> Iterable[tuple[tuple[Question, Record], tuple[Questi
 
 def _twin_is_right(single: tuple[Question, Record], swapped: tuple[Question, Record]) -> bool:
     question, record = single
-    verdict = record["verdicts"][-1]["label"] if record["verdicts"] else ""
-    right = verdict == "correct" or official_f1(question, record["answer"]) >= RIGHT_FROM
+    own = gradings([record])[:1]  # later ones are other judges'
+    judged = score(record, own[0]) if own else None
+    right = (judged or 0.0) > 0.5 or official_f1(question, record["answer"]) >= RIGHT_FROM
     return right and abstains(swapped[1]["answer"])
 
 
@@ -172,7 +174,10 @@ def main(argv: list[str] | None = None) -> int:
         found = [
             (asked[record["question_id"]], record)
             for record in latest(records).values()
-            if record["system"] == args.system and record["question_id"] in asked and is_answered(record)
+            if record["system"] == args.system
+            and record["question_id"] in asked
+            and is_answered(record)
+            and not failed(record)
         ]
         rule = fit(found, false_abstention=args.false_abstention)
         if not data.stand_in:  # a stand-in's figures prove nothing anyway

@@ -151,6 +151,16 @@ def side_by_side(scores: Mapping[str, float], flagged: Collection[str]) -> dict[
     return figures
 
 
+def sentence(system: str, parts: Mapping[str, Mapping[str, Any]]) -> str:
+    """`side_by_side` for people."""
+    listed = [
+        f"{100 * part['accuracy']:.2f} on the {part['n']:,} {name} questions"
+        for name, part in parts.items()
+        if part["n"]
+    ]
+    return f"{system}: J {', '.join(listed)}."
+
+
 def alarms(scores: Mapping[str, float], questions: Collection[Question], flagged: Collection[str]) -> list[str]:
     """A sentence for the whole and for each category that scores above the ceiling of the questions scored.
 

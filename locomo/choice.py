@@ -5,7 +5,6 @@ Configuration is a dictionary with the names of evaluate.py's flags.
 
 from __future__ import annotations
 
-import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import asdict
@@ -15,12 +14,15 @@ from typing import Any
 from language_models.encoders import Encoder, EncoderUnavailable, TokenEncoder
 from language_models.encoders import load as load_encoder
 from language_models.weights import WeightsUnavailable
-from locomo import leaks
-from locomo.controls import CONTROLS
+from locomo import accounting, leaks
+from locomo.certificate import judged, sentence
+from locomo.certify import Certifier
+from locomo.controls import CONTROLS, Refusal
 from locomo.dataset import CATEGORIES, STAND_INS, DataError, aside, load
 from locomo.evaluate import Task, conversation_tokens, plan, prompt_overhead, window_budget
-from locomo.llm_judge import Judge
+from locomo.llm_judge import Judge, shared_family
 from locomo.metrics import options
+from locomo.probes import WrongAnswersError
 from locomo.programs import Program, ProgramError, load_for
 from locomo.provenance import digest, recalling_code
 from locomo.run_folder import Key
@@ -55,10 +57,14 @@ class Choice:
         self.questions = self._questions()
         self.conversations = [c for c in self.data.conversations if any(q.conversation == c.id for q in self.questions)]
         self._choose_models()
-        self._choose_memories(load_memory)
+        try:
+            self._choose_memories(load_memory)
+        except ProgramError as error:
+            raise Refused(f"--program: {error}") from error
         self._choose_folds()
         self._refuse_leaks()
         self.tasks = self._plan()
+        self.limit_cost(config["cost_limit"])
 
     # ------------------------------------------------------------ choosing
 
@@ -77,8 +83,10 @@ class Choice:
 
     def _choose_models(self) -> None:
         self.reader = self.judge_model = self.judge = None
+        self.certifier: Certifier | None = None
+        self.family = ""
         self.no_judge = "the run asked no model"
-        api_base, judge_api_base = (_without_credentials(self.config[k]) for k in ("api_base", "judge_api_base"))
+        api_base, judge_api_base = self.config["api_base"], self.config["judge_api_base"]
         if self.config["recall_only"]:
             return
         from language_models import roles
@@ -88,8 +96,6 @@ class Choice:
         # A judge is chosen unasked only where the reader was: nothing is spent on what nobody named.
         if judge is None and not self.config["model"] and name != roles.NO_KEY_DEFAULT:
             judge = name
-        if reason := roles.cannot_judge(judge or ""):
-            raise Refused(reason)
         calls = {"timeout_seconds": self.config["timeout_seconds"], "retries": self.config["retries"], "say": aside}
         try:
             self.reader = roles.load(
@@ -98,15 +104,29 @@ class Choice:
                 tokenizer=self.config["tokenizer"],
                 context_tokens=self.config["context_window"],
                 max_tokens=self.config["max_answer_tokens"],
+                price=self.config["price"],
                 **calls,
             )
             if judge in (None, "none"):
                 self.no_judge = "no judge was named; add --judge-model embedded:base, or any DSPy model string."
                 return
-            self.judge_model = roles.load(judge, api_base=judge_api_base, max_tokens=16, **calls)
+            self.judge_model = roles.load(
+                judge, api_base=judge_api_base, max_tokens=16, price=self.config["judge_price"], **calls
+            )
         except (ValueError, WeightsUnavailable) as error:
             raise Refused(str(error)) from error
         self.judge = Judge(self.judge_model.lm, prompt=self.config["judge"])
+        self.family = shared_family(self.reader.name, self.judge_model.name)
+        try:
+            self.certifier = Certifier(
+                self.data,
+                self.judge_model,
+                self.judge,
+                address=judge_api_base,
+                wrong_answers=self.config["wrong_answers"],
+            )
+        except WrongAnswersError as error:
+            raise Refused(str(error)) from error
         self.no_judge = "no answer in categories 1-4 was graded."
 
     def _note_counter(self) -> None:
@@ -117,7 +137,7 @@ class Choice:
             )
 
     def _choose_memories(self, load_memory: LoadMemory) -> None:
-        default = "simple,adaptive" if self.reader is None else "simple,full_context,adaptive"
+        default = "recent,adaptive" if self.reader is None else "recent,full_context,adaptive"
         names = [name.strip() for name in (self.config["systems"] or default).split(",") if name.strip()]
         self.count: TokenCounter
         if self.reader:
@@ -130,10 +150,7 @@ class Choice:
             except ValueError as error:
                 raise Refused(str(error)) from error
         self._note_counter()
-        try:
-            self.program = self._program()
-        except ProgramError as error:
-            raise Refused(f"--program: {error}") from error
+        self.program = self._program()
         reading: dict[str, Any] = {
             "rounds": self.config["rounds"] or (self.program.rounds if self.program else 0),
             "question_budget": self.config["question_budget"],
@@ -142,7 +159,9 @@ class Choice:
         self.encoder: Encoder | None = None
         self.memories: dict[str, Memory[Any]] = {}
         self.left_out: dict[str, str] = {}
-        for name in [*names, *CONTROLS]:
+        # Without answers a constant one is no system of its own.
+        controls = [name for name in CONTROLS if self.reader or CONTROLS[name] is not Refusal]
+        for name in [*names, *controls]:
             try:
                 kind = CONTROLS.get(name) or load_memory(name)
             except KeyError as error:
@@ -165,10 +184,7 @@ class Choice:
                 self.notices.append(f"{name} matches by words alone; --encoder minilm adds meaning (83 MB, no key).")
             self.memories[name] = kind(count=self.count, **parts)
             if self.program and kind.reads_in_rounds:
-                try:
-                    self.program.into(self.memories[name])
-                except ProgramError as error:
-                    raise Refused(f"--program: {error}") from error
+                self.program.into(self.memories[name])
 
     def _encoder(self, system: str) -> Encoder:
         """The encoder, loaded once for all systems that need one."""
@@ -229,8 +245,12 @@ class Choice:
     def _program(self) -> Program | None:
         if not self.config.get("program"):  # a run that was begun before there were programs has none
             return None
-        asked = [conversation.id for conversation in self.conversations]
-        program, notice = load_for(Path(self.config["program"]), asked, stand_in=bool(self.data.stand_in))
+        program, notice = load_for(
+            Path(self.config["program"]),
+            [conversation.id for conversation in self.conversations],
+            judge=self.judge_model.name if self.judge_model else "",
+            stand_in=bool(self.data.stand_in),
+        )
         self.notices += [notice] if notice else []
         return program
 
@@ -249,6 +269,7 @@ class Choice:
 
     def _plan(self) -> list[Task]:
         budgets = self.config["budgets"] or [self.config["budget_tokens"] or DEFAULT_BUDGET_TOKENS]
+        self.whole = {c.id: conversation_tokens(c, self.count) for c in self.conversations}
         room = window_budget(self.reader, self.questions, self.memories.values()) if self.reader else None
         if self.reader and room is None:
             self._leave_out_all_showing(f"the window of {self.reader.name} is not known; give it with --context-window")
@@ -263,6 +284,14 @@ class Choice:
                 budgets = list(dict.fromkeys(min(budget, room) for budget in budgets))
                 listed = ", ".join(f"{budget:,}" for budget in too_large)
                 self.notices.append(f"Budget {listed} lowered to {room:,} tokens, all that the reader's window leaves.")
+        mean = sum(self.whole.values()) / max(1, len(self.whole))
+        self.cautions = [
+            f"A budget of {budget:,} tokens holds {min(1, budget / mean):.0%} of the mean conversation ({mean:,.0f}): "
+            "above half, little is left to choose."
+            for budget in budgets
+            if 0 < mean < 2 * budget
+        ]
+        self.notices += self.cautions
         return plan(
             self.memories,
             self.questions,
@@ -271,9 +300,16 @@ class Choice:
             two_options=self.config["two_options"] and self.reader is not None,
         )
 
+    def limit_cost(self, dollars: float | None) -> None:
+        """Stop the run when it has cost so much. Refused where it cannot be known what it costs."""
+        self.cost_limit = dollars
+        unknown = accounting.unknown_cost(self.reader, self.judge_model, self.memories)
+        if dollars is not None and unknown:
+            raise Refused(f"--cost-limit cannot be kept, because {unknown}, or leave --cost-limit out.")
+
     def _fit_to_window(self, room: int) -> None:
         assert self.reader
-        needed = max((conversation_tokens(conversation, self.reader) for conversation in self.conversations), default=0)
+        needed = max(self.whole.values(), default=0)
         if needed > room:
             unit = "bytes, an upper bound of its tokens," if isinstance(self.count, Utf8Bytes) else "tokens"
             self._leave_out_all_showing(
@@ -303,6 +339,7 @@ class Choice:
         else:
             judge = f"{self.judge_model.name} ({self.config['judge']})" if self.judge_model else "nobody"
             self.say(f"{self.reader.name} answers, {judge} judges; forecast: at most {self._forecast(done)}.")
+            self._announce_judge()
         systems = {task.system: 0 for task in self.tasks}
         counts = Counter(question.category for question in self.questions)
         self.say(
@@ -315,31 +352,45 @@ class Choice:
         if self.data.stand_in:
             self.say(STAND_INS[self.data.stand_in])
 
+    def _announce_judge(self) -> None:
+        """What the judge's numbers will be worth, and what it costs to know."""
+        if self.family:
+            self.say(f"The judge is of the reader's own family ({self.family}) and may favour its answers.")
+        if self.certifier is None or self.config["no_certificate"]:
+            return
+        found = self.certifier.kept()
+        if found is None:
+            self.say(f"The judge has no certificate; it is measured first: {self.certifier.forecast()}.")
+        else:
+            self.say(sentence(judged(found, max_false_accept=self.config["max_false_accept"])))
+
     def _forecast(self, done: Collection[Key]) -> str:
         """An upper bound on calls, tokens and dollars, but for retries and for memories that call a model to write."""
         assert self.reader
         tasks = [task for task in self.tasks if task.key not in done]
-        whole = {c.id: conversation_tokens(c, self.reader) for c in self.conversations}
         asked = {task.key: f"{task.question.text} {options(task.question, task.form)}" for task in tasks}
         longest = max(asked.values(), key=len, default="")
         overhead = {name: prompt_overhead(self.reader, longest, memory) for name, memory in self.memories.items()}
-        rounds = {name: max(1, memory.rounds) for name, memory in self.memories.items()}
+        rounds = {
+            name: 0 if isinstance(memory, Refusal) else max(1, memory.rounds) for name, memory in self.memories.items()
+        }
         prompts = sum(
-            rounds[task.system] * (overhead[task.system] + self._most_memory(task, whole[task.question.conversation]))
+            rounds[task.system]
+            * (overhead[task.system] + self._most_memory(task, self.whole[task.question.conversation]))
             for task in tasks
         )
         calls = sum(rounds[task.system] for task in tasks)
         replies = calls * self.reader.max_tokens
-        cost = _cost(self.reader, prompts, replies)
+        cost = accounting.forecast(self.reader, prompts, replies)
         if self.judge_model:
-            judged = [task.question for task in tasks if task.question.gold is not None]
-            grading = sum(500 + self.judge_model.count(f"{q.text}{q.gold}") + self.reader.max_tokens for q in judged)
-            calls += len(judged)
+            graded = [task.question for task in tasks if task.question.gold is not None]
+            grading = sum(500 + self.judge_model.count(f"{q.text}{q.gold}") + self.reader.max_tokens for q in graded)
+            calls += len(graded)
             prompts += grading
-            replies += len(judged) * self.judge_model.max_tokens
-            extra = _cost(self.judge_model, grading, len(judged) * self.judge_model.max_tokens)
+            replies += len(graded) * self.judge_model.max_tokens
+            extra = accounting.forecast(self.judge_model, grading, len(graded) * self.judge_model.max_tokens)
             cost = None if cost is None or extra is None else cost + extra
-        money = "a cost that is unknown (no price for this model)" if cost is None else f"${cost:,.2f}"
+        money = accounting.money(cost, self.reader, self.judge_model)
         return f"{calls:,} calls, {prompts + replies:,} tokens, {money} without retries"
 
     def _most_memory(self, task: Task, whole: int) -> int:
@@ -352,6 +403,14 @@ class Choice:
                 State(turns=evidence, lines=[turn.line for turn in evidence]), range(len(evidence)), self.count
             ).tokens
         return min(task.budget_tokens, whole)
+
+    def answer_prompts(self) -> dict[str, str]:
+        """System -> a short hash of what its reader is told, without the memory."""
+        read = {name: memory.read for name, memory in self.memories.items()}
+        return {
+            name: digest([predict.signature.instructions, [demo.toDict() for demo in predict.demos]])
+            for name, predict in read.items()
+        }
 
     def identity(self) -> dict[str, str]:
         """What must be the same for two answers to belong to one run."""
@@ -366,14 +425,8 @@ class Choice:
         if self.encoder:
             identity["encoder"] = self.encoder.name
         if self.reader:
-            prompts = {name: memory.read for name, memory in self.memories.items()}
             identity["reader"] = f"{self.reader.name} {self.reader.revision}".strip()
-            identity["answer prompts"] = digest(
-                {
-                    name: [read.signature.instructions, [demo.toDict() for demo in read.demos]]
-                    for name, read in prompts.items()
-                }
-            )
+            identity["answer prompts"] = digest(self.answer_prompts())
         if self.program:
             identity["program"] = self.program.digest
         if rule := self._rule():
@@ -381,19 +434,3 @@ class Choice:
         if self.judge_model and self.judge:
             identity["judge"] = f"{self.judge_model.name} {self.judge.prompt} {self.judge.prompt_hash}"
         return identity
-
-
-def _cost(model: Any, prompt_tokens: int, reply_tokens: int) -> float | None:
-    if model.usd_per_token is None:
-        return None
-    return prompt_tokens * model.usd_per_token[0] + reply_tokens * model.usd_per_token[1]
-
-
-def _without_credentials(url: str | None) -> str | None:
-    if url:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise Refused("an API base must be an address such as http://127.0.0.1:8000/v1.")
-        if parts.username or parts.password or parts.query:
-            raise Refused("an API base may hold no user, password or query; put the key into OPENAI_API_KEY.")
-    return url

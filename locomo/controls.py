@@ -1,4 +1,6 @@
-"""The two controls beside every table: what a reader scores with no memory, and with nothing but the evidence."""
+"""The controls beside every table: what a reader scores with no memory, what saying nothing scores, and what a reader
+scores with nothing but the evidence. Every memory lies between the first and the last; what it closes of the gap
+between them is its own."""
 
 from __future__ import annotations
 
@@ -6,7 +8,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from memory_system import Memory, Recall, State, pack
+import dspy
+
+from locomo.metrics import ABSTENTION
+from memory_system import DEFAULT_BUDGET_TOKENS, Memory, Recall, State, pack
 
 
 class NoMemory(Memory[State]):
@@ -14,6 +19,16 @@ class NoMemory(Memory[State]):
 
     def recall(self, state: State, question: str, budget_tokens: int) -> Recall:
         return Recall()
+
+
+class Refusal(NoMemory):
+    """Always "No information available", and no model is asked: right on every unanswerable question, so that a score
+    over categories 1-5 below this one is worth nothing, and a judge that likes it on 1-4 is no judge."""
+
+    def forward(
+        self, state: State, question: str, budget_tokens: int = DEFAULT_BUDGET_TOKENS, choices: str = ""
+    ) -> dspy.Prediction:
+        return dspy.Prediction(answer=ABSTENTION, recall=Recall())
 
 
 @dataclass
@@ -40,4 +55,6 @@ class Oracle(Memory[RevealedState]):
         return pack(state, state.evidence, budget_tokens, self.count)
 
 
-CONTROLS: dict[str, type[Memory[Any]]] = {"none": NoMemory, "oracle": Oracle}
+CONTROLS: dict[str, type[Memory[Any]]] = {"none": NoMemory, "refusal": Refusal, "oracle": Oracle}
+"""What always runs. `recent` and `full_context`, the other two that a memory has to beat, are memory systems as any
+other, and among the default ones: the second costs a whole conversation a question."""

@@ -1,6 +1,6 @@
 """The evaluation loop: each conversation is read once into each system, then all its questions are asked.
 
-The loop knows no particular memory beside the two controls; it writes one record per attempt into the run folder and
+The loop knows no particular memory beside the controls; it writes one record per attempt into the run folder and
 computes no metric.
 """
 
@@ -17,8 +17,8 @@ from typing import Any
 
 import dspy
 
-from language_models.failure import FATAL, LM_ERROR, describe, without_keys
-from language_models.meter import metered
+from language_models.failure import FATAL, LM_ERROR, describe, is_of_a_model, without_keys
+from language_models.meter import metered, metered_in
 from language_models.plain_adapter import PlainAdapter
 from language_models.roles import Model
 from locomo.controls import NoMemory, Oracle
@@ -26,7 +26,7 @@ from locomo.dataset import Conversation, Question
 from locomo.llm_judge import Judge, Verdict
 from locomo.metrics import ABSTAIN_FIRST, FREE, TRAP_FIRST, options
 from locomo.run_folder import Key, Record, RunFolder, is_answered, key, latest, needs_verdict
-from memory_system import Memory, Recall, State, show
+from memory_system import Memory, Recall, State, TokenCounter, show
 from reading.rounds import inputs_of, prompt_tokens
 
 
@@ -117,7 +117,7 @@ def run(
 
     outcomes: list[bool] = []  # of the first few attempts: whether anything answered
 
-    def attempt(task: Task, state: State | None, failed: str) -> None:
+    def attempt(task: Task, state: State | None, failed: dict[str, str]) -> None:
         if stop.is_set():
             return
         number = tried[task.key] + 1
@@ -125,7 +125,7 @@ def run(
         record, end = _attempt(task, memory, state, failed, number, reader=reader, judge=judge)
         folder.append(record)
         progress(record)
-        if len(outcomes) < GIVE_UP_AFTER:
+        if len(outcomes) < GIVE_UP_AFTER and record["calls"]:
             outcomes.append(not record["error"].startswith(LM_ERROR))
             if len(outcomes) == GIVE_UP_AFTER and not any(outcomes):
                 end = f"the first {GIVE_UP_AFTER} calls failed, the last with {record['error']}"
@@ -176,53 +176,60 @@ def _until(pending: deque[Future[None]], *, left: int, stop: threading.Event) ->
             raise
 
 
+def _blamed(problem: Exception, *, before: str = "") -> dict[str, str]:
+    """A record's `error`, where a model failed and nothing is known of the memory, or its `memory_error`: a memory that
+    fails is a result. The other is empty."""
+    told = before + describe(problem)
+    return {"error": told, "memory_error": ""} if is_of_a_model(problem) else {"error": "", "memory_error": told}
+
+
+NO_FAILURE = {"error": "", "memory_error": ""}
+
+
 def _ingest(
     system: str, memory: Memory[Any], conversation: Conversation, folder: RunFolder, reader: Model | None
-) -> tuple[State | None, str]:
-    """(state, "") or (None, why it failed): a system that cannot read one conversation fails its questions only."""
-    started = time.perf_counter()
-    state = memory.new()
-    failed = ""
+) -> tuple[State | None, dict[str, str]]:
+    """(state or None, whose failure it was): a system that cannot read one conversation fails its questions only."""
+    state: State | None = None
+    failed = NO_FAILURE
+    turns = 0
     lm = reader.lm if reader else None
     with metered() as usage, dspy.context(lm=lm, adapter=PlainAdapter(), disable_history=True):
         try:
+            state = memory.new()
             for session in conversation.sessions:
                 memory.observe(state, session.turns)
-        except Exception as error:  # noqa: BLE001 - any memory may fail; its questions are recorded as failed
-            failed = f"ingest: {describe(error)}"
-    seconds = time.perf_counter() - started
-    folder.append_ingest(
-        {"system": system, "conversation": conversation.id, "turns": len(state.turns), "seconds": round(seconds, 4),
-         **asdict(usage), "error": failed}
-    )  # fmt: skip
-    return (None, failed) if failed else (state, "")
+                turns += len(session.turns)
+        except Exception as problem:  # noqa: BLE001 - any memory may fail; its questions are recorded as failed
+            state, failed = None, _blamed(problem, before="ingest: ")
+    folder.append_ingest({"system": system, "conversation": conversation.id, "turns": turns, **asdict(usage), **failed})
+    return state, failed
 
 
 def _attempt(
     task: Task,
     memory: Memory[Any],
     state: State | None,
-    failed: str,
+    failed: dict[str, str],
     number: int,
     *,
     reader: Model | None,
     judge: Judge | None,
 ) -> tuple[Record, str]:
     """(the record, why the whole run must end or "")."""
-    started = time.perf_counter()
     question = task.question
-    recall, answer, error, end = Recall(), None, failed, ""
+    recall, answer, end = Recall(), None, ""
     reading: dict[str, Any] = {}
     verdicts: list[dict[str, Any]] = []
-    with metered() as usage:
+    with metered() as usage, metered_in(memory.read) as answering:
         if state is not None:
             try:
                 recall, answer, reading = _ask(task, memory, state, reader)
             except FATAL as problem:
-                error = end = describe(problem)
-            except Exception as problem:  # noqa: BLE001 - a failed call is a record, not the end of the run
-                error = describe(problem)
-    seconds = time.perf_counter() - started
+                end = describe(problem)
+                failed = _blamed(problem)
+            except Exception as problem:  # noqa: BLE001 - a failure is a record, not the end of the run
+                failed = _blamed(problem)
     if judge and answer is not None and question.gold is not None:
         verdict, end = _judge(judge, question, answer)
         verdicts.append(verdict)
@@ -241,11 +248,11 @@ def _attempt(
         },
         **reading,
         "verdicts": verdicts,
-        **asdict(usage),
+        **asdict(usage),  # of recall and answer together
+        "answering": asdict(answering),
         "truncated": bool(reader and answer and usage.completion_tokens >= reader.max_tokens * max(1, usage.calls)),
-        "seconds": round(seconds, 4),
         "model": reader.name if reader else None,
-        "error": error,
+        **failed,
         "at": round(time.time(), 3),
     }
     return record, end
@@ -285,13 +292,13 @@ def _ask(
 
 
 def _judge(judge: Judge, question: Question, answer: str) -> tuple[dict[str, Any], str]:
-    end = ""
+    end, started = "", time.perf_counter()
     try:
         verdict = judge(question.text, question.gold or "", answer)
     except FATAL as problem:
         end = f"judge: {describe(problem)}"
         verdict = Verdict("ungraded", reason=describe(problem))
-    return judge.record(verdict), end
+    return {**judge.record(verdict), "seconds": round(time.perf_counter() - started, 4)}, end
 
 
 def window_budget(reader: Model, questions: Iterable[Question], memories: Iterable[Memory[Any]]) -> int | None:
@@ -312,7 +319,7 @@ def prompt_overhead(reader: Model, question: str, memory: Memory[Any]) -> int:
         return prompt_tokens(memory.read, inputs_of(memory.read, "", question), reader.count)
 
 
-def conversation_tokens(conversation: Conversation, reader: Model) -> int:
-    """What the whole conversation costs to show to this reader."""
+def conversation_tokens(conversation: Conversation, count: TokenCounter) -> int:
+    """What the whole conversation costs to show."""
     state = State(turns=list(conversation.turns), lines=[turn.line for turn in conversation.turns])
-    return show(state, range(len(state.turns)), reader.count).tokens
+    return show(state, range(len(state.turns)), count).tokens

@@ -5,26 +5,26 @@ The configuration is saved in the run folder, and a run is resumed from that alo
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from language_models.failure import describe
-from locomo import ledger, reading, report
+from language_models.failure import FATAL, describe
+from language_models.roles import Model
+from locomo import accounting, certificate, ledger, reading, report
 from locomo.choice import Choice, LoadMemory, Refused
+from locomo.conclusion import conclude
 from locomo.dataset import aside
 from locomo.evaluate import run
 from locomo.provenance import digest, provenance
-from locomo.run_folder import Key, Record, RunFolder, RunFolderError, is_answered, latest, new_path
+from locomo.run_folder import Key, Record, RunFolder, RunFolderError, failed, is_answered, latest, new_path
 from locomo.split_data import held_out_part
+from locomo.stopping import stopping
 
 
 class Experiment(Choice):
@@ -41,9 +41,9 @@ class Experiment(Choice):
             return self._carry_out_safely(folder)
 
     @classmethod
-    def resume(cls, path: Path, load_memory: LoadMemory) -> Callable[[], str]:
+    def resume(cls, path: Path, load_memory: LoadMemory, *, cost_limit: float | None = None) -> Callable[[], str]:
         """Announce the experiment saved in a folder; what is returned goes on with it. Refused where anything has
-        changed since."""
+        changed since. `cost_limit` takes the place of the saved one."""
         try:
             with RunFolder.reopen(path) as folder:
                 manifest, records = folder.manifest, folder.records()
@@ -65,6 +65,8 @@ class Experiment(Choice):
                 "configurations may not be mixed; restore what changed, or start a new run."
             )
 
+        experiment.limit_cost(cost_limit or experiment.cost_limit)
+
         def go_on() -> str:
             experiment._trace_if_asked()
             try:
@@ -81,8 +83,13 @@ class Experiment(Choice):
         return {
             "config": self.config,
             "identity": self.identity(),
+            "questions": [question.id for question in self.questions],
+            "answer_prompts": self.answer_prompts() if self.reader else {},
             "left_out": self.left_out,
             "stand_in": self.data.stand_in,
+            "reader": self.reader.name if self.reader else None,
+            "prices": accounting.prices(self.reader, self.judge_model),
+            "unmetered": accounting.unmetered(self.memories),
             **provenance(),
         }
 
@@ -104,28 +111,52 @@ class Experiment(Choice):
         if already:
             self.say(f"{already} of {len(keys)} are answered already.")
         bad = Counter[str]()
-        with tqdm(total=len(keys), initial=already, desc=f"{self.mark}asked", file=sys.stderr, mininterval=0.5) as bar:
+        spending = accounting.Spending(folder.manifest, limit=self.cost_limit)
 
-            def progress(record: Record) -> None:
-                if not is_answered(record):
-                    bad["failed"] += 1
-                    bar.set_postfix(bad)
-                bar.update()
+        def progress(record: Record) -> None:
+            if failed(record) or not is_answered(record):
+                bad["failed" if failed(record) else "ungraded"] += 1
+                bar.set_postfix(bad)
+            bar.update()
 
-            with _stopping() as stop:
-                fatal = run(
+        with stopping() as stop:
+            spending.follow(folder, stop)
+            fatal = self._certify(stop)
+            with tqdm(
+                total=len(keys), initial=already, desc=f"{self.mark}asked", file=sys.stderr, mininterval=0.5
+            ) as bar:
+                fatal = fatal or run(
                     self.tasks,
                     self.memory_of,
                     self.conversations,
                     folder,
                     reader=self.reader,
                     judge=self.judge,
-                    num_threads=self._num_threads(),
+                    num_threads=self._num_threads(self.reader),
                     stop=stop,
                     progress=progress,
                 )
         left = len(keys) - sum(is_answered(record) for record in report.current(folder.records(), keys))
-        return self._conclude(folder, keys, fatal, stopped=stop.is_set() and not fatal and left > 0)
+        stopped = stop.is_set() and not fatal and left > 0
+        if stopped and spending.reached:
+            self.say(spending.reached)
+        return self._conclude(folder, keys, fatal, stopped=stopped)
+
+    def _certify(self, stop: threading.Event) -> str:
+        """Find or measure the judge's certificate; why no call to it can succeed, or ""."""
+        self.certificate: certificate.Certificate | None = None
+        if self.certifier is None or self.config["no_certificate"]:
+            return ""
+        try:
+            found = self.certifier.kept() or self.certifier.measure(
+                num_threads=self._num_threads(self.judge_model), stop=stop, mark=self.mark
+            )
+        except FATAL as error:
+            return f"judge: {describe(error)}"
+        except certificate.Unmeasured as error:
+            return "" if stop.is_set() else f"judge: {error}"
+        self.certificate = certificate.judged(found, max_false_accept=self.config["max_false_accept"])
+        return ""
 
     def _trace_if_asked(self) -> None:
         if not self.config["trace"] or self.config["no_mlflow"]:
@@ -141,11 +172,11 @@ class Experiment(Choice):
         except Exception as error:  # a database of another version, a folder without write access, a lock
             raise Refused(f"MLflow cannot trace into mydb.sqlite ({describe(error)}); leave out --trace.") from error
 
-    def _num_threads(self) -> int:
+    def _num_threads(self, model: Model | None) -> int:
         """Threads help where a server answers; ranking and an embedded model keep the processor busy alone."""
-        if self.reader is None:
+        if model is None:
             return 1
-        return self.config["num_threads"] or (1 if self.reader.name.startswith("embedded:") else 4)
+        return self.config["num_threads"] or (1 if model.name.startswith("embedded:") else 4)
 
     def _conclude(self, folder: RunFolder, keys: list[Key], fatal: str, *, stopped: bool) -> str:
         records = folder.records()
@@ -155,29 +186,30 @@ class Experiment(Choice):
         invalid = share > limit or bool(broken)
         outcome = "failed" if fatal else "stopped" if stopped else "invalid" if invalid else "valid"
         looks = self._look(folder, records, keys, outcome)
-        results = {
+        facts = {
             "status": outcome,
-            "stand_in": self.data.stand_in,
             "split": self.config["split"],
             "subset": len(self.questions) < len(self.data.questions),
             "reader": self.reader.name if self.reader else None,
             "judge": f"{self.judge_model.name} ({self.config['judge']})" if self.judge_model else None,
             "token_counter": self.count.name,
-            "ungraded_share": share,
             "left_out": self.left_out,
             "ledger": {"test_scored": asdict(looks) if looks else None, "broken": broken},
-            "ingest": report.ingest_cost(folder.ingests()),
-            "systems": report.results(records, self.questions, keys),
+            "cautions": self.cautions,
         }
-        told = self._rounds(records, keys, results["systems"])
-        table = report.table(results["systems"], no_judge=self.no_judge, folds=self.config["folds"])
-        table += "".join(f"\n{line}\n" for line in (str(looks or ""), ledger.verdict(broken)) if line)
-        folder.write_json("results.json", results)
-        folder.write_text("table.txt", "".join(f"{self.mark}{line}\n" for line in table.splitlines()))
+        rounds, told = self._rounds(records, keys)
+        results, table = conclude(
+            folder,
+            self.data,
+            keys,
+            facts,
+            certificates=[self.certificate] if self.certificate else [],
+            no_judge=self.no_judge,
+            rounds=rounds,
+            notes=[*told, str(looks or ""), ledger.verdict(broken)],
+        )
         self.say()
         self.say(table)
-        for line in told:
-            self.say(line)
         for name, reason in self.left_out.items():
             self.say(f"{name} is not in the table: {reason}.")
         cut = sum(record.get("truncated", False) for record in report.current(records, keys))
@@ -185,6 +217,8 @@ class Experiment(Choice):
             self.say(f"{cut} replies were cut at {self.config['max_answer_tokens']} tokens (--max-answer-tokens).")
         for reason in report.failures(records, keys):
             self.say(f"ungraded: {reason}")
+        for reason in report.memory_failures(records, keys):
+            self.say(f"failed, and scored as wrong: {reason}")
         if outcome in ("failed", "stopped"):
             why = f"Stopped, because no call can succeed: {fatal}." if fatal else "Stopped."
             self.say(f"{why} Go on with: python evaluate.py --resume {folder.path}")
@@ -193,8 +227,8 @@ class Experiment(Choice):
                 f"INVALID: {share:.1%} are ungraded, more than --fail-on-error {limit:.1%}. "
                 f"Try the failed ones again with: python evaluate.py --resume {folder.path}"
             )
-        self.say(f"Written to {folder.path}")
-        if outcome in ("valid", "invalid") and self.reader and not self.config["no_mlflow"]:
+        self.say(f"Written to {folder.path}; look at it with: python -m locomo.view {folder.path}")
+        if outcome in ("valid", "invalid") and not self.config["no_mlflow"]:
             from locomo.mlflow_log import log_run
 
             self.say(log_run(folder, results, self.data))
@@ -207,9 +241,9 @@ class Experiment(Choice):
             return None
         return ledger.look(folder, questions=len(self.questions), status=status)
 
-    def _rounds(self, records: list[Record], keys: list[Key], systems: dict[str, Any]) -> list[str]:
-        """What asking for more was worth, into `systems`, and for people."""
-        told = []
+    def _rounds(self, records: list[Record], keys: list[Key]) -> tuple[dict[tuple[str, int], Any], list[str]]:
+        """What asking for more was worth, by system and budget, and for people."""
+        figures, told = {}, []
         asked = {question.id: question for question in self.questions}
         for name, memory in self.memories.items():
             if memory.rounds < 2:
@@ -221,28 +255,6 @@ class Experiment(Choice):
                 )
                 mine = report.current(records, [key for key in keys if key[:2] == (name, budget)])
                 found = reading.figures([(asked[r["question_id"]], r) for r in mine], needed, contexts)
-                systems[name]["budgets"][str(budget)]["rounds"] = found
+                figures[name, budget] = found
                 told.append(f"{name} at {budget:,}: {reading.sentence(found, memory.rounds)}")
-        return told
-
-
-@contextmanager
-def _stopping() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets, so that the calls in flight can end; the second one quits."""
-    stop = threading.Event()
-
-    def ask(*_: object) -> None:
-        if stop.is_set():
-            os._exit(4)
-        stop.set()
-        print("\nStopping after the calls in flight; once more to quit at once.", file=sys.stderr, flush=True)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        return figures, told

@@ -137,9 +137,10 @@ def main(argv: list[str] | None = None) -> int:
             print(f"locomo.ledger: {error}", file=sys.stderr)
             return 2
         bad = bad or bool(told)
-        print(f"{path}: {verdict(told) or 'every attempt follows a failed one.'}")
+        print(f"{path}: {verdict(told) or 'no question was asked again after an answer.'}")
         looks = count(lines(), configuration=configuration(manifest), data=manifest["identity"].get("data", ""))
-        print(f"{path}: {looks}")
+        if looks.all:
+            print(f"{path}: {looks}")
     if not args.runs:
         for line in lines():
             print(

@@ -9,6 +9,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 
 from locomo.dataset import Question
 from ranking.text import stem
@@ -28,6 +29,7 @@ def normalize(text: str) -> list[str]:
     return [stem(word) for word in text.split()]
 
 
+@lru_cache(maxsize=1 << 17)  # every cut of a report looks at the same answers again
 def token_f1(prediction: str, gold: str) -> float:
     """Multiset F1 over normalised tokens, 0 to 1."""
     predicted, expected = normalize(prediction), normalize(gold)

@@ -8,22 +8,27 @@ MLflow takes seconds to import, so nothing imports this module before a run is o
 from __future__ import annotations
 
 import os
+import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from language_models.failure import describe
+from locomo.accounting import numbers
 from locomo.dataset import URL, Dataset
+from locomo.evaluate import UNBOUNDED
 from locomo.run_folder import RunFolder
+from locomo.summary import flat
 
 EXPERIMENT = "locomo"
-METRICS = {"f1": "f1_n", "judge": "judge_n", "evidence_recall": "n", "all_evidence": "n"}
-"""What is logged with its interval, and the key that holds its n."""
-PLAIN = ("ungraded", "mean_tokens", "mean_total_tokens", "mean_calls", "mean_seconds")
+AT_ONCE = 1000
+"""So many metrics MLflow takes in one batch."""
 
 
 def log_run(folder: RunFolder, results: dict[str, Any], data: Dataset) -> str:
-    """Log one finished run: parameters, metrics with n and interval, the data's digest, the folder as artifacts.
+    """Log one finished run: parameters, metrics with n, ungraded and interval, the data's digest, the folder with its
+    reports as artifacts. Where it has several budgets, each system at each budget is a run of its own beneath it.
 
     Returns a sentence on where it went. A failure of MLflow is such a sentence too: the run itself is safe on disk.
     """
@@ -54,33 +59,69 @@ def _log(folder: RunFolder, results: dict[str, Any], data: Dataset) -> str:
         parameters = {**manifest["config"], **{f"identity/{k}": v for k, v in manifest["identity"].items()}}
         parameters |= {"reader": str(results["reader"]), "judged_by": str(results["judge"])}
         mlflow.log_params({name: str(value)[:500] for name, value in parameters.items()})
-        mlflow.log_metrics(dict(_metrics(results["systems"])))
+        client, run_id = mlflow.MlflowClient(), str(active.info.run_id)
+        _log_metrics(client, run_id, metrics(results))
         source = HTTPDatasetSource(URL)
         digest = data.sha256[:16]
         mlflow.log_input(MetaDataset(source, name=data.stand_in or "LOCOMO", digest=digest), "eval")
         for path in sorted(folder.path.iterdir()):
             if not path.name.startswith("."):
                 mlflow.log_artifact(str(path))
-        return str(active.info.run_id)
+        places = [(name, budget) for name, entry in results["systems"].items() for budget in entry["budgets"]]
+        if len({budget for _, budget in places} - {"0", str(UNBOUNDED)}) > 1:
+            _log_places(client, active.info, results, places)
+        return run_id
 
 
-def _metrics(systems: dict[str, Any]) -> Any:
-    """("adaptive/1024/f1", 0.4), with _ci_low, _ci_high and _n beside it, and by category under /1 to /5."""
-    for system, entry in systems.items():
-        for budget, figures in entry["budgets"].items():
-            parts = {"": figures, "/1-5": figures["categories_1_5"]}
-            parts |= {f"/{category}": part for category, part in figures["by_category"].items()}
-            for suffix, part in parts.items():
-                prefix = f"{system}/{budget}{suffix}"
-                for name, n in METRICS.items():
-                    if part.get(name) is None:
-                        continue
-                    yield f"{prefix}/{name}", part[name]
-                    yield f"{prefix}/{name}_n", part[n]
-                    if interval := part[f"{name}_interval"]:
-                        yield f"{prefix}/{name}_ci_low", interval[0]
-                        yield f"{prefix}/{name}_ci_high", interval[1]
-                yield from ((f"{prefix}/{name}", part[name]) for name in PLAIN if part.get(name) is not None)
+def metrics(results: dict[str, Any]) -> dict[str, float]:
+    """`adaptive/1024/f1`, with `_low`, `_high`, `_n` and `_ungraded` beside it; over categories 1-5 and by category
+    under `adaptive/1024/1-5/f1` and `adaptive/1024/4/f1`; what the stages cost as `adaptive/1024/usd_answer`."""
+    return {
+        f"{system}/{budget}/{name}": value
+        for system, entry in results["systems"].items()
+        for budget in entry["budgets"]
+        for name, value in _of_place(results, system, budget).items()
+    }
+
+
+def _of_place(results: dict[str, Any], system: str, budget: str) -> dict[str, float]:
+    """The metrics of one system at one budget."""
+    figures = results["systems"][system]["budgets"][budget]
+    parts = {"": figures, "1-5/": figures["categories_1_5"]}
+    parts |= {f"{category}/": part for category, part in figures["by_category"].items()}
+    found = {
+        f"{prefix}{name}": value
+        for prefix, part in parts.items()
+        for name, value in {**flat(part), "ungraded": part["ungraded"]}.items()
+    }
+    found |= numbers(results["accounting"], system, budget)
+    return {re.sub(r"[^\w./ -]", "", name): value for name, value in found.items() if value is not None}
+
+
+def _log_places(client: Any, parent: Any, results: dict[str, Any], places: list[tuple[str, str]]) -> None:
+    """A run beneath `parent` for each place; one that is there already, from before a resume, is logged again."""
+    known = {
+        (run.data.params.get("system"), run.data.params.get("budget_tokens")): run.info.run_id
+        for run in client.search_runs([parent.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.run_id}'")
+    }
+    for system, budget in places:
+        run_id = known.get((system, budget))
+        if run_id is None:
+            tags = {"mlflow.parentRunId": parent.run_id}
+            run_id = client.create_run(parent.experiment_id, tags=tags, run_name=f"{system} {budget}").info.run_id
+            client.log_param(run_id, "system", system)
+            client.log_param(run_id, "budget_tokens", budget)
+        _log_metrics(client, run_id, _of_place(results, system, budget))
+        client.set_terminated(run_id)
+
+
+def _log_metrics(client: Any, run_id: str, found: dict[str, float]) -> None:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    all_of_them = [Metric(name, float(value), now, 0) for name, value in found.items()]
+    for at in range(0, len(all_of_them), AT_ONCE):
+        client.log_batch(run_id, metrics=all_of_them[at : at + AT_ONCE])
 
 
 def trace_dspy() -> None:

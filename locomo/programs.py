@@ -93,10 +93,12 @@ def load(path: Path) -> Program:
     return Program(state, rounds, notes)
 
 
-def load_for(path: Path, asked: Collection[str], *, stand_in: bool = False) -> tuple[Program, str]:
+def load_for(path: Path, asked: Collection[str], *, judge: str = "", stand_in: bool = False) -> tuple[Program, str]:
     """(a program for questions about the conversations `asked`, what to say of it). Raises ProgramError where it was
-    made from one of them; a stand-in, of which no figure counts, may be asked all the same."""
+    made from one of them (a stand-in, of which no figure counts, may be asked all the same), or to please `judge`."""
     program = load(path)
+    if judge and judge == program.notes.get("judge"):
+        raise ProgramError(f"it was made to please {judge}; let another --judge-model grade it, or none.")
     if seen := sorted(set(asked) & set(program.trained_on)):
         if not stand_in:
             raise ProgramError(f"it was made from {', '.join(seen)}, asked here; ask other conversations.")

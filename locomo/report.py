@@ -1,99 +1,299 @@
-"""From a run folder to numbers: results.json and the table. Calls no model and may be run again at any time."""
+"""From a run folder to numbers: results.json. Calls no model and may be run again at any time."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
-from locomo import abstention, objective
+from locomo import abstention, objective, scores
+from locomo.comparisons import Entrant, corrected, versus
+from locomo.controls import CONTROLS
 from locomo.dataset import ANSWERABLE, CATEGORIES, Question
-from locomo.evaluate import UNBOUNDED
+from locomo.gradings import Grading, grading_of, gradings, score
 from locomo.metrics import chosen_option, evidence_recall, official_f1
-from locomo.run_folder import Key, Record, is_answered, latest
-from locomo.statistics import clustered_mean
+from locomo.run_folder import Key, Record, failed, is_answered, latest
+from locomo.scores import Pair
+from locomo.statistics import (
+    FEW_CLUSTERS,
+    bootstrap,
+    clustered_mean,
+    clustered_ratio,
+    design_effect,
+    least_p,
+    naive,
+    paired,
+    wilson,
+)
 
 Results = dict[str, Any]
 
 
-def results(records: Iterable[Record], questions: Iterable[Question], planned: Iterable[Key]) -> dict[str, Results]:
-    """systems.<name>.budgets.<tokens> -> figures over categories 1-4, with `by_category`, `categories_1_5` and
-    `abstention` and `objective` (what optimize.py maximises) inside.
+def results(records: Sequence[Record], questions: Iterable[Question], planned: Iterable[Key]) -> dict[str, Results]:
+    """systems.<name>.budgets.<tokens> -> figures over categories 1-4, with `by_category`, `categories_1_5`,
+    `abstention`, `objective` (what optimize.py maximises), `gradings` (a `rate` under each way of grading, also by
+    category) and `gap_closed` inside.
 
-    A question that was planned and has no answer (failed, or not yet asked) is ungraded: it is counted, and in no
-    mean. Fractions lie in [0, 1]; `*_interval` is [low, high] at 95 %, clustered by conversation, or null.
+    A question that was planned and has no result (a model's call failed, or it was not yet asked) is ungraded: it is
+    counted, and in no mean, but in `_worst` (all of them wrong) and `_best` (all of them right). One where the memory
+    failed is `failed`, and wrong. Fractions lie in [0, 1]; `*_interval` is [low, high] at 95 %, clustered by
+    conversation, or null. `judge` is the first grading, the run's own.
     """
-    asked = {question.id: question for question in questions}
-    found = latest(records)
-    groups: dict[tuple[str, int], list[tuple[Question, Record | None]]] = defaultdict(list)
-    for k in planned:
-        groups[k[0], k[1]].append((asked[k[2]], found.get(k)))
+    under = gradings(records)
+    groups = grouped(records, questions, planned)
     systems: dict[str, Results] = {}
     for (system, budget), pairs in groups.items():
-        entry = _figures([pair for pair in pairs if pair[0].category in ANSWERABLE])
-        entry["by_category"] = {
-            str(category): _figures(of_category)
+        answerable = [pair for pair in pairs if pair[0].category in ANSWERABLE]
+        by_category = {
+            str(category): of_category
             for category in CATEGORIES
             if (of_category := [pair for pair in pairs if pair[0].category == category])
         }
-        entry["categories_1_5"] = _figures(pairs)
-        entry["by_conversation"] = _conversations([pair for pair in pairs if pair[0].category in ANSWERABLE])
-        entry["abstention"] = abstention.figures([(q, r) for q, r in pairs if r is not None])
-        entry["objective"] = objective.figures([(q, r) for q, r in pairs if r is not None])
+        entry = _figures(answerable, under[:1])
+        entry["by_category"] = {name: _figures(mine, under[:1]) for name, mine in by_category.items()}
+        entry["categories_1_5"] = _figures(pairs, under[:1])
+        entry["by_conversation"] = _conversations(answerable)
+        entry["abstention"] = abstention.figures([(q, r) for q, r in pairs if r is not None and not failed(r)])
+        entry["objective"] = objective.figures([(q, r) for q, r in pairs if r is not None and not failed(r)])
+        entry["gradings"] = {
+            grading.name: {
+                **_graded(answerable, grading),
+                "by_category": {name: _graded(of, grading) for name, of in by_category.items() if name != "5"},
+            }
+            for grading in under
+        }
+        entry["gap_closed"] = _gap_closed(system, budget, groups, under[:1])
         systems.setdefault(system, {"budgets": {}})["budgets"][str(budget)] = entry
     return systems
 
 
-def _figures(pairs: Sequence[tuple[Question, Record | None]]) -> Results:
+Place = tuple[str, int]
+"""A system and its budget in tokens."""
+
+Groups = dict[Place, list[Pair]]
+
+
+def grouped(records: Iterable[Record], questions: Iterable[Question], planned: Iterable[Key]) -> Groups:
+    """(system, budget) -> its planned questions, each with the attempt that counts."""
+    asked = {question.id: question for question in questions}
+    found = latest(records)
+    groups: Groups = defaultdict(list)
+    for k in planned:
+        groups[k[0], k[1]].append((asked[k[2]], found.get(k)))
+    return dict(groups)
+
+
+def rate(found: dict[str, float], asked: Sequence[str]) -> Results:
+    """What the mean of some questions' scores is worth.
+
+    `score`, `sum` and `n` over the questions that have one; `interval` clustered by conversation, with the `half_width`
+    that it has before it is cut to [0, 1]; `bootstrap` the same by resampling conversations; `naive` and (for scores of
+    0 and 1) `wilson` as if questions were independent, `design_effect` how far they are not; of `asked` how many are
+    `ungraded`, and the score if those were all wrong (`worst`) or right (`best`). Null where there is none.
+    """
+    values, clusters = list(found.values()), scores.conversations(found)
+    estimate = clustered_mean(values, clusters)
+    ungraded = len(asked) - len(found)
+    total = sum(values)
+    binary = set(values) <= {0.0, 1.0}
+    return {
+        "score": estimate.mean,
+        "interval": None if estimate.low is None else [estimate.low, estimate.high],
+        "half_width": estimate.half_width,
+        "bootstrap": _listed(bootstrap(values, clusters)),
+        "naive": _listed(naive(values)),
+        "wilson": _listed(wilson(estimate.mean, estimate.n)) if binary and estimate.mean is not None else None,
+        "design_effect": design_effect(values, estimate),
+        "sum": total,
+        "n": estimate.n,
+        "ungraded": ungraded,
+        "worst": total / len(asked) if asked else None,
+        "best": (total + ungraded) / len(asked) if asked else None,
+    }
+
+
+def _listed(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)
+
+
+def _graded(pairs: Sequence[Pair], grading: Grading) -> Results:
+    return rate(scores.by_question(pairs, "judge", grading), scores.asked(pairs, "judge"))
+
+
+def _measured(pairs: Sequence[Pair], measure: str, grading: Grading | None = None) -> Results:
+    """`rate`, every key but the score's own after the measure's name."""
+    found = rate(scores.by_question(pairs, measure, grading), scores.asked(pairs, measure))
+    return {measure: found.pop("score"), **{f"{measure}_{name}": value for name, value in found.items()}}
+
+
+def _figures(pairs: Sequence[Pair], under: Sequence[Grading]) -> Results:
     done = [(question, record) for question, record in pairs if record is not None and is_answered(record)]
-    answered = [(question, record) for question, record in done if record["answer"] is not None]
-    recalls = [(q, value) for q, r in done if (value := _recall(q, r)) is not None]
-    f1s = [(q, official_f1(q, chosen_option(q, r["form"], r["answer"]))) for q, r in answered]
-    labels = [(q, r["verdicts"][-1]["label"]) for q, r in answered if r["verdicts"]]
-    judged = [(q, float(label == "correct")) for q, label in labels if label != "ungraded"]
-    graded = {q.id for q, r in done if not r["verdicts"] or r["verdicts"][-1]["label"] != "ungraded"}
+    shown = [(question, record) for question, record in done if not failed(record)]
+    answered = [(question, record) for question, record in shown if record["answer"] is not None]
+    read = any(record.get("model") for _, record in done) or bool(answered)
     asked = {question.id for question, _ in pairs}
     figures: Results = {
         "questions": len(asked),
-        "ungraded": len(asked - graded),
-        **_mean("evidence_recall", recalls),
-        **_mean("all_evidence", [(question, float(value == 1.0)) for question, value in recalls]),
+        "failed": len({question.id for question, record in done if failed(record)}),
+        "ungraded": len(asked - _graded_ids(done, under)),
+        **_measured(pairs, "evidence_recall"),
+        **_all_evidence(pairs),
         **_ranking(done),
-        "mean_tokens": _average(record["recall"]["tokens"] for _, record in done),
-        "max_tokens": max((record["recall"]["tokens"] for _, record in done), default=0),
+        "mean_tokens": _average(record["recall"]["tokens"] for _, record in shown),
+        "max_tokens": max((n for _, r in shown if (n := r["recall"]["tokens"]) is not None), default=None),
     }
     figures["n"] = figures.pop("evidence_recall_n")
-    if answered:
+    if read:
         figures |= {
-            **_mean("f1", f1s),
-            "mean_total_tokens": _average(r["prompt_tokens"] + r["completion_tokens"] for _, r in answered),
+            **_measured(pairs, "f1"),
+            "mean_total_tokens": _average(_tokens(r) for _, r in answered),
             "mean_calls": _average(record["calls"] for _, record in answered),
             "mean_seconds": _average(record["seconds"] for _, record in answered),
-            "unreported_calls": sum(record["unreported"] for _, record in answered),
-            "truncated": sum(record["truncated"] for _, record in answered),
+            "unreported_calls": _sum(record["unreported"] for _, record in answered),
+            "truncated": _sum(record["truncated"] for _, record in answered),
         }
         forms = sorted({record["form"] for _, record in answered})
         if len(forms) > 1:
             figures["f1_by_form"] = {
-                form: _average(f1 for (_, f1), (_, r) in zip(f1s, answered, strict=True) if r["form"] == form)
+                form: _average(
+                    official_f1(q, chosen_option(q, form, r["answer"])) for q, r in answered if r["form"] == form
+                )
                 for form in forms
             }
-    if labels:
+    if under and any(scores.applies(question, "judge") for question, _ in done):
         verdicts = [verdict for _, record in answered for verdict in record["verdicts"]]
-        figures |= _mean("judge", judged)
-        figures["judge_correct"] = int(figures.pop("judge_sum"))
-        figures["judge_tokens"] = sum(v["prompt_tokens"] + v["completion_tokens"] for v in verdicts)
+        figures |= _measured(pairs, "judge", under[0])
+        figures["judge_correct"] = figures.pop("judge_sum")
+        figures["judge_tokens"] = _sum(_tokens(verdict) for verdict in verdicts)
     return figures
 
 
-def _conversations(pairs: Sequence[tuple[Question, Record | None]]) -> Results:
-    by_id: dict[str, list[tuple[Question, Record | None]]] = defaultdict(list)
+def _graded_ids(done: Sequence[tuple[Question, Record]], under: Sequence[Grading]) -> set[str]:
+    """The questions with a result: answered, and where there is a judge and a gold answer, with a label."""
+    judged = scores.by_question(done, "judge", under[0]) if under else {}
+    return {q.id for q, _ in done if not under or not scores.applies(q, "judge") or q.id in judged}
+
+
+def _all_evidence(pairs: Sequence[Pair]) -> Results:
+    recalls = scores.by_question(pairs, "evidence_recall")
+    found = rate({id: float(value == 1.0) for id, value in recalls.items()}, scores.asked(pairs, "evidence_recall"))
+    return {"all_evidence": found["score"], "all_evidence_interval": found["interval"], "all_evidence_n": found["n"]}
+
+
+def _gap_closed(system: str, budget: int, groups: Groups, under: Sequence[Grading]) -> Results:
+    """measure -> how much of the way from `none` to `oracle` a system comes, over categories 1-4: `share` with `low`
+    and `high` (clustered, of the ratio), and the `gap` itself. `share` is null where the gap is not distinguishable
+    from zero: a reader that evidence does not help measures no memory. The oracle is the one of the same budget, or of
+    the largest where a system has a budget of its own."""
+    ceilings = [b for name, b in groups if name == "oracle"]
+    if system in ("none", "oracle") or ("none", 0) not in groups or not ceilings:
+        return {}
+    ceiling = budget if budget in ceilings else max(ceilings)
+    found: Results = {}
+    for measure, grading in [("f1", None), *(("judge", grading) for grading in under)]:
+        ids, (mine, none, oracle) = scores.align(
+            *(
+                scores.by_question([p for p in groups[k] if p[0].category in ANSWERABLE], measure, grading)
+                for k in ((system, budget), ("none", 0), ("oracle", ceiling))
+            )
+        )
+        clusters = scores.conversations(ids)
+        gap = paired(oracle, none, clusters)
+        if gap.difference is None:
+            continue
+        closed = clustered_ratio(
+            [m - n for m, n in zip(mine, none, strict=True)],
+            [o - n for o, n in zip(oracle, none, strict=True)],
+            clusters,
+        )
+        certain = gap.low is not None and gap.low > 0
+        found[measure] = {
+            "share": closed.mean if certain else None,
+            "low": closed.low if certain else None,
+            "high": closed.high if certain else None,
+            "n": gap.n,
+            "gap": {"difference": gap.difference, "low": gap.low, "high": gap.high},
+        }
+    return found
+
+
+def compared(records: Sequence[Record], questions: Iterable[Question], planned: Iterable[Key]) -> list[Results]:
+    """The paired comparisons that a table needs beside it, over categories 1-4, by every measure and grading that the
+    run has: of all systems at the same budget (`level`) with each other, and with the better of the controls that know
+    nothing. Holm's correction is over one measure at one budget. See `locomo.comparisons` for the other keys."""
+    groups = grouped(records, questions, planned)
+    pairs = {key: [pair for pair in of if pair[0].category in ANSWERABLE] for key, of in groups.items()}
+    found: list[Results] = []
+    for measure, grading in [("judge", g) for g in gradings(records)] + [("f1", None), ("evidence_recall", None)]:
+        entrants = {
+            key: Entrant(*key, mine) for key, of in pairs.items() if (mine := scores.by_question(of, measure, grading))
+        }
+        for level, matches in _matches(entrants, floor=measure != "evidence_recall").items():
+            family = [versus(entrants[a], entrants[b], measure, grading=grading) for a, b in matches]
+            found += [{**comparison, "level": level} for comparison in corrected(family)]
+    return found
+
+
+def _matches(entrants: dict[Place, Entrant], *, floor: bool) -> dict[int, list[tuple[Place, Place]]]:
+    """Budget -> who is compared. A system with one budget of its own (full context) meets the others at theirs."""
+    systems: dict[str, list[int]] = defaultdict(list)
+    for system, budget in entrants:
+        systems[system].append(budget)
+    controls = {name: systems.pop(name) for name in CONTROLS if name in systems}
+    levels = controls.get("oracle") or sorted({budget for budgets in systems.values() for budget in budgets})
+    floors = [entrants[name, 0] for name in ("none", "refusal") if floor and (name, 0) in entrants]
+    lowest = [max(floors, key=lambda entrant: entrant.mean)] if floors else []
+    matches: dict[int, list[tuple[Place, Place]]] = {}
+    for level in levels:
+        here = [
+            (system, level if level in budgets else budgets[0])
+            for system, budgets in systems.items()
+            if level in budgets or len(budgets) == 1
+        ]
+        matches[level] = list(combinations(here, 2)) + [(a, (b.system, b.budget)) for a in here for b in lowest]
+    return matches
+
+
+def cautions(asked: Sequence[Question], everything: Sequence[Question], found: Sequence[Results]) -> list[str]:
+    """What a reader of the figures has to know first, a sentence each."""
+    told = []
+    clusters = len({question.conversation for question in asked})
+    if clusters <= FEW_CLUSTERS:
+        told.append(few_clusters(clusters, max((c["family"] for c in found), default=0)))
+    for name, categories in (("1-4", ANSWERABLE), ("1-5", tuple(CATEGORIES))):
+        n, full = (sum(q.category in categories for q in of) for of in (asked, everything))
+        if n < full:
+            told.append(f"A subset: {n:,} of {full:,} questions in categories {name}.")
+    return told
+
+
+def few_clusters(clusters: int, family: int = 0) -> str:
+    """The warning where intervals rest on few conversations. `family`: how many comparisons are corrected together."""
+    if clusters < 2:
+        return "One conversation: no interval and no test can say what another one would score."
+    least = least_p(clusters)
+    told = f"{clusters} conversations are few: intervals rest on t with {clusters - 1} degrees of freedom"
+    if least > 0.05:
+        return f"{told}, and no sign-flip p can be below {least:.3g}, whatever the difference."
+    if family * least > 0.05:
+        return f"{told}, and no p of {family} sign-flip tests can be below {min(1.0, family * least):.2f} after Holm."
+    return f"{told}, and no sign-flip p can be below {least:.3g}."
+
+
+def _conversations(pairs: Sequence[Pair]) -> Results:
+    by_id: dict[str, list[Pair]] = defaultdict(list)
     for pair in pairs:
         by_id[pair[0].conversation].append(pair)
-    figures = {id: _figures(mine) for id, mine in by_id.items()}
-    return {
-        id: {name: found[name] for name in ("evidence_recall", "all_evidence", "n")} for id, found in figures.items()
-    }
+    found: Results = {}
+    for id, mine in by_id.items():
+        recalls = scores.by_question(mine, "evidence_recall").values()
+        found[id] = {
+            "evidence_recall": _average(recalls),
+            "all_evidence": _average(float(value == 1.0) for value in recalls),
+            "n": len(recalls),
+        }
+    return found
 
 
 def _ranking(done: Sequence[tuple[Question, Record]]) -> Results:
@@ -115,21 +315,6 @@ def _ranking(done: Sequence[tuple[Question, Record]]) -> Results:
     }
 
 
-def _recall(question: Question, record: Record) -> float | None:
-    return evidence_recall(question.evidence, set(record["recall"]["turn_ids"]))
-
-
-def _mean(name: str, values: Sequence[tuple[Question, float]]) -> Results:
-    """Mean, sum, n and interval over questions; one asked in two forms counts once, with the mean of the two."""
-    by_question: dict[str, list[float]] = defaultdict(list)
-    for question, value in values:
-        by_question[question.id].append(value)
-    means = [sum(scores) / len(scores) for scores in by_question.values()]
-    estimate = clustered_mean(means, [id.split("#")[0] for id in by_question])
-    interval = None if estimate.low is None else [estimate.low, estimate.high]
-    return {name: estimate.mean, f"{name}_interval": interval, f"{name}_sum": sum(means), f"{name}_n": len(means)}
-
-
 def ingest_cost(ingests: Iterable[Record]) -> dict[str, Results]:
     """What writing cost each system: seconds, calls and tokens over all conversations, repeats on resume included."""
     costs: dict[str, Results] = defaultdict(lambda: {"seconds": 0.0, "calls": 0, "tokens": 0, "unreported": 0})
@@ -142,9 +327,20 @@ def ingest_cost(ingests: Iterable[Record]) -> dict[str, Results]:
     return dict(costs)
 
 
-def _average(values: Iterable[float]) -> float | None:
-    listed = list(values)
+def _average(values: Iterable[float | None]) -> float | None:
+    """Over what is known, as in `_sum`: answers that others published come without counts."""
+    listed = [value for value in values if value is not None]
     return sum(listed) / len(listed) if listed else None
+
+
+def _sum(values: Iterable[int | None]) -> int | None:
+    listed = [value for value in values if value is not None]
+    return sum(listed) if listed else None
+
+
+def _tokens(cost: Mapping[str, int | None]) -> int | None:
+    prompt, reply = cost["prompt_tokens"], cost["completion_tokens"]
+    return None if prompt is None or reply is None else prompt + reply
 
 
 def current(records: Iterable[Record], planned: Iterable[Key]) -> list[Record]:
@@ -154,154 +350,30 @@ def current(records: Iterable[Record], planned: Iterable[Key]) -> list[Record]:
 
 
 def ungraded_share(records: Iterable[Record], planned: Sequence[Key]) -> float:
-    """The share of planned questions whose answer or verdict failed; questions not yet asked do not count here."""
+    """The share of planned questions whose answer or verdict (the run's own) failed; questions not yet asked, and what
+    failed in the memory itself, do not count here."""
     mine = current(records, planned)
-    bad = sum(not is_answered(r) or any(v["label"] == "ungraded" for v in r["verdicts"][-1:]) for r in mine)
+    under = gradings(mine)[:1]
+    bad = sum(
+        not is_answered(r) or (any(grading_of(v) in under for v in r["verdicts"]) and score(r, under[0]) is None)
+        for r in mine
+    )
     return bad / len(mine) if mine else 0.0
 
 
-def failures(records: Iterable[Record], planned: Iterable[Key], *, most: int = 3) -> list[str]:
+def failures(records: Iterable[Record], planned: Iterable[Key]) -> list[str]:
     """The commonest reasons of what stayed ungraded, with their counts."""
-    counts: dict[str, int] = defaultdict(int)
-    for record in current(records, planned):
-        reasons = [record["error"]] + [verdict["reason"] for verdict in record["verdicts"][-1:]]
-        for reason in filter(None, reasons):
-            counts[reason] += 1
-    ranked = sorted(counts.items(), key=lambda item: -item[1])
-    return [f"{n} x {reason}" for reason, n in ranked[:most]]
-
-
-def table(systems: Mapping[str, Results], *, no_judge: str = "", folds: bool = False) -> str:
-    """The table for people: categories 1-4, then 1-5, then by category. `no_judge` says why there is no J; `folds`
-    shows every conversation by itself."""
-    rows = [(name, budget, entry) for name, system in systems.items() for budget, entry in system["budgets"].items()]
-    read = any("f1" in entry["categories_1_5"] for *_, entry in rows)
-    judged = any("judge" in entry for *_, entry in rows)
-    parts = [_section("Categories 1-4", rows, read=read, judged=judged)]
-    if read:
-        everything = [(name, budget, entry["categories_1_5"]) for name, budget, entry in rows]
-        parts.append(
-            _section("Categories 1-5 (category 5 is right when it abstains)", everything, read=True, judged=False)
-        )
-    parts += _as_ranked(rows)
-    if folds:
-        parts.append(_by_conversation(rows))
-    parts.append(_by_category(rows, "f1" if read else "evidence_recall", "F1" if read else "Evidence recall"))
-    if judged:
-        parts.append(_by_category(rows, "judge", "J"))
-    parts += _abstention(rows, read=read)
-    if read and not judged:
-        parts.append(f"J is not shown: {no_judge}")
-    return "\n\n".join(parts) + "\n"
-
-
-def _section(title: str, rows: Sequence[tuple[str, str, Results]], *, read: bool, judged: bool) -> str:
-    columns: list[tuple[str, Callable[[Results], str]]] = [
-        ("n", lambda e: str(e["questions"] if read else e["n"])),
-        ("ungraded", lambda e: str(e["ungraded"])),
-        ("evidence recall", lambda e: _rate(e, "evidence_recall")),
-        ("all evidence", lambda e: _rate(e, "all_evidence")),
-    ]
-    if read:
-        columns.append(("F1", lambda e: _rate(e, "f1") + (f" ({e['f1_sum']:.1f}/{e['f1_n']})" if "f1_n" in e else "")))
-    if judged:
-        columns.append(
-            ("J", lambda e: _rate(e, "judge") + (f" ({e['judge_correct']}/{e['judge_n']})" if "judge_n" in e else ""))
-        )
-    columns.append(("context tokens", lambda e: _number(e["mean_tokens"])))
-    if read:
-        columns += [
-            (
-                "total tokens",
-                lambda e: _number(e.get("mean_total_tokens")) + ("?" if e.get("unreported_calls") else ""),
-            ),
-            ("calls", lambda e: _number(e.get("mean_calls"), 1)),
-            ("seconds", lambda e: _number(e.get("mean_seconds"), 2)),
-        ]
-    body = [[name, _budget(budget), *(show(entry) for _, show in columns)] for name, budget, entry in rows]
-    return _grid(
-        f"{title}, with 95 % intervals clustered by conversation", ["system", "budget"] + [c for c, _ in columns], body
+    return _commonest(
+        reason
+        for record in current(records, planned)
+        for reason in [record["error"], *(verdict["reason"] for verdict in record["verdicts"][-1:])]
     )
 
 
-def _by_category(rows: Sequence[tuple[str, str, Results]], metric: str, title: str) -> str:
-    present = [c for c in CATEGORIES if any(metric in e["by_category"].get(str(c), {}) for *_, e in rows)]
-    headers = ["system", "budget"] + [f"{c} {CATEGORIES[c]}" for c in present]
-    body = [
-        [name, _budget(budget)] + [_cell(entry["by_category"].get(str(c), {}), metric) for c in present]
-        for name, budget, entry in rows
-    ]
-    return _grid(f"{title} by category", headers, body)
+def memory_failures(records: Iterable[Record], planned: Iterable[Key]) -> list[str]:
+    """The commonest failures of the memories themselves, with their counts."""
+    return _commonest(f"{r['system']}: {r['memory_error']}" for r in current(records, planned) if failed(r))
 
 
-def _as_ranked(rows: Sequence[tuple[str, str, Results]]) -> list[str]:
-    body = [
-        [name, _budget(budget), *(f"{100 * entry[measure]:.1f}" for measure in ("recall_at_10", "mrr", "session_at_5"))]
-        for name, budget, entry in rows
-        if entry.get("mrr") is not None
-    ]
-    title = "The ranking, categories 1-4, as papers on retrieval report it (of what the budget shows)"
-    headers = ["system", "budget", "turn recall@10", "MRR", "any evidence session in the top 5"]
-    return [_grid(title, headers, body)] if body else []
-
-
-def _by_conversation(rows: Sequence[tuple[str, str, Results]]) -> str:
-    present = list(dict.fromkeys(conversation for *_, entry in rows for conversation in entry["by_conversation"]))
-    body = []
-    for name, budget, entry in rows:
-        rates = [entry["by_conversation"][conversation]["evidence_recall"] for conversation in present]
-        body.append([name, _budget(budget)] + ["-" if rate is None else f"{100 * rate:.1f}" for rate in rates])
-    return _grid("Evidence recall by conversation, categories 1-4", ["system", "budget", *present], body)
-
-
-def _abstention(rows: Sequence[tuple[str, str, Results]], *, read: bool) -> list[str]:
-    """The grid, where there are questions to tell apart."""
-    told = [
-        (name, budget, entry["abstention"]) for name, budget, entry in rows if entry["abstention"]["auc"] is not None
-    ]
-    columns: list[tuple[str, Callable[[Results], float | None]]] = [
-        ("AUC", lambda e: e["auc"]),
-        ("caught at 5 %", lambda e: e["caught_at_5"]),
-        ("at 10 %", lambda e: e["caught_at_10"]),
-    ]
-    if read:
-        columns += [
-            ("twins", lambda e: e["twin_accuracy"]),
-            ("abstains on 1-4", lambda e: e["over_abstention"]),
-            ("risk at 50 %", lambda e: abstention.risk_at(e, 0.5)),
-            ("at 100 %", lambda e: abstention.risk_at(e, 1.0)),
-            ("mean risk", lambda e: e["risk_coverage_auc"]),
-        ]
-    body = [
-        [name, _budget(budget)] + ["-" if (value := show(e)) is None else f"{100 * value:.1f}" for _, show in columns]
-        for name, budget, e in told
-    ]
-    title = "Abstention: category 5 told from 1-4 (LOCOMO's speaker swap), caught at a share of false abstentions"
-    return [_grid(title, ["system", "budget"] + [c for c, _ in columns], body)] if told else []
-
-
-def _cell(entry: Results, metric: str) -> str:
-    n = entry.get({"f1": "f1_n", "judge": "judge_n"}.get(metric, "n"), 0)
-    return f"{_rate(entry, metric)} n={n}" if n else "-"
-
-
-def _rate(entry: Results, name: str) -> str:
-    if entry.get(name) is None:
-        return "-"
-    interval = entry[f"{name}_interval"]
-    return f"{100 * entry[name]:.1f}" + (f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else "")
-
-
-def _number(value: float | None, digits: int = 0) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"
-
-
-def _budget(budget: str) -> str:
-    return f"{int(budget):,}" if int(budget) < UNBOUNDED else "all"
-
-
-def _grid(title: str, headers: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    from tabulate import tabulate
-
-    aligned = ["left"] + ["right"] * (len(headers) - 1)
-    return f"{title}\n" + tabulate(body, headers, tablefmt="simple", colalign=aligned, disable_numparse=True)
+def _commonest(reasons: Iterable[str], *, most: int = 3) -> list[str]:
+    return [f"{n} x {reason}" for reason, n in Counter(filter(None, reasons)).most_common(most)]

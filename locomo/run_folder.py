@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,12 @@ class RunFolderError(ValueError):
 
 
 def needs_verdict(record: Record) -> bool:
-    """Whether an answered attempt was never graded: its judge failed, or gave no label."""
-    return is_answered(record) and not any(verdict["label"] != "ungraded" for verdict in record["verdicts"])
+    """Whether an answer was never graded: its judge failed, or gave no label."""
+    return (
+        is_answered(record)
+        and record["answer"] is not None
+        and not any(verdict["label"] != "ungraded" for verdict in record["verdicts"])
+    )
 
 
 def key(record: Record) -> Key:
@@ -38,8 +42,14 @@ def key(record: Record) -> Key:
 
 
 def is_answered(record: Record) -> bool:
-    """Whether an attempt ended with a result. Failed ones may be tried again, and only they."""
+    """Whether an attempt ended with a result: an answer, or a failure of the memory. Where a model's call failed there
+    is none; such attempts may be made again, and only they."""
     return not record["error"]
+
+
+def failed(record: Record) -> bool:
+    """Whether the memory itself failed, in reading the conversation or in recalling: a result, and a wrong one."""
+    return bool(record.get("memory_error"))
 
 
 class RunFolder:
@@ -50,6 +60,8 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.on_append: Callable[[str, Record], None] = lambda *_: None
+        """Told of every line once it is on disk, one at a time."""
         self._write_lock = threading.Lock()
         self._process_lock = FileLock(path / ".lock", blocking=False)
         try:
@@ -74,8 +86,7 @@ class RunFolder:
     @classmethod
     def reopen(cls, path: Path) -> RunFolder:
         """Continue a run: an unfinished last line, left by a kill in the middle of a write, is cut off."""
-        if not (path / "manifest.json").is_file():
-            raise RunFolderError(f"{path} holds no run (no manifest.json); give the folder of an earlier run.")
+        read_manifest(path)
         folder = cls(path)
         for file in path.glob("*.jsonl"):
             content = file.read_bytes()
@@ -91,11 +102,7 @@ class RunFolder:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        try:
-            manifest = json.loads((self.path / "manifest.json").read_bytes())
-            return {"config": dict(manifest["config"]), "identity": dict(manifest["identity"]), **manifest}
-        except (ValueError, TypeError, KeyError) as error:
-            raise RunFolderError(f"{self.path / 'manifest.json'} is damaged ({error!r}); start a new run.") from error
+        return read_manifest(self.path)
 
     def append(self, record: Record) -> None:
         """Keep one attempt at a question."""
@@ -116,22 +123,15 @@ class RunFolder:
         with self._write_lock, (self.path / name).open("ab", buffering=0) as file:
             if file.write(line.encode("ascii")) != len(line):
                 raise OSError(f"{self.path / name} could not be written whole; is the disk full?")
+            self.on_append(name, record)
 
     def records(self) -> list[Record]:
         """Every attempt, in the order in which they ended, with all verdicts on its answer, the latest last."""
-        records = _lines(self.path / "records.jsonl")
-        try:
-            counting = latest(records)
-            for line in _lines(self.path / "verdicts.jsonl"):
-                if (record := counting.get(key(line))) is not None:
-                    record["verdicts"].append(line["verdict"])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise RunFolderError(f"{self.path} holds a line that is no record ({error!r}); start a new run.") from error
-        return records
+        return read_records(self.path)
 
     def ingests(self) -> list[Record]:
         """What each reading of a conversation cost, in the order of the readings."""
-        return _lines(self.path / "ingest.jsonl")
+        return read_lines(self.path / "ingest.jsonl")
 
     def write_json(self, name: str, value: object) -> None:
         """Replace a file atomically."""
@@ -153,12 +153,42 @@ def latest(records: Iterable[Record]) -> dict[Key, Record]:
     return chosen
 
 
-def _lines(path: Path) -> list[Record]:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What was asked, of the run in the folder `path`; needs no lock."""
+    if not (path / "manifest.json").is_file():
+        raise RunFolderError(f"{path} holds no run (no manifest.json); give the folder of an earlier run.")
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        return {"config": dict(manifest["config"]), "identity": dict(manifest["identity"]), **manifest}
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunFolderError(f"{path / 'manifest.json'} is damaged ({error!r}); start a new run.") from error
+
+
+def read_records(path: Path) -> list[Record]:
+    """`RunFolder.records` of the folder `path`; needs no lock, and may be called while the run goes on."""
+    records = read_lines(path / "records.jsonl")
+    try:
+        counting = latest(records)
+        for line in read_lines(path / "verdicts.jsonl"):
+            if (record := counting.get(key(line))) is not None:
+                record["verdicts"].append(line["verdict"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunFolderError(f"{path} holds a line that is no record ({error!r}); start a new run.") from error
+    return records
+
+
+def read_lines(path: Path) -> list[Record]:
+    """The whole lines of a file; one that is still being written, at the end, is none."""
     if not path.exists():
         return []
+    content = path.read_bytes()
+    return parse_lines(content[: content.rfind(b"\n") + 1], path)
+
+
+def parse_lines(content: bytes, path: Path) -> list[Record]:
+    """Whole lines of JSON, out of the file `path`."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines if line]
+        return [json.loads(line) for line in content.split(b"\n") if line]
     except ValueError as error:
         raise RunFolderError(
             f"{path} holds a line that is not JSON ({error}); restore the file or start anew."

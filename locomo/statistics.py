@@ -32,6 +32,11 @@ class Estimate:
     clusters: int
     standard_error: float | None = None
 
+    @property
+    def half_width(self) -> float | None:
+        """Of the t interval before it is cut to what scores can be."""
+        return _t(self.clusters - 1, 0.975) * self.standard_error if self.standard_error else None
+
 
 def clustered_mean(values: Sequence[float], clusters: Sequence[str]) -> Estimate:
     """The mean of scores in [0, 1] with an interval clustered by conversation.

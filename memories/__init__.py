@@ -15,7 +15,7 @@ SYSTEMS = {
     "recent": "memories.recent:Recent",
     "rich": "memories.rich:Rich",
     "session": "memories.session:Session",
-    "simple": "memories.recent:Recent",  # the baseline's name in every table
+    "simple": "memories.recent:Recent",  # another name of it
     "summary": "memories.summary:Summary",
     "summary_buffer": "memories.summary_buffer:SummaryBuffer",
     "vector": "memories.vector:Vector",

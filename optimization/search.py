@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from contextvars import copy_context
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import dspy
 from tqdm import tqdm
@@ -24,13 +24,14 @@ from language_models.call_store import CallStore, SearchStopped, StoredLM
 from locomo import leaks, programs
 from locomo.choice import Refused
 from locomo.dataset import Question, aside
+from locomo.llm_judge import Judge
 from locomo.provenance import digest, provenance
 from locomo.run_folder import RunFolder, RunFolderError, new_path
 from locomo.stopping import stopping
 from optimization.asked import Asked, Desk, States, Told, example_of, excerpt, prompt_digest
 from optimization.candidates import Candidate, Candidates
 from optimization.optimizers import OPTIMIZERS, Proposing, Search
-from optimization.study import Study, answering, usd
+from optimization.study import Study
 from optimization.verdict import Finding, report
 
 Outcome = str
@@ -51,8 +52,9 @@ class Optimization(Study):
             return self._carry_out(folder)
 
     @classmethod
-    def resume(cls, path: Path) -> Outcome:
-        """Go on with the search of a folder. Refused where anything has changed since."""
+    def resume(cls, path: Path, *, cost_limit: float | None = None) -> Outcome:
+        """Go on with the search of a folder, up to another cost if one is given. Refused where anything has changed
+        since."""
         try:
             folder = RunFolder.reopen(path)
         except (RunFolderError, OSError) as error:
@@ -63,6 +65,7 @@ class Optimization(Study):
                 if digest(config) != was.get("configuration") or "optimizer" not in config:
                     raise Refused(f"{path} was begun with another configuration than it holds now; start a new search.")
                 search = cls(config)
+                search.cost_limit = cost_limit or search.cost_limit
             except RunFolderError as error:
                 raise Refused(str(error)) from error
             except KeyError as error:
@@ -94,15 +97,18 @@ class Optimization(Study):
         return self._conclude(folder, store, finding)
 
     def _find(self, folder: RunFolder, store: CallStore) -> Finding:
-        reader = self._stored(store, self.reader, "reader", self.config["api_base"])
-        writer = self._stored(store, self.prompt_model, "prompt model", self.prompt_api_base)
+        lms = {
+            role: StoredLM.of(model.lm, store, role=role, identity=self.answering(role))
+            for role, model in self.models.items()
+        }
         states = States((*self.train_conversations, *self.validation_conversations))
         desk = Desk(self.memory, states, store, budget_tokens=self.config["budget_tokens"])
         conversations = (*self.train_conversations, *self.validation_conversations)
-        candidates = Candidates(self.objective, (*self.train, *self.choosing, *self.confirming), conversations)
+        objective = replace(self.objective, judged=_verdicts(lms["judge"]) if "judge" in lms else None)
+        candidates = Candidates(objective, (*self.train, *self.choosing, *self.confirming), conversations)
         unoptimised = Asked(desk)
         proposing = Proposing()
-        with dspy.context(lm=reader, adapter=proposing, disable_history=True), self._progress(store, candidates):
+        with dspy.context(lm=lms["reader"], adapter=proposing, disable_history=True), self._progress(store, candidates):
             before = self._scored(unoptimised, (*self.confirming, *self.choosing, *self.train), candidates)
             candidates.base = dict(before.scores)
             train, choosing, confirming = (
@@ -117,8 +123,8 @@ class Optimization(Study):
                 train=[example_of(question) for question in train],
                 validation=[example_of(question) for question in choosing],
                 candidates=candidates,
-                reader=reader,
-                prompt_model=writer,
+                reader=lms["reader"],
+                prompt_model=lms["prompt model"],
                 max_demos=self.max_demos,
                 num_threads=self.num_threads,
                 seed=self.config["seed"],
@@ -205,7 +211,7 @@ class Optimization(Study):
         results, lines = report(self, store, finding, out=out, run=folder.path)
         notes = {
             "rounds": self.config["rounds"],
-            **{name: results[name] for name in ("optimizer", "auto", "reader", "prompt_model", "gain", "run")},
+            **{name: results[name] for name in ("optimizer", "auto", "reader", "prompt_model", "judge", "gain", "run")},
         }
         held_out = self.held_out()
         for program, path, optimised in (
@@ -239,22 +245,23 @@ class Optimization(Study):
         chosen: int | None = self.config["num_threads"]
         return chosen or (1 if self.reader.name.startswith("embedded:") else 4)
 
-    def _stored(self, store: CallStore, model: Any, role: str, api_base: str | None) -> StoredLM:
-        return StoredLM.of(model.lm, store, role=role, identity=answering(model, api_base))
-
     def _forbidden(self, store: CallStore, stop: threading.Event) -> str:
         if stop.is_set():
             return "as asked"
-        limit = self.config["cost_limit"]
+        limit = self.cost_limit
         if limit and (spent := self.spent(store) or 0.0) >= limit:
             return f"${spent:,.2f} are spent and --cost-limit is ${limit:,.2f}"
         return ""
 
     def spent(self, store: CallStore) -> float | None:
         """Dollars, of this process and those before it; None where a price is not known."""
-        models = {"reader": self.reader, "prompt model": self.prompt_model}
-        costs = [usd(models[role], bill.prompt_tokens, bill.completion_tokens) for role, bill in store.spent.items()]
-        return None if None in costs else sum(cost for cost in costs if cost is not None)
+        total = 0.0
+        for role, usage in list(store.spent.items()):
+            price = self.models[role].price
+            if price is None:
+                return None
+            total += price.usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+        return total
 
     def _leaks(self, program: Asked, held_out: leaks.HeldOut) -> list[leaks.Leak]:
         return leaks.scan(leaks.texts_in("the program", program.read.dump_state()), held_out)
@@ -278,6 +285,16 @@ class Optimization(Study):
 
             store.on_call = called
             yield
+
+
+def _verdicts(lm: StoredLM) -> Callable[[Question, str], float | None]:
+    judge = Judge(lm)
+    worth = {"correct": 1.0, "wrong": 0.0}
+
+    def verdict(question: Question, answer: str) -> float | None:
+        return worth.get(judge(question.text, question.gold or "", answer).label)
+
+    return verdict
 
 
 @contextmanager

@@ -17,10 +17,14 @@ from language_models.encoders import EncoderUnavailable, TokenEncoder
 from language_models.encoders import load as load_encoder
 from language_models.roles import Model
 from language_models.weights import WeightsUnavailable
+from locomo import accounting
+from locomo.certificate import judged, sentence
+from locomo.certify import Certifier
 from locomo.choice import Refused
 from locomo.dataset import CATEGORIES, STAND_INS, Conversation, DataError, Question, aside, load
 from locomo.evaluate import prompt_overhead
 from locomo.leaks import HeldOut
+from locomo.llm_judge import Judge
 from locomo.objective import Objective
 from locomo.provenance import digest, recalling_code
 from locomo.reading import contexts_of
@@ -36,6 +40,9 @@ PROPOSAL_TOKENS, EMBEDDED_PROPOSAL_TOKENS = 1_500, 256
 BESIDE_PROPOSALS = 2_500
 """Tokens of a proposal's prompt beside the runs that it shows: instructions, the program's source."""
 SHOWN_RUNS = 3
+PRICES = {"reader": "--price", "prompt model": "--prompt-price", "judge": "--judge-price"}
+BESIDE_JUDGED = 500
+"""Tokens of a judge's prompt beside the answer."""
 BOOTSTRAP_DEMOS = 2
 
 
@@ -47,16 +54,13 @@ class Forecast:
     tokens: int
     usd: float | None
 
-    def __str__(self) -> str:
-        money = "a cost that is unknown (no price for this model)" if self.usd is None else f"${self.usd:,.2f}"
-        return f"{self.calls:,} calls, {self.tokens:,} tokens, {money} without retries"
-
 
 class Study:
     """Everything that is chosen before the first call. Raises Refused for a configuration that cannot be run."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.cost_limit: float | None = config["cost_limit"]
         self.notices: list[str] = []
         if config["optimizer"] == "miprov2" and importlib.util.find_spec("optuna") is None:
             raise Refused("MIPROv2 searches with Optuna; pip install -c constraints.txt '.[optimize]'")
@@ -119,17 +123,49 @@ class Study:
                 tokenizer=config["tokenizer"],
                 context_tokens=config["context_window"],
                 max_tokens=config["max_answer_tokens"],
+                price=config["price"],
                 **calls,
             )
             writer = config["prompt_model"] or name
             most = EMBEDDED_PROPOSAL_TOKENS if writer.startswith("embedded:") else PROPOSAL_TOKENS
             base = config["prompt_api_base"] or (None if config["prompt_model"] else config["api_base"])
-            self.prompt_model: Model = roles.load(writer, api_base=base, max_tokens=most, **calls)
+            named = config["prompt_price"] or (None if config["prompt_model"] else config["price"])
+            self.prompt_model: Model = roles.load(writer, api_base=base, max_tokens=most, price=named, **calls)
         except (ValueError, WeightsUnavailable) as error:
             raise Refused(str(error)) from error
-        self.prompt_api_base = base
-        if config["cost_limit"] and None in (usd(self.reader, 1, 1), usd(self.prompt_model, 1, 1)):
-            raise Refused("--cost-limit needs the price of every model, and one is not known here; leave it out.")
+        self.models = {"reader": self.reader, "prompt model": self.prompt_model}
+        self.addresses = {"reader": config["api_base"], "prompt model": base}
+        self._choose_judge(calls)
+        for role, model in self.models.items():
+            if config["cost_limit"] and model.price is None:
+                raise Refused(
+                    f"--cost-limit cannot be kept, because the price of {model.name} is not known; name it with "
+                    f"{PRICES[role]} PROMPT,REPLY in dollars per million tokens, or leave --cost-limit out."
+                )
+
+    def _choose_judge(self, calls: dict[str, Any]) -> None:
+        """A judge helps to search, never to report, and only with a certificate."""
+        from language_models import roles
+
+        config = self.config
+        if config["judge_model"] in (None, "none"):
+            return
+        base = config["judge_api_base"]
+        try:
+            model = roles.load(
+                config["judge_model"], api_base=base, max_tokens=16, price=config["judge_price"], **calls
+            )
+            kept = Certifier(self.data, model, Judge(model.lm), address=base).kept()
+        except (ValueError, WeightsUnavailable) as error:
+            raise Refused(str(error)) from error
+        if kept is None:
+            raise Refused(
+                f"{model.name} has no certificate, and a search would learn its errors; measure it with python -m "
+                f"locomo.certify --judge-model {model.name}, or leave --judge-model out."
+            )
+        if not (found := judged(kept))["passed"]:
+            raise Refused(f"--judge-model: {sentence(found)}")
+        self.models["judge"], self.addresses["judge"] = model, base
 
     def _choose_memory(self) -> None:
         config = self.config
@@ -166,14 +202,16 @@ class Study:
 
     def announcement(self, done: int = 0) -> list[str]:
         """Who does what on what, and the forecast; `done` calls are there already."""
-        config = self.config
+        config, expected = self.config, self.forecast()
+        money = accounting.money(expected.usd, *self.models.values())
         writer = self.prompt_model.name if self.prompt_model.name != self.reader.name else "the same model"
+        judge = f", {self.models['judge'].name} helps to judge" if "judge" in self.models else ""
         there = f"; {done:,} of them are there already" if done else ""
         counts = Counter(question.category for question in self.train)
         kinds = ", ".join(f"{counts[c]} {name}" for c, name in CATEGORIES.items() if counts[c])
         lines = [
-            f"{config['optimizer']} ({config['auto']}): {self.reader.name} reads, {writer} writes prompts; forecast: "
-            f"at most {self.forecast()}{there}.",
+            f"{config['optimizer']} ({config['auto']}): {self.reader.name} reads, {writer} writes prompts{judge}; "
+            f"forecast: at most {expected.calls:,} calls, {expected.tokens:,} tokens, {money} without retries{there}.",
             f"{len(self.train)} questions of {_names(self.train_conversations)} teach ({kinds}); "
             f"{len(self.choosing)} of {_names(self.validation_conversations)} choose, {len(self.confirming)} others of "
             f"them confirm" + (f"; sealed: {_names(self.sealed)}." if self.sealed else "."),
@@ -190,14 +228,16 @@ class Study:
         before = len(self.train) + len(self.choosing) + len(self.confirming)
         runs = before + self.size.runs + self.size.left * len(self.choosing) + len(self.confirming)
         replies = rounds * self.reader.max_tokens  # which the budget of a question includes
-        reading = runs * (question - replies), runs * replies
-        shown = self.size.proposals * (BESIDE_PROPOSALS + SHOWN_RUNS * question)
-        written = self.size.proposals * self.prompt_model.max_tokens
-        costs = usd(self.reader, *reading), usd(self.prompt_model, shown, written)
+        taken = {"reader": (runs * rounds, runs * (question - replies), runs * replies)}
+        proposals, shown = self.size.proposals, BESIDE_PROPOSALS + SHOWN_RUNS * question
+        taken["prompt model"] = (proposals, proposals * shown, proposals * self.prompt_model.max_tokens)
+        if judge := self.models.get("judge"):
+            taken["judge"] = (runs, runs * (BESIDE_JUDGED + self.reader.max_tokens), runs * judge.max_tokens)
+        costs = [accounting.forecast(self.models[role], prompt, reply) for role, (_, prompt, reply) in taken.items()]
         return Forecast(
-            calls=runs * rounds + self.size.proposals,
-            tokens=sum(reading) + shown + written,
-            usd=None if costs[0] is None or costs[1] is None else costs[0] + costs[1],
+            calls=sum(calls for calls, *_ in taken.values()),
+            tokens=sum(prompt + reply for _, prompt, reply in taken.values()),
+            usd=None if None in costs else sum(cost for cost in costs if cost is not None),
         )
 
     def identity(self) -> dict[str, str]:
@@ -211,26 +251,18 @@ class Study:
             "code": digest([recalling_code(), code]),
             "packages": digest(packages),
             "token counter": self.reader.count.name,
-            "reader": answering(self.reader, self.config["api_base"]),
-            "prompt model": answering(self.prompt_model, self.prompt_api_base),
+            **{role: self.answering(role) for role in self.models},
         }
+
+    def answering(self, role: str) -> str:
+        """Tells models of one name apart: by their weights, where they are seen, and by where they are served."""
+        model = self.models[role]
+        return f"{model.name} {model.revision} {self.addresses[role] or ''}".strip()
 
     def held_out(self) -> HeldOut | None:
         """What no prompt may hold; None where nothing is sealed."""
         known = (*self.train_conversations, *self.validation_conversations)
         return HeldOut(self.sealed, others=known) if self.sealed else None
-
-
-def usd(model: Model, prompt_tokens: int, reply_tokens: int) -> float | None:
-    """What tokens of a model cost; None where its price is not known."""
-    if model.usd_per_token is None:
-        return None
-    return prompt_tokens * model.usd_per_token[0] + reply_tokens * model.usd_per_token[1]
-
-
-def answering(model: Model, api_base: str | None) -> str:
-    """Tells models of one name apart: by their weights, where they are seen, and by where they are served."""
-    return f"{model.name} {model.revision} {api_base or ''}".strip()
 
 
 def _names(conversations: tuple[Conversation, ...]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from tabulate import tabulate
 
 from language_models.call_store import CallStore
+from locomo import accounting
 from locomo.dataset import CATEGORIES, Question
 from locomo.metrics import official_f1
 from locomo.objective import Reply
@@ -54,6 +55,7 @@ def report(study: Any, store: CallStore, finding: Finding, *, out: Path, run: Pa
         "auto": study.config["auto"],
         "reader": study.reader.name,
         "prompt_model": study.prompt_model.name,
+        "judge": study.models["judge"].name if "judge" in study.models else None,
         "gained": gained,
         "gain": _as_json(gain, _average(before.values()), _average(after.values())),
         "objective": {"before": _mean(both, finding.before), "after": _mean(both, finding.after)},
@@ -67,7 +69,8 @@ def report(study: Any, store: CallStore, finding: Finding, *, out: Path, run: Pa
         "unreadable_proposals": finding.unreadable,
         "failed_scores": finding.candidates.imputed,
         "left_out": len(finding.questions) - len(both),
-        "usd": study.spent(store),
+        "usd": (spent := study.spent(store)),
+        "cost": accounting.money(spent, *study.models.values()),
         "run": str(run),
     }
     return results, [
@@ -117,10 +120,9 @@ def _told(
     lines += tabulate(rows, headers, floatfmt=floats, tablefmt="simple").splitlines()
     lines.append("")
     calls = ", ".join(f"{role} {of['calls']:,} calls, {of['tokens']:,} tokens" for role, of in results["calls"].items())
-    money = "at an unknown cost" if results["usd"] is None else f"${results['usd']:,.2f}"
     lines.append(
         f"{results['candidates']['tried']} prompts tried, {results['candidates']['left']} left to choose from; "
-        f"{calls}; {money}."
+        f"{calls}; {results['cost']}."
     )
     if results["unreadable_proposals"]:
         lines.append(f"{results['unreadable_proposals']} proposals of the prompt model could not be read.")

@@ -113,6 +113,26 @@ def writing() -> Iterator[None]:
         yield
 
 
+def shown(body: dict[str, Any]) -> tuple[str, str, str]:
+    """(question, gold, answer) that a judge is shown by a request."""
+    content = body["messages"][-1]["content"]
+    fields = [content.split(f"{name}:", 1)[1] for name in ("Question", "Gold", "Answer")]
+    ends = ("\n\nGold:", "\n\nAnswer:", "\n\nVerdict:")
+    question, gold, answer = (field.split(end)[0].strip() for field, end in zip(fields, ends, strict=True))
+    return question, gold, answer
+
+
+def truthful(sets: Any) -> Callable[[int, dict[str, Any]], Reply]:
+    """A judge that knows which of the probes are right, and says no to all else."""
+    right = {
+        (probe.question.text, probe.question.gold.strip(), probe.answer.strip())
+        for probes in sets.values()
+        for probe in probes
+        if probe.right
+    }
+    return lambda number, body: completion("yes" if shown(body) in right else "no", completion_tokens=1)
+
+
 def failure(status: int, message: str = "scripted failure", **headers: str) -> Reply:
     body = json.dumps({"error": {"message": message, "type": "scripted", "code": None}}).encode()
     return status, {"Content-Type": "application/json", **{k.replace("_", "-"): v for k, v in headers.items()}}, body

@@ -34,7 +34,8 @@ def test_twins_are_right_only_together() -> None:
     ]:
         found = abstention.figures([(SINGLE, record(SINGLE, single)), (SWAPPED, record(SWAPPED, swapped))])
         assert (found["twin_accuracy"], found["twins"]) == (accuracy, 1)
-    judged = record(SINGLE, "a hundred and twenty", verdicts=[{"label": "correct"}])
+    verdict = {"judge": "m/judge", "prompt": "strict", "label": "correct"}
+    judged = record(SINGLE, "a hundred and twenty", verdicts=[verdict, {**verdict, "judge": "other", "label": "wrong"}])
     found = abstention.figures([(SINGLE, judged), (SWAPPED, record(SWAPPED, ABSTENTION))])
     assert found["twin_accuracy"] == 1.0, "a judge may call right what F1 does not"
     assert abstention.figures([(OTHER, record(OTHER, "Vienna"))])["twin_accuracy"] is None
@@ -217,7 +218,7 @@ def test_the_command_fits_on_validation_conversations_only(locomo: Any, tmp_path
             "--run-dir",
             split,
         ]
-        done = evaluate("--recall-only", *args, cwd=tmp_path, LOCOMO_PATH=str(locomo.path))
+        done = evaluate("--recall-only", "--no-mlflow", *args, cwd=tmp_path, LOCOMO_PATH=str(locomo.path))
         assert done.returncode == 0, done.stderr
         assert abstention.main([str(tmp_path / split), "--out", str(tmp_path / f"{split}.json")]) == code
     assert Rule.load(tmp_path / "validation.json").weights["speaker_gap"] > 0

@@ -140,6 +140,10 @@ def test_the_command_says_where_and_never_much(
     err = capsys.readouterr().err
     assert "nowhere" in err
     assert "--split train holds nothing out" in err
+    torn = tmp_path / "torn.gz"
+    torn.write_bytes(gzip.compress(turn.text.encode())[:-9])
+    assert leaks.main([str(torn), "--data", str(file)]) == 2
+    assert "cannot read all of" in capsys.readouterr().err
 
 
 def test_a_leaked_example_stops_an_evaluation(talk: Conversation, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from language_models import roles
-from locomo.llm_judge import PROMPTS, Judge, parse_label
+from locomo.llm_judge import PROMPTS, RULES, Judge, parse_label
 from tests.conftest import Server, completion, failure
 
 
@@ -44,7 +44,14 @@ def test_a_judge_grades_with_its_own_model_and_prompt(server: Server, prompt: st
     sent = server.requests[0]
     assert sent["messages"][0]["content"] == PROMPTS[prompt].instructions
     assert sent["temperature"] == 0
-    assert judge.record(verdict)["prompt"] == prompt
+    kept = judge.record(verdict, key="corrected", repeat=2)
+    assert (kept["prompt"], kept["key"], kept["repeat"]) == (prompt, "corrected", 2)
+    assert judge.record(verdict)["key"] == "original"
+
+
+def test_every_prompt_asks_for_a_label_alone_and_names_its_rule() -> None:
+    assert list(RULES) == list(PROMPTS)
+    assert all(prompt.instructions.endswith("Reply with one word: yes or no.") for prompt in PROMPTS.values())
 
 
 def test_the_prompts_have_different_hashes() -> None:

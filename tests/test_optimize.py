@@ -12,7 +12,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -270,19 +269,61 @@ def test_a_cost_limit_stops_it_and_a_dry_run_asks_nothing(server: Server, simula
     server.answer = scripted(simulated, learns=True)
     assert optimize.main(flags(server, simulated, "--dry-run")) == 0
     assert capfd.readouterr().out.startswith(
-        "SIMULATED  simba (light): openai/scripted reads, the same model writes prompts; forecast: at most 200 calls, "
+        "SIMULATED  simba (light): openai/scripted reads, the same model writes prompts; forecast: at most 208 calls, "
     )
-    assert optimize.main(flags(server, simulated, "--cost-limit", "1")) == 2
-    assert "--cost-limit needs the price of every model" in capfd.readouterr().err
+    elsewhere = ["--prompt-model", "openai/x", "--prompt-api-base", "http://example.invalid/v1"]
+    assert optimize.main(flags(server, simulated, "--cost-limit", "1", *elsewhere)) == 2
+    assert "the price of openai/x is not known; name it with --prompt-price" in capfd.readouterr().err
     assert not server.requests
-    search = Optimization(config(flags(server, simulated)))
-    search.config["cost_limit"] = 0.01
-    search.reader = replace(search.reader, usd_per_token=(1e-6, 1e-6))
-    search.prompt_model = replace(search.prompt_model, usd_per_token=(1e-6, 1e-6))
-    assert search.forecast().usd == pytest.approx(search.forecast().tokens / 1e6)
-    assert search.start(Path("run")) == "stopped"
+    priced = flags(server, simulated, "--price", "1,1", "--cost-limit", "0.01")
+    forecast = Optimization(config(priced)).forecast()
+    assert forecast.usd == pytest.approx(forecast.tokens / 1e6)
+    assert optimize.main([*priced, "--run-dir", "run"]) == 4
     assert "$0.01 are spent and --cost-limit is $0.01" in capfd.readouterr().err
     assert 95 <= len(server.requests) <= 95 + 4, "105 tokens a call, and four at once"
+    assert optimize.main(["--resume", "run"]) == 4
+    assert len(server.requests) <= 95 + 4
+    assert optimize.main(["--resume", "run", "--cost-limit", "1"]) == 0
+    spent = results()["calls"]
+    assert results()["usd"] == pytest.approx(sum(of["tokens"] for of in spent.values()) / 1e6)
+    assert sum(of["calls"] for of in spent.values()) <= len(server.requests)
+
+
+def test_a_judge_helps_when_it_is_certified_and_reports_nothing(
+    server: Server, simulated: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EMBEDDED_MODELS_DIR", str(tmp_path / "kept"))
+    reads = scripted(simulated, learns=True)
+    known = golds(simulated)
+
+    def answer(number: int, body: dict[str, Any]) -> Reply:
+        if body["model"] != "judge":
+            return reads(number, body)
+        shown = dict(re.findall(r"^(Question|Gold|Answer): (.*)$", body["messages"][-1]["content"], re.MULTILINE))
+        return completion("yes" if shown["Gold"] == shown["Answer"] else "no")
+
+    server.answer = answer
+    judge = ["--judge-model", "openai/judge", "--judge-api-base", server.url]
+    words = flags(server, simulated, "--optimizer", "gepa", "--run-dir", "run", *judge)
+    assert optimize.main(words) == 2
+    assert "openai/judge has no certificate" in capfd.readouterr().err
+    assert not server.requests
+    certified = {"passed": True}
+    monkeypatch.setattr("optimization.study.Certifier.kept", lambda self: certified)
+    monkeypatch.setattr("optimization.study.judged", lambda found: found)
+    assert optimize.main(words) == 0
+    assert {body["model"] for body in server.requests} == {"scripted", "judge"}
+    assert "openai/judge helps to judge" in capfd.readouterr().err
+    found = results()
+    assert found["gained"]
+    assert found["calls"]["judge"]["calls"] == sum(body["model"] == "judge" for body in server.requests)
+    assert known
+    capfd.readouterr()
+    words = ["--data", str(simulated), "--model", "openai/scripted", "--api-base", server.url, "--dry-run",
+             "--context-window", "8000", "--program", "optimized_memory_qa.json"]  # fmt: skip
+    assert evaluate.main([*words, *judge]) == 2
+    assert "it was made to please openai/judge" in capfd.readouterr().err
+    assert evaluate.main(words) == 0
 
 
 def test_what_the_sealed_conversations_hold_gets_into_no_program(server: Server, simulated: Path, capfd: Any) -> None:
@@ -360,7 +401,7 @@ def test_every_candidate_is_a_nested_run_in_mlflow(server: Server, simulated: Pa
         (["--api-base", "http://127.0.0.1:1/v1"], "--api-base needs --model"),
         (["--prompt-api-base", "http://127.0.0.1:1/v1"], "--prompt-api-base needs --prompt-model"),
         (["--resume", "nowhere"], "holds no run"),
-        (["--resume", "nowhere", "--seed", "1"], "takes the saved configuration and nothing else, but got --seed 1"),
+        (["--resume", "nowhere", "--seed", "1"], "nothing but --cost-limit beside it, but got --seed; leave it out"),
         (["--data", "nowhere.json"], "does not exist"),
         (["--model", "embedded:huge"], "is no tier"),
         (["--model", "openai/x", "--context-window", "500"], "use a smaller --budget-tokens"),

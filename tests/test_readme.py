@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from locomo.run_folder import RunFolder
 from memory_system import Memory, Utf8Bytes
 from tests.conftest import ROOT
+from tests.invented_run import invent, simulated
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -66,7 +68,7 @@ def test_the_main_job_works_and_is_in_mlflow(checkout: Path, tiny: Path) -> None
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("SAMPLE  embedded:tiny answers, nobody judges; forecast: at most 65 calls")
     results = json.loads((checkout / "runs" / "main-job" / "results.json").read_text())
-    assert set(results["systems"]) == {"simple", "full_context", "adaptive", "none", "oracle"}
+    assert set(results["systems"]) == {"recent", "full_context", "adaptive", "none", "refusal", "oracle"}
     f1 = {name: next(iter(system["budgets"].values()))["f1"] for name, system in results["systems"].items()}
     assert f1["oracle"] > f1["none"]
 
@@ -74,19 +76,57 @@ def test_the_main_job_works_and_is_in_mlflow(checkout: Path, tiny: Path) -> None
 
     client = mlflow.MlflowClient(f"sqlite:///{checkout / 'mydb.sqlite'}")
     experiment = client.get_experiment_by_name("locomo")
-    (logged,) = client.search_runs([experiment.experiment_id])
+    (logged,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'main-job'")
     figures = results["systems"]["adaptive"]["budgets"]["1024"]
     metrics = logged.data.metrics
     assert metrics["adaptive/1024/f1"] == pytest.approx(figures["f1"])
     assert metrics["adaptive/1024/f1_n"] == figures["f1_n"] == 11
+    assert metrics["adaptive/1024/f1_ungraded"] == 0
+    assert metrics["adaptive/1024/tokens_answer"] > 0
     assert metrics["adaptive/1024/4/evidence_recall"] == pytest.approx(figures["by_category"]["4"]["evidence_recall"])
     assert logged.data.params["budget_tokens"] == "1024"
     assert logged.data.params["reader"] == "embedded:tiny"
     assert logged.data.tags["status"] == "valid"
     assert logged.inputs.dataset_inputs[0].dataset.digest == results_digest(checkout)
-    assert {artifact.path for artifact in client.list_artifacts(logged.info.run_id)} >= {"records.jsonl", "table.txt"}
+    assert {artifact.path for artifact in client.list_artifacts(logged.info.run_id)} >= {
+        "records.jsonl",
+        "table.txt",
+        "report.html",
+    }
     traces = client.search_traces(locations=[experiment.experiment_id], max_results=200)
-    assert len(traces) == 65, "one trace a question, none dropped"
+    assert len(traces) == 78, "one trace a question, none dropped"
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_sweep_is_a_run_with_a_run_for_each_system_and_budget(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    from locomo.mlflow_log import log_run
+
+    monkeypatch.chdir(checkout)  # where the database is already: making one takes long
+    data = simulated(tmp_path / "data.json", conversations=2)
+    path = invent(tmp_path / "sweep", data, systems=("adaptive", "none", "oracle"), budgets=(256, 1024), questions=20)
+    results = json.loads((path / "results.json").read_text())
+    with RunFolder.reopen(path) as folder:
+        told = [log_run(folder, results, data) for _ in range(2)]  # as after a resume
+    assert told[0] == told[1]
+    client = mlflow.MlflowClient("sqlite:///mydb.sqlite")
+    parent = client.get_run((path / "mlflow_run_id").read_text())
+    below = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    places = {(run.data.params["system"], run.data.params["budget_tokens"]): run.data.metrics for run in below}
+    assert len(below) == len(places) == 5
+    figures = results["systems"]["adaptive"]["budgets"]["256"]
+    for metrics in (
+        places["adaptive", "256"],
+        {k.removeprefix("adaptive/256/"): v for k, v in parent.data.metrics.items()},
+    ):
+        assert metrics["f1"] == pytest.approx(figures["f1"])
+        assert [metrics["f1_low"], metrics["f1_high"]] == pytest.approx(figures["f1_interval"])
+        assert metrics["4/f1_n"] == figures["by_category"]["4"]["f1_n"]
+        assert metrics["usd_answer"] > 0
+        assert "usd_judge" not in metrics, "not known, so not logged"
 
 
 def results_digest(checkout: Path) -> str:

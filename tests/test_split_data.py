@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from locomo import split_data
 from locomo.dataset import DATA, DataError, Question
-from locomo.split_data import SPLITS, check, leakage, leave_one_out, part, sample
+from locomo.split_data import SPLITS, check, held_out_part, leakage, leave_one_out, parse, part, sample
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,17 @@ def test_parts_have_their_published_sizes(locomo: Any, name: str, sizes: dict[st
 
 def test_the_default_is_nested_in_memory_r1s() -> None:
     assert set(SPLITS["default"]["test"]) <= set(SPLITS["memory-r1"]["test"])
+
+
+def test_a_run_looks_at_the_test_part_of_its_split(locomo: Any) -> None:
+    assert parse("test") == ("default", "test")
+    assert [c.id for c in held_out_part(locomo, "test")] == list(SPLITS["default"]["test"])
+    assert held_out_part(locomo, "all") == held_out_part(locomo, "default:test")
+    assert len(held_out_part(locomo, "memory-r1:all")) == 8
+    assert held_out_part(locomo, "train") == held_out_part(locomo, "memory-r1:validation") == ()
+    for wrong in ("tests", "r1:test", ""):
+        with pytest.raises(DataError, match="it may be test, train, validation or all"):
+            parse(wrong)
 
 
 def test_every_split_covers_every_conversation_once() -> None:

@@ -1,0 +1,197 @@
+"""Measure a judge before its numbers are believed.
+
+    python -m locomo.certify --judge-model embedded:base
+    python -m locomo.certify --judge-model openai/gpt-4o-mini --judge lenient --wrong-answers FILE
+
+Prints the certificate and keeps it, so that evaluate.py and locomo.rescore need not measure again. Exit codes: 0
+passed, 1 the judge cannot be measured, 2 usage, 3 failed, 4 stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from language_models.failure import FATAL, describe
+from language_models.roles import Model
+from language_models.weights import WeightsUnavailable
+from locomo import accounting, certificate
+from locomo.certificate import Certificate, Unmeasured
+from locomo.dataset import Dataset, aside, load
+from locomo.llm_judge import PROMPTS, Judge
+from locomo.probes import Probe, draw, read_wrong_answers
+from locomo.stopping import stopping
+
+FIELD_NAMES = 24
+"""Tokens around what a judge is shown: the names of the fields and a chat template."""
+
+
+class Certifier:
+    """Finds the certificate of a judge, or measures it.
+
+    Args:
+        wrong_answers: the file of specific wrong answers; None for the one that LOCOMO_WRONG_ANSWERS names, if any, but
+            not for a stand-in of LOCOMO.
+        per_set: answers in a set (of golds, twice as many).
+
+    Raises WrongAnswersError for a file that holds something else.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        model: Model,
+        judge: Judge,
+        *,
+        address: str | None = None,
+        wrong_answers: str | None = None,
+        per_set: int = certificate.PER_SET,
+        repeats: int = certificate.REPEATS,
+    ) -> None:
+        named = wrong_answers or ("" if data.stand_in else os.environ.get("LOCOMO_WRONG_ANSWERS"))
+        wrong = Path(named) if named else None
+        self._answers = read_wrong_answers(wrong, data) if wrong else None
+        self.data, self.model, self.judge = data, model, judge
+        self.per_set, self.repeats = per_set, repeats
+        self.identity = certificate.identify(
+            judge, revision=model.revision, address=address, data=data.sha256, wrong=wrong
+        )
+
+    @cached_property
+    def sets(self) -> dict[str, list[Probe]]:
+        """What the judge is shown."""
+        return draw(self.data, self.per_set, wrong=self._answers)
+
+    @property
+    def calls(self) -> int:
+        n = sum(map(len, self.sets.values()))
+        return n + min(certificate.STEADY, n) * (self.repeats - 1)
+
+    def kept(self) -> Certificate | None:
+        """The certificate from the cache, where there is a valid one."""
+        return certificate.kept(self.identity, per_set=self.per_set)
+
+    def forecast(self) -> str:
+        """What measuring costs, without retries."""
+        shown = [f"{p.question.text}{p.question.gold}{p.answer}" for drawn in self.sets.values() for p in drawn]
+        each = sum(map(self.model.count, shown)) / max(1, len(shown))
+        each += self.model.count(PROMPTS[self.judge.prompt].instructions) + FIELD_NAMES
+        prompts, replies = round(self.calls * each), self.calls * self.model.max_tokens
+        cost = accounting.money(accounting.forecast(self.model, prompts, replies), self.model)
+        return f"{self.calls} calls, at most {prompts + replies:,} tokens, {cost}"
+
+    def measure(self, *, num_threads: int, stop: threading.Event | None = None, mark: str = "") -> Certificate:
+        """Measure, with a bar on standard error, and keep what comes out.
+
+        Raises Unmeasured, also once `stop` is set, and what a judge raises for a rejected key; nothing is kept then.
+        """
+        from tqdm import tqdm
+
+        with tqdm(total=self.calls, desc=f"{mark}certifying", file=sys.stderr, mininterval=0.5) as bar:
+            found = certificate.measure(
+                self.judge, self.sets, repeats=self.repeats, num_threads=num_threads, stop=stop, progress=bar.update
+            )
+        return certificate.keep(found, self.identity, per_set=self.per_set)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m locomo.certify",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_judge(p)
+    p.add_argument("--per-set", type=int, default=certificate.PER_SET, metavar="N", help="answers a set (golds twice)")
+    p.add_argument("--repeats", type=int, default=certificate.REPEATS, metavar="N", help="of a few, for stability")
+    p.add_argument("--again", action="store_true", help="measure although a certificate is kept")
+    return p
+
+
+def add_judge(p: argparse.ArgumentParser) -> None:
+    """The flags that name a judge, and how it is asked."""
+    p.add_argument("--judge-model", required=True, metavar="NAME", help="a DSPy model string, or embedded:base")
+    p.add_argument("--judge-api-base", metavar="URL", help="an OpenAI-compatible server")
+    p.add_argument("--judge", default="strict", choices=list(PROMPTS), help="the judge's prompt")
+    p.add_argument("--data", metavar="FILE", help="locomo10.json (default: LOCOMO_PATH, data/, the network)")
+    p.add_argument("--wrong-answers", metavar="FILE", help="specific wrong answers (default: LOCOMO_WRONG_ANSWERS)")
+    p.add_argument("--max-false-accept", type=float, default=certificate.MAX_FALSE_ACCEPT, metavar="SHARE")
+    p.add_argument("--num-threads", type=int, metavar="N", help="calls at once (default 4, embedded 1)")
+    p.add_argument("--retries", type=int, default=4, metavar="N")
+    p.add_argument("--timeout-seconds", type=float, default=120.0, metavar="S")
+
+
+def load_judge(args: argparse.Namespace) -> tuple[Model, Judge]:
+    """The judge that `add_judge`'s flags name. Raises ValueError or WeightsUnavailable with one sentence."""
+    from language_models import roles
+
+    model = roles.load(
+        args.judge_model,
+        api_base=args.judge_api_base,
+        max_tokens=16,
+        timeout_seconds=args.timeout_seconds,
+        retries=args.retries,
+        say=aside,
+    )
+    return model, Judge(model.lm, prompt=args.judge)
+
+
+def threads(args: argparse.Namespace) -> int:
+    """Calls at once: a server answers several, an embedded model keeps the processor busy alone."""
+    return args.num_threads or (1 if args.judge_model.startswith("embedded:") else 4)
+
+
+def mistake(args: argparse.Namespace) -> str:
+    """What is wrong with `add_judge`'s flags, in one sentence; empty where nothing is."""
+    if not 0 <= args.max_false_accept <= 1:
+        return f"--max-false-accept is {args.max_false_accept}; it is a share from 0 to 1."
+    if args.num_threads is not None and args.num_threads < 1:
+        return f"--num-threads is {args.num_threads}; it is 1 or more."
+    if args.retries < 0 or not 0 < args.timeout_seconds < 1e6:
+        return "--retries may not be negative, and --timeout-seconds must be above 0 (and below a million)."
+    return ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        if problem := mistake(args):
+            raise ValueError(problem)
+        if args.per_set < 1 or args.repeats < 1:
+            raise ValueError("--per-set and --repeats are 1 or more.")
+        data = load(args.data)
+        model, judge = load_judge(args)
+        certifier = Certifier(
+            data,
+            model,
+            judge,
+            address=args.judge_api_base,
+            wrong_answers=args.wrong_answers,
+            per_set=args.per_set,
+            repeats=args.repeats,
+        )
+    except (ValueError, WeightsUnavailable) as error:
+        print(f"locomo.certify: {error}", file=sys.stderr)
+        return 2
+    found = None if args.again else certifier.kept()
+    if found is None:
+        aside(f"{data.mark}Measuring {judge.lm.model} ({judge.prompt}): {certifier.forecast()}.")
+        with stopping() as stop:
+            try:
+                found = certifier.measure(num_threads=threads(args), stop=stop, mark=data.mark)
+            except (Unmeasured, *FATAL) as error:
+                told = str(error) if isinstance(error, Unmeasured) else describe(error)
+                print(f"locomo.certify: {told}; nothing was kept.", file=sys.stderr)
+                return 4 if stop.is_set() else 1
+    found = certificate.judged(found, max_false_accept=args.max_false_accept)
+    print("\n".join(f"{data.mark}{line}" for line in certificate.table(found).splitlines()))
+    return 0 if found["passed"] else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())

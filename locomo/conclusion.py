@@ -1,0 +1,115 @@
+"""What a run amounts to, written into its folder: results.json, table.txt and the reports that people read.
+
+Whoever answered and whoever judged, every run ends here: one of evaluate.py, one graded again, one of others' answers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from locomo import accounting, answer_keys, certificate, correction, publish, report, scores
+from locomo.answer_keys import Errata
+from locomo.certificate import Certificate
+from locomo.dataset import ANSWERABLE, Dataset
+from locomo.gradings import Grading, gradings
+from locomo.llm_judge import shared_family
+from locomo.page_data import Run
+from locomo.run_folder import Key, Record, RunFolder
+from locomo.table import as_text
+
+Results = dict[str, Any]
+
+
+def conclude(
+    folder: RunFolder,
+    data: Dataset,
+    keys: Sequence[Key],
+    facts: Mapping[str, Any],
+    *,
+    certificates: Sequence[Certificate] = (),
+    no_judge: str = "",
+    rounds: Mapping[tuple[str, int], Results] | None = None,
+    notes: Sequence[str] = (),
+    errata: Errata | None = None,
+) -> tuple[Results, str]:
+    """Write results.json, table.txt and the reports; returns the results and the table. Calls no model.
+
+    Args:
+        keys: what was planned; what of it has no record is ungraded.
+        facts: what results.json says beside the figures: status, split, reader, and so on; `cautions` are added to.
+        certificates: of judges, as they were measured; J of a judge without a passed one is withheld, unless verdicts
+            were published with their answers, and no prompt of ours gave them.
+        no_judge: why there is no J, where nothing was graded.
+        rounds: (system, budget) -> what asking for more was worth.
+        notes: lines for below the table.
+        errata: tells the questions whose gold is wrong from the others; None for those of LOCOMO_ERRATA.
+    """
+    records = folder.records()
+    asked = {k[2] for k in keys}
+    questions = [question for question in data.questions if question.id in asked]
+    under = gradings(records)
+    systems = report.results(records, questions, keys)
+    comparisons = report.compared(records, questions, keys)
+    told = _by_key(records, data, keys, under[:1], errata or _errata(data))
+    stamped = [certificate.stamp(found) for found in certificates]
+    withheld = correction.settle(systems, records, stamped)
+    comparisons = [found for found in comparisons if found["grading"] not in withheld]
+    if under and under[0].name in withheld:
+        told = {}
+    for (system, budget), figures in (rounds or {}).items():
+        systems[system]["budgets"][str(budget)]["rounds"] = figures
+    alarms = [f"ALARM: {system}: {alarm}" for system, found in told.items() for alarm in found.pop("alarms")]
+    family = shared_family(facts.get("reader") or "", under[0].judge) if under else ""
+    results: Results = {
+        **facts,
+        "stand_in": data.stand_in,
+        "ungraded_share": report.ungraded_share(records, keys),
+        "judge_family": family,
+        "certificates": stamped,
+        "withheld": withheld,
+        "records": len(records),
+        "ingest": report.ingest_cost(folder.ingests()),
+        "systems": systems,
+        "comparisons": comparisons,
+        "cautions": [*report.cautions(questions, data.questions, comparisons), *facts.get("cautions", ()), *alarms],
+        "clean_and_flagged": told,
+        "accounting": accounting.figures(folder.manifest, records, folder.ingests(), questions),
+    }
+    table = as_text(
+        results, no_judge=next(iter(withheld.values()), no_judge), folds=bool(folder.manifest["config"]["folds"])
+    )
+    table += correction.below(systems, stamped, family)
+    table += accounting.table(results["accounting"])
+    below = [*(answer_keys.sentence(system, found) for system, found in told.items()), *notes]
+    table += "".join(f"\n{line}\n" for line in below if line)
+    folder.write_json("results.json", results)
+    folder.write_text("table.txt", "".join(f"{data.mark}{line}\n" for line in table.splitlines()))
+    run = Run(folder.path.resolve().name, folder.manifest, records, results, data)
+    publish.write([run], folder.path)
+    return results, table
+
+
+def _errata(data: Dataset) -> Errata | None:
+    path = os.environ.get("LOCOMO_ERRATA")
+    return answer_keys.read(path, data=data) if path and not data.stand_in else None
+
+
+def _by_key(
+    records: Sequence[Record], data: Dataset, keys: Sequence[Key], own: Sequence[Grading], errata: Errata | None
+) -> dict[str, Results]:
+    """`system @budget` -> accuracy on clean and on flagged questions, and the alarms above the ceiling."""
+    found: dict[str, Results] = {}
+    if errata is None or not own:
+        return found
+    groups = report.grouped(records, data.questions, keys)
+    for (system, budget), pairs in groups.items():
+        answerable = [pair for pair in pairs if pair[0].category in ANSWERABLE]
+        if of := scores.by_question(answerable, "judge", own[0]):
+            name = system if sum(other == system for other, _ in groups) == 1 else f"{system} @{budget:,}"
+            found[name] = {
+                **answer_keys.side_by_side(of, errata.flagged),
+                "alarms": answer_keys.alarms(of, [question for question, _ in answerable], errata.flagged),
+            }
+    return found

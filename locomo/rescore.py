@@ -1,0 +1,292 @@
+"""Grade a run's answers again: under any judge, prompt and answer key, without asking for an answer again.
+
+    python -m locomo.rescore RUN... --judge-model M [--judge strict|lenient|...] [--answer-key corrected --errata FILE]
+    python -m locomo.rescore RUN... --judge-model M --panel
+
+Verdicts are put beside the earlier ones; what has a label under this judge, prompt, key and repeat is not asked for
+again, so that a stopped command goes on where it was. Then results.json and table.txt are written anew. The judge is
+certified first. `--panel` grades under every prompt and says whether the ranking of the systems survives.
+
+Exit codes: 0 done, 1 no call can succeed, 2 usage, 3 too much stayed ungraded, 4 stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from language_models.failure import FATAL, describe
+from language_models.weights import WeightsUnavailable
+from locomo import answer_keys, certificate, certify, panel, report
+from locomo.certificate import Certificate
+from locomo.conclusion import conclude
+from locomo.dataset import Dataset, aside, load
+from locomo.evaluate import UNBOUNDED
+from locomo.gradings import Grading, gradings, score
+from locomo.llm_judge import PROMPTS, RULES, Judge
+from locomo.metrics import ABSTAIN_FIRST, FREE, TRAP_FIRST
+from locomo.regrading import Todo, grade, missing
+from locomo.run_folder import Key, Record, RunFolder, RunFolderError, is_answered, latest
+from locomo.split_data import parse, part, sample
+from locomo.stopping import stopping
+
+FAIL_ON_ERROR = 0.02
+
+
+def planned(folder: RunFolder, data: Dataset, records: Sequence[Record]) -> list[Key]:
+    """What the run asks, or was to ask, of the systems and at the budgets that it has begun with."""
+    config = folder.manifest["config"]
+    asked = {record["question_id"] for record in records}
+    questions = [question for question in data.questions if question.id in asked]
+    if config.get("split"):
+        split, name = parse(config["split"])
+        chosen = [
+            question
+            for conversation in part(data, name, split=split)
+            for question in conversation.questions
+            if question.category in config["categories"]
+        ]
+        questions = list(sample(chosen, config["num_test"] or len(chosen), seed=config["seed"]))
+    both = (ABSTAIN_FIRST, TRAP_FIRST) if config.get("two_options") and any(r["model"] for r in records) else (FREE,)
+    return [
+        (system, budget, question.id, form)
+        for system, budget in dict.fromkeys((record["system"], record["budget_tokens"]) for record in records)
+        for question in questions
+        for form in (both if question.gold is None else (FREE,))
+    ]
+
+
+def rewrite(
+    folder: RunFolder, data: Dataset, new: Sequence[Certificate], errata: answer_keys.Errata | None = None
+) -> tuple[dict[str, Any], str]:
+    """All that the folder's records amount to, written anew with the certificates that are known."""
+    records = folder.records()
+    keys = planned(folder, data, records)
+    before = _results(folder)
+    measured = [*before.get("certificates", ()), *new]
+    known = {(found["judge"], found["prompt"], found["prompt_hash"]): found for found in measured}
+    status = before.get("status", "valid")
+    if status == "invalid" and not folder.manifest.get("published"):
+        limit = folder.manifest["config"].get("fail_on_error", FAIL_ON_ERROR)
+        status = "invalid" if report.ungraded_share(records, keys) > limit else "valid"
+    own = gradings(records)[:1]
+    facts = {
+        **before,
+        "status": status,
+        "subset": before.get("subset", False),
+        "judge": f"{own[0].judge} ({own[0].prompt})" if own else None,
+        "cautions": [],
+    }
+    rounds = {
+        (name, int(budget)): entry["rounds"]
+        for name, system in before.get("systems", {}).items()
+        for budget, entry in system["budgets"].items()
+        if "rounds" in entry  # cannot be found out from records alone
+    }
+    return conclude(
+        folder,
+        data,
+        keys,
+        facts,
+        certificates=list(known.values()),
+        no_judge="no answer is graded.",
+        rounds=rounds,
+        errata=errata,
+    )
+
+
+def _results(folder: RunFolder) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder.path / "results.json").read_bytes()))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise RunFolderError(f"{folder.path / 'results.json'} is damaged ({error}); delete it.") from error
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m locomo.rescore",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, imported ones too")
+    certify.add_judge(p)
+    p.add_argument("--panel", action="store_true", help="every prompt, and whether the ranking survives")
+    p.add_argument("--answer-key", default="original", choices=["original", "corrected"])
+    p.add_argument("--errata", metavar="FILE", help="of the corrected key (default: LOCOMO_ERRATA)")
+    p.add_argument("--repeats", type=int, default=1, metavar="N", help="verdicts on each answer")
+    p.add_argument("--limit", type=int, metavar="N", help="a seeded sample of N questions, the same of each run")
+    p.add_argument("--no-certificate", action="store_true", help="do not measure the judge, and show no J of it")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        if problem := _mistake(args):
+            raise ValueError(problem)
+        data = load(args.data)
+        golds = answer_keys.load(args.answer_key, args.errata, data=data)
+        with ExitStack() as open_folders:
+            folders = [open_folders.enter_context(RunFolder.reopen(path)) for path in args.runs]
+            for folder in folders:
+                _verify(folder, data)
+            if args.limit:
+                golds = _some(golds, folders, data, args.limit)
+            return _Rescoring(args, data, golds, folders).carry_out()
+    except (ValueError, WeightsUnavailable) as error:  # RunFolderError, DataError, ErrataError, WrongAnswersError
+        print(f"locomo.rescore: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"locomo.rescore: cannot be written: {error}; the same command goes on.", file=sys.stderr)
+        return 1
+
+
+def _mistake(args: argparse.Namespace) -> str:
+    if args.panel and args.judge != "strict":
+        return "--panel grades under every prompt; leave out --judge."
+    if args.repeats < 1 or (args.limit is not None and args.limit < 1):
+        return "--repeats and --limit are 1 or more."
+    if len({path.resolve() for path in args.runs}) < len(args.runs):
+        return "a run is named twice; name each once."
+    return certify.mistake(args)
+
+
+def _verify(folder: RunFolder, data: Dataset) -> None:
+    was = folder.manifest["identity"].get("data")
+    if was and was != data.sha256:
+        raise RunFolderError(f"{folder.path} asked about other data than {data.path}; name its file with --data.")
+    known = {question.id for question in data.questions}
+    if strange := [r["question_id"] for r in folder.records() if r["question_id"] not in known]:
+        raise RunFolderError(f"{folder.path} asked {strange[0]}, which {data.path} does not hold; name its --data.")
+
+
+def _some(golds: Mapping[str, str], folders: Sequence[RunFolder], data: Dataset, n: int) -> dict[str, str]:
+    """The golds of `n` of the questions that all of the runs have asked."""
+    asked = [{record["question_id"] for record in folder.records()} for folder in folders]
+    shared = [q for q in data.questions if q.id in golds and all(q.id in ids for ids in asked)]
+    return {question.id: golds[question.id] for question in sample(shared, n)}
+
+
+class _Rescoring:
+    def __init__(
+        self, args: argparse.Namespace, data: Dataset, golds: Mapping[str, str], folders: Sequence[RunFolder]
+    ) -> None:
+        self.args, self.data, self.golds, self.folders = args, data, golds, folders
+        self.model, judge = certify.load_judge(args)
+        prompts = list(PROMPTS) if args.panel else [args.judge]
+        self.judges = [Judge(judge.lm, prompt=prompt) for prompt in prompts]
+
+    def say(self, text: str = "") -> None:
+        for line in text.split("\n"):
+            print(f"{self.data.mark}{line}", flush=True)
+
+    def carry_out(self) -> int:
+        args = self.args
+        todo = {judge.prompt: self._todo(judge) for judge in self.judges}
+        n = sum(map(len, todo.values()))
+        self.say(f"{self.judges[0].lm.model} gives {n:,} verdicts ({', '.join(todo)}; key {args.answer_key}).")
+        fatal, certificates = "", []
+        with stopping() as stop:
+            for judge in self.judges:
+                if not args.panel and not args.no_certificate:
+                    found, fatal = self._certificate(judge, stop)
+                    certificates += [found] if found else []
+                fatal = fatal or self._grade(judge, todo[judge.prompt], stop)
+                if fatal or stop.is_set():
+                    break
+        for folder in self.folders:
+            _, table = rewrite(folder, self.data, certificates)
+            if not args.panel:
+                self.say(f"\n{folder.path}\n{table}")
+        if args.panel:
+            self.say(self._panel())
+        left = sum(len(self._todo(judge)) for judge in self.judges)
+        if fatal:
+            self.say(f"Stopped, because no call can succeed: {fatal}. The same command goes on.")
+            return 1
+        if stop.is_set():
+            self.say("Stopped. The same command goes on.")
+            return 4
+        if left > FAIL_ON_ERROR * max(1, sum(map(self._due, self.folders)) * len(self.judges)):
+            self.say(f"INVALID: {left:,} verdicts are no label; the same command asks for them again.")
+            return 3
+        return 0
+
+    def _todo(self, judge: Judge) -> list[Todo]:
+        return [
+            item
+            for folder in self.folders
+            for item in missing(folder, self.data, self.golds, judge, self.args.answer_key, self.args.repeats)
+        ]
+
+    def _due(self, folder: RunFolder) -> int:
+        mine = latest(folder.records()).values()
+        return self.args.repeats * sum(is_answered(r) and r["question_id"] in self.golds for r in mine)
+
+    def _certificate(self, judge: Judge, stop: threading.Event) -> tuple[Certificate | None, str]:
+        certifier = certify.Certifier(
+            self.data,
+            self.model,
+            judge,
+            address=self.args.judge_api_base,
+            wrong_answers=self.args.wrong_answers,
+        )
+        found = certifier.kept()
+        try:
+            if found is None:
+                aside(f"{self.data.mark}The judge has no certificate; measuring it: {certifier.forecast()}.")
+                found = certifier.measure(num_threads=certify.threads(self.args), stop=stop, mark=self.data.mark)
+        except FATAL as error:
+            return None, describe(error)
+        except certificate.Unmeasured as error:
+            return None, "" if stop.is_set() else str(error)
+        found = certificate.judged(found, max_false_accept=self.args.max_false_accept)
+        self.say(certificate.sentence(found))
+        return found, ""
+
+    def _grade(self, judge: Judge, todo: Sequence[Todo], stop: threading.Event) -> str:
+        from tqdm import tqdm
+
+        with tqdm(total=len(todo), desc=f"{self.data.mark}{judge.prompt}", file=sys.stderr, mininterval=0.5) as bar:
+            return grade(
+                todo,
+                judge,
+                key_name=self.args.answer_key,
+                num_threads=certify.threads(self.args),
+                stop=stop,
+                progress=bar.update,
+            )
+
+    def _panel(self) -> str:
+        """What every prompt makes of every system, of the answers that have a label under all of them."""
+        under = [Grading(judge.lm.model, judge.prompt, self.args.answer_key) for judge in self.judges]
+        entrants: dict[str, dict[str, dict[str, float]]] = {}
+        for folder in self.folders:
+            run = f"{folder.path.name}: " if len(self.folders) > 1 else ""
+            for record in latest(folder.records()).values():
+                budget = record["budget_tokens"]
+                name = f"{run}{record['system']}" + (f" at {budget:,}" if budget < UNBOUNDED else "")
+                for grading in under:
+                    if (value := score(record, grading)) is not None:
+                        found = entrants.setdefault(name, {}).setdefault(grading.prompt, {})
+                        found[record["question_id"]] = value
+        if not entrants:
+            return "No answer has a label."
+        found = panel.panel(entrants)
+        for folder in self.folders:
+            folder.write_json("panel.json", found)
+        rules = "\n".join(f"{prompt}: {RULES[prompt]}" for prompt in PROMPTS)
+        return f"{panel.table(found)}\n\n{rules}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

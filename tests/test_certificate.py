@@ -1,0 +1,527 @@
+"""A judge is measured before it is believed: what it is shown, what it is told, and what its numbers are worth then."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import threading
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import dspy
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import evaluate
+from language_models import roles
+from locomo import certificate, certify
+from locomo.certificate import judged, macro, measure, self_test
+from locomo.correction import apply, rogan_gladen
+from locomo.dataset import Conversation, Dataset, Question, read
+from locomo.llm_judge import PROMPTS, Judge, parse_label, shared_family
+from locomo.metrics import token_f1
+from locomo.probes import WrongAnswersError, calibration, draw, moved_dates, read_wrong_answers, rewordings
+from locomo.split_data import SPLITS
+from locomo.statistics import wilson
+from ranking.dates import find
+from tests.conftest import ROOT, Reply, Server, completion, failure, shown, truthful
+
+SAMPLE = ROOT / "data" / "sample.json"
+
+
+def asks(index: int, text: str, gold: str, *, category: int = 4, conversation: str = "a") -> Question:
+    return Question(conversation, index, text, category, gold, ())
+
+
+def invented(n: int = 12) -> Dataset:
+    """Three conversations whose questions can be asked in every set."""
+    conversations = []
+    for name in "abc":
+        questions: list[Question] = []
+        for i in range(n):
+            for who in ("Vera", "Milan"):
+                thing = f"{name}{who}{i}"
+                questions += [
+                    asks(len(questions), f"When did {who} sell the {thing}?", f"{i + 1} May {2010 + i}", category=2,
+                         conversation=name),
+                    asks(len(questions) + 1, f"What did {who} paint for {thing}?", f"pond {thing}, mill {thing}",
+                         category=1, conversation=name),
+                    asks(len(questions) + 2, f"How many {thing} does {who} own?", f"{i % 9 + 2} {thing}",
+                         conversation=name),
+                ]  # fmt: skip
+        conversations.append(Conversation(name, ("Vera", "Milan"), (), tuple(questions)))
+    return Dataset(tuple(conversations), Path("invented.json"), "0" * 64, "SAMPLE")
+
+
+DATA = invented()
+WRONG = {question.id: f"Nothing but {question.id}" for question in DATA.questions}
+SETS = draw(DATA, 10, wrong=WRONG)
+
+
+def judge(server: Server, *, prompt: str = "strict") -> Judge:
+    return Judge(roles.load("openai/judge", api_base=server.url, retries=0, max_tokens=16).lm, prompt=prompt)
+
+
+# ------------------------------------------------------------ what it is shown
+
+
+def test_every_set_is_drawn_alike_each_time_and_asks_no_question_twice() -> None:
+    assert draw(invented(), 10, wrong=WRONG) == SETS
+    assert {name: len(probes) for name, probes in SETS.items()} == {
+        "gold": 20, "paraphrase": 10, "refusal": 10, "other_speaker": 10, "adjacent_date": 10, "specific_wrong": 10
+    }  # fmt: skip
+    for probes in SETS.values():
+        assert len({probe.key for probe in probes}) == len(probes)
+    assert set(draw(DATA, 10)) == set(SETS) - {"specific_wrong"}
+    kinds = Counter(probe.kind for probe in SETS["adjacent_date"])
+    assert set(kinds) == {"day", "week", "month", "year"}
+    assert max(kinds.values()) - min(kinds.values()) <= 1
+
+
+def test_only_training_and_validation_conversations_are_asked(locomo: Dataset) -> None:
+    asked = {conversation.id for conversation in calibration(locomo)}
+    assert asked == {*SPLITS["default"]["train"], *SPLITS["default"]["validation"]}
+    assert not asked & set(SPLITS["default"]["test"])
+    drawn = draw(locomo, 25)
+    assert {probe.question.conversation for probes in drawn.values() for probe in probes} <= asked
+    assert [len(probes) for probes in drawn.values()] == [50, 25, 25, 25, 25]
+
+
+def when(text: str) -> set[tuple[Any, Any]]:
+    return {(found.start, found.end) for found in find(text, datetime(2000, 1, 1).date()) if not found.relative}
+
+
+@pytest.mark.parametrize(
+    ("gold", "kind", "reworded"),
+    [
+        ("The friday before 13 March 2021", "resolved date", "12 March 2021"),
+        ("the Tuesday before 20 July, 2023", "resolved date", "18 July 2023"),
+        ("the Saturday before 15 July 2023", "resolved date", "8 July 2023"),
+        ("three dogs", "number", "3 dogs"),
+        ("10 years ago", "number", "ten years ago"),
+        ("nearly 4 months", "number", "nearly four months"),
+    ],
+)
+def test_a_rewording_means_the_same(gold: str, kind: str, reworded: str) -> None:
+    assert rewordings(asks(0, "When?", gold))[kind] == reworded
+
+
+@pytest.mark.parametrize(
+    "gold", ["The week before 9 June 2021", "early August 2023", "$10", "one-on-one lessons", "2D games", "Witcher 3"]
+)
+def test_what_a_rule_could_get_wrong_is_left_alone(gold: str) -> None:
+    assert set(rewordings(asks(0, "When?", gold, category=1))) == {"sentence", "long"}
+
+
+@pytest.mark.parametrize(
+    ("text", "gold"),
+    [
+        ("Where did they go?", "Trieste, Italy"),
+        ("Why did he move?", "the rent, the noise"),
+        ("What did she buy?", "a lamp, because it was dark"),
+        ("What does it have?", "room, with a view and a bed"),
+    ],
+)
+def test_only_a_list_is_put_in_another_order(text: str, gold: str) -> None:
+    assert "list order" not in rewordings(asks(0, text, gold, category=1))
+    assert rewordings(asks(0, "What did she buy?", "lamps, a rug", category=1))["list order"] == "a rug and lamps"
+
+
+def test_rewordings_and_moves_of_locomos_own_dates(locomo: Dataset) -> None:
+    seen = Counter[str]()
+    for question in (q for c in calibration(locomo) for q in c.questions if q.gold is not None):
+        gold, made = question.gold or "", rewordings(question)
+        if "date format" in made and re.search(r"[A-Za-z]", made["date format"]):
+            seen["date"] += 1
+            assert when(made["date format"]) == when(gold)
+        if "list order" in made:
+            seen["list"] += 1
+            words = {word.lower() for word in re.findall(r"\w+", gold)} - {"and"}
+            assert {word.lower() for word in re.findall(r"\w+", made["list order"])} - {"and"} == words
+        for step, moved in moved_dates(question).items():
+            seen[step] += 1
+            assert moved != gold
+            assert when(moved) != when(gold) or step == "year", (gold, moved)
+            assert re.sub(r"[\d\s]|\b[A-Z][a-z]+\b", "", moved) == re.sub(
+                r"[\d\s]|\b[A-Z][a-z]+\b|(?<=\d)(?:st|nd|rd|th)\b", "", gold
+            ), "nothing but the date has changed"
+    assert seen["date"] > 50
+    assert seen["list"] > 50
+    assert min(seen[step] for step in ("day", "week", "month", "year")) >= 50
+
+
+@pytest.mark.parametrize(
+    ("gold", "steps"),
+    [
+        ("7 May 2023", {"day", "week", "month", "year"}),
+        ("The Friday before 13 March 2021", {"week", "month", "year"}),
+        ("June 2023", {"month", "year"}),
+        ("Since 2016", {"year"}),
+        ("between 26 March and 20 April 2021", set()),
+        ("November 5-6, 2022", set()),
+        ("a lamp", set()),
+    ],
+)
+def test_a_date_moves_only_so_that_it_means_another_time(gold: str, steps: set[str]) -> None:
+    assert set(moved_dates(asks(0, "When?", gold))) == steps
+
+
+def test_a_day_stays_within_its_month() -> None:
+    assert moved_dates(asks(3, "When?", "31 March 2023"))["month"] in ("28 February 2023", "30 April 2023")
+    assert moved_dates(asks(3, "When?", "29 February 2024"))["year"] in ("28 February 2023", "28 February 2025")
+
+
+def test_the_other_speakers_answer_is_to_a_question_about_the_other_one() -> None:
+    golds = {question.gold: question for question in DATA.questions}
+    for probe in SETS["other_speaker"]:
+        theirs = golds[probe.answer]
+        assert ("Vera" in probe.question.text) != ("Vera" in theirs.text)
+        assert theirs.conversation == probe.question.conversation
+        assert theirs.category == probe.question.category
+        assert token_f1(probe.answer, probe.question.gold or "") < 1 / 3
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "not json",
+        "[]",
+        '{"detailed_results": {"a": [{"question_id": "x", "question": "?", "generated_answer": "!"}]}}',
+        '{"detailed_results": {"a": [{"question_id": "locomo_0_qa0", "question": "Who?", "generated_answer": "!"}]}}',
+        '{"detailed_results": {"a": [{"question_id": "locomo_9_qa0", "question": "Who?", "generated_answer": "!"}]}}',
+    ],
+)
+def test_a_file_of_wrong_answers_must_be_about_our_questions(content: str, tmp_path: Path) -> None:
+    (tmp_path / "wrong.json").write_text(content)
+    with pytest.raises(WrongAnswersError, match="no wrong answers to LOCOMO's questions"):
+        read_wrong_answers(tmp_path / "wrong.json", DATA)
+
+
+# ------------------------------------------------------------ what comes out
+
+
+def coin(number: int, body: dict[str, Any]) -> Reply:
+    return completion(random.Random(number).choice(["yes", "no"]))
+
+
+@pytest.mark.parametrize(
+    ("answer", "accepts", "rejects", "reason"),
+    [
+        (truthful(SETS), 0.0, 0.0, ""),
+        (lambda number, body: completion("yes"), 1.0, 0.0, "it accepts 100.0 % [86.1, 100.0] of wrong answers"),
+        (lambda number, body: completion("No."), 0.0, 1.0, "of the gold answers themselves"),
+        (coin, 0.5, 0.5, "of wrong answers"),
+        (lambda number, body: completion("INCORRECT"), None, None, "100.0 % of its replies are no label"),
+        (lambda number, body: completion("The answer is correct: yes, it is."), None, None, "are no label"),
+        (lambda number, body: completion(""), None, None, "are no label"),
+    ],
+    ids=["perfect", "accepts everything", "rejects everything", "coin", "INCORRECT", "prose", "silent"],
+)
+def test_each_judge_gets_the_right_certificate(
+    server: Server, answer: Any, accepts: float | None, rejects: float | None, reason: str
+) -> None:
+    server.answer = answer
+    found = judged(measure(judge(server), SETS, repeats=2, num_threads=8))
+    assert len(server.requests) == 70 + 20
+    assert found["passed"] == (not reason)
+    assert reason in " ".join(found["reasons"])
+    for name, expected in (("false_accept", accepts), ("false_reject", rejects)):
+        if expected is None:
+            assert found[name]["rate"] is None
+        elif answer is coin:
+            assert found[name]["low"] < expected < found[name]["high"]
+        else:
+            assert found[name]["rate"] == expected
+    assert found["ungraded"] == (1.0 if accepts is None else 0.0)
+    assert sum(entry["n"] + entry["ungraded"] for entry in found["sets"].values()) == 70
+    assert (found["stability"]["flipped"] > 3) == (answer is coin)
+    assert found["parser"] == {"cases": len(certificate.BAD_REPLIES) + 3, "failed": []}
+    assert reason in certificate.sentence(found)
+    assert "specific_wrong" in certificate.table(found)
+
+
+def test_the_sets_that_a_judge_fails_at_are_named(server: Server) -> None:
+    """One that takes any date for any other."""
+    right = truthful(SETS)
+    server.answer = lambda number, body: (
+        completion("yes") if re.search(r"\d{4}", shown(body)[2]) else right(number, body)
+    )
+    found = judged(measure(judge(server), SETS, repeats=1, num_threads=8))
+    assert found["sets"]["adjacent_date"]["rate"] == 1.0
+    assert sum(n for _, n in found["sets"]["adjacent_date"]["kinds"].values()) == 10
+    assert found["sets"]["refusal"]["rate"] == 0.0
+    assert not found["passed"]
+    assert found["stability"]["n"] == 0
+
+
+def test_a_parser_that_searches_for_a_word_is_caught(server: Server) -> None:
+    server.answer = truthful(SETS)
+    lax = judge(server)
+    lax.parse = lambda reply: "correct" if "yes" in reply.lower() or "CORRECT" in reply else "wrong"
+    found = judged(measure(lax, SETS, repeats=1, num_threads=8))
+    assert "INCORRECT" in found["parser"]["failed"]
+    assert not found["passed"]
+    assert "its parser misreads" in certificate.sentence(found)
+    assert self_test(parse_label)["failed"] == []
+
+
+def test_repeats_are_asked_for_and_not_replayed(server: Server) -> None:
+    server.answer = truthful(SETS)
+    lm = dspy.LM("openai/judge", api_base=server.url, api_key="none", temperature=0.0, max_tokens=16, cache=True)
+    measure(Judge(lm), SETS, repeats=3, num_threads=8)
+    assert len(server.requests) == 70 + 2 * certificate.STEADY
+    assert len({json.dumps(body) for body in server.requests}) == 70
+
+
+def test_a_judge_that_cannot_be_reached_is_not_measured(server: Server) -> None:
+    server.answer = lambda number, body: failure(500)
+    with pytest.raises(certificate.Unmeasured, match="calls to the judge failed"):
+        measure(judge(server), SETS, num_threads=4)
+    assert len(server.requests) < 20
+    server.answer = lambda number, body: failure(500) if number % 4 == 0 else completion("yes")
+    with pytest.raises(certificate.Unmeasured, match="of 110 calls to the judge failed"):
+        measure(judge(server), SETS, num_threads=8)
+
+
+def test_a_measurement_that_is_stopped_is_none(server: Server) -> None:
+    stop = threading.Event()
+
+    def answer(number: int, body: dict[str, Any]) -> Reply:
+        if number == 5:
+            stop.set()
+        return completion("yes")
+
+    server.answer = answer
+    with pytest.raises(certificate.Unmeasured, match="was stopped"):
+        measure(judge(server), SETS, num_threads=2, stop=stop)
+    assert len(server.requests) < 10
+
+
+def test_three_lucky_answers_earn_no_certificate(server: Server) -> None:
+    few = draw(DATA, 3, wrong=WRONG)
+    server.answer = truthful(few)
+    found = judged(measure(judge(server), few, repeats=1, num_threads=8))
+    assert found["false_accept"]["rate"] == 0.0
+    assert not found["passed"]
+    assert judged(found, max_false_accept=1.0)["passed"]
+
+
+def test_the_mean_over_sets_has_the_interval_of_its_sets() -> None:
+    low, high = wilson(0.3, 10)
+    one = {"rate": 0.3, "low": low, "high": high, "n": 10}
+    assert macro([one]) == pytest.approx(one)
+    both = macro([one, {"rate": 0.0, "low": 0.0, "high": 0.2, "n": 90}])
+    assert both["rate"] == pytest.approx(0.15), "each set counts the same"
+    assert both["high"] == pytest.approx(0.15 + ((high - 0.3) ** 2 + 0.2**2) ** 0.5 / 2)
+    assert both["low"] == pytest.approx(0.15 - (0.3 - low) / 2)
+
+
+def test_the_intervals_of_the_mean_over_sets_hold() -> None:
+    generator = np.random.default_rng(7)
+    rates, n, inside = (0.02, 0.05, 0.1, 0.25), 25, 0
+    for _ in range(2000):
+        seen = generator.binomial(n, rates) / n
+        sets = [{"rate": r, "n": n, **dict(zip(("low", "high"), wilson(r, n), strict=True))} for r in seen]
+        found = macro(sets)
+        inside += found["low"] <= sum(rates) / 4 <= found["high"]
+    assert 0.94 < inside / 2000 < 0.985
+
+
+# ------------------------------------------------------------ what J is worth then
+
+
+def error(rate: float, n: int = 100) -> dict[str, Any]:
+    low, high = wilson(rate, n)
+    return {"rate": rate, "low": low, "high": high, "n": n}
+
+
+def test_the_correction_by_hand() -> None:
+    """(0.6 + 0.9 - 1) / (0.95 + 0.9 - 1) = 0.5 / 0.85."""
+    corrected, interval, reason = rogan_gladen(0.6, (0.5, 0.7), error(0.1), error(0.05))
+    assert corrected == pytest.approx(0.5882352941)
+    assert reason == ""
+    assert interval is not None
+    assert interval[1] - interval[0] > 0.2 / 0.85, "the certificate's own doubt is added"
+
+
+@given(st.floats(0, 1), st.floats(0, 0.4), st.floats(0, 0.4))
+def test_the_correction_undoes_the_judges_errors(truth: float, accepts: float, rejects: float) -> None:
+    apparent = truth * (1 - rejects) + (1 - truth) * accepts
+    corrected, interval, _ = rogan_gladen(apparent, (apparent, apparent), error(accepts, 10**6), error(rejects, 10**6))
+    assert corrected == pytest.approx(truth, abs=1e-9)
+    assert interval is not None
+    assert 0 <= interval[0] <= truth + 1e-9
+    assert truth - 1e-9 <= interval[1] <= 1
+
+
+def test_there_is_no_correction_for_a_coin() -> None:
+    corrected, interval, reason = rogan_gladen(0.5, (0.4, 0.6), error(0.5), error(0.5))
+    assert (corrected, interval) == (None, None)
+    assert "no better than chance" in reason
+    assert rogan_gladen(0.5, None, error(0.45), error(0.45))[0] is None, "1.1, but not surely above 1"
+    assert rogan_gladen(0.05, None, error(0.1), error(0.05))[0] == 0.0, "never below nothing right"
+
+
+def test_the_corrected_intervals_hold() -> None:
+    generator = np.random.default_rng(11)
+    truth, accepts, rejects, inside, draws = 0.55, 0.08, 0.06, 0, 1000
+    for _ in range(draws):
+        apparent = generator.binomial(300, truth * (1 - rejects) + (1 - truth) * accepts) / 300
+        f, r = generator.binomial(100, accepts) / 100, generator.binomial(75, rejects) / 75
+        _, interval, _ = rogan_gladen(apparent, wilson(apparent, 300), error(f, 100), error(r, 75))
+        assert interval is not None
+        inside += interval[0] <= truth <= interval[1]
+    assert 0.935 < inside / draws < 0.98
+
+
+def test_a_failed_judges_scores_are_taken_out_everywhere() -> None:
+    def figures() -> dict[str, Any]:
+        part = {"judge": 0.5, "judge_interval": [0.4, 0.6], "judge_n": 8, "judge_correct": 4.0, "judge_tokens": 9}
+        return {"simple": {"budgets": {"64": {**part, "f1": 0.3, "by_category": {"1": dict(part)}}}}}
+
+    passed = {"passed": True, "false_accept": error(0.1), "false_reject": error(0.05)}
+    shown = figures()
+    apply(shown, passed)
+    entry = shown["simple"]["budgets"]["64"]
+    assert entry["judge_corrected"] == pytest.approx(0.4 / 0.85)
+    assert entry["by_category"]["1"]["judge_corrected"] == entry["judge_corrected"]
+    for certified in (None, {**passed, "passed": False}):
+        withheld = figures()
+        apply(withheld, certified)
+        entry = withheld["simple"]["budgets"]["64"]
+        assert entry == {
+            "f1": 0.3, "judge_n": 8, "judge_tokens": 9, "by_category": {"1": {"judge_n": 8, "judge_tokens": 9}}
+        }  # fmt: skip
+
+
+# ------------------------------------------------------------ keeping, and the command
+
+
+def test_a_certificate_is_of_one_model_prompt_server_and_data(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBEDDED_MODELS_DIR", str(tmp_path))
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text("{}")
+
+    def identity(**other: Any) -> dict[str, str]:
+        asked = {"revision": "", "address": "http://a", "data": "d", "wrong": None, **other}
+        return certificate.identify(asked.pop("judge", judge(server)), **asked)
+
+    whole = certificate.keep({"date": "2026-11-21T10:00:00Z"}, identity(), per_set=25)
+    day = datetime(2026, 11, 22, tzinfo=UTC)
+    assert certificate.kept(identity(), per_set=25, now=day) == whole
+    assert certificate.kept(identity(), per_set=26, now=day) is None
+    assert certificate.kept(identity(), now=day + timedelta(days=31)) is None, "the model may be another by then"
+    others = [{"revision": "r"}, {"address": "http://b"}, {"data": "e"}, {"wrong": wrong},
+              {"judge": judge(server, prompt="lenient")}]  # fmt: skip
+    assert all(certificate.kept(identity(**other), now=day) is None for other in others)
+    certificate.keep({"date": "2026-11-21T10:00:00Z"}, identity(revision="r"), per_set=25)
+    assert certificate.kept(identity(revision="r"), now=day + timedelta(days=999)), "weights do not age"
+    more = certificate.keep({"date": "2026-11-21T10:00:00Z"}, identity(wrong=wrong), per_set=25)
+    assert certificate.kept(identity(), now=day) == more, "what was measured on more will do"
+    for path in (tmp_path / "certificates").iterdir():
+        path.write_text('{"date": 3}')
+    assert certificate.kept(identity(), now=day) is None
+
+
+def command(server: Server, *more: str) -> list[str]:
+    return ["--judge-model", "openai/judge", "--judge-api-base", server.url, "--data", str(SAMPLE), "--retries", "0",
+            "--num-threads", "8", *more]  # fmt: skip
+
+
+def test_the_command_measures_once(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EMBEDDED_MODELS_DIR", str(tmp_path))
+    monkeypatch.delenv("LOCOMO_WRONG_ANSWERS", raising=False)
+    server.answer = truthful(draw(read(SAMPLE), 25))
+    assert certify.main(command(server)) == 3, "eleven questions are too few"
+    first = capsys.readouterr()
+    assert "SAMPLE  openai/judge (strict) failed its certificate" in first.out
+    assert "The set of specific wrong answers is left out" in first.out
+    assert all(line.startswith("SAMPLE") for line in first.out.splitlines())
+    asked = len(server.requests)
+    assert certify.main(command(server, "--max-false-accept", "1")) == 0
+    assert "is certified" in capsys.readouterr().out
+    assert len(server.requests) == asked, "from the cache"
+    assert certify.main(command(server, "--again", "--repeats", "1")) == 3
+    assert len(server.requests) > asked
+    text = "".join(path.read_text() for path in (tmp_path / "certificates").iterdir())
+    assert not [q.text for q in read(SAMPLE).questions if q.text in text], "the cache holds no text of the data"
+
+
+@pytest.mark.parametrize(
+    ("reply", "told", "most"), [(failure(401), "LMAuthError", 20), (failure(500), "calls to the judge failed", 30)]
+)
+def test_what_cannot_be_measured_is_one_sentence_and_not_kept(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    reply: Reply, told: str, most: int,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("EMBEDDED_MODELS_DIR", str(tmp_path))
+    server.answer = lambda number, body: reply
+    assert certify.main(command(server)) == 1
+    assert told in capsys.readouterr().err
+    assert len(server.requests) < most
+    assert not (tmp_path / "certificates").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--max-false-accept", "15"], "--max-false-accept is 15.0; it is a share from 0 to 1"),
+        (["--per-set", "0"], "--per-set and --repeats are 1 or more"),
+        (["--judge-api-base", "http://me:pw@host/v1"], "may hold no user, password"),
+        (["--judge-model", "embedded:huge"], "no tier (tiny, small, base)"),
+        (["--wrong-answers", "nowhere.json"], "cannot read the wrong answers 'nowhere.json'"),
+        (["--data", "nowhere.json"], "which does not exist"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    server: Server, capsys: pytest.CaptureFixture[str], args: list[str], message: str
+) -> None:
+    own = command(server)
+    for name in args[::2]:
+        if name in own:
+            del own[own.index(name) : own.index(name) + 2]
+    drop = ["--judge-api-base"] if "embedded:huge" in args else []
+    for name in drop:
+        del own[own.index(name) : own.index(name) + 2]
+    assert certify.main([*own, *args]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "pw@" not in said
+    assert not server.requests
+
+
+def test_evaluate_knows_the_same_prompts_and_limit() -> None:
+    """Its flags are read before anything heavy is imported, so they stand there a second time."""
+    actions = {action.dest: action for action in evaluate.parser()._actions}
+    assert actions["judge"].choices == list(PROMPTS)
+    assert actions["max_false_accept"].default == certificate.MAX_FALSE_ACCEPT
+
+
+@pytest.mark.parametrize(
+    ("reader", "judge_model", "family"),
+    [
+        ("embedded:small", "embedded:base", "Qwen"),
+        ("embedded/small", "together_ai/Qwen/Qwen2.5-7B-Instruct-Turbo", "Qwen"),
+        ("embedded:tiny", "embedded:base", ""),
+        ("openai/gpt-4o-mini", "azure/o3-mini", "GPT"),
+        ("ollama/mistral", "groq/llama-3.1-8b", ""),
+        ("openai/deepseek-r1-distill-qwen-7b", "embedded:base", "Qwen"),
+        ("embedded:/models/llama/qwen2.gguf", "groq/llama-3.1-8b", ""),
+        ("openai/gpt-4o", "anthropic/claude-sonnet-4", ""),
+        ("openai/own", "openai/own", "openai/own"),
+        ("openai/own", "openai/other", ""),
+    ],
+)
+def test_a_judge_of_the_readers_family_is_known_by_its_name(reader: str, judge_model: str, family: str) -> None:
+    assert (
+        shared_family(reader, judge_model) == shared_family(judge_model, reader).replace(judge_model, reader) == family
+    )

@@ -1,0 +1,205 @@
+"""Runs looked at while they go on, written out, and as files for people: read only, never locked."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from locomo import page_data, report_text, view
+from locomo.publish import packed
+from locomo.run_folder import RunFolder, read_lines
+from locomo.summary import summary
+from tests.invented_run import invent, simulated
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("view")
+    data = simulated(place / "data.json", conversations=2)
+    return invent(place / "run", data, questions=30, budgets=(256, 1024))
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+@contextmanager
+def serving(*paths: Path) -> Iterator[str]:
+    served = view.server(list(paths), 0)
+    thread = threading.Thread(target=served.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{served.server_port}/"
+    finally:
+        served.shutdown()
+        served.server_close()
+        thread.join()
+
+
+def get(url: str, **headers: str) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=20) as response:
+            content = response.read()
+            return response.status, gzip.decompress(content) if response.headers["Content-Encoding"] else content
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def test_a_run_is_followed_while_another_process_holds_it(run: Path) -> None:
+    lines = (run / "records.jsonl").read_bytes().split(b"\n")[:-1]
+    (run / "records.jsonl").write_bytes(b"".join(line + b"\n" for line in lines[:20]))
+    (run / "results.json").unlink()
+    with RunFolder.reopen(run), serving(run) as url:
+        status, content = get(f"{url}data.json")
+        told = json.loads(content)
+        assert status == 200
+        assert len(told["runs"][0]["rows"]) == 20
+        assert told["runs"][0]["summary"]["warnings"][1].startswith("The run has not ended")
+        assert get(f"{url}data.json?since={urllib.parse.quote(told['stamp'])}") == (204, b"")
+        with (run / "records.jsonl").open("ab") as file:
+            file.write(lines[20] + b"\n" + lines[21][: len(lines[21]) // 2])
+        news = wait_for_news(url, told["stamp"])
+        assert len(news["runs"][0]["rows"]) == 21, "half a line is no record"
+        with (run / "records.jsonl").open("ab") as file:
+            file.write(lines[21][len(lines[21]) // 2 :] + b"\n")
+        assert len(wait_for_news(url, news["stamp"])["runs"][0]["rows"]) == 22
+    assert len(read_lines(run / "records.jsonl")) == 22, "and nothing was written"
+
+
+def wait_for_news(url: str, stamp: str) -> dict[str, Any]:
+    for _ in range(200):
+        status, content = get(f"{url}data.json?since={urllib.parse.quote(stamp)}")
+        if status == 200:
+            return dict(json.loads(content))
+        threading.Event().wait(0.1)
+    raise AssertionError("no news came")
+
+
+def test_later_verdicts_are_seen_beside_their_answers(run: Path) -> None:
+    (followed,) = view.follow([run])
+    before = followed.run()
+    record = next(r for r in before.records if r["verdicts"])
+    with RunFolder.reopen(run) as folder:
+        key = (record["system"], record["budget_tokens"], record["question_id"], record["form"])
+        folder.append_verdict(key, {**record["verdicts"][0], "key": "corrected", "raw": "later"})
+    rows = page_data.Rows(followed.data)
+    earlier = rows.of(followed.records)
+    assert followed.read_on() != ""
+    changed = [(a, b) for a, b in zip(earlier, rows.of(followed.records), strict=True) if a != b]
+    assert len(changed) == 1
+    name, repeat, label, raw, _ = changed[0][1]["verdicts"][1]
+    assert (name, repeat, raw) == ("openai/invented-judge (strict, corrected)", 0, "later")
+    assert label == record["verdicts"][0]["label"]
+
+
+def test_only_this_machine_reads_it(run: Path) -> None:
+    with serving(run) as url:
+        assert get(url, Host="evil.example")[0] == 403
+        status, content = get(url)
+        assert (status, b"<title>run</title>" in content) == (200, True)
+        assert get(f"{url}../manifest.json")[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda run: (run / "manifest.json").unlink(), "holds no run (no manifest.json)"),
+        (lambda run: (run / "manifest.json").write_text("{"), "is damaged"),
+        (lambda run: other_data(run), "asked about other data"),
+        (lambda run: (run / "records.jsonl").write_text("garbage\n"), "a line that is not JSON"),
+    ],
+)
+def test_what_cannot_be_read_is_one_sentence(
+    prepare: Any, message: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(run)
+    assert view.main([str(run), "--export", str(run / "out")]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert len(told.splitlines()) == 1
+
+
+def other_data(run: Path) -> None:
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["identity"]["data"] = "0" * 64
+    (run / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_two_runs_are_exported_side_by_side(run: Path, finished: Path, tmp_path: Path) -> None:
+    assert view.main([str(run), str(finished), "--export", str(tmp_path / "out")]) == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"report.md", "report.tex", "report.html"}
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert text.count("## How it was made") == 2
+
+
+def test_runs_of_one_name_are_told_apart(run: Path, finished: Path) -> None:
+    assert [followed.name for followed in view.follow([run, finished])] == [str(run), str(finished)]
+
+
+def test_what_was_recalled_is_kept_as_ranges() -> None:
+    assert page_data.ranges([5, 1, 2, 3, 3, 9]) == "1-3,5,9"
+    assert page_data.ranges([]) == ""
+
+
+def test_the_content_is_the_same_bytes_for_the_same_run(finished: Path) -> None:
+    content = {"a": "</script>", "b": [1, 2]}
+    assert packed(content) == packed(dict(content))
+    assert "<" not in packed(content)
+
+
+def told(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    results = json.loads((run / "results.json").read_text())
+    return summary(json.loads((run / "manifest.json").read_text()), results), results
+
+
+def test_the_markdown_holds_every_figure_of_the_table(finished: Path) -> None:
+    found, results = told(finished)
+    text = report_text.markdown("a_run", found, results)
+    assert text.startswith("# a\\_run\n")
+    for system, entry in results["systems"].items():
+        for figures in entry["budgets"].values():
+            low, high = figures["f1_interval"]
+            assert f"| {system}" in text
+            assert f"{100 * figures['f1']:.1f} [{100 * low:.1f}, {100 * high:.1f}]" in text
+    for words in ("by category", "Paired differences", "area under the budget curve", "Judge's certificate",
+                  "What it cost", "> This is simulated", results["systems"] and "openai/invented-reader"):  # fmt: skip
+        assert words in text
+    tables = [block for block in text.split("\n\n") if block.startswith("|")]
+    for table in tables:
+        widths = {line.count(" | ") for line in table.splitlines()}
+        assert len(widths) == 1, "every row has as many cells as its header"
+
+
+def test_the_latex_is_escaped_and_whole(finished: Path) -> None:
+    found, _ = told(finished)
+    found["rows"][0]["system"] = r"a_b & 50% {x} #1 $5 ~^\\"
+    text = report_text.latex("run", found)
+    assert r"a\_b \& 50\% \{x\} \#1 \$5 \textasciitilde{}\textasciicircum{}\textbackslash{}\textbackslash{}" in text
+    body = text.split("\\midrule\n")[1].split("\\bottomrule")[0].strip().splitlines()
+    assert len(body) == len(found["rows"])
+    columns = text.split("{tabular}{")[1].split("}")[0]
+    for line in body:
+        assert line.endswith(r" \\")
+        assert line.replace(r"\&", "").count("&") == len(columns) - 1
+    assert "{\\scriptsize [" in text
+
+
+def test_a_run_that_is_not_a_paragon_says_so(finished: Path) -> None:
+    _, results = told(finished)
+    manifest = json.loads((finished / "manifest.json").read_text())
+    for status, words in (("invalid", "INVALID"), ("stopped", "stopped"), ("unfinished", "has not ended")):
+        warnings = summary(manifest, {**results, "status": status})["warnings"]
+        assert any(words in warning for warning in warnings)
+    assert not summary(manifest, {**results, "certificates": []})["measures"][0]["judged"]
