@@ -146,7 +146,8 @@ class CallStore:
             self.made += 1
         try:
             with metered() as usage:
-                outputs = call()
+                # As it will be read again; and without half a surrogate pair, which no prompt or file can hold.
+                outputs = json.loads(json.dumps(call(), ensure_ascii=False).encode("utf-8", "replace"))
         except ContextWindowExceededError:
             raise  # the prompt is at fault, not the provider
         except FATAL as error:
@@ -155,7 +156,6 @@ class CallStore:
             self._count_failure(describe(error))
             raise
         record = {"key": key, "role": role, "outputs": outputs, "usage": asdict(usage)}
-        # ASCII, because a model's reply may hold half a surrogate pair, which UTF-8 cannot write.
         line = (json.dumps(record, separators=(",", ":")) + "\n").encode("ascii")
         with self._lock:
             with self.path.open("ab", buffering=0) as file:

@@ -17,18 +17,20 @@ from optimization.asked import Told
 
 @dataclass
 class Candidate:
-    """One prompt and what it came to at temperature 0, by question id: its score, and its reply."""
+    """One prompt and what it came to at temperature 0, by question id: its score, and its reply. `leaks` names what it
+    holds of the sealed conversations, of which nothing may be chosen, or written down."""
 
     digest: str
     instructions: str
     demos: list[dict[str, Any]]
     scores: dict[str, float] = field(default_factory=dict)
     replies: dict[str, Reply] = field(default_factory=dict)
+    leaks: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """The prompt with its scores, as JSON can hold them."""
-        shown = {"digest": self.digest, "instructions": self.instructions, "examples": self.demos}
-        return {**shown, "scores": self.scores}
+        text = {"instructions": self.instructions, "examples": self.demos}
+        return {"digest": self.digest, **({"leaks": self.leaks} if self.leaks else text), "scores": self.scores}
 
     def mean(self, ids: Sequence[str]) -> float | None:
         """Over those of the questions that it was scored on; None for none."""

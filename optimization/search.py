@@ -15,7 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from contextvars import copy_context
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import dspy
 from tqdm import tqdm
@@ -62,7 +64,9 @@ class Optimization(Study):
         with folder:
             try:
                 config, was = folder.manifest["config"], folder.manifest["identity"]
-                if digest(config) != was.get("configuration") or "optimizer" not in config:
+                if "optimizer" not in config:
+                    raise Refused(f"{path} holds no search; give the folder of one that python optimize.py began.")
+                if digest(config) != was.get("configuration"):
                     raise Refused(f"{path} was begun with another configuration than it holds now; start a new search.")
                 search = cls(config)
                 search.cost_limit = cost_limit or search.cost_limit
@@ -132,6 +136,8 @@ class Optimization(Study):
             )
             with _quiet(folder.path / "search.log"):
                 left = self._left_by_the_optimizer(search, store)
+            for candidate in candidates.tried.values():
+                candidate.leaks = self._leaks([candidate.instructions, candidate.demos])
             best, chosen = self._choose(unoptimised, before, left, choosing, candidates)
             after = self._scored(best, confirming, candidates)
         return Finding(
@@ -166,13 +172,12 @@ class Optimization(Study):
         candidates: Candidates,
     ) -> tuple[Asked, int]:
         """(the best of what the optimiser left, and of the unoptimised prompt, by validation; how many there were)."""
-        held_out = self.held_out()
         programs_left: dict[str, Asked] = {}
         for program in left:
             assert isinstance(program, Asked)
             program.read.demos = [excerpt(demo) for demo in program.read.demos]
             prompt = prompt_digest(program.read)
-            if prompt != before.digest and not (held_out and self._leaks(program, held_out)):
+            if prompt != before.digest and not self._leaks(program.read.dump_state()):
                 programs_left.setdefault(prompt, program)
         ids = [question.id for question in questions]
         best, most = unoptimised, before.mean(ids) or 0.0
@@ -213,13 +218,12 @@ class Optimization(Study):
             "rounds": self.config["rounds"],
             **{name: results[name] for name in ("optimizer", "auto", "reader", "prompt_model", "judge", "gain", "run")},
         }
-        held_out = self.held_out()
         for program, path, optimised in (
             (finding.program, folder.path / "best_candidate.json", True),
             (finding.program if results["gained"] else finding.unoptimised, out, results["gained"]),
         ):
-            if held_out and (found := self._leaks(program, held_out)):
-                aside(f"{self.data.mark}Nothing is written to {path}: {leaks.summary(found)[0]}.")
+            if found := self._leaks(program.read.dump_state()):
+                aside(f"{self.data.mark}Nothing is written to {path}: the prompt holds {', '.join(found)}, sealed.")
                 return "failed"
             seen = (self.train_conversations, self.validation_conversations) if optimised else ((), ())
             ids = [[conversation.id for conversation in conversations] for conversations in seen]
@@ -263,8 +267,15 @@ class Optimization(Study):
             total += price.usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
         return total
 
-    def _leaks(self, program: Asked, held_out: leaks.HeldOut) -> list[leaks.Leak]:
-        return leaks.scan(leaks.texts_in("the program", program.read.dump_state()), held_out)
+    @cached_property
+    def _sealed(self) -> leaks.HeldOut:
+        known = (*self.train_conversations, *self.validation_conversations)
+        return leaks.HeldOut(self.sealed, others=known)
+
+    def _leaks(self, prompt: Any) -> list[str]:
+        """What of the sealed conversations stands in a prompt, by kind and id, never by its text."""
+        found = leaks.scan(leaks.texts_in("", prompt), self._sealed) if self.sealed else []
+        return [f"a {leak.kind} ({leak.of})" for leak in found]
 
     @contextmanager
     def _progress(self, store: CallStore, candidates: Candidates) -> Iterator[None]:

@@ -23,7 +23,6 @@ from locomo.certify import Certifier
 from locomo.choice import Refused
 from locomo.dataset import CATEGORIES, STAND_INS, Conversation, DataError, Question, aside, load
 from locomo.evaluate import prompt_overhead
-from locomo.leaks import HeldOut
 from locomo.llm_judge import Judge
 from locomo.objective import Objective
 from locomo.provenance import digest, recalling_code
@@ -258,11 +257,6 @@ class Study:
         """Tells models of one name apart: by their weights, where they are seen, and by where they are served."""
         model = self.models[role]
         return f"{model.name} {model.revision} {self.addresses[role] or ''}".strip()
-
-    def held_out(self) -> HeldOut | None:
-        """What no prompt may hold; None where nothing is sealed."""
-        known = (*self.train_conversations, *self.validation_conversations)
-        return HeldOut(self.sealed, others=known) if self.sealed else None
 
 
 def _names(conversations: tuple[Conversation, ...]) -> str:

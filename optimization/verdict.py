@@ -62,7 +62,11 @@ def report(study: Any, store: CallStore, finding: Finding, *, out: Path, run: Pa
         "f1": _as_json(f1, *(_average(_f1s(both, side).values()) for side in (finding.before, finding.after))),
         "gain_on_the_questions_that_chose": when_chosen.difference,
         "by_category": {row[0]: dict(zip(_COLUMNS, row[1:], strict=True)) for row in _rows(both, finding, worth)},
-        "candidates": {"left": finding.chosen_from, "tried": len(finding.candidates.tried)},
+        "candidates": {
+            "left": finding.chosen_from,
+            "tried": len(finding.candidates.tried),
+            "leaking": sum(bool(candidate.leaks) for candidate in finding.candidates.tried.values()),
+        },
         "calls": {role: {"calls": bill.calls, "tokens": bill.total_tokens} for role, bill in store.spent.items()},
         "unreported_calls": sum(bill.unreported for bill in store.spent.values()),
         "failed_calls": dict(store.failed),
@@ -126,6 +130,8 @@ def _told(
     )
     if results["unreadable_proposals"]:
         lines.append(f"{results['unreadable_proposals']} proposals of the prompt model could not be read.")
+    if leaking := results["candidates"]["leaking"]:
+        lines.append(f"Prompts that hold what is sealed, and were not to be chosen: {leaking} (candidates.json).")
     for reason, n in list(results["failed_calls"].items())[:3]:
         lines.append(f"failed, and in no score: {n} x {reason}")
     if results["failed_scores"]:

@@ -47,6 +47,12 @@ def test_a_reply_is_kept_with_what_it_took(server: Server, tmp_path: Path) -> No
     assert again.store.spent["reader"].total_tokens == 33
 
 
+def test_half_a_surrogate_pair_goes_into_no_prompt_or_file(server: Server, tmp_path: Path) -> None:
+    server.answer = lambda number, body: completion("[[ ## answer ## ]]\nh\ud83d")
+    said = ask(model(server, tmp_path / "calls.jsonl"), "a")
+    assert said == ask(model(server, tmp_path / "calls.jsonl"), "a") == "h?"
+
+
 def test_what_differs_is_another_call(server: Server, tmp_path: Path) -> None:
     server.answer = numbered
     lm = model(server, tmp_path / "calls.jsonl")

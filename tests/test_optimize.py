@@ -330,9 +330,13 @@ def test_what_the_sealed_conversations_hold_gets_into_no_program(server: Server,
     """A writer that knows the test conversations, as models do that were trained on them."""
     server.answer = scripted(simulated, learns=True, proposal=f"{MAGIC} As for example: {CANARY}.")
     assert optimize.main(flags(server, simulated, "--optimizer", "gepa", "--run-dir", "run")) == 0
-    assert capfd.readouterr().out.startswith("SIMULATED  No distinguishable gain: of 0 candidates")
-    assert "vermilion" not in Path("optimized_memory_qa.json").read_text()
-    assert "vermilion" not in Path("run/best_candidate.json").read_text()
+    said = capfd.readouterr().out
+    assert said.startswith("SIMULATED  No distinguishable gain: of 0 candidates")
+    assert "Prompts that hold what is sealed, and were not to be chosen: 1" in said
+    (leaking,) = [each for each in json.loads(Path("run/candidates.json").read_text()) if "leaks" in each]
+    assert {"a turn (simulated-3-6 D1:1)"} <= set(leaking["leaks"])
+    written = [Path("optimized_memory_qa.json"), *Path("run").glob("*.json"), Path("run/report.txt")]
+    assert not any("vermilion" in path.read_text() for path in written)
 
 
 def test_a_program_is_evaluated_with_any_model_and_refused_with_what_is_held_out(
