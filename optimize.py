@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     models.add_argument("--context-window", type=_positive, metavar="N", help="tokens, where the model's is not known")
     models.add_argument("--max-answer-tokens", type=_positive, default=64, metavar="N")
     how = p.add_argument_group("how it runs")
-    how.add_argument("--num-threads", type=_positive, metavar="N", help="calls at once (default 4, embedded 1)")
+    how.add_argument("--num-threads", type=_positive, metavar="N", help="calls at once (default up to 4, embedded 1)")
     how.add_argument("--retries", type=_count, default=4, metavar="N", help="of a failed call, as Retry-After asks")
     how.add_argument("--timeout-seconds", type=float, default=120.0, metavar="S", help="without a byte from the server")
     how.add_argument(

@@ -245,9 +245,10 @@ class Optimization(Study):
 
     @property
     def num_threads(self) -> int:
-        """An embedded model keeps the processor busy alone."""
+        """An embedded model keeps the processor busy alone; and a kill loses the calls in flight, which should be few
+        of a search's."""
         chosen: int | None = self.config["num_threads"]
-        return chosen or (1 if self.reader.name.startswith("embedded:") else 4)
+        return chosen or (1 if self.reader.name.startswith("embedded:") else max(1, min(4, len(self.train) // 4)))
 
     def _forbidden(self, store: CallStore, stop: threading.Event) -> str:
         if stop.is_set():
