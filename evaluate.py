@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     who.add_argument(
         "--abstention", metavar="FILE", help="when adaptive abstains, as python -m locomo.abstention wrote"
     )
+    who.add_argument("--program", metavar="FILE", help="a prompt for adaptive, as python optimize.py wrote")
     who.add_argument(
         "--folds", action="store_true", help="each conversation with weights fitted on all others, shown one by one"
     )
@@ -193,9 +194,9 @@ def _mistake(args: argparse.Namespace, argv: Sequence[str]) -> str:
         return "--judge-api-base needs --judge-model, such as --judge-model openai/NAME."
     if args.recall_only and (args.model or args.judge_model or args.trace or args.two_options):
         return "--recall-only asks no model; leave out --model, --judge-model, --two-options and --trace."
-    if args.recall_only and (args.rounds or args.abstention):
-        return "--recall-only reads nothing; leave out --rounds and --abstention."
-    if args.question_budget and not args.rounds:
+    if args.recall_only and (args.rounds or args.abstention or args.program):
+        return "--recall-only reads nothing; leave out --rounds, --abstention and --program."
+    if args.question_budget and not (args.rounds or args.program):
         return "--question-budget bounds the rounds of reading; give --rounds too."
     if args.recall_only and (args.cost_limit or args.price or args.judge_price):
         return "--recall-only costs nothing; leave out --cost-limit, --price and --judge-price."

@@ -25,6 +25,10 @@ class Usage:
     cached_tokens: int = 0
     seconds: float = 0.0
 
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
     def add(self, more: Usage, *, times: int = 1) -> None:
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name) + times * getattr(more, field.name))

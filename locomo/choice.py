@@ -23,6 +23,7 @@ from locomo.evaluate import Task, conversation_tokens, plan, prompt_overhead, wi
 from locomo.llm_judge import Judge, shared_family
 from locomo.metrics import options
 from locomo.probes import WrongAnswersError
+from locomo.programs import Program, ProgramError, load_for
 from locomo.provenance import digest, recalling_code
 from locomo.run_folder import Key
 from locomo.split_data import held_out_part, parse, part, sample
@@ -56,7 +57,10 @@ class Choice:
         self.questions = self._questions()
         self.conversations = [c for c in self.data.conversations if any(q.conversation == c.id for q in self.questions)]
         self._choose_models()
-        self._choose_memories(load_memory)
+        try:
+            self._choose_memories(load_memory)
+        except ProgramError as error:
+            raise Refused(f"--program: {error}") from error
         self._choose_folds()
         self._refuse_leaks()
         self.tasks = self._plan()
@@ -146,8 +150,9 @@ class Choice:
             except ValueError as error:
                 raise Refused(str(error)) from error
         self._note_counter()
+        self.program = self._program()
         reading: dict[str, Any] = {
-            "rounds": self.config["rounds"] or 0,
+            "rounds": self.config["rounds"] or (self.program.rounds if self.program else 0),
             "question_budget": self.config["question_budget"],
             "abstention": self._rule(),
         }
@@ -178,6 +183,8 @@ class Choice:
             elif kind.takes_token_encoder:
                 self.notices.append(f"{name} matches by words alone; --encoder minilm adds meaning (83 MB, no key).")
             self.memories[name] = kind(count=self.count, **parts)
+            if self.program and kind.reads_in_rounds:
+                self.program.into(self.memories[name])
 
     def _encoder(self, system: str) -> Encoder:
         """The encoder, loaded once for all systems that need one."""
@@ -234,6 +241,18 @@ class Choice:
     def memory_of(self, system: str, conversation: str) -> Memory[Any]:
         """The memory that a conversation is asked with: its fold's, where there are folds."""
         return self.folds.get((system, conversation), self.memories[system])
+
+    def _program(self) -> Program | None:
+        if not self.config.get("program"):  # a run that was begun before there were programs has none
+            return None
+        program, notice = load_for(
+            Path(self.config["program"]),
+            [conversation.id for conversation in self.conversations],
+            judge=self.judge_model.name if self.judge_model else "",
+            stand_in=bool(self.data.stand_in),
+        )
+        self.notices += [notice] if notice else []
+        return program
 
     def _rule(self) -> Rule | None:
         if not self.config["abstention"]:
@@ -408,6 +427,8 @@ class Choice:
         if self.reader:
             identity["reader"] = f"{self.reader.name} {self.reader.revision}".strip()
             identity["answer prompts"] = digest(self.answer_prompts())
+        if self.program:
+            identity["program"] = self.program.digest
         if rule := self._rule():
             identity["abstention"] = digest(asdict(rule))
         if self.judge_model and self.judge:

@@ -43,7 +43,7 @@ def log_run(folder: RunFolder, results: dict[str, Any], data: Dataset) -> str:
 
 
 def _log(folder: RunFolder, results: dict[str, Any], data: Dataset) -> str:
-    mlflow = _open()
+    mlflow = open_database()
     from mlflow.data.http_dataset_source import HTTPDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
 
@@ -141,11 +141,12 @@ def trace_dspy() -> None:
         return SpanEvent("exception", attributes={"exception.message": describe(error)})
 
     SpanEvent.from_exception = staticmethod(without_secrets)
-    _open()
+    open_database()
     mlflow.dspy.autolog()
 
 
-def _open() -> Any:
+def open_database() -> Any:
+    """MLflow, writing into mydb.sqlite of the working folder."""
     import logging
 
     logging.getLogger("alembic").setLevel(logging.WARNING)

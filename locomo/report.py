@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from locomo import abstention, scores
+from locomo import abstention, objective, scores
 from locomo.comparisons import Entrant, corrected, versus
 from locomo.controls import CONTROLS
 from locomo.dataset import ANSWERABLE, CATEGORIES, Question
@@ -32,7 +32,8 @@ Results = dict[str, Any]
 
 def results(records: Sequence[Record], questions: Iterable[Question], planned: Iterable[Key]) -> dict[str, Results]:
     """systems.<name>.budgets.<tokens> -> figures over categories 1-4, with `by_category`, `categories_1_5`,
-    `abstention`, `gradings` (a `rate` under each way of grading, also by category) and `gap_closed` inside.
+    `abstention`, `objective` (what optimize.py maximises), `gradings` (a `rate` under each way of grading, also by
+    category) and `gap_closed` inside.
 
     A question that was planned and has no result (a model's call failed, or it was not yet asked) is ungraded: it is
     counted, and in no mean, but in `_worst` (all of them wrong) and `_best` (all of them right). One where the memory
@@ -54,6 +55,7 @@ def results(records: Sequence[Record], questions: Iterable[Question], planned: I
         entry["categories_1_5"] = _figures(pairs, under[:1])
         entry["by_conversation"] = _conversations(answerable)
         entry["abstention"] = abstention.figures([(q, r) for q, r in pairs if r is not None and not failed(r)])
+        entry["objective"] = objective.figures([(q, r) for q, r in pairs if r is not None and not failed(r)])
         entry["gradings"] = {
             grading.name: {
                 **_graded(answerable, grading),

@@ -20,6 +20,7 @@ LAYERS = {
     "language_models": {"memory_system", "ranking"},
     "memories": {"memory_system", "language_models", "ranking"},
     "locomo": {"memory_system", "language_models", "ranking", "reading"},
+    "optimization": {"memory_system", "language_models", "locomo", "ranking", "reading"},
 }
 
 
@@ -44,7 +45,7 @@ def test_dependencies_point_one_way(layer: str) -> None:
 def test_packages_stay_light() -> None:
     assert not (ROOT / "arbor" / "__init__.py").exists(), "it would shadow the installed package of that name"
     assert not (ROOT / "data" / "__init__.py").exists()
-    for package in ("locomo", "language_models", "reading"):
+    for package in ("locomo", "language_models", "reading", "optimization"):
         assert not (ROOT / package / "__init__.py").read_text().strip()
 
 
