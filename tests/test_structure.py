@@ -18,7 +18,8 @@ LAYERS = {
     "ranking": set(),
     "memory_system": {"ranking", "reading"},
     "language_models": {"memory_system", "ranking"},
-    "memories": {"memory_system", "language_models", "ranking"},
+    "stores": {"ranking"},
+    "memories": {"memory_system", "language_models", "ranking", "stores"},
     "locomo": {"memory_system", "language_models", "ranking", "reading"},
 }
 

@@ -1,0 +1,276 @@
+"""Episodes that outlive the process: the one interface of every store, and what is the same in all of them.
+
+    with stores.open("sqlite:///memory.db") as store:
+        store.store_episode("agent-1", Episode("D1:3", "Nadia: I sold the kayak.", at=1714550400.0), vector)
+        found = store.retrieve_similar("agent-1", "Who sold a kayak?", query_vector, k=10, at=1714636800.0)
+        store.consolidate("agent-1", at=1714636800.0)
+
+A back end keeps episodes and answers four questions exactly: which episodes hold a term, which vectors are nearest,
+which episodes are newest, and what an episode is. The rest is written once, here and in fusion.py, so that every store
+finds the same. Nothing here reads the clock: time is an argument, in Unix seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+
+from ranking.bm25 import idf, saturated
+from ranking.text import terms
+from stores import fusion
+from stores.episode import Episode, Found, Size, Vectors
+from stores.fusion import DEFAULT, Weights
+
+DEFAULT_BITS = 2
+"""A number of a vector, of a new store."""
+
+LEAST_POOL = 100
+"""At least so many of the best by words, by vector and by time are weighed for any question."""
+
+
+Postings = Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""Where terms stand: for each the rows that hold it (ascending), how often, and how many terms each row has in all."""
+
+
+@dataclass(frozen=True)
+class Consolidated:
+    """What `consolidate` did: ids of new episodes, and of archived ones by reason."""
+
+    merged: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    forgotten: tuple[str, ...] = ()
+
+
+class Store(ABC):
+    """Episodes by scope: an agent, a user, a conversation. Scopes share nothing.
+
+    Rows are a back end's own numbers for episodes, stable while it is open.
+    """
+
+    default_bits = DEFAULT_BITS
+
+    # ------------------------------------------------------------ what a back end does
+
+    @abstractmethod
+    def vectors(self) -> Vectors | None:
+        """What the vectors are; None before the first one."""
+
+    @abstractmethod
+    def declare(self, vectors: Vectors) -> None:
+        """Fix what the vectors are. Raises StoreError where they are something else already."""
+
+    @abstractmethod
+    def scopes(self) -> list[str]:
+        """All scopes, sorted."""
+
+    @abstractmethod
+    def size(self, scope: str) -> Size:
+        """How much there is; zeros for a scope that is not known."""
+
+    @abstractmethod
+    def change(
+        self,
+        scope: str,
+        add: Sequence[Episode] = (),
+        archive: Sequence[str] = (),
+        uses: Mapping[str, int] | None = None,
+    ) -> list[bool]:
+        """In one transaction: add episodes, archive others, count further uses. All is there when it returns.
+
+        Returns which of `add` are new. An id that is there already is not written again.
+        Raises Conflict, and changes nothing, where it belongs to an episode of another text or time.
+        """
+
+    @abstractmethod
+    def get(self, scope: str, ids: Sequence[str]) -> list[Episode]:
+        """The episodes of these ids, archived ones too, in the order of `ids`; unknown ids are left out."""
+
+    @abstractmethod
+    def scan(self, scope: str) -> Iterator[Episode]:
+        """Every episode, archived ones too, in the order of arrival."""
+
+    @abstractmethod
+    def postings(self, scope: str, words: Sequence[str]) -> Postings:
+        """Where these terms stand in the episodes that can be found."""
+
+    @abstractmethod
+    def nearest(self, scope: str, query: np.ndarray, k: int) -> list[int]:
+        """The rows of the k vectors of largest cosine with a `Quantiser.query`; of equal ones the smaller id."""
+
+    @abstractmethod
+    def newest(self, scope: str, k: int) -> list[int]:
+        """The rows of the k latest episodes; of equal ones the smaller id."""
+
+    @abstractmethod
+    def rows(self, scope: str, rows: Sequence[int]) -> dict[int, Episode]:
+        """The episodes of rows."""
+
+    @abstractmethod
+    def ids(self, scope: str, rows: Sequence[int]) -> list[str]:
+        """The id of each row."""
+
+    def reading(self) -> AbstractContextManager[None]:
+        """What is read in here is of one moment, where the back end can give that."""
+        return nullcontext()
+
+    def compact(self) -> None:  # noqa: B027  # most back ends look after themselves
+        """Give back space, and bring what is derived up to date; nothing that can be found changes."""
+
+    def check(self) -> list[str]:
+        """What is wrong with the store, in sentences; empty where index, counts and text agree."""
+        return []
+
+    @abstractmethod
+    def close(self) -> None:
+        """Nothing may be asked afterwards."""
+
+    # ------------------------------------------------------------ what is the same in all
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def store_episode(self, scope: str, episode: Episode, vector: np.ndarray | None = None) -> bool:
+        """Keep an episode; it is there when this returns. False where it was there already.
+
+        Raises Conflict where its id belongs to another text or time.
+        """
+        return self.store_episodes(scope, [episode], None if vector is None else np.atleast_2d(vector))[0]
+
+    def store_episodes(
+        self, scope: str, episodes: Sequence[Episode], vectors: np.ndarray | None = None, *, encoder: str = ""
+    ) -> list[bool]:
+        """The same of many, all or none. `vectors` has shape (episodes, dimensions); without, `codes` are kept.
+
+        `encoder` names what made the vectors: a store refuses those of another.
+        """
+        if vectors is not None:
+            kind = self.vectors()
+            if kind is None or (encoder and kind.encoder != encoder) or kind.dimensions != vectors.shape[1]:
+                self.declare(Vectors(encoder, vectors.shape[1], kind.bits if kind else self.default_bits))
+                kind = self.vectors()
+            assert kind
+            codes = kind.quantiser.encode(vectors)
+            episodes = [replace(e, codes=row.tobytes()) for e, row in zip(episodes, codes, strict=True)]
+        return self.change(scope, add=episodes)
+
+    def record_uses(self, scope: str, ids: Sequence[str]) -> None:
+        """Count that these episodes were used, once for each time that an id stands here."""
+        self.change(scope, uses=Counter(ids))
+
+    def retrieve_similar(
+        self,
+        scope: str,
+        question: str,
+        vector: np.ndarray | None,
+        k: int,
+        *,
+        at: float,
+        weights: Weights = DEFAULT,
+    ) -> list[Found]:
+        """The k episodes that fit a question best at some time, the best first; of equal ones the smaller id.
+
+        Reads only: uses are counted when `record_uses` is told of them. Fewer than k are found only where there are
+        fewer. What is weighed are the best `max(100, 2 k)` by words, by vector and, where it counts, by time.
+        """
+        pool = max(LEAST_POOL, 2 * k)
+        with self.reading():
+            holding, worth = self._bm25(scope, question)
+            chosen = dict.fromkeys(self.best(scope, holding, worth, pool))
+            kind = self.vectors()
+            query = kind.quantiser.query(vector) if kind and vector is not None else None
+            if query is not None:
+                chosen |= dict.fromkeys(self.nearest(scope, query, pool))
+            if weights.by_time or query is None:
+                chosen |= dict.fromkeys(self.newest(scope, pool))
+            episodes = self.rows(scope, list(chosen))
+            rows = [row for row in chosen if row in episodes]  # another process may have archived some by now
+        dense = _cosines(kind, query, [episodes[row].codes for row in rows])
+        lexical = dict(zip(holding.tolist(), (worth / max(worth.max(initial=0.0), 1e-30)).tolist(), strict=True))
+        found = [
+            fusion.score(weights, episodes[row], at, lexical.get(row, 0.0), cosine)
+            for row, cosine in zip(rows, dense, strict=True)
+        ]
+        return sorted(found, key=lambda f: (-f.score, f.episode.id))[:k]
+
+    def _bm25(self, scope: str, question: str) -> tuple[np.ndarray, np.ndarray]:
+        """The rows that hold a term of the question, and the score of each."""
+        size = self.size(scope)
+        asked = sorted(set(terms(question))) if size.episodes else []
+        postings = self.postings(scope, asked)
+        rows, worth = [np.zeros(0, np.int64)], [np.zeros(0)]
+        for term in asked:
+            if term in postings:
+                holding, counts, lengths = postings[term]
+                rows.append(holding)
+                mean = max(1, size.terms) / size.episodes
+                worth.append(idf(size.episodes, len(holding)) * saturated(counts, lengths, mean))
+        found, position = np.unique(np.concatenate(rows), return_inverse=True)
+        return found, np.bincount(position, np.concatenate(worth), len(found))
+
+    def best(self, scope: str, rows: np.ndarray, scores: np.ndarray, k: int) -> list[int]:
+        """The k rows of highest score, of equal ones the smaller id."""
+        if len(rows) > k:
+            least = np.partition(scores, -k)[-k]
+            surely, tied = rows[scores > least], rows[scores == least]
+            if len(surely) + len(tied) > k:
+                named = sorted(zip(self.ids(scope, tied.tolist()), tied.tolist(), strict=True))
+                tied = np.array([row for _, row in named[: k - len(surely)]], np.int64)
+            rows = np.concatenate([surely, tied])
+        chosen: list[int] = rows.tolist()
+        return chosen
+
+    def consolidate(self, scope: str, *, at: float, weights: Weights = DEFAULT) -> Consolidated:
+        """Merge near-duplicates, and archive what is forgotten. Nothing is deleted, and doing it twice changes nothing
+        more.
+
+        Episodes whose vectors are nearer than `weights.merge_above` to the longest of them become one, which has its
+        text, all their ids as `sources` and all their uses; they are archived. What has faded below
+        `weights.prune_below` is archived as well.
+        """
+        live = [episode for episode in self.scan(scope) if not episode.archived]
+        kind = self.vectors()
+        groups = fusion.duplicates(kind.quantiser, live, weights.merge_above) if kind and weights.merge_above else []
+        merged = [_merged(group) for group in groups]
+        sources = tuple(episode.id for group in groups for episode in group)
+        gone = set(sources)
+        forgotten = tuple(e.id for e in live if e.id not in gone and fusion.faded(weights, e, at))
+        if merged or forgotten:
+            self.change(scope, add=merged, archive=[*sources, *forgotten])
+        return Consolidated(tuple(episode.id for episode in merged), sources, forgotten)
+
+
+def _cosines(kind: Vectors | None, query: np.ndarray | None, codes: Sequence[bytes]) -> list[float]:
+    """The cosine of each, 0 for what has no vector."""
+    cosines = [0.0] * len(codes)
+    holding = [i for i, code in enumerate(codes) if code]
+    if kind is None or query is None or not holding:
+        return cosines
+    quantiser = kind.quantiser
+    matrix = quantiser.matrix([codes[i] for i in holding])
+    for i, cosine in zip(holding, quantiser.cosines(matrix, quantiser.norms(matrix), query).tolist(), strict=True):
+        cosines[i] = cosine
+    return cosines
+
+
+def _merged(group: Sequence[Episode]) -> Episode:
+    """One episode for many, the first of which is the longest."""
+    sources = tuple(dict.fromkeys(id for episode in group for id in (episode.sources or (episode.id,))))
+    digest = hashlib.sha256("\0".join(sorted(sources)).encode()).hexdigest()[:16]
+    return replace(
+        group[0],
+        id=f"merged:{digest}",
+        importance=max(episode.importance for episode in group),
+        uses=sum(episode.uses for episode in group),
+        sources=sources,
+        details={**group[0].details, "shown": group[0].details.get("shown", group[0].id)},
+    )
