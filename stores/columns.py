@@ -75,11 +75,15 @@ class Columns:
                 self._with_vector.append(code is not None)
                 self._tail += code or b""
             if self._vectors:
-                quantiser = self._vectors.quantiser
-                fresh = self._tail_matrix(quantiser)[len(self._norms) - self._in_file :]
-                self._norms.frombytes(quantiser.norms(fresh).tobytes())
+                self._measure(self._vectors.quantiser)
                 if len(self._norms) >= SIDECAR_FROM and len(self._norms) - self._in_file > len(self._norms) // 4:
                     self._write()
+
+    def _measure(self, quantiser: Quantiser) -> None:
+        """Take down the length of vectors that are new in the tail. In a function of its own, because the tail cannot
+        grow while an array looks at it."""
+        new = self._tail_matrix(quantiser)[len(self._norms) - self._in_file :]
+        self._norms.frombytes(quantiser.norms(new).tobytes())
 
     def lengths_of(self, rows: np.ndarray) -> np.ndarray:
         """How many terms each of these rows has."""

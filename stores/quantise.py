@@ -96,7 +96,7 @@ class Quantiser:
             rows = rows[:, order] * signs
             width = 1
             while width < size:
-                pairs = rows.reshape(len(rows), -1, 2, width)
+                pairs = rows.reshape(len(rows), self.dimensions // (2 * width), 2, width)
                 rows = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2)
                 width *= 2
             rows = rows.reshape(-1, self.dimensions)

@@ -95,9 +95,9 @@ class SQLite(Store):
             if not tables:
                 for statement in SCHEMA.split(";"):
                     self.file.execute(statement)
-                self._note("format", str(FORMAT))
-                self._note("store", uuid.uuid4().hex)
-                self._note("terms", _terms_version())
+                self.note("format", str(FORMAT))
+                self.note("store", uuid.uuid4().hex)
+                self.note("terms", _terms_version())
             elif "meta" not in tables or self._noted("format") != str(FORMAT):
                 raise sqlite3.DatabaseError(f"it is no store of format {FORMAT}")
             elif self._noted("terms") != _terms_version():
@@ -113,7 +113,7 @@ class SQLite(Store):
 
     def declare(self, vectors: Vectors) -> None:
         with self.transaction():
-            self._note("vectors", json.dumps(asdict(vectors.checked_against(self.vectors()))))
+            self.note("vectors", json.dumps(asdict(vectors.checked_against(self.vectors()))))
 
     def scopes(self) -> list[str]:
         with self.reading():
@@ -353,7 +353,7 @@ class SQLite(Store):
         found = self.file.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return found[0] if found else None
 
-    def _note(self, name: str, value: str) -> None:
+    def note(self, name: str, value: str) -> None:
         self.file.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
     def _index_again(self) -> None:
@@ -369,7 +369,7 @@ class SQLite(Store):
             "UPDATE scopes SET rewrites = rewrites + 1, terms = coalesce((SELECT sum(length) FROM episodes "
             "WHERE episodes.scope = scopes.scope AND NOT archived), 0)"
         )
-        self._note("terms", _terms_version())
+        self.note("terms", _terms_version())
 
 
 def from_url(url: str) -> SQLite:

@@ -190,7 +190,7 @@ class Store(ABC):
             query = kind.quantiser.query(vector) if kind and vector is not None else None
             if query is not None:
                 chosen |= dict.fromkeys(self.nearest(scope, query, pool))
-            if weights.by_time or query is None:
+            if weights.by_time or len(chosen) < k:
                 chosen |= dict.fromkeys(self.newest(scope, pool))
             episodes = self.rows(scope, list(chosen))
             rows = [row for row in chosen if row in episodes]  # another process may have archived some by now

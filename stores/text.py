@@ -13,7 +13,7 @@ RAW, ZSTD, LZ4 = 0, -1, -2
 """How a text is written, beside the numbers of dictionaries, from 1."""
 
 MOST_BYTES = 16 * 2**20
-"""Of one text. A frame that claims more is refused before it is unpacked."""
+"""Of one text."""
 
 DICTIONARY_BYTES = 112 * 1024
 _LEVEL = 12
@@ -67,7 +67,11 @@ class Codec:
         reader: Any = zstandard.ZstdDecompressor(dict_data=known, format=zstandard.FORMAT_ZSTD1_MAGICLESS)
 
         def read(packed: bytes) -> bytes:
-            return bytes(reader.decompress(packed, max_output_size=MOST_BYTES))
+            # As a stream: what a frame claims of its size is not believed.
+            text = bytes(reader.stream_reader(packed).read(MOST_BYTES + 1))
+            if len(text) > MOST_BYTES:
+                raise ValueError(f"a text is longer than {MOST_BYTES:,} bytes; the store is damaged.")
+            return text
 
         return writer.compress, read
 
