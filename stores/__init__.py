@@ -6,6 +6,8 @@ sqlite:///memory.db            one file (three slashes and a relative path, four
 
 from __future__ import annotations
 
+import os
+import threading
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
@@ -29,3 +31,16 @@ def open_store(url: str) -> Store:
     if scheme not in SCHEMES:
         raise StoreError(f"{url!r} names no store; it may begin with {', '.join(f'{name}:' for name in SCHEMES)}.")
     return cast("Store", import_module(SCHEMES[scheme]).from_url(url))
+
+
+_lock = threading.Lock()
+_opened: dict[tuple[int, str], Store] = {}
+
+
+def opened(url: str) -> Store:
+    """The store at a URL, opened once in this process and left open."""
+    with _lock:
+        key = os.getpid(), url
+        if key not in _opened:
+            _opened[key] = open_store(url)
+        return _opened[key]

@@ -12,6 +12,7 @@ import json
 import os
 import sqlite3
 from array import array
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO
@@ -89,6 +90,14 @@ class Columns:
         """How many terms each of these rows has."""
         known = np.frombuffer(self._rows, np.int64)
         return np.frombuffer(self._lengths, np.int32)[np.searchsorted(known, rows)].astype(float)
+
+    def around(self, rows: Sequence[int], reach: int) -> dict[int, list[int]]:
+        """For each of these rows the rows up to `reach` before and after it, with itself."""
+        places = np.searchsorted(np.frombuffer(self._rows, np.int64), np.array(rows, np.int64)).tolist()
+        return {
+            row: self._rows[max(0, place - reach) : place + reach + 1].tolist()
+            for row, place in zip(rows, places, strict=True)
+        }
 
     def cosines(self, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The rows that have a vector, and the cosine of each with a `Quantiser.query`."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from stores.quantise import Quantiser, quantiser
 
@@ -19,7 +19,7 @@ class Conflict(StoreError):
 @dataclass(frozen=True)
 class Episode:
     """Something that happened. `id` is unique in its scope, `at` is when, `codes` its vector as `Quantiser` writes it
-    (empty: it has none). `sources` are the ids that a consolidated episode stands for. Archived episodes are kept and
+    (empty: it has none). `sources` are the ids of others that it stands for. Archived episodes are kept and
     not found."""
 
     id: str
@@ -79,3 +79,14 @@ def same_as(known: Episode, given: Episode) -> None:
     """Raises Conflict where two episodes of one id are not of one text and time."""
     if (known.text, known.at) != (given.text, given.at):
         raise Conflict(f"episode {given.id!r} is stored already, with another text or time; give this one another id.")
+
+
+def standing_for(episode: Episode, others: Sequence[Episode]) -> Episode:
+    """An episode that stands for others beside what it stood for already."""
+    sources = [*episode.sources, *(id for other in others for id in (other.id, *other.sources))]
+    return replace(
+        episode,
+        importance=max(each.importance for each in (episode, *others)),
+        uses=sum(each.uses for each in (episode, *others)),
+        sources=tuple(dict.fromkeys(sources)),
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,11 @@ import numpy as np
 from stores.episode import Episode, Found
 from stores.quantise import Quantiser
 
-DAY = 86_400.0
+HOUR = 3_600.0
+DAY = 24 * HOUR
+REACH = 2
+"""How far episodes that stand beside another are from it at most."""
+
 _BLOCK = 1024  # episodes compared at a time
 
 
@@ -25,6 +29,8 @@ class Weights:
         recency: exp(-days / recency_days).
         importance: the episode's, times decay ** days.
         use: log2(1 + uses) / 10: 1,023 uses count 1.
+        beside: how well the episodes just before and just after fit by words and meaning; those two away count half.
+            Only what happened within an hour counts.
         merge_above: cosine from which episodes are near-duplicates; None merges nothing.
         prune_below: an importance that has decayed below this is forgotten, once `prune_after_days` have passed and
             where there were fewer than `prune_uses` uses; None forgets nothing.
@@ -37,6 +43,7 @@ class Weights:
     importance: float = 0.0
     decay: float = 1.0
     use: float = 0.0
+    beside: float = 0.3
     merge_above: float | None = 0.95
     prune_below: float | None = None
     prune_after_days: float = 30.0
@@ -49,29 +56,46 @@ class Weights:
 
 
 DEFAULT = Weights()
-"""What measurement supports: words and meaning."""
+"""What measurement supports: words and meaning, of the episode and of those beside it."""
 
 SEED = Weights(
     lexical=0.0, dense=0.5, recency=0.3, recency_days=10.0, importance=0.2, decay=0.95,
-    merge_above=0.85, prune_below=0.1, prune_after_days=30.0, prune_uses=2,
+    beside=0.0, merge_above=0.85, prune_below=0.1, prune_after_days=30.0, prune_uses=2,
 )  # fmt: skip
 """The weights of the idea that this project grew from, for comparison."""
 
 NAMED = {"default": DEFAULT, "seed": SEED}
 
 
-def score(weights: Weights, episode: Episode, at: float, lexical: float, dense: float) -> Found:
-    """What an episode is worth at some time, given how it fits by words (0 to 1) and by meaning (-1 to 1)."""
+def score(weights: Weights, episode: Episode, at: float, *, lexical: float, dense: float, beside: float) -> Found:
+    """What an episode is worth at some time, given how it fits by words (0 to 1) and by meaning (-1 to 1), and what
+    stands beside it by both."""
     days = max(0.0, at - episode.at) / DAY
     recency = math.exp(-days / weights.recency_days)
     total = (
         weights.lexical * lexical
         + weights.dense * dense
+        + weights.beside * beside
         + weights.recency * recency
         + weights.importance * episode.importance * weights.decay**days
         + weights.use * math.log2(1 + episode.uses) / 10
     )
     return Found(episode, total, lexical, dense, recency)
+
+
+def fit_beside(
+    fits: Mapping[int, float], times: Mapping[int, float], windows: Mapping[int, Sequence[int]]
+) -> dict[int, float]:
+    """For each row the sum of how its neighbours fit, those two away by half. `windows` has the rows around each."""
+    sums = {}
+    for row, window in windows.items():
+        place = window.index(row)
+        sums[row] = sum(
+            fits[other] / abs(n - place)
+            for n, other in enumerate(window)
+            if other != row and other in fits and abs(times[other] - times[row]) <= HOUR
+        )
+    return sums
 
 
 def faded(weights: Weights, episode: Episode, at: float) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ranking.text import terms
-from stores.episode import Episode, Size, StoreError, Vectors, same_as
+from stores.episode import Episode, Size, StoreError, Vectors, same_as, standing_for
 from stores.store import Postings, Store
 
 
@@ -20,6 +20,15 @@ class Scope:
     episodes: list[Episode] = field(default_factory=list)
     terms: list[Counter[str]] = field(default_factory=list)
     row: dict[str, int] = field(default_factory=dict)
+
+    def find(self, id: str) -> Episode:
+        """The episode of an id; an archived one for an id that is not known."""
+        return self.episodes[self.row[id]] if id in self.row else Episode(id, "", 0.0, archived=True)
+
+    def put(self, episode: Episode) -> None:
+        """In the place of the one that has its id, where there is one."""
+        if episode.id in self.row:
+            self.episodes[self.row[episode.id]] = episode
 
     @property
     def live(self) -> list[int]:
@@ -53,6 +62,7 @@ class InMemory(Store):
         add: Sequence[Episode] = (),
         archive: Sequence[str] = (),
         uses: Mapping[str, int] | None = None,
+        merge: Mapping[str, Sequence[str]] | None = None,
     ) -> list[bool]:
         known = self.known.setdefault(scope, Scope())
         for episode in add:
@@ -66,12 +76,15 @@ class InMemory(Store):
                 known.episodes.append(episode)
                 known.terms.append(Counter(terms(episode.text)))
         for id in archive:
-            if id in known.row:
-                known.episodes[known.row[id]] = replace(known.episodes[known.row[id]], archived=True)
+            known.put(replace(known.find(id), archived=True))
         for id, count in (uses or {}).items():
-            if id in known.row:
-                episode = known.episodes[known.row[id]]
-                known.episodes[known.row[id]] = replace(episode, uses=episode.uses + count)
+            known.put(replace(known.find(id), uses=known.find(id).uses + count))
+        for id, others in (merge or {}).items():
+            live = [known.find(other) for other in others if not known.find(other).archived]
+            if live and not known.find(id).archived:
+                known.put(standing_for(known.find(id), live))
+                for other in live:
+                    known.put(replace(other, archived=True))
         return new
 
     def get(self, scope: str, ids: Sequence[str]) -> list[Episode]:
@@ -102,6 +115,11 @@ class InMemory(Store):
     def newest(self, scope: str, k: int) -> list[int]:
         known = self.known.get(scope, Scope())
         return sorted(known.live, key=lambda row: (-known.episodes[row].at, known.episodes[row].id))[:k]
+
+    def around(self, scope: str, rows: Sequence[int], reach: int) -> dict[int, list[int]]:
+        live = self.known.get(scope, Scope()).live
+        places = {row: place for place, row in enumerate(live)}
+        return {row: live[max(0, places[row] - reach) : places[row] + reach + 1] for row in rows if row in places}
 
     def rows(self, scope: str, rows: Sequence[int]) -> dict[int, Episode]:
         episodes = self.known.get(scope, Scope()).episodes

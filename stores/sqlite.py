@@ -8,7 +8,6 @@ every store (FTS5's own bm25() says 0 without positions). Vectors are compared b
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sqlite3
@@ -23,12 +22,10 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import numpy as np
 
-from ranking import porter
-from ranking import text as ranking_text
 from ranking.text import terms
 from stores import tidying
 from stores.columns import Columns
-from stores.episode import Episode, Size, StoreError, Vectors, same_as
+from stores.episode import Episode, Size, StoreError, Vectors, same_as, standing_for
 from stores.payload import entries, payload_of, split, text_of
 from stores.store import DEFAULT_BITS, Postings, Store
 from stores.text import Codec
@@ -97,11 +94,11 @@ class SQLite(Store):
                     self.file.execute(statement)
                 self.note("format", str(FORMAT))
                 self.note("store", uuid.uuid4().hex)
-                self.note("terms", _terms_version())
+                self.note("terms", tidying.terms_version())
             elif "meta" not in tables or self._noted("format") != str(FORMAT):
                 raise sqlite3.DatabaseError(f"it is no store of format {FORMAT}")
-            elif self._noted("terms") != _terms_version():
-                self._index_again()
+            elif self._noted("terms") != tidying.terms_version():
+                tidying.index_again(self)
         self._store_id = self._noted("store") or ""
 
     # ------------------------------------------------------------ what is known of it
@@ -132,6 +129,7 @@ class SQLite(Store):
         add: Sequence[Episode] = (),
         archive: Sequence[str] = (),
         uses: Mapping[str, int] | None = None,
+        merge: Mapping[str, Sequence[str]] | None = None,
     ) -> list[bool]:
         with self.transaction():
             newest = self.file.execute("SELECT max(number) FROM dictionaries").fetchone()[0]
@@ -145,12 +143,24 @@ class SQLite(Store):
             if uses:
                 counts = [(count, number, id) for id, count in uses.items()]
                 self.file.executemany("UPDATE episodes SET uses = uses + ? WHERE scope = ? AND id = ?", counts)
+            for id, others in (merge or {}).items():
+                self._merge(number, id, others)
         return new
 
+    def _merge(self, scope: int, id: str, others: Sequence[str]) -> None:
+        live = [episode for episode in self._known(scope, [id, *others]) if not episode.archived]
+        if len(live) > 1 and live[0].id == id:
+            for other in live[1:]:
+                self._archive(scope, other.id)
+            merged = standing_for(live[0], live[1:])
+            self.file.execute(
+                "UPDATE episodes SET importance = ?, uses = ?, sources = ? WHERE scope = ? AND id = ?",
+                (merged.importance, merged.uses, json.dumps(merged.sources), scope, id),
+            )
+
     def _add(self, scope: int, episode: Episode) -> bool:
-        query = f"SELECT {FIELDS} FROM episodes WHERE scope = ? AND id = ?"
-        if known := self.file.execute(query, (scope, episode.id)).fetchone():
-            same_as(self._episode(known), episode)
+        for known in self._known(scope, [episode.id]):
+            same_as(known, episode)
             return False
         kind, payload = self.codec.pack(payload_of(episode))
         words = terms(episode.text)
@@ -200,10 +210,12 @@ class SQLite(Store):
 
     def get(self, scope: str, ids: Sequence[str]) -> list[Episode]:
         with self.reading():
-            number = self._number(scope)
-            query = f"SELECT {FIELDS} FROM episodes WHERE scope = ? AND id = ?"
-            found = (self.file.execute(query, (number, id)).fetchone() for id in ids)
-            return [self._episode(row) for row in found if row]
+            return self._known(self._number(scope), ids)
+
+    def _known(self, scope: int, ids: Sequence[str]) -> list[Episode]:
+        query = f"SELECT {FIELDS} FROM episodes WHERE scope = ? AND id = ?"
+        found = (self.file.execute(query, (scope, id)).fetchone() for id in ids)
+        return [self._episode(row) for row in found if row]
 
     def scan(self, scope: str) -> Iterator[Episode]:
         last = 0
@@ -245,6 +257,10 @@ class SQLite(Store):
         query = "SELECT row FROM episodes WHERE scope = ? AND NOT archived ORDER BY at DESC, id LIMIT ?"
         with self.reading():
             return [row for (row,) in self.file.execute(query, (self._number(scope), k))]
+
+    def around(self, scope: str, rows: Sequence[int], reach: int) -> dict[int, list[int]]:
+        with self.reading():
+            return self._columns_of(scope).around(rows, reach)
 
     def rows(self, scope: str, rows: Sequence[int]) -> dict[int, Episode]:
         query = f"SELECT {FIELDS} FROM episodes WHERE row = ? AND scope = ? AND NOT archived"
@@ -356,21 +372,6 @@ class SQLite(Store):
     def note(self, name: str, value: str) -> None:
         self.file.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
-    def _index_again(self) -> None:
-        """Terms are taken apart in another way than when this was written."""
-        self.file.execute("INSERT INTO words (words) VALUES ('delete-all')")
-        self.load_codec()
-        query = "SELECT row, scope, kind, payload FROM episodes WHERE NOT archived"
-        for row, scope, kind, payload in self.file.execute(query).fetchall():
-            words = terms(text_of(self.unpack(kind, payload)))
-            self.file.execute("INSERT INTO words (rowid, terms) VALUES (?, ?)", (row, entries(scope, words)))
-            self.file.execute("UPDATE episodes SET length = ? WHERE row = ?", (len(words), row))
-        self.file.execute(
-            "UPDATE scopes SET rewrites = rewrites + 1, terms = coalesce((SELECT sum(length) FROM episodes "
-            "WHERE episodes.scope = scopes.scope AND NOT archived), 0)"
-        )
-        self.note("terms", _terms_version())
-
 
 def from_url(url: str) -> SQLite:
     """`sqlite:///relative.db` or `sqlite:////absolute.db`, with any of the arguments behind a `?`."""
@@ -384,8 +385,3 @@ def from_url(url: str) -> SQLite:
     if "bits" in options:
         options["bits"] = int(options["bits"]) if options["bits"] in ("2", "4") else options["bits"]
     return SQLite(Path(unquote(address.path[1:])), **options)
-
-
-def _terms_version() -> str:
-    sources = [Path(str(module.__file__)).read_bytes() for module in (ranking_text, porter)]
-    return hashlib.sha256(b"".join(sources)).hexdigest()[:16]

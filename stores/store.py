@@ -12,12 +12,11 @@ finds the same. Nothing here reads the clock: time is an argument, in Unix secon
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -26,7 +25,7 @@ from ranking.bm25 import idf, saturated
 from ranking.text import terms
 from stores import fusion
 from stores.episode import Episode, Found, Size, Vectors
-from stores.fusion import DEFAULT, Weights
+from stores.fusion import DEFAULT, REACH, Weights
 
 DEFAULT_BITS = 2
 """A number of a vector, of a new store."""
@@ -41,10 +40,10 @@ Postings = Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Consolidated:
-    """What `consolidate` did: ids of new episodes, and of archived ones by reason."""
+    """What `consolidate` did, in ids: each episode that now stands for others, with these; and what was forgotten. The
+    others and the forgotten are archived."""
 
-    merged: tuple[str, ...] = ()
-    sources: tuple[str, ...] = ()
+    merged: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     forgotten: tuple[str, ...] = ()
 
 
@@ -81,9 +80,13 @@ class Store(ABC):
         add: Sequence[Episode] = (),
         archive: Sequence[str] = (),
         uses: Mapping[str, int] | None = None,
+        merge: Mapping[str, Sequence[str]] | None = None,
     ) -> list[bool]:
-        """In one transaction: add episodes, archive others, count further uses. All is there when it returns.
+        """In one transaction: add episodes, archive others, count further uses, and let episodes stand for others. All
+        is there when it returns.
 
+        What an episode stands for is archived; it becomes a source of it, as its own sources do, and it takes over the
+        uses, and the importance where that is greater. Merging what is archived or unknown changes nothing.
         Returns which of `add` are new. An id that is there already is not written again.
         Raises Conflict, and changes nothing, where it belongs to an episode of another text or time.
         """
@@ -109,8 +112,12 @@ class Store(ABC):
         """The rows of the k latest episodes; of equal ones the smaller id."""
 
     @abstractmethod
+    def around(self, scope: str, rows: Sequence[int], reach: int) -> dict[int, list[int]]:
+        """For each row those that arrived up to `reach` before and after it, with itself, in the order of arrival."""
+
+    @abstractmethod
     def rows(self, scope: str, rows: Sequence[int]) -> dict[int, Episode]:
-        """The episodes of rows."""
+        """The episodes of rows, without those that were archived in the meantime."""
 
     @abstractmethod
     def ids(self, scope: str, rows: Sequence[int]) -> list[str]:
@@ -180,25 +187,33 @@ class Store(ABC):
         """The k episodes that fit a question best at some time, the best first; of equal ones the smaller id.
 
         Reads only: uses are counted when `record_uses` is told of them. Fewer than k are found only where there are
-        fewer. What is weighed are the best `max(100, 2 k)` by words, by vector and, where it counts, by time.
+        fewer. What is weighed are the best `max(100, 2 k)` by words, by vector and, where it counts, by time, and what
+        stands beside them.
         """
         pool = max(LEAST_POOL, 2 * k)
         with self.reading():
             holding, worth = self._bm25(scope, question)
-            chosen = dict.fromkeys(self.best(scope, holding, worth, pool))
+            chosen = set(self.best(scope, holding, worth, pool))
             kind = self.vectors()
             query = kind.quantiser.query(vector) if kind and vector is not None else None
             if query is not None:
-                chosen |= dict.fromkeys(self.nearest(scope, query, pool))
+                chosen.update(self.nearest(scope, query, pool))
             if weights.by_time or len(chosen) < k:
-                chosen |= dict.fromkeys(self.newest(scope, pool))
-            episodes = self.rows(scope, list(chosen))
-            rows = [row for row in chosen if row in episodes]  # another process may have archived some by now
-        dense = _cosines(kind, query, [episodes[row].codes for row in rows])
-        lexical = dict(zip(holding.tolist(), (worth / max(worth.max(initial=0.0), 1e-30)).tolist(), strict=True))
+                chosen.update(self.newest(scope, pool))
+            if weights.beside:
+                chosen.update(row for window in self.around(scope, list(chosen), REACH).values() for row in window)
+            episodes = self.rows(scope, sorted(chosen))
+            windows = self.around(scope, list(episodes), REACH) if weights.beside else {}
+        dense = _cosines(kind, query, episodes)
+        shares = (worth / max(worth.max(initial=0.0), 1e-30)).tolist()
+        lexical = dict(zip(holding.tolist(), shares, strict=True))
+        fits = {row: weights.lexical * lexical.get(row, 0.0) + weights.dense * dense[row] for row in episodes}
+        beside = fusion.fit_beside(fits, {row: episode.at for row, episode in episodes.items()}, windows)
         found = [
-            fusion.score(weights, episodes[row], at, lexical.get(row, 0.0), cosine)
-            for row, cosine in zip(rows, dense, strict=True)
+            fusion.score(
+                weights, episode, at, lexical=lexical.get(row, 0.0), dense=dense[row], beside=beside.get(row, 0.0)
+            )
+            for row, episode in episodes.items()
         ]
         return sorted(found, key=lambda f: (-f.score, f.episode.id))[:k]
 
@@ -230,47 +245,28 @@ class Store(ABC):
         return chosen
 
     def consolidate(self, scope: str, *, at: float, weights: Weights = DEFAULT) -> Consolidated:
-        """Merge near-duplicates, and archive what is forgotten. Nothing is deleted, and doing it twice changes nothing
-        more.
+        """Merge near-duplicates, and archive what is forgotten. Nothing is deleted, and once is as good as twice.
 
-        Episodes whose vectors are nearer than `weights.merge_above` to the longest of them become one, which has its
-        text, all their ids as `sources` and all their uses; they are archived. What has faded below
-        `weights.prune_below` is archived as well.
+        The longest text of near-duplicates stands for the others (see `change`): those whose vectors are nearer to its
+        than `weights.merge_above`. What has faded below `weights.prune_below` is archived as well.
         """
         live = [episode for episode in self.scan(scope) if not episode.archived]
         kind = self.vectors()
         groups = fusion.duplicates(kind.quantiser, live, weights.merge_above) if kind and weights.merge_above else []
-        merged = [_merged(group) for group in groups]
-        sources = tuple(episode.id for group in groups for episode in group)
-        gone = set(sources)
+        merged = {first.id: tuple(episode.id for episode in others) for first, *others in groups}
+        gone = {id for others in merged.values() for id in others}
         forgotten = tuple(e.id for e in live if e.id not in gone and fusion.faded(weights, e, at))
         if merged or forgotten:
-            self.change(scope, add=merged, archive=[*sources, *forgotten])
-        return Consolidated(tuple(episode.id for episode in merged), sources, forgotten)
+            self.change(scope, merge=merged, archive=forgotten)
+        return Consolidated(merged, forgotten)
 
 
-def _cosines(kind: Vectors | None, query: np.ndarray | None, codes: Sequence[bytes]) -> list[float]:
+def _cosines(kind: Vectors | None, query: np.ndarray | None, episodes: Mapping[int, Episode]) -> dict[int, float]:
     """The cosine of each, 0 for what has no vector."""
-    cosines = [0.0] * len(codes)
-    holding = [i for i, code in enumerate(codes) if code]
-    if kind is None or query is None or not holding:
-        return cosines
-    quantiser = kind.quantiser
-    matrix = quantiser.matrix([codes[i] for i in holding])
-    for i, cosine in zip(holding, quantiser.cosines(matrix, quantiser.norms(matrix), query).tolist(), strict=True):
-        cosines[i] = cosine
+    cosines = dict.fromkeys(episodes, 0.0)
+    holding = [row for row, episode in episodes.items() if episode.codes]
+    if kind and query is not None and holding:
+        quantiser = kind.quantiser
+        matrix = quantiser.matrix([episodes[row].codes for row in holding])
+        cosines |= zip(holding, quantiser.cosines(matrix, quantiser.norms(matrix), query).tolist(), strict=True)
     return cosines
-
-
-def _merged(group: Sequence[Episode]) -> Episode:
-    """One episode for many, the first of which is the longest."""
-    sources = tuple(dict.fromkeys(id for episode in group for id in (episode.sources or (episode.id,))))
-    digest = hashlib.sha256("\0".join(sorted(sources)).encode()).hexdigest()[:16]
-    return replace(
-        group[0],
-        id=f"merged:{digest}",
-        importance=max(episode.importance for episode in group),
-        uses=sum(episode.uses for episode in group),
-        sources=sources,
-        details={**group[0].details, "shown": group[0].details.get("shown", group[0].id)},
-    )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ranking import porter
+from ranking import text as ranking_text
 from ranking.text import terms
 from stores.payload import entries, text_of
 from stores.text import train
@@ -89,3 +93,25 @@ def check(store: SQLite) -> list[str]:
             if counted != sizes.get(scope, [0, 0, 0]):
                 wrong.append(f"The counts of scope {name!r} are {counted}, and should be {sizes.get(scope)}.")
         return wrong
+
+
+def index_again(store: SQLite) -> None:
+    """Index every text anew, inside the caller's transaction: terms are taken apart in another way than they were."""
+    store.load_codec()
+    store.file.execute("INSERT INTO words (words) VALUES ('delete-all')")
+    query = "SELECT row, scope, kind, payload FROM episodes WHERE NOT archived"
+    for row, scope, kind, payload in store.file.execute(query).fetchall():
+        words = terms(text_of(store.unpack(kind, payload)))
+        store.file.execute("INSERT INTO words (rowid, terms) VALUES (?, ?)", (row, entries(scope, words)))
+        store.file.execute("UPDATE episodes SET length = ? WHERE row = ?", (len(words), row))
+    store.file.execute(
+        "UPDATE scopes SET rewrites = rewrites + 1, terms = coalesce((SELECT sum(length) FROM episodes "
+        "WHERE episodes.scope = scopes.scope AND NOT archived), 0)"
+    )
+    store.note("terms", terms_version())
+
+
+def terms_version() -> str:
+    """How texts are taken apart into terms: an index made in another way is of no use."""
+    sources = [Path(str(module.__file__)).read_bytes() for module in (ranking_text, porter)]
+    return hashlib.sha256(b"".join(sources)).hexdigest()[:16]

@@ -288,11 +288,9 @@ def test_the_stemmer_is_the_official_scorers(locomo: Any) -> None:
     theirs = PorterStemmer()
     words = {word for c in locomo.conversations for t in c.turns for word in re.findall(r"[^\W_]+", t.line.lower())}
     draw = random.Random(0)
-    endings = (
-        "s es ed ing y ies ied eed sses ational tional enci anci izer bli alli entli eli ousli ization ation ator alism "
-        "iveness fulness ousness aliti iviti biliti fulli logi icate ative alize iciti ical ful ness al ance ence er ic "
-        "able ible ant ement ment ent ion sion ou ism ate iti ous ive ize e ll"
-    ).split()
+    endings = """s es ed ing y ies ied eed sses ational tional enci anci izer bli alli entli eli ousli ization ation
+        ator alism iveness fulness ousness aliti iviti biliti fulli logi icate ative alize iciti ical ful ness al ance
+        ence er ic able ible ant ement ment ent ion sion ou ism ate iti ous ive ize e ll""".split()
     for _ in range(20_000):
         start = "".join(draw.choices("abdeilostyz", k=draw.randrange(6)))
         words.add(start + "".join(draw.choices(endings, k=draw.randrange(4))))
