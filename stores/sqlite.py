@@ -15,7 +15,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -263,11 +263,11 @@ class SQLite(Store):
             return self._columns_of(scope).around(rows, reach)
 
     def rows(self, scope: str, rows: Sequence[int]) -> dict[int, Episode]:
-        query = f"SELECT {FIELDS} FROM episodes WHERE row = ? AND scope = ? AND NOT archived"
+        query = "SELECT id, at, importance, uses, codes FROM episodes WHERE row = ? AND scope = ? AND NOT archived"
         with self.reading():
             number = self._number(scope)
             found = ((row, self.file.execute(query, (row, number)).fetchone()) for row in rows)
-            return {row: self._episode(fields) for row, fields in found if fields}
+            return {row: _without_text(*fields) for row, fields in found if fields}
 
     def ids(self, scope: str, rows: Sequence[int]) -> list[str]:
         with self.reading():
@@ -349,9 +349,9 @@ class SQLite(Store):
     def _episode(self, fields: Sequence[Any]) -> Episode:
         id, at, importance, uses, archived, codes, sources, kind, payload = fields
         text, details = split(self.unpack(kind, payload))
-        importance = USUAL_IMPORTANCE if importance is None else importance
+        known = _without_text(id, at, importance, uses, codes)
         listed = tuple(json.loads(sources)) if sources else ()
-        return Episode(id, text, at, importance, uses, codes or b"", listed, bool(archived), details)
+        return replace(known, text=text, sources=listed, archived=bool(archived), details=details)
 
     def unpack(self, kind: int, payload: bytes) -> bytes:
         try:
@@ -371,6 +371,10 @@ class SQLite(Store):
 
     def note(self, name: str, value: str) -> None:
         self.file.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+
+def _without_text(id: str, at: float, importance: float | None, uses: int, codes: bytes | None) -> Episode:
+    return Episode(id, "", at, USUAL_IMPORTANCE if importance is None else importance, uses, codes or b"")
 
 
 def from_url(url: str) -> SQLite:

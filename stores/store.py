@@ -117,7 +117,8 @@ class Store(ABC):
 
     @abstractmethod
     def rows(self, scope: str, rows: Sequence[int]) -> dict[int, Episode]:
-        """The episodes of rows, without those that were archived in the meantime."""
+        """The episodes of rows, without those that were archived in the meantime; their texts and details may be left
+        out."""
 
     @abstractmethod
     def ids(self, scope: str, rows: Sequence[int]) -> list[str]:
@@ -204,6 +205,22 @@ class Store(ABC):
                 chosen.update(row for window in self.around(scope, list(chosen), REACH).values() for row in window)
             episodes = self.rows(scope, sorted(chosen))
             windows = self.around(scope, list(episodes), REACH) if weights.beside else {}
+            found = self._weighed(weights, at, kind, query, (holding, worth), episodes, windows)[:k]
+            whole = {episode.id: episode for episode in self.get(scope, [hit.episode.id for hit in found])}
+        return [replace(hit, episode=whole[hit.episode.id]) for hit in found]
+
+    def _weighed(
+        self,
+        weights: Weights,
+        at: float,
+        kind: Vectors | None,
+        query: np.ndarray | None,
+        bm25: tuple[np.ndarray, np.ndarray],
+        episodes: Mapping[int, Episode],
+        windows: Mapping[int, Sequence[int]],
+    ) -> list[Found]:
+        """Episodes as found, the best first."""
+        holding, worth = bm25
         dense = _cosines(kind, query, episodes)
         shares = (worth / max(worth.max(initial=0.0), 1e-30)).tolist()
         lexical = dict(zip(holding.tolist(), shares, strict=True))
@@ -215,7 +232,7 @@ class Store(ABC):
             )
             for row, episode in episodes.items()
         ]
-        return sorted(found, key=lambda f: (-f.score, f.episode.id))[:k]
+        return sorted(found, key=lambda hit: (-hit.score, hit.episode.id))
 
     def _bm25(self, scope: str, question: str) -> tuple[np.ndarray, np.ndarray]:
         """The rows that hold a term of the question, and the score of each."""
