@@ -8,6 +8,7 @@ from importlib import import_module
 SYSTEMS = {
     "adaptive": "memory_system:MemorySystem",
     "bm25": "memories.bm25:BM25",
+    "codebook": "memories.codebook:Codebook",
     "entity": "memories.entity:Entity",
     "episodic": "memories.episodic:Episodic",
     "episodic_seed": "memories.episodic:Seed",
