@@ -245,8 +245,10 @@ class SQLite(Store):
 
     def _holding(self, entry: str) -> np.ndarray:
         """The rows that an index entry stands for, ascending."""
-        found = self.file.execute("SELECT rowid FROM words WHERE words MATCH ?", (f'"{entry}"',)).fetchall()
-        return np.array(found, np.int64).ravel()
+        # As one text, which NumPy takes apart much faster than SQLite hands out rows.
+        query = "SELECT group_concat(rowid) FROM words WHERE words MATCH ?"
+        (listed,) = self.file.execute(query, (f'"{entry}"',)).fetchone()
+        return np.sort(np.fromstring(listed or "", np.int64, sep=","))
 
     def nearest(self, scope: str, query: np.ndarray, k: int) -> list[int]:
         with self.reading():

@@ -30,7 +30,7 @@ from stores.fusion import DEFAULT, REACH, Weights
 DEFAULT_BITS = 2
 """A number of a vector, of a new store."""
 
-LEAST_POOL = 100
+LEAST_POOL = 50
 """At least so many of the best by words, by vector and by time are weighed for any question."""
 
 
@@ -188,7 +188,7 @@ class Store(ABC):
         """The k episodes that fit a question best at some time, the best first; of equal ones the smaller id.
 
         Reads only: uses are counted when `record_uses` is told of them. Fewer than k are found only where there are
-        fewer. What is weighed are the best `max(100, 2 k)` by words, by vector and, where it counts, by time, and what
+        fewer. What is weighed are the best `max(50, 2 k)` by words, by vector and, where it counts, by time, and what
         stands beside them.
         """
         pool = max(LEAST_POOL, 2 * k)
