@@ -2,6 +2,8 @@
 
 memory:                        this process only
 sqlite:///memory.db            one file (three slashes and a relative path, four and an absolute one)
+postgresql://user@host/name    tables of a PostgreSQL database with pgvector
+redis://host:port/0?behind=URL a hot layer in Redis before another store; redis+unix:// by its socket
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 SCHEMES = {
     "memory": "stores.memory",
     "sqlite": "stores.sqlite",
+    "postgresql": "stores.postgres",
+    "redis": "stores.redis",
+    "redis+unix": "stores.redis",
 }
 
 

@@ -68,11 +68,12 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Size:
-    """Of a scope: episodes that can be found, archived ones, and the terms of the former."""
+    """Of a scope: episodes that can be found, archived ones, the terms of the former, and how often it was changed."""
 
     episodes: int = 0
     archived: int = 0
     terms: int = 0
+    changes: int = 0
 
 
 def same_as(known: Episode, given: Episode) -> None:

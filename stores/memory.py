@@ -20,6 +20,7 @@ class Scope:
     episodes: list[Episode] = field(default_factory=list)
     terms: list[Counter[str]] = field(default_factory=list)
     row: dict[str, int] = field(default_factory=dict)
+    changes: int = 0
 
     def find(self, id: str) -> Episode:
         """The episode of an id; an archived one for an id that is not known."""
@@ -54,7 +55,9 @@ class InMemory(Store):
     def size(self, scope: str) -> Size:
         known = self.known.get(scope, Scope())
         live = known.live
-        return Size(len(live), len(known.episodes) - len(live), sum(known.terms[row].total() for row in live))
+        return Size(
+            len(live), len(known.episodes) - len(live), sum(known.terms[row].total() for row in live), known.changes
+        )
 
     def change(
         self,
@@ -68,6 +71,7 @@ class InMemory(Store):
         for episode in add:
             if episode.id in known.row:
                 same_as(known.episodes[known.row[episode.id]], episode)
+        known.changes += 1
         new = []
         for episode in add:
             new.append(episode.id not in known.row)

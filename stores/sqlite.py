@@ -35,7 +35,8 @@ BUSY_SECONDS = 60.0
 SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE scopes (scope INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL, live INTEGER NOT NULL DEFAULT 0,
-    archived INTEGER NOT NULL DEFAULT 0, terms INTEGER NOT NULL DEFAULT 0, rewrites INTEGER NOT NULL DEFAULT 0);
+    archived INTEGER NOT NULL DEFAULT 0, terms INTEGER NOT NULL DEFAULT 0, changes INTEGER NOT NULL DEFAULT 0,
+    rewrites INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE dictionaries (number INTEGER PRIMARY KEY, episodes INTEGER NOT NULL, bytes BLOB NOT NULL);
 CREATE TABLE episodes (row INTEGER PRIMARY KEY, scope INTEGER NOT NULL, id TEXT NOT NULL, at REAL NOT NULL,
     importance REAL, uses INTEGER NOT NULL, archived INTEGER NOT NULL, length INTEGER NOT NULL, codes BLOB,
@@ -118,7 +119,8 @@ class SQLite(Store):
 
     def size(self, scope: str) -> Size:
         with self.reading():
-            found = self.file.execute("SELECT live, archived, terms FROM scopes WHERE name = ?", (scope,)).fetchone()
+            query = "SELECT live, archived, terms, changes FROM scopes WHERE name = ?"
+            found = self.file.execute(query, (scope,)).fetchone()
         return Size(*found) if found else Size()
 
     # ------------------------------------------------------------ writing
@@ -137,6 +139,7 @@ class SQLite(Store):
                 self.load_codec()  # another process has trained one
             self.file.execute("INSERT OR IGNORE INTO scopes (name) VALUES (?)", (scope,))
             (number,) = self.file.execute("SELECT scope FROM scopes WHERE name = ?", (scope,)).fetchone()
+            self.file.execute("UPDATE scopes SET changes = changes + 1 WHERE scope = ?", (number,))
             new = [self._add(number, episode) for episode in add]
             for id in archive:
                 self._archive(number, id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from stores import SCHEMES, open_store
 from stores.episode import Conflict, Episode, StoreError
 from stores.fusion import DAY, DEFAULT, SEED, Weights
 from stores.store import Store
+from tests import servers
 from tests.conftest import HashEncoder
 
 Open = Callable[[], Store]
@@ -31,7 +33,19 @@ WEIGHTS = [
 ]
 
 
-@pytest.fixture(params=SCHEMES)
+@pytest.fixture(scope="module")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with servers.postgres(tmp_path_factory.mktemp("postgres")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with servers.redis(tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
+@pytest.fixture(params=[scheme for scheme in SCHEMES if scheme != "redis+unix"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     """Opens one and the same store, as often as it is called; what is open at the end is closed."""
     stores: list[Store] = []
@@ -41,7 +55,12 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
         def again() -> Store:
             return stores[0]
     else:
-        url = {"sqlite": lambda: f"sqlite:///{tmp_path}/memory.db"}[request.param]()
+        if request.param == "postgresql":
+            url = servers.fresh_schema(request.getfixturevalue("postgres_url"))
+        else:
+            url = f"sqlite:///{tmp_path}/memory.db"
+            if request.param == "redis":
+                url = f"{request.getfixturevalue('redis_url')}?behind={quote(url, safe='')}"
 
         def again() -> Store:
             stores.append(open_store(url))
@@ -250,6 +269,28 @@ def test_the_seed_counts_as_it_says() -> None:
     (found,) = store.retrieve_similar("agent", "lamp", np.ones(4), 1, at=10 * DAY, weights=SEED)
     assert found.dense == pytest.approx(1, abs=0.01)
     assert found.score == pytest.approx(0.5 * found.dense + 0.3 * np.exp(-1) + 0.2 * 0.8 * 0.95**10)
+
+
+def test_redis_answers_what_was_asked_before_and_is_never_needed(
+    redis_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, vectors = episodes(7, 60)
+    behind = f"sqlite:///{tmp_path}/memory.db"
+    with open_store(f"{redis_url}?behind={quote(behind, safe='')}") as hot:
+        hot.store_episodes("agent", made, vectors)
+        before = results(hot, "agent", 7)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(type(hot._behind), "nearest", None)  # type: ignore[attr-defined]  # nobody is to ask it
+            assert results(hot, "agent", 7) == before
+        with open_store(behind) as other:  # a change by another process, which knows of no Redis
+            other.change("agent", archive=[made[0].id])
+            assert results(hot, "agent", 7) == results(other, "agent", 7) != before
+    gone = f"redis://127.0.0.1:1/0?behind={quote(behind, safe='')}"
+    with open_store(gone) as cold, open_store(behind) as other:
+        assert results(cold, "agent", 7) == results(other, "agent", 7)
+    assert capsys.readouterr().err.count("Redis is not used") == 1
+    with pytest.raises(StoreError, match="needs a store behind it"):
+        open_store("redis://127.0.0.1/0")
 
 
 def test_a_url_that_names_no_store_is_answered_with_what_may_be() -> None:
