@@ -3,6 +3,7 @@
 memory:                        this process only
 sqlite:///memory.db            one file (three slashes and a relative path, four and an absolute one)
 postgresql://user@host/name    tables of a PostgreSQL database with pgvector
+chroma:///folder               ChromaDB, in a folder or as chroma://host:port
 redis://host:port/0?behind=URL a hot layer in Redis before another store; redis+unix:// by its socket
 """
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 SCHEMES = {
     "memory": "stores.memory",
     "sqlite": "stores.sqlite",
+    "chroma": "stores.chroma",
     "postgresql": "stores.postgres",
     "redis": "stores.redis",
     "redis+unix": "stores.redis",

@@ -68,7 +68,8 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Size:
-    """Of a scope: episodes that can be found, archived ones, the terms of the former, and how often it was changed."""
+    """Of a scope: episodes that can be found, archived ones, the terms of the former, and a number (`changes`) that is
+    another one after every change."""
 
     episodes: int = 0
     archived: int = 0

@@ -3,8 +3,8 @@
     redis://127.0.0.1:6379/0?behind=postgresql%3A%2F%2Fuser%40host%2Fname
 
 The store behind keeps everything, and every write goes there. What Redis holds carries the number of changes that its
-scope had seen, which is asked of the store behind each time: an answer from before a change is never given after it, and
-a Redis that is emptied, killed or gone costs time and nothing else.
+scope had seen, which is asked of the store behind each time: an answer from before a change is never given after it,
+and a Redis that is emptied, killed or gone costs time and nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode
 
 import numpy as np
 
@@ -161,18 +161,18 @@ class Hot(Store):
 
 
 def from_url(url: str) -> Hot:
-    """`redis://` or `unix://` in place of it after `redis+`, as Redis's client takes it, with `behind` after the `?`."""
+    """As Redis's client takes it, or `redis+unix:///path` for its `unix:///path`, with `behind` after the `?`."""
     from stores import open_store
 
-    address = urlsplit(url.removeprefix("redis+"))
-    options = dict(parse_qsl(address.query))
+    address, _, query = url.removeprefix("redis+").partition("?")
+    options = dict(parse_qsl(query))
     behind = options.pop("behind", "")
     if not behind or behind.startswith("redis"):
         raise StoreError(
             "a redis: store is a hot layer and needs a store behind it; write redis://host:port/0?behind=URL, with the "
             "URL of a sqlite:, postgresql: or chroma: store, percent-encoded."
         )
-    return Hot(urlunsplit(address._replace(query=urlencode(options))), open_store(behind), name=behind)
+    return Hot(f"{address}?{urlencode(options)}" if options else address, open_store(behind), name=behind)
 
 
 def _written(episode: Episode) -> dict[str, Any]:
