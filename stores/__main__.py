@@ -19,6 +19,7 @@ from stores import open_store
 from stores.episode import StoreError
 from stores.fusion import NAMED
 from stores.migrate import migrate
+from stores.sqlite import file_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         verbs.add_parser(name, help=what).add_argument("source", metavar="URL")
     args = parser.parse_args(argv)
     try:
+        if args.source.startswith("sqlite:") and not (path := file_of(args.source)).exists():
+            raise StoreError(f"there is no store at {path}; name one that is there.")
         with open_store(args.source) as store:
             if args.verb == "migrate":
                 with open_store(args.target) as target:

@@ -1,18 +1,35 @@
-"""What SQLite keeps of an episode beside numbers: its text and details as bytes, and its terms as index entries."""
+"""An episode as SQLite's rows hold it: its text and details as bytes, its terms as index entries."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from stores.episode import Episode
+
+USUAL_IMPORTANCE = 0.5
+"""Written as NULL."""
 
 
 def payload_of(episode: Episode) -> bytes:
     details = json.dumps(dict(episode.details), ensure_ascii=False, separators=(",", ":")) if episode.details else ""
     return f"{episode.text}\0{details}".encode()
+
+
+def episode_of(fields: Sequence[Any], payload: bytes) -> Episode:
+    """An episode of the values of its row: those that `without_text` takes, whether it is archived, and its sources."""
+    *numbers, archived, sources = fields
+    text, details = split(payload)
+    listed = tuple(json.loads(sources)) if sources else ()
+    return replace(without_text(*numbers), text=text, sources=listed, archived=bool(archived), details=details)
+
+
+def without_text(id: str, at: float, importance: float | None, uses: int, codes: bytes | None) -> Episode:
+    """The part of an episode that ranking needs."""
+    return Episode(id, "", at, USUAL_IMPORTANCE if importance is None else importance, uses, codes or b"")
 
 
 def split(payload: bytes) -> tuple[str, dict[str, Any]]:

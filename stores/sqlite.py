@@ -15,7 +15,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -26,7 +26,7 @@ from ranking.text import terms
 from stores import tidying
 from stores.columns import Columns
 from stores.episode import Episode, Size, StoreError, Vectors, same_as, standing_for
-from stores.payload import entries, payload_of, split, text_of
+from stores.payload import USUAL_IMPORTANCE, entries, episode_of, payload_of, text_of, without_text
 from stores.store import DEFAULT_BITS, Postings, Store
 from stores.text import Codec
 
@@ -44,8 +44,7 @@ CREATE TABLE episodes (row INTEGER PRIMARY KEY, scope INTEGER NOT NULL, id TEXT 
 CREATE VIRTUAL TABLE words USING fts5(terms, content='', detail=none, columnsize=0, tokenize="ascii tokenchars '_~'");
 """
 
-FIELDS = "id, at, importance, uses, archived, codes, sources, kind, payload"
-USUAL_IMPORTANCE = 0.5  # written as NULL
+FIELDS = "id, at, importance, uses, codes, archived, sources, kind, payload"
 
 
 class SQLite(Store):
@@ -78,14 +77,18 @@ class SQLite(Store):
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"{path} cannot be opened as a store ({error}); name another file.") from error
+        try:
             self.file.execute(f"PRAGMA busy_timeout = {int(1000 * BUSY_SECONDS)}")
             self.file.execute("PRAGMA page_size = 8192")  # rows of 250 bytes leave less of it empty
             self.file.execute("PRAGMA journal_mode = WAL")
             self.file.execute(f"PRAGMA synchronous = {synchronous}")
             self._make()
-        except (sqlite3.Error, OSError) as error:
+            self.load_codec()
+        except (sqlite3.Error, StoreError) as error:
+            self.file.close()
             raise StoreError(f"{path} cannot be opened as a store ({error}); name another file.") from error
-        self.load_codec()
 
     def _make(self) -> None:
         with self.transaction():
@@ -97,7 +100,7 @@ class SQLite(Store):
                 self.note("store", uuid.uuid4().hex)
                 self.note("terms", tidying.terms_version())
             elif "meta" not in tables or self._noted("format") != str(FORMAT):
-                raise sqlite3.DatabaseError(f"it is no store of format {FORMAT}")
+                raise StoreError(f"it is no store of format {FORMAT}")
             elif self._noted("terms") != tidying.terms_version():
                 tidying.index_again(self)
         self._store_id = self._noted("store") or ""
@@ -272,7 +275,7 @@ class SQLite(Store):
         with self.reading():
             number = self._number(scope)
             found = ((row, self.file.execute(query, (row, number)).fetchone()) for row in rows)
-            return {row: _without_text(*fields) for row, fields in found if fields}
+            return {row: without_text(*fields) for row, fields in found if fields}
 
     def ids(self, scope: str, rows: Sequence[int]) -> list[str]:
         with self.reading():
@@ -308,20 +311,23 @@ class SQLite(Store):
     def _begun(self, begin: str) -> Iterator[None]:
         if os.getpid() != self._process:
             raise StoreError("a SQLite store cannot be taken along into a forked process; open it there.")
-        if not self._depth:
-            self.file.execute(begin)
-        self._depth += 1
         try:
-            yield
-        except BaseException:
-            if self._depth == 1 and self.file.in_transaction:
-                self.file.execute("ROLLBACK")
-            raise
-        else:
-            if self._depth == 1:
-                self.file.execute("COMMIT")
-        finally:
-            self._depth -= 1
+            if not self._depth:
+                self.file.execute(begin)
+            self._depth += 1
+            try:
+                yield
+            except BaseException:
+                if self._depth == 1 and self.file.in_transaction:
+                    self.file.execute("ROLLBACK")
+                raise
+            else:
+                if self._depth == 1:
+                    self.file.execute("COMMIT")
+            finally:
+                self._depth -= 1
+        except sqlite3.Error as error:  # locked for a minute, a full disk, a damaged or closed file
+            raise StoreError(f"the store {self.path} cannot do this ({error}); nothing was changed.") from error
 
     @contextmanager
     def alone(self) -> Iterator[sqlite3.Connection]:
@@ -352,18 +358,18 @@ class SQLite(Store):
         return columns
 
     def _episode(self, fields: Sequence[Any]) -> Episode:
-        id, at, importance, uses, archived, codes, sources, kind, payload = fields
-        text, details = split(self.unpack(kind, payload))
-        known = _without_text(id, at, importance, uses, codes)
-        listed = tuple(json.loads(sources)) if sources else ()
-        return replace(known, text=text, sources=listed, archived=bool(archived), details=details)
+        *numbers, kind, payload = fields
+        return episode_of(numbers, self.unpack(kind, payload))
 
     def unpack(self, kind: int, payload: bytes) -> bytes:
         try:
+            if not self.codec.knows(kind):  # another process has trained a dictionary
+                self.load_codec()
             return self.codec.unpack(kind, payload)
-        except KeyError:  # another process has trained a dictionary
-            self.load_codec()
-            return self.codec.unpack(kind, payload)
+        except (KeyError, ValueError) as error:
+            raise StoreError(
+                f"a text in {self.path} cannot be read ({error}); restore the file from a copy."
+            ) from error
 
     def load_codec(self) -> None:
         """Take up the dictionaries that are there now."""
@@ -378,19 +384,20 @@ class SQLite(Store):
         self.file.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
 
-def _without_text(id: str, at: float, importance: float | None, uses: int, codes: bytes | None) -> Episode:
-    return Episode(id, "", at, USUAL_IMPORTANCE if importance is None else importance, uses, codes or b"")
-
-
 def from_url(url: str) -> SQLite:
     """`sqlite:///relative.db` or `sqlite:////absolute.db`, with any of the arguments behind a `?`."""
-    address = urlsplit(url)
-    if address.netloc or len(address.path) < 2:
-        raise StoreError(f"{url!r} names no file; write sqlite:///relative.db or sqlite:////absolute.db.")
-    options: dict[str, Any] = dict(parse_qsl(address.query))
+    options: dict[str, Any] = dict(parse_qsl(urlsplit(url).query))
     known = ("bits", "compression", "synchronous")
     if unknown := sorted(set(options) - set(known)):
         raise StoreError(f"a SQLite store has no option {', '.join(unknown)}; it has {', '.join(known)}.")
-    if "bits" in options:
-        options["bits"] = int(options["bits"]) if options["bits"] in ("2", "4") else options["bits"]
-    return SQLite(Path(unquote(address.path[1:])), **options)
+    if options.get("bits") in ("2", "4"):
+        options["bits"] = int(options["bits"])
+    return SQLite(file_of(url), **options)
+
+
+def file_of(url: str) -> Path:
+    """The file that a URL names."""
+    address = urlsplit(url)
+    if address.netloc or len(address.path) < 2:
+        raise StoreError(f"{url!r} names no file; write sqlite:///relative.db or sqlite:////absolute.db.")
+    return Path(unquote(address.path[1:]))

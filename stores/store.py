@@ -1,6 +1,6 @@
 """Episodes that outlive the process: the one interface of every store, and what is the same in all of them.
 
-    with stores.open("sqlite:///memory.db") as store:
+    with open_store("sqlite:///memory.db") as store:
         store.store_episode("agent-1", Episode("D1:3", "Nadia: I sold the kayak.", at=1714550400.0), vector)
         found = store.retrieve_similar("agent-1", "Who sold a kayak?", query_vector, k=10, at=1714636800.0)
         store.consolidate("agent-1", at=1714636800.0)
@@ -28,7 +28,8 @@ from stores.episode import Episode, Found, Size, Vectors
 from stores.fusion import DEFAULT, REACH, Weights
 
 DEFAULT_BITS = 2
-"""A number of a vector, of a new store."""
+"""A number of a vector, of a new store: half the bytes of 4, and LOCOMO's evidence is recalled as well with either once
+words and neighbours count too (benchmarks/stores.py)."""
 
 LEAST_POOL = 50
 """At least so many of the best by words, by vector and by time are weighed for any question."""

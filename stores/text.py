@@ -40,6 +40,10 @@ class Codec:
         packed = self._writer(text)
         return (self.newest, packed) if len(packed) < len(text) else (RAW, text)
 
+    def knows(self, kind: int) -> bool:
+        """Whether it can read what was written so."""
+        return kind <= RAW or kind in self._dictionaries
+
     def unpack(self, kind: int, packed: bytes) -> bytes:
         if kind not in self._readers:
             self._readers[kind] = self._open(kind)[1]
@@ -68,9 +72,12 @@ class Codec:
 
         def read(packed: bytes) -> bytes:
             # As a stream: what a frame claims of its size is not believed.
-            text = bytes(reader.stream_reader(packed).read(MOST_BYTES + 1))
+            try:
+                text = bytes(reader.stream_reader(packed).read(MOST_BYTES + 1))
+            except zstandard.ZstdError as error:
+                raise ValueError(f"it is damaged: {error}") from error
             if len(text) > MOST_BYTES:
-                raise ValueError(f"a text is longer than {MOST_BYTES:,} bytes; the store is damaged.")
+                raise ValueError(f"it is longer than {MOST_BYTES:,} bytes")
             return text
 
         return writer.compress, read

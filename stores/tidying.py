@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ranking import porter
 from ranking import text as ranking_text
 from ranking.text import terms
+from stores.episode import StoreError
 from stores.payload import entries, text_of
 from stores.text import train
 
@@ -79,7 +80,10 @@ def check(store: SQLite) -> list[str]:
         sizes: dict[int, list[int]] = {}
         query = "SELECT row, scope, id, archived, length, kind, payload FROM episodes"
         for row, scope, id, archived, length, kind, payload in store.file.execute(query).fetchall():
-            words = terms(text_of(store.unpack(kind, payload)))
+            try:
+                words = terms(text_of(store.unpack(kind, payload)))
+            except StoreError as error:
+                return [str(error)]
             indexed = found.pop(row, set())
             if indexed != (set() if archived else set(entries(scope, words).split())) or length != len(words):
                 wrong.append(f"The index disagrees with the text of {id!r}.")

@@ -38,7 +38,7 @@ def found(store: SQLite) -> list[object]:
 
 
 def test_nothing_acknowledged_is_lost_when_writers_are_killed(tmp_path: Path) -> None:
-    assert crash(f"sqlite:///{tmp_path}/memory.db", rounds=3, episodes=240, most_seconds=0.3) == []
+    assert crash(f"sqlite:///{tmp_path}/memory.db", rounds=2, episodes=160, most_seconds=0.3) == []
 
 
 def test_compacting_makes_it_smaller_and_changes_nothing(tmp_path: Path) -> None:
@@ -106,6 +106,18 @@ def test_an_index_that_disagrees_is_found_out(tmp_path: Path) -> None:
         assert "'D1:3'" in index
         assert "1 rows that are no episodes" in rows
         assert "[7, 0, " in counts
+
+
+def test_a_damaged_text_is_told_in_a_sentence(tmp_path: Path) -> None:
+    with filled(tmp_path / "memory.db", 1500) as store:
+        store.compact()
+        store.file.execute("UPDATE episodes SET payload = x'00ff00ff' WHERE id = 'D1:7'")
+        with pytest.raises(StoreError, match="a text in .* cannot be read"):
+            store.get("agent", ["D1:7"])
+        assert "restore the file from a copy" in store.check()[0]
+        store.file.execute("UPDATE episodes SET kind = 99 WHERE id = 'D1:7'")
+        with pytest.raises(StoreError, match="cannot be read"):
+            store.get("agent", ["D1:7"])
 
 
 def test_terms_taken_apart_in_another_way_are_indexed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -299,6 +299,26 @@ def test_redis_answers_what_was_asked_before_and_is_never_needed(
         open_store("redis://127.0.0.1/0")
 
 
+def test_an_approximate_index_finds_the_nearest_in_postgresql(postgres_url: str) -> None:
+    url = servers.fresh_schema(postgres_url)
+    made, vectors = episodes(8, 300)
+    with open_store(f"{url}&hnsw=yes") as store, open_store("memory:") as model:
+        for each in (store, model):
+            each.store_episodes("agent", made, vectors)
+        for vector in vectors[:20]:
+            best, expected = (
+                each.retrieve_similar("agent", "", vector, 1, at=NOW, weights=Weights(lexical=0, beside=0))
+                for each in (store, model)
+            )
+            assert best == expected
+
+
+def test_a_server_that_is_not_there_is_told_in_a_sentence() -> None:
+    pytest.importorskip("psycopg", reason="PostgreSQL's client is not here: pip install '.[stores]'")
+    with pytest.raises(StoreError, match="cannot do this .*; see that the server runs"):
+        open_store("postgresql://nobody@127.0.0.1:1/none")
+
+
 def test_a_url_that_names_no_store_is_answered_with_what_may_be() -> None:
     with pytest.raises(StoreError, match="may begin with memory:, sqlite:"):
         open_store("mysql://somewhere")

@@ -75,6 +75,9 @@ def test_the_commands_say_what_they_did(tmp_path: Path, capsys: pytest.CaptureFi
         store.file.execute("UPDATE scopes SET live = 1000")  # type: ignore[attr-defined]
     assert main(["check", other]) == 1
     assert "The counts of scope 'one'" in capsys.readouterr().out
+    assert main(["migrate", f"sqlite:///{tmp_path}/typo.db", other]) == 2
+    assert "there is no store at" in capsys.readouterr().err
+    assert not (tmp_path / "typo.db").exists()
     assert main(["check", "mysql://x"]) == 2
     assert "names no store" in capsys.readouterr().err
 
