@@ -170,23 +170,14 @@ class SQLite(Store):
             return False
         kind, payload = self.codec.pack(payload_of(episode))
         words = terms(episode.text)
+        importance = None if episode.importance == USUAL_IMPORTANCE else episode.importance
+        sources = json.dumps(episode.sources) if episode.sources else None
         row = self.file.execute(
             "INSERT INTO episodes (scope, id, at, importance, uses, archived, length, codes, sources, kind, payload) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                scope,
-                episode.id,
-                episode.at,
-                None if episode.importance == USUAL_IMPORTANCE else episode.importance,
-                episode.uses,
-                int(episode.archived),
-                len(words),
-                episode.codes or None,
-                json.dumps(episode.sources) if episode.sources else None,
-                kind,
-                payload,
-            ),
-        ).lastrowid
+            (scope, episode.id, episode.at, importance, episode.uses, int(episode.archived), len(words),
+             episode.codes or None, sources, kind, payload),
+        ).lastrowid  # fmt: skip
         if episode.archived:
             self._count(scope, archived=1)
         else:
