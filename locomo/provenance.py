@@ -32,7 +32,7 @@ def digest(value: object) -> str:
 def recalling_code() -> str:
     """A hash of all that shapes what is recalled and read: a memory whose code or weights changed is another memory."""
     root = Path(__file__).parent.parent
-    folders = ("memories", "ranking", "reading")
+    folders = ("memories", "ranking", "reading", "stores")
     files = [root / "memory_system.py", root / "locomo" / "retrieval.py"]
     files += [path for folder in folders for path in (root / folder).glob("*.*")]
     return digest(

@@ -8,7 +8,10 @@ from importlib import import_module
 SYSTEMS = {
     "adaptive": "memory_system:MemorySystem",
     "bm25": "memories.bm25:BM25",
+    "codebook": "memories.codebook:Codebook",
     "entity": "memories.entity:Entity",
+    "episodic": "memories.episodic:Episodic",
+    "episodic_seed": "memories.episodic:Seed",
     "evolving": "memories.evolving:Evolving",
     "full_context": "memories.full_context:FullContext",
     "knowledge_graph": "memories.knowledge_graph:KnowledgeGraph",

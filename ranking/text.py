@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from functools import cache, lru_cache
-from typing import Any
+from functools import lru_cache
+
+from ranking import porter
 
 STOP_WORDS = frozenset(
     """a about after again all also am an and any are as at be because been before being but by can could did do does
@@ -19,17 +20,10 @@ WORDS_TOO = frozenset("may mark rose grace hope faith joy art bill pat sue drew 
 """First names that are words of their own; others are stop words, such as Will."""
 
 
-@cache
-def _stemmer() -> Any:
-    from nltk.stem.porter import PorterStemmer
-
-    return PorterStemmer()
-
-
 @lru_cache(maxsize=200_000)
 def stem(word: str) -> str:
-    """The Porter stem, as NLTK's PorterStemmer makes it: the one that the official scorer uses."""
-    return str(_stemmer().stem(word))
+    """The Porter stem of a lowercase word."""
+    return porter.stem(word)
 
 
 def terms(text: str) -> list[str]:

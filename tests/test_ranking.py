@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 import subprocess
 import sys
 from datetime import date, datetime
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 import ranking.features as features_module
 from locomo import date_rule, retrieval
 from memory_system import MemorySystem, Turn
-from ranking import dates, late, ranker
+from ranking import dates, late, porter, ranker
 from ranking.features import features
 from ranking.index import Index
 from ranking.ranker import SHIPPED, SHIPPED_WITH_ENCODER, Example, Ranker
@@ -277,3 +279,20 @@ def test_optimize_refuses_what_it_cannot_fit(sample: Any, tmp_path: Path) -> Non
     assert "is not known; it may be minilm" in run(
         "--data", str(ROOT / "data" / "sample.json"), "--encoder", "nonsense"
     )
+
+
+def test_the_stemmer_is_the_official_scorers(locomo: Any) -> None:
+    """NLTK's, which takes too long and too much memory to import for a service."""
+    from nltk.stem.porter import PorterStemmer
+
+    theirs = PorterStemmer()
+    words = {word for c in locomo.conversations for t in c.turns for word in re.findall(r"[^\W_]+", t.line.lower())}
+    draw = random.Random(0)
+    endings = """s es ed ing y ies ied eed sses ational tional enci anci izer bli alli entli eli ousli ization ation
+        ator alism iveness fulness ousness aliti iviti biliti fulli logi icate ative alize iciti ical ful ness al ance
+        ence er ic able ible ant ement ment ent ion sion ou ism ate iti ous ive ize e ll""".split()
+    for _ in range(20_000):
+        start = "".join(draw.choices("abdeilostyz", k=draw.randrange(6)))
+        words.add(start + "".join(draw.choices(endings, k=draw.randrange(4))))
+    words |= {"skies", "dying", "news", "innings", "proceed", "sky", "straße", "été", "42"}
+    assert [word for word in sorted(words) if porter.stem(word) != theirs.stem(word)] == []

@@ -1,0 +1,53 @@
+"""Stores by the scheme of their URL. A new back end is a file in this folder and a line here.
+
+memory:                        this process only
+sqlite:///memory.db            one file (three slashes and a relative path, four and an absolute one)
+postgresql://user@host/name    tables of a PostgreSQL database with pgvector
+chroma:///folder               ChromaDB, in a folder or as chroma://host:port
+redis://host:port/0?behind=URL a hot layer in Redis before another store; redis+unix:// by its socket
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
+
+from stores.episode import StoreError
+
+if TYPE_CHECKING:
+    from stores.store import Store
+
+SCHEMES = {
+    "memory": "stores.memory",
+    "sqlite": "stores.sqlite",
+    "chroma": "stores.chroma",
+    "postgresql": "stores.postgres",
+    "redis": "stores.redis",
+    "redis+unix": "stores.redis",
+}
+
+
+def open_store(url: str) -> Store:
+    """The store at a URL, made where there is none.
+
+    Raises StoreError with one sentence for a scheme that is not known or a store that cannot be opened.
+    """
+    scheme = url.partition(":")[0]
+    if scheme not in SCHEMES:
+        raise StoreError(f"{url!r} names no store; it may begin with {', '.join(f'{name}:' for name in SCHEMES)}.")
+    return cast("Store", import_module(SCHEMES[scheme]).from_url(url))
+
+
+_lock = threading.Lock()
+_opened: dict[tuple[int, str], Store] = {}
+
+
+def opened(url: str) -> Store:
+    """The store at a URL, opened once in this process and left open."""
+    with _lock:
+        key = os.getpid(), url
+        if key not in _opened:
+            _opened[key] = open_store(url)
+        return _opened[key]

@@ -1,0 +1,74 @@
+"""Look after stores from the command line.
+
+    python -m stores migrate sqlite:///memory.db postgresql://user@host/name     copy all, while both are in use
+    python -m stores consolidate sqlite:///memory.db --scope agent-1             merge near-duplicates
+    python -m stores compact sqlite:///memory.db                                 give back space
+    python -m stores check sqlite:///memory.db                                   does the index agree with the texts?
+
+Exit codes: 0 done, 1 failed or found wrong, 2 usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+from stores import open_store
+from stores.episode import StoreError
+from stores.fusion import NAMED
+from stores.migrate import migrate
+from stores.sqlite import file_of
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m stores", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser("migrate", help="copy all episodes into another store")
+    verb.add_argument("source", metavar="FROM_URL")
+    verb.add_argument("target", metavar="TO_URL")
+    verb = verbs.add_parser("consolidate", help="merge near-duplicates, archive what is forgotten")
+    verb.add_argument("source", metavar="URL")
+    verb.add_argument("--scope", help="default: all")
+    verb.add_argument("--weights", choices=sorted(NAMED), default="default", help="by which to merge and forget")
+    verb.add_argument("--at", type=float, metavar="SECONDS", help="as if it were then (Unix time; default now)")
+    for name, what in (("compact", "give back space"), ("check", "compare the index with the texts")):
+        verbs.add_parser(name, help=what).add_argument("source", metavar="URL")
+    args = parser.parse_args(argv)
+    try:
+        if args.source.startswith("sqlite:") and not (path := file_of(args.source)).exists():
+            raise StoreError(f"there is no store at {path}; name one that is there.")
+        with open_store(args.source) as store:
+            if args.verb == "migrate":
+                with open_store(args.target) as target:
+                    print(f"{migrate(store, target):,} episodes are in {target_name(args.target)}.")
+            elif args.verb == "consolidate":
+                at = time.time() if args.at is None else args.at
+                for scope in [args.scope] if args.scope else store.scopes():
+                    done = store.consolidate(scope, at=at, weights=NAMED[args.weights])
+                    merged = sum(map(len, done.merged.values()))
+                    print(f"{scope}: {merged} merged into {len(done.merged)}, {len(done.forgotten)} forgotten.")
+            elif args.verb == "compact":
+                store.compact()
+            elif wrong := store.check():
+                print("\n".join(wrong))
+                return 1
+            else:
+                print("The index agrees with the texts.")
+    except StoreError as error:
+        print(f"python -m stores: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def target_name(url: str) -> str:
+    """A URL without its password."""
+    head, at, tail = url.rpartition("@")
+    return f"{head.rpartition(':')[0]}:…@{tail}" if at and head.count(":") > 1 else url
+
+
+if __name__ == "__main__":
+    sys.exit(main())

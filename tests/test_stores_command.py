@@ -1,0 +1,88 @@
+"""The command line of the stores: migration, and what else they need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stores import open_store
+from stores.__main__ import main, target_name
+from stores.episode import Conflict, Episode
+from stores.migrate import migrate
+from stores.store import Store
+
+
+def filled(url: str, count: int = 40) -> Store:
+    store = open_store(url)
+    draw = np.random.default_rng(0)
+    for scope in ("one", "two"):
+        made = [Episode(f"{n}", f"the {n}th kayak in {scope}", float(n), uses=n % 3) for n in range(count)]
+        store.store_episodes(scope, made, draw.normal(size=(count, 16)), encoder="hash")
+    store.change("one", archive=["3"], merge={"5": ["6", "7"]}, uses={"8": 4})
+    return store
+
+
+def everything(store: Store) -> dict[str, list[Episode]]:
+    return {scope: sorted(store.scan(scope), key=lambda episode: episode.id) for scope in store.scopes()}
+
+
+def test_a_migration_leaves_nothing_behind(tmp_path: Path) -> None:
+    with filled(f"sqlite:///{tmp_path}/a.db") as source, open_store("memory:") as target:
+        assert migrate(source, target, progress=False) == 80
+        assert everything(target) == everything(source)
+        assert target.vectors() == source.vectors()
+        question = np.ones(16)
+        assert target.retrieve_similar("two", "kayak", question, 9, at=0.0) == source.retrieve_similar(
+            "two", "kayak", question, 9, at=0.0
+        )
+
+
+def test_a_migration_takes_up_what_has_changed_and_leaves_the_rest(tmp_path: Path) -> None:
+    """Stopped and started again, with changes in between, and with more in the target than in the source."""
+    with filled(f"sqlite:///{tmp_path}/a.db") as source, open_store(f"sqlite:///{tmp_path}/b.db") as target:
+        migrate(source, target, progress=False)
+        source.change("one", merge={"20": ["5", "21"]}, uses={"9": 2}, archive=["30"])
+        source.store_episode("one", Episode("new", "a bowl", 0.0))
+        target.store_episode("three", Episode("own", "a lamp", 0.0))
+        target.record_uses("two", ["1"])
+        migrate(source, target, progress=False)
+        assert everything(target)["one"] == everything(source)["one"]
+        assert everything(target).keys() == {"one", "two", "three"}
+        assert target.get("two", ["1"])[0].uses == source.get("two", ["1"])[0].uses + 1
+        assert target.check() == []
+
+
+def test_a_migration_into_another_text_is_refused(tmp_path: Path) -> None:
+    with filled(f"sqlite:///{tmp_path}/a.db") as source, open_store("memory:") as target:
+        target.store_episode("one", Episode("3", "another text", 3.0))
+        with pytest.raises(Conflict, match="'3' is stored already"):
+            migrate(source, target, progress=False)
+
+
+def test_the_commands_say_what_they_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url, other = f"sqlite:///{tmp_path}/a.db", f"sqlite:///{tmp_path}/b.db"
+    filled(url).close()
+    assert main(["migrate", url, other]) == 0
+    assert capsys.readouterr().out == f"80 episodes are in {other}.\n"
+    assert main(["check", other]) == 0
+    assert main(["compact", other]) == 0
+    assert main(["consolidate", other, "--weights", "seed", "--at", str(60 * 86_400.0), "--scope", "one"]) == 0
+    assert "forgotten" in capsys.readouterr().out
+    with open_store(other) as store:
+        assert store.size("one").archived > 10
+        store.file.execute("UPDATE scopes SET live = 1000")  # type: ignore[attr-defined]
+    assert main(["check", other]) == 1
+    assert "The counts of scope 'one'" in capsys.readouterr().out
+    assert main(["migrate", f"sqlite:///{tmp_path}/typo.db", other]) == 2
+    assert "there is no store at" in capsys.readouterr().err
+    assert not (tmp_path / "typo.db").exists()
+    assert main(["check", "mysql://x"]) == 2
+    assert "names no store" in capsys.readouterr().err
+
+
+def test_a_password_is_not_said() -> None:
+    assert target_name("postgresql://me:secret@host/name") == "postgresql://me:…@host/name"
+    assert target_name("postgresql://me@host/name") == "postgresql://me@host/name"
+    assert target_name("sqlite:///a.db") == "sqlite:///a.db"
