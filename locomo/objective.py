@@ -107,9 +107,10 @@ def citation_score(question: Question, reply: Reply) -> float:
 
 def figures(pairs: Iterable[tuple[Question, Record]], objective: Objective | None = None) -> dict[str, Any]:
     """The objective over answered records: its mean, its interval clustered by conversation (null for one), n, and
-    the price of a thousand tokens in it."""
+    the price of a thousand tokens in it. Answers that others published without what they cost have none."""
     worth = objective or Objective()
-    done = [(q, r) for q, r in pairs if is_answered(r) and r["answer"] is not None and r["form"] == "free"]
+    known = [(q, r) for q, r in pairs if r["recall"]["turn_ids"] is not None and r["prompt_tokens"] is not None]
+    done = [(q, r) for q, r in known if is_answered(r) and r["answer"] is not None and r["form"] == "free"]
     values = [worth(question, Reply.of_record(record)) for question, record in done]
     found = clustered_ratio(values, [1.0] * len(values), [question.conversation for question, _ in done])
     interval = None if found.low is None else [found.low, found.high]
