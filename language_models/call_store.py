@@ -158,9 +158,12 @@ class CallStore:
         record = {"key": key, "role": role, "outputs": outputs, "usage": asdict(usage)}
         line = (json.dumps(record, separators=(",", ":")) + "\n").encode("ascii")
         with self._lock:
-            with self.path.open("ab", buffering=0) as file:
-                if file.write(line) != len(line):
-                    raise self._stop(f"{self.path} could not be written whole; is the disk full?", outcome="failed")
+            try:
+                with self.path.open("ab", buffering=0) as file:
+                    if file.write(line) != len(line):
+                        raise OSError("it could not be written whole; is the disk full?")
+            except OSError as error:  # what cannot be written down must not be paid for
+                raise self._stop(f"{self.path} cannot be written: {error}", outcome="failed") from error
             self._known[key] = record
             self.spent[role].add(usage)
             self.on_call()

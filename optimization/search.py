@@ -98,7 +98,16 @@ class Optimization(Study):
             except SearchStopped as why:
                 aside(f"{self.data.mark}Stopped: {why}. Go on with: python optimize.py --resume {folder.path}")
                 return why.outcome
-        return self._conclude(folder, store, finding)
+        try:
+            return self._conclude(folder, store, finding)
+        except BrokenPipeError:
+            raise  # nobody reads on; optimize.py knows what that means
+        except OSError as error:
+            aside(
+                f"{self.data.mark}What was found cannot be written: {error}. Once it can: python optimize.py --resume "
+                f"{folder.path}"
+            )
+            return "failed"
 
     def _find(self, folder: RunFolder, store: CallStore) -> Finding:
         lms = {
@@ -136,7 +145,7 @@ class Optimization(Study):
             )
             with _quiet(folder.path / "search.log"):
                 left = self._left_by_the_optimizer(search, store)
-            for candidate in candidates.tried.values():
+            for candidate in list(candidates.tried.values()):
                 candidate.leaks = self._leaks([candidate.instructions, candidate.demos])
             best, chosen = self._choose(unoptimised, before, left, choosing, candidates)
             after = self._scored(best, confirming, candidates)
@@ -212,7 +221,7 @@ class Optimization(Study):
         return Candidate(found.digest, found.instructions, found.demos, dict(found.scores), dict(found.replies))
 
     def _conclude(self, folder: RunFolder, store: CallStore, finding: Finding) -> Outcome:
-        out = Path(self.config["out"] or "optimized_memory_qa.json")
+        out = self.out
         results, lines = report(self, store, finding, out=out, run=folder.path)
         notes = {
             "rounds": self.config["rounds"],

@@ -17,7 +17,7 @@ from language_models.encoders import EncoderUnavailable, TokenEncoder
 from language_models.encoders import load as load_encoder
 from language_models.roles import Model
 from language_models.weights import WeightsUnavailable
-from locomo import accounting
+from locomo import accounting, metrics, objective
 from locomo.certificate import judged, sentence
 from locomo.certify import Certifier
 from locomo.choice import Refused
@@ -61,6 +61,9 @@ class Study:
         self.config = config
         self.cost_limit: float | None = config["cost_limit"]
         self.notices: list[str] = []
+        self.out = Path(config["out"] or "optimized_memory_qa.json")
+        if self.out.is_dir() or not self.out.parent.is_dir():
+            raise Refused(f"--out {self.out} is no file in a folder that is there; name one such as program.json.")
         if config["optimizer"] == "miprov2" and importlib.util.find_spec("optuna") is None:
             raise Refused("MIPROv2 searches with Optuna; pip install -c constraints.txt '.[optimize]'")
         try:
@@ -241,7 +244,8 @@ class Study:
 
     def identity(self) -> dict[str, str]:
         """What must be the same for a search to go on where it was."""
-        code = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
+        scoring = [Path(objective.__file__), Path(metrics.__file__)]
+        code = [path.read_text() for path in [*sorted(Path(__file__).parent.glob("*.py")), *scoring]]
         packages = {name: _version(name) for name in ("dspy", "gepa", "optuna")}
         return {
             "configuration": digest(self.config),

@@ -72,7 +72,7 @@ def report(study: Any, store: CallStore, finding: Finding, *, out: Path, run: Pa
         "failed_calls": dict(store.failed),
         "unreadable_proposals": finding.unreadable,
         "failed_scores": finding.candidates.imputed,
-        "left_out": len(finding.questions) - len(both),
+        "left_out": len(study.confirming) - len(both),
         "usd": (spent := study.spent(store)),
         "cost": accounting.money(spent, *study.models.values()),
         "run": str(run),
@@ -134,6 +134,8 @@ def _told(
         lines.append(f"Prompts that hold what is sealed, and were not to be chosen: {leaking} (candidates.json).")
     for reason, n in list(results["failed_calls"].items())[:3]:
         lines.append(f"failed, and in no score: {n} x {reason}")
+    if results["left_out"]:
+        lines.append(f"Of the questions that confirm, {results['left_out']} had no reply, and are in no comparison.")
     if results["failed_scores"]:
         lines.append(
             f"In the search {results['failed_scores']} scores were the unoptimised prompt's, for want of a reply."

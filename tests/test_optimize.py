@@ -407,6 +407,8 @@ def test_every_candidate_is_a_nested_run_in_mlflow(server: Server, simulated: Pa
         (["--resume", "nowhere"], "holds no run"),
         (["--resume", "nowhere", "--seed", "1"], "nothing but --cost-limit beside it, but got --seed; leave it out"),
         (["--data", "nowhere.json"], "does not exist"),
+        (["--out", "nowhere/p.json"], "is no file in a folder that is there"),
+        (["--out", "."], "is no file in a folder that is there"),
         (["--model", "embedded:huge"], "is no tier"),
         (["--model", "openai/x", "--context-window", "500"], "use a smaller --budget-tokens"),
         (["--model", "openai/x", "--question-budget", "100"], "does not hold one prompt without memory"),
