@@ -16,10 +16,10 @@ import time
 from collections.abc import Sequence
 
 from stores import open_store
+from stores.address import file_of
 from stores.episode import StoreError
 from stores.fusion import NAMED
 from stores.migrate import migrate
-from stores.sqlite import file_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:

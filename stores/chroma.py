@@ -61,7 +61,8 @@ class Chroma(Store):
         self._note("vectors", **asdict(vectors.checked_against(self.vectors())))
 
     def scopes(self) -> list[str]:
-        return sorted(note["scope"] for note in self._notes.get(where={"kind": "scope"})["metadatas"])
+        notes = self._notes.get(where={"kind": "scope"})["metadatas"]
+        return sorted(note["scope"] for note in notes if self._mirror(note["scope"]).known[note["scope"]].episodes)
 
     def _changes(self, scope: str) -> int:
         return int(self._noted(f"scope:{scope}").get("changes", 0))
@@ -111,11 +112,25 @@ class Chroma(Store):
         for start in range(0, len(changed), _BATCH):
             self._put(scope, changed[start : start + _BATCH], mirror.kind)
         alone = self._changes(scope) == seen
-        changes = mirror.known[scope].changes = 1 + secrets.randbelow(2**53)
-        self._note(f"scope:{scope}", kind="scope", scope=scope, changes=changes)
+        mirror.known[scope].changes = self._note_change(scope)
         if alone:
             self._mirrors[scope] = mirror
         return new
+
+    def _note_change(self, scope: str) -> int:
+        changes = 1 + secrets.randbelow(2**53)
+        self._note(f"scope:{scope}", kind="scope", scope=scope, changes=changes)
+        return changes
+
+    def delete(self, scope: str, ids: Sequence[str] | None = None) -> int:
+        known = [episode.id for episode in self.scan(scope) if ids is None or episode.id in ids]
+        for start in range(0, len(known), _BATCH):
+            keys = [json.dumps([scope, id]) for id in known[start : start + _BATCH]]
+            for name in ("memory_vectors", "memory_plain"):
+                self._collection(name).delete(ids=keys)
+        self._mirrors.pop(scope, None)
+        self._note_change(scope)
+        return len(known)
 
     def _put(self, scope: str, numbered: Sequence[tuple[int, Episode]], kind: Vectors | None) -> None:
         for name in ("memory_vectors", "memory_plain"):

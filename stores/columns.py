@@ -30,6 +30,11 @@ _READ_BYTES = 2**20
 _BATCH = 20_000
 
 
+def sidecar_of(path: Path, number: int) -> Path:
+    """Where the sidecar of a scope lies."""
+    return path.with_name(f"{path.name}.{number}.vectors")
+
+
 class Columns:
     """The vectors and lengths of a scope's episodes that can be found.
 
@@ -46,7 +51,7 @@ class Columns:
         self.number = number
         self._vectors = vectors
         self._identity = {"scope": number, "rewrites": rewrites, "store": store, "vectors": vectors and asdict(vectors)}
-        self._path = path.with_name(f"{path.name}.{number}.vectors")
+        self._path = sidecar_of(path, number)
         self._sidecar: IO[bytes] | None = None
         self._rows, self._lengths, self._with_vector = array("q"), array("i"), array("b")
         self._norms = array("f")

@@ -50,7 +50,7 @@ class InMemory(Store):
         self.kind = vectors.checked_against(self.kind)
 
     def scopes(self) -> list[str]:
-        return sorted(self.known)
+        return sorted(name for name, scope in self.known.items() if scope.episodes)
 
     def size(self, scope: str) -> Size:
         known = self.known.get(scope, Scope())
@@ -90,6 +90,15 @@ class InMemory(Store):
                 for other in live:
                     known.put(replace(other, archived=True))
         return new
+
+    def delete(self, scope: str, ids: Sequence[str] | None = None) -> int:
+        known = self.known.get(scope, Scope())
+        gone = set(known.row if ids is None else ids) & set(known.row)
+        left = [row for row, episode in enumerate(known.episodes) if episode.id not in gone]
+        known.episodes, known.terms = [known.episodes[row] for row in left], [known.terms[row] for row in left]
+        known.row = {episode.id: row for row, episode in enumerate(known.episodes)}
+        known.changes += 1
+        return len(gone)
 
     def get(self, scope: str, ids: Sequence[str]) -> list[Episode]:
         known = self.known.get(scope, Scope())

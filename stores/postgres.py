@@ -92,7 +92,7 @@ class Postgres(Store):
 
     def scopes(self) -> list[str]:
         with self.reading():
-            return sorted(name for (name,) in self._ask("SELECT name FROM memory_scopes"))
+            return sorted(name for (name,) in self._ask("SELECT name FROM memory_scopes WHERE live + archived > 0"))
 
     def size(self, scope: str) -> Size:
         with self.reading():
@@ -176,6 +176,23 @@ class Postgres(Store):
                 scope,
                 id,
             )
+
+    def delete(self, scope: str, ids: Sequence[str] | None = None) -> int:
+        with self.transaction():
+            found = self._one("SELECT scope FROM memory_scopes WHERE name = %s FOR UPDATE", scope)
+            if found is None:
+                return 0
+            gone = self._ask(
+                "DELETE FROM memory_episodes WHERE scope = %s AND (%s OR id = ANY(%s)) "
+                "RETURNING archived, cardinality(terms)",
+                found[0],
+                ids is None,
+                list(ids or ()),
+            )
+            live = [length for archived, length in gone if not archived]
+            self._count(found[0], live=-len(live), archived=len(live) - len(gone), terms=-sum(live))
+            self._ask("UPDATE memory_scopes SET changes = changes + 1 WHERE scope = %s", found[0])
+            return len(gone)
 
     def _count(self, scope: int, *, live: int, archived: int, terms: int) -> None:
         self._ask(

@@ -128,6 +128,9 @@ class Hot(Store):
     ) -> list[bool]:
         return self._behind.change(scope, add, archive, uses, merge)
 
+    def delete(self, scope: str, ids: Sequence[str] | None = None) -> int:
+        return self._behind.delete(scope, ids)
+
     def scan(self, scope: str) -> Iterator[Episode]:
         return self._behind.scan(scope)
 

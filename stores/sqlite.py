@@ -18,13 +18,12 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 import numpy as np
 
 from ranking.text import terms
-from stores import tidying
-from stores.columns import Columns
+from stores import address, tidying
+from stores.columns import Columns, sidecar_of
 from stores.episode import Episode, Size, StoreError, Vectors, same_as, standing_for
 from stores.payload import USUAL_IMPORTANCE, entries, episode_of, payload_of, text_of, without_text
 from stores.store import DEFAULT_BITS, Postings, Store
@@ -118,7 +117,9 @@ class SQLite(Store):
 
     def scopes(self) -> list[str]:
         with self.reading():
-            return [name for (name,) in self.file.execute("SELECT name FROM scopes ORDER BY name")]
+            return [
+                name for (name,) in self.file.execute("SELECT name FROM scopes WHERE live + archived ORDER BY name")
+            ]
 
     def size(self, scope: str) -> Size:
         with self.reading():
@@ -195,6 +196,20 @@ class SQLite(Store):
             )
             self.file.execute("UPDATE episodes SET archived = 1 WHERE row = ?", (row,))
             self._count(scope, live=-1, archived=1, terms=-len(words), rewrites=1)
+
+    def delete(self, scope: str, ids: Sequence[str] | None = None) -> int:
+        with self.transaction():
+            number = self._number(scope)
+            if ids is None:
+                ids = [id for (id,) in self.file.execute("SELECT id FROM episodes WHERE scope = ?", (number,))]
+            known = [episode.id for episode in self._known(number, list(dict.fromkeys(ids)))]
+            for id in known:
+                self._archive(number, id)  # takes it out of the index
+                self.file.execute("DELETE FROM episodes WHERE scope = ? AND id = ?", (number, id))
+            self._count(number, archived=-len(known), rewrites=1)
+            self.file.execute("UPDATE scopes SET changes = changes + 1 WHERE scope = ?", (number,))
+            sidecar_of(self.path, number).unlink(missing_ok=True)
+            return len(known)
 
     def _count(self, scope: int, *, live: int = 0, archived: int = 0, terms: int = 0, rewrites: int = 0) -> None:
         self.file.execute(
@@ -377,18 +392,4 @@ class SQLite(Store):
 
 def from_url(url: str) -> SQLite:
     """`sqlite:///relative.db` or `sqlite:////absolute.db`, with any of the arguments behind a `?`."""
-    options: dict[str, Any] = dict(parse_qsl(urlsplit(url).query))
-    known = ("bits", "compression", "synchronous")
-    if unknown := sorted(set(options) - set(known)):
-        raise StoreError(f"a SQLite store has no option {', '.join(unknown)}; it has {', '.join(known)}.")
-    if options.get("bits") in ("2", "4"):
-        options["bits"] = int(options["bits"])
-    return SQLite(file_of(url), **options)
-
-
-def file_of(url: str) -> Path:
-    """The file that a URL names."""
-    address = urlsplit(url)
-    if address.netloc or len(address.path) < 2:
-        raise StoreError(f"{url!r} names no file; write sqlite:///relative.db or sqlite:////absolute.db.")
-    return Path(unquote(address.path[1:]))
+    return SQLite(address.file_of(url), **address.options_of(url))

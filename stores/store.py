@@ -68,7 +68,7 @@ class Store(ABC):
 
     @abstractmethod
     def scopes(self) -> list[str]:
-        """All scopes, sorted."""
+        """All scopes that hold episodes, sorted."""
 
     @abstractmethod
     def size(self, scope: str) -> Size:
@@ -91,6 +91,10 @@ class Store(ABC):
         Returns which of `add` are new. An id that is there already is not written again.
         Raises Conflict, and changes nothing, where it belongs to an episode of another text or time.
         """
+
+    @abstractmethod
+    def delete(self, scope: str, ids: Sequence[str] | None = None) -> int:
+        """Remove episodes for good, archived ones too: those of these ids, or all. Returns how many there were."""
 
     @abstractmethod
     def get(self, scope: str, ids: Sequence[str]) -> list[Episode]:

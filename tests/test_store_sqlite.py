@@ -84,6 +84,8 @@ def test_a_large_scope_is_read_from_a_sidecar_that_can_be_lost(tmp_path: Path, m
         alone.store_episodes("agent", [e for e in store.scan("agent") if not e.archived])
         alone.declare(store.vectors())  # type: ignore[arg-type]
         assert found(store) == found(alone), "archived ones are gone from it"  # type: ignore[arg-type]
+        store.delete("agent", ["D1:4"])
+        assert not sidecar.exists(), "what is deleted stays nowhere"
 
 
 def test_two_episodes_score_differently(tmp_path: Path) -> None:

@@ -251,6 +251,29 @@ def test_near_duplicates_become_one_with_links_to_its_sources(opened: Open) -> N
     assert [e.archived for e in store.get("agent", ["1", "2", "3", "4"])] == [True, True, False, False]
 
 
+def test_what_is_deleted_is_gone(opened: Open) -> None:
+    """A scope that was emptied and filled again finds nothing of what it held."""
+    store, other = opened(), opened()
+    made, vectors = episodes(9, 30)
+    store.store_episodes("agent", made, vectors)
+    store.store_episodes("another", made, vectors)
+    store.change("agent", archive=[made[0].id])
+    assert results(other, "agent", 9) == results(store, "agent", 9)
+    assert store.delete("agent", [made[0].id, made[1].id, "?"]) == 2
+    assert [episode.id for episode in other.scan("agent")] == [episode.id for episode in made[2:]]
+    assert made[1].id not in {f.episode.id for f in other.retrieve_similar("agent", "kayak", vectors[1], 50, at=NOW)}
+    assert store.check() == []
+    assert store.delete("agent") == 28
+    assert store.delete("agent") == store.delete("unknown") == 0
+    assert (other.scopes(), other.size("agent").episodes, other.size("agent").archived) == (["another"], 0, 0)
+    fresh, fresh_vectors = episodes(10, 30)
+    store.store_episodes("agent", fresh, fresh_vectors)
+    model = open_store("memory:")
+    model.store_episodes("agent", fresh, fresh_vectors)
+    assert results(other, "agent", 9) == results(store, "agent", 9) == results(model, "agent", 9)
+    assert store.check() == []
+
+
 def test_forgetting_archives_by_the_time_it_is_given(opened: Open) -> None:
     store = opened()
     store.store_episodes(

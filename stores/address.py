@@ -1,0 +1,29 @@
+"""What the URL of a SQLite store says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from stores.episode import StoreError
+
+OPTIONS = ("bits", "compression", "synchronous")
+
+
+def options_of(url: str) -> dict[str, Any]:
+    """What stands behind its `?`, as arguments of the store."""
+    options: dict[str, Any] = dict(parse_qsl(urlsplit(url).query))
+    if unknown := sorted(set(options) - set(OPTIONS)):
+        raise StoreError(f"a SQLite store has no option {', '.join(unknown)}; it has {', '.join(OPTIONS)}.")
+    if options.get("bits") in ("2", "4"):
+        options["bits"] = int(options["bits"])
+    return options
+
+
+def file_of(url: str) -> Path:
+    """The file that it names."""
+    address = urlsplit(url)
+    if address.netloc or len(address.path) < 2:
+        raise StoreError(f"{url!r} names no file; write sqlite:///relative.db or sqlite:////absolute.db.")
+    return Path(unquote(address.path[1:]))
