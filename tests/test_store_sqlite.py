@@ -182,7 +182,8 @@ def test_any_text_comes_back(texts: list[str]) -> None:
         assert store.check() == []
         for text in texts:
             if terms(text):
-                assert store.retrieve_similar("", text, None, 1, at=0.0)[0].lexical == 1.0
+                found = store.retrieve_similar("", text, None, len(texts), at=0.0)
+                assert max(each.lexical for each in found) == 1.0, "what stands beside may rank another first"
 
 
 @pytest.mark.parametrize("compression", ["zstd", "lz4"])
