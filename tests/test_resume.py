@@ -262,7 +262,7 @@ def test_a_conversation_that_cannot_be_read_is_blamed_on_the_memory_or_on_its_mo
     systems = {"writes": Summary(count=reader.count), "broken": Broken(count=reader.count)}
     tasks = plan(systems, sample.questions[:2], budgets=[150])
     with RunFolder.create(tmp_path / "run", {}) as folder:
-        assert run(tasks, systems, sample.conversations, folder, reader=reader) == ""
+        assert run(tasks, lambda system, _: systems[system], sample.conversations, folder, reader=reader) == ""
         found = {record["system"]: (record["error"], record["memory_error"]) for record in folder.records()}
         ingests = {ingest["system"]: ingest["memory_error"] for ingest in folder.ingests()}
     assert found["writes"][0].startswith("ingest: LMServerError")
