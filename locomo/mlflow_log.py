@@ -17,7 +17,6 @@ from typing import Any
 from language_models.failure import describe
 from locomo.accounting import numbers
 from locomo.dataset import URL, Dataset
-from locomo.evaluate import UNBOUNDED
 from locomo.run_folder import RunFolder
 from locomo.summary import flat
 
@@ -61,7 +60,7 @@ def _log(folder: RunFolder, results: dict[str, Any], data: Dataset) -> str:
         mlflow.log_params({name: str(value)[:500] for name, value in parameters.items()})
         client, run_id = mlflow.MlflowClient(), str(active.info.run_id)
         places = [(name, budget) for name, entry in results["systems"].items() for budget in entry["budgets"]]
-        sweep = len({budget for _, budget in places} - {"0", str(UNBOUNDED)}) > 1
+        sweep = any(len(entry["budgets"]) > 1 for entry in results["systems"].values())
         _log_metrics(client, run_id, metrics(results, places, parts=not sweep))
         source = HTTPDatasetSource(URL)
         digest = data.sha256[:16]
