@@ -154,7 +154,8 @@ def open_database() -> Any:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     from filelock import FileLock
 
-    mlflow.set_tracking_uri("sqlite:///mydb.sqlite")
+    # In full, since MLflow keeps a connection for each address, and a process may change its working folder.
+    mlflow.set_tracking_uri(f"sqlite:///{Path('mydb.sqlite').resolve()}")
     with FileLock("mydb.sqlite.lock"):  # two first runs at once would both make the tables
         if mlflow.get_experiment_by_name(EXPERIMENT) is None:
             mlflow.create_experiment(EXPERIMENT, artifact_location=(Path.cwd() / "mlartifacts").as_uri())

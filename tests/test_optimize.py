@@ -383,7 +383,7 @@ def test_every_candidate_is_a_nested_run_in_mlflow(server: Server, simulated: Pa
     assert "in mydb.sqlite" in capfd.readouterr().out
     import mlflow
 
-    client = mlflow.MlflowClient("sqlite:///mydb.sqlite")
+    client = mlflow.MlflowClient(f"sqlite:///{Path('mydb.sqlite').resolve()}")
     experiment = client.get_experiment_by_name("locomo")
     runs = client.search_runs([experiment.experiment_id], max_results=200)
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]

@@ -112,7 +112,7 @@ def test_a_sweep_is_a_run_with_a_run_for_each_system_and_budget(
     with RunFolder.reopen(path) as folder:
         told = [log_run(folder, results, data) for _ in range(2)]  # as after a resume
     assert told[0] == told[1]
-    client = mlflow.MlflowClient("sqlite:///mydb.sqlite")
+    client = mlflow.MlflowClient(f"sqlite:///{Path('mydb.sqlite').resolve()}")
     parent = client.get_run((path / "mlflow_run_id").read_text())
     below = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     places = {(run.data.params["system"], run.data.params["budget_tokens"]): run.data.metrics for run in below}
