@@ -23,7 +23,7 @@ from typing import Any
 
 from language_models.failure import FATAL, describe
 from language_models.weights import WeightsUnavailable
-from locomo import answer_keys, certificate, certify, panel, report
+from locomo import answer_keys, certificate, certify, ledger, panel, report
 from locomo.certificate import Certificate
 from locomo.conclusion import conclude
 from locomo.dataset import Dataset, aside, load
@@ -32,7 +32,7 @@ from locomo.gradings import Grading, gradings, score
 from locomo.llm_judge import PROMPTS, RULES, Judge
 from locomo.metrics import ABSTAIN_FIRST, FREE, TRAP_FIRST
 from locomo.regrading import Todo, grade, missing
-from locomo.run_folder import Key, Record, RunFolder, RunFolderError, is_answered, latest
+from locomo.run_folder import Key, Record, RunFolder, RunFolderError, latest
 from locomo.split_data import parse, part, sample
 from locomo.stopping import stopping
 
@@ -71,19 +71,17 @@ def rewrite(
     before = _results(folder)
     measured = [*before.get("certificates", ()), *new]
     known = {(found["judge"], found["prompt"], found["prompt_hash"]): found for found in measured}
-    status = before.get("status", "valid")
-    if status == "invalid" and not folder.manifest.get("published"):
-        limit = folder.manifest["config"].get("fail_on_error", FAIL_ON_ERROR)
-        status = "invalid" if report.ungraded_share(records, keys) > limit else "valid"
     own = gradings(records)[:1]
+    broken = ledger.broken(records)
     facts = {
         "split": folder.manifest["config"].get("split"),
         "reader": folder.manifest["config"].get("model"),
         "token_counter": None,
         "left_out": {},
+        "subset": len({id for _, _, id, _ in keys}) < len(data.questions),
         **before,
-        "status": status,
-        "subset": before.get("subset", False),
+        "status": _status(folder, before, records, keys, broken),
+        "ledger": {"test_scored": None, **(before.get("ledger") or {}), "broken": broken},
         "judge": f"{own[0].judge} ({own[0].prompt})" if own else None,
         "cautions": [],
     }
@@ -101,8 +99,23 @@ def rewrite(
         certificates=list(known.values()),
         no_judge="no answer is graded.",
         rounds=rounds,
+        notes=[ledger.verdict(broken)],
         errata=errata,
     )
+
+
+def _status(
+    folder: RunFolder, before: Mapping[str, Any], records: Sequence[Record], keys: Sequence[Key], broken: Sequence[str]
+) -> str:
+    """What further verdicts make of a run that has ended: invalid with too many ungraded, valid again with fewer. They
+    end no run that has not, and mend none that was tampered with or merged."""
+    status = str(before.get("status", "unfinished"))
+    if status not in ("valid", "invalid"):
+        return status
+    limit = folder.manifest["config"].get("fail_on_error", FAIL_ON_ERROR)
+    merged = any(merge["flagged"] for merge in folder.manifest.get("published", {}).get("merges", ()))
+    unsound = merged or broken or report.ungraded_share(records, keys) > limit
+    return "invalid" if unsound else "valid"
 
 
 def _results(folder: RunFolder) -> dict[str, Any]:
@@ -234,7 +247,7 @@ class _Rescoring:
 
     def _due(self, folder: RunFolder) -> int:
         mine = latest(folder.records()).values()
-        return self.args.repeats * sum(is_answered(r) and r["question_id"] in self.golds for r in mine)
+        return self.args.repeats * sum(r["answer"] is not None and r["question_id"] in self.golds for r in mine)
 
     def _certificate(self, judge: Judge, stop: threading.Event) -> tuple[Certificate | None, str]:
         certifier = certify.Certifier(

@@ -175,6 +175,33 @@ def test_what_failed_is_ungraded_and_asked_for_again(
     assert figures(run)["gradings"]["openai/judge (strict, original)"]["n"] == 11
 
 
+def test_a_run_is_no_sounder_for_being_graded_again(
+    server: Server, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def status(folder: Path) -> str:
+        return json.loads((folder / "results.json").read_text())["status"]
+
+    server.answer = lambda number, body: failure(500) if number % 3 == 0 else TRUE(number, body)
+    assert again(server, run, more=(*PLAIN, "--num-threads", "1")) == 3
+    assert status(run) == "invalid", "its own judge left too much ungraded"
+    server.answer = TRUE
+    assert again(server, run, more=PLAIN) == 0
+    assert status(run) == "valid"
+
+    (run / "results.json").unlink()  # as a kill in the middle of the questions leaves it
+    assert again(server, run, more=(*PLAIN, "--judge", "zep")) == 0
+    assert status(run) == "unfinished"
+
+    tampered = make_run(tmp_path / "tampered", good=lambda q: q.gold or NOT_KNOWN)
+    with RunFolder.reopen(tampered) as folder:
+        folder.append(record("good", ASKED[0], ASKED[0].gold, attempt=2))
+        folder.write_json("results.json", {"status": "invalid", "systems": {}})
+    capsys.readouterr()
+    assert again(server, tampered, more=PLAIN) == 0
+    assert status(tampered) == "invalid"
+    assert "was answered and asked again" in capsys.readouterr().out
+
+
 def test_a_limit_is_a_sample_of_questions_and_gone_on_from(server: Server, run: Path) -> None:
     server.answer = TRUE
     assert again(server, run, more=(*PLAIN, "--limit", "5")) == 0
@@ -191,6 +218,7 @@ def test_it_stops_where_no_call_can_succeed(
     assert again(server, run, more=(*PLAIN, "--num-threads", "2")) == 1
     assert told in capsys.readouterr().out
     assert len(server.requests) < 14
+    assert not verdicts(run), "or it would be the run's own judge for ever"
     assert again(server, run) == 1, "nor is the judge certified"
     assert json.loads((run / "results.json").read_text())["status"] == "valid"
 
