@@ -19,6 +19,7 @@ from locomo.panel import panel, verdict
 from locomo.probes import draw
 from locomo.provenance import provenance
 from locomo.run_folder import RunFolder
+from locomo.summary import flat
 from tests.conftest import ROOT, Reply, Server, completion, failure, shown, truthful
 
 SAMPLE = ROOT / "data" / "sample.json"
@@ -146,8 +147,16 @@ def test_another_prompt_stands_beside_the_runs_own(server: Server, run: Path) ->
     found = figures(run)
     assert found["judge"] == own, "the run's own judge stays its judge"
     assert found["gradings"]["openai/judge (lenient, original)"]["score"] == 1.0
-    assert list(json.loads((run / "results.json").read_text())["withheld"]) == ["openai/judge (lenient, original)"]
+    results = json.loads((run / "results.json").read_text())
+    lenient = "openai/judge (lenient, original)"
+    assert list(results["withheld"]) == [lenient]
     assert len(verdicts(run)) == 44
+    table = (run / "table.txt").read_text()
+    assert f"J of {lenient} is withheld: {lenient} was not measured" in table
+    assert "J under each grading" in table
+    assert not [line for line in table.splitlines() if lenient in line and "is withheld" not in line]
+    assert f"judge/{lenient}" in flat(found, ())
+    assert f"judge/{lenient}" not in flat(found, results["withheld"]), "what MLflow and data frames are given"
 
 
 def test_repeats_are_counted_as_one_answer(server: Server, run: Path) -> None:
