@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,7 @@ from locomo.split_data import parse, part, sample
 from locomo.stopping import stopping
 
 FAIL_ON_ERROR = 0.02
+FORGOTTEN = "Clean and flagged questions were told apart before; name the audit again with --errata or LOCOMO_ERRATA."
 
 
 def planned(folder: RunFolder, data: Dataset, records: Sequence[Record]) -> list[Key]:
@@ -71,7 +73,7 @@ def rewrite(
     before = _results(folder)
     measured = [*before.get("certificates", ()), *new]
     known = {(found["judge"], found["prompt"], found["prompt_hash"]): found for found in measured}
-    own = gradings(records)[:1]
+    own, named = gradings(records)[:1], os.environ.get("LOCOMO_ERRATA")
     broken = ledger.broken(records)
     facts = {
         "split": folder.manifest["config"].get("split"),
@@ -83,7 +85,7 @@ def rewrite(
         "status": _status(folder, before, records, keys, broken),
         "ledger": {"test_scored": None, **(before.get("ledger") or {}), "broken": broken},
         "judge": f"{own[0].judge} ({own[0].prompt})" if own else None,
-        "cautions": [],
+        "cautions": [FORGOTTEN] if before.get("clean_and_flagged") and not (errata or named) else [],
     }
     rounds = {
         (name, int(budget)): entry["rounds"]
@@ -138,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
     certify.add_judge(p)
     p.add_argument("--panel", action="store_true", help="every prompt, and whether the ranking survives")
     p.add_argument("--answer-key", default="original", choices=["original", "corrected"])
-    p.add_argument("--errata", metavar="FILE", help="of the corrected key (default: LOCOMO_ERRATA)")
+    p.add_argument("--errata", metavar="FILE", help="clean and flagged questions apart (default: LOCOMO_ERRATA)")
     p.add_argument("--repeats", type=int, default=1, metavar="N", help="verdicts on each answer")
     p.add_argument("--limit", type=int, metavar="N", help="a seeded sample of N questions, the same of each run")
     p.add_argument("--no-certificate", action="store_true", help="do not measure the judge, and show no J of it")
@@ -158,7 +160,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _verify(folder, data)
             if args.limit:
                 golds = _some(golds, folders, data, args.limit)
-            return _Rescoring(args, data, golds, folders).carry_out()
+            errata = answer_keys.read(args.errata, data=data) if args.errata else None
+            return _Rescoring(args, data, golds, folders, errata).carry_out()
     except (ValueError, WeightsUnavailable) as error:  # RunFolderError, DataError, ErrataError, WrongAnswersError
         print(f"locomo.rescore: {error}", file=sys.stderr)
         return 2
@@ -195,9 +198,14 @@ def _some(golds: Mapping[str, str], folders: Sequence[RunFolder], data: Dataset,
 
 class _Rescoring:
     def __init__(
-        self, args: argparse.Namespace, data: Dataset, golds: Mapping[str, str], folders: Sequence[RunFolder]
+        self,
+        args: argparse.Namespace,
+        data: Dataset,
+        golds: Mapping[str, str],
+        folders: Sequence[RunFolder],
+        errata: answer_keys.Errata | None,
     ) -> None:
-        self.args, self.data, self.golds, self.folders = args, data, golds, folders
+        self.args, self.data, self.golds, self.folders, self.errata = args, data, golds, folders, errata
         self.model, judge = certify.load_judge(args)
         prompts = list(PROMPTS) if args.panel else [args.judge]
         self.judges = [Judge(judge.lm, prompt=prompt) for prompt in prompts]
@@ -221,7 +229,7 @@ class _Rescoring:
                 if fatal or stop.is_set():
                     break
         for folder in self.folders:
-            _, table = rewrite(folder, self.data, certificates)
+            _, table = rewrite(folder, self.data, certificates, self.errata)
             if not args.panel:
                 self.say(f"\n{folder.path}\n{table}")
         if args.panel:

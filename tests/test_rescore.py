@@ -260,6 +260,19 @@ def test_answers_are_graded_against_the_corrected_key(server: Server, run: Path,
     assert golds[ASKED[1].text] == ASKED[1].gold
     assert {v["key"] for v in verdicts(run)} == {"corrected"}
     assert list(figures(run)["gradings"]) == ["openai/judge (strict, corrected)"]
+    # All right under the corrected key is above the ceiling of the original one, and no cause for alarm.
+    corrected = ("--judge", "lenient", "--answer-key", "corrected", *CERTIFIED)
+    server.answer = lambda number, body: completion("yes")
+    other = make_run(tmp_path / "other", good=lambda q: q.gold or NOT_KNOWN)
+    assert again(server, other, more=(*corrected, "--errata", str(errata))) == 0
+    table = (other / "table.txt").read_text()
+    assert "good: J 100.00 on the 10 clean questions, 100.00 on the 1 flagged questions" in table
+    assert "ALARM" not in table
+    original = make_run(tmp_path / "original", good=lambda q: q.gold or NOT_KNOWN)
+    assert again(server, original, more=(*CERTIFIED, "--errata", str(errata))) == 0
+    assert "ALARM: good: 100.00 overall is above the ceiling" in (original / "table.txt").read_text()
+    assert again(server, original, more=CERTIFIED) == 0
+    assert "name the audit again with --errata" in (original / "table.txt").read_text()
 
 
 def test_an_imported_run_keeps_its_own_verdicts(server: Server, tmp_path: Path) -> None:
