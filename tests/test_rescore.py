@@ -372,6 +372,21 @@ def test_a_flip_is_told_from_a_significant_one() -> None:
     assert "1 pairs keep their order, but differ significantly under some" in verdict(steady)
 
 
+def test_rounding_flips_no_pair() -> None:
+    """Three repeats: the same thirds under one prompt, in another order, and one ahead under the other."""
+    for ahead, behind in (("a", "b"), ("b", "a")):
+        thirds = {"a": [0, 2 / 3, 1 / 3], "b": [1 / 3, 0, 2 / 3]}
+        ranks = {ahead: [1.0] * 3, behind: [0.0] * 3}
+        made = {
+            name: {
+                "x": {f"c0#{i}": value for i, value in enumerate(thirds[name])},
+                "y": {f"c0#{i}": value for i, value in enumerate(ranks[name])},
+            }
+            for name in "ab"
+        }
+        assert panel(made)["survives"]
+
+
 def test_a_panel_compares_the_same_answers() -> None:
     some = scores(a={"x": [1, 0], "y": [1, 0]})
     del some["a"]["y"]["c0#0"]
