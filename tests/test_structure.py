@@ -18,9 +18,9 @@ LAYERS = {
     "reading": {"ranking"},
     "ranking": set(),
     "memory_system": {"ranking", "reading"},
-    "language_models": {"memory_system", "ranking"},
+    "language_models": {"memory_system", "ranking", "reading"},
     "stores": {"ranking"},
-    "memories": {"memory_system", "language_models", "ranking", "stores"},
+    "memories": {"memory_system", "language_models", "ranking", "reading", "stores"},
     "locomo": {"memory_system", "language_models", "ranking", "reading"},
     "optimization": {"memory_system", "language_models", "locomo", "ranking", "reading"},
 }
