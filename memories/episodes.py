@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import groupby
 
@@ -53,7 +53,6 @@ def observe(
     """Store turns, in time order, numbered from `number`; they are there when it returns. Those that were new.
 
     A turn that is known already is passed over, so that after a crash all can be repeated.
-    Raises Conflict where a known id is given another text or time.
     """
     known = {episode.id for episode in store.get(scope, [turn.id for turn in turns])}
     new = [turn for turn in turns if turn.id not in known]
@@ -94,9 +93,14 @@ def recall(
             at=next(iter(newest.values())).at if at is None else at,
             weights=weights,
         )
-    shown = sorted((hit.episode for hit in found), key=lambda e: (e.at, e.details.get("n", 0), e.id))
+    shown = in_time_order(hit.episode for hit in found)
     places = {episode.id: place for place, episode in enumerate(shown)}
     return pack(_printed(shown, count), (places[hit.episode.id] for hit in found), budget_tokens, count)
+
+
+def in_time_order(known: Iterable[Episode]) -> list[Episode]:
+    """Episodes by their time; those of one time as they were observed."""
+    return sorted(known, key=lambda episode: (episode.at, episode.details.get("n", 0), episode.id))
 
 
 def _printed(episodes: Sequence[Episode], count: TokenCounter) -> State:
