@@ -15,20 +15,23 @@ from language_models.encoders import Encoder
 
 
 class Gated:
-    """The encoder `name` (language_models/encoders.py), uncached; raises EncoderUnavailable where it is first needed.
+    """An encoder, or the one of a name (language_models/encoders.py), which is loaded where it is first needed, its
+    vectors uncached; raises EncoderUnavailable there.
 
     Args:
         at_once: calls; None for one a core. More would only wait for each other, and take more memory.
     """
 
-    def __init__(self, name: str | None = None, *, at_once: int | None = None) -> None:
-        self._called = name
+    def __init__(self, encoder: Encoder | str | None = None, *, at_once: int | None = None) -> None:
+        self._given = encoder
         self._gate = threading.BoundedSemaphore(at_once or os.cpu_count() or 1)
         self._lock = threading.Lock()
 
     @cached_property
     def _encoder(self) -> Encoder:
-        return encoders.load(self._called, cached=False, say=lambda text: print(text, file=sys.stderr))
+        if self._given is not None and not isinstance(self._given, str):
+            return self._given
+        return encoders.load(self._given, cached=False, say=lambda text: print(text, file=sys.stderr))
 
     def ready(self) -> Encoder:
         """The encoder, loaded."""

@@ -106,6 +106,18 @@ def parser() -> argparse.ArgumentParser:
     forget.add_argument("ids", nargs="*", metavar="ID", help="as `list` shows them")
     forget.add_argument("--for-good", action="store_true", help="remove it, instead of archiving it")
     forget.add_argument("--everything", action="store_true", help="remove the whole memory, for good")
+    serve = verb("serve", _serve, "answer over HTTP")
+    serve.add_argument("--host", default="127.0.0.1", help="default %(default)s; others need tokens")
+    serve.add_argument("--port", type=_count, default=8765, help="default %(default)s")
+    serve.add_argument(
+        "--auth", action=argparse.BooleanOptionalAction, help="ask for tokens; default beyond this machine"
+    )
+    serve.add_argument("--rate", type=float, default=100.0, metavar="N", help="requests a second a tenant; 0 for any")
+    serve.add_argument("--model", metavar="NAME", help="who answers; default by the keys in the environment")
+    serve.add_argument("--api-base", metavar="URL", help="of a server that speaks OpenAI's protocol")
+    token = verb("token", _token, "give a tenant of the service a token, or take it back")
+    token.add_argument("tenant", nargs="?", help="who gets a new token; without, those given out are listed")
+    token.add_argument("--revoke", metavar="ID", help="of a token, or a tenant with all of its tokens")
     return top
 
 
@@ -167,6 +179,33 @@ def _forget(memories: NamedMemories, args: argparse.Namespace) -> int:
     what = "Removed for good" if args.for_good else "Forgot"
     text = f"{what}: {', '.join(gone) or 'nothing'}." + (f" Not there: {', '.join(missing)}." if missing else "")
     return _say(args, {"forgotten": gone, "not_there": missing}, text, 1 if missing else 0)
+
+
+def _serve(memories: NamedMemories, args: argparse.Namespace) -> int:
+    try:
+        from memories.service import serve
+    except ImportError as error:
+        raise Usage(f"the service needs {error.name}; pip install -c constraints.txt '.[service]'.") from error
+    print(f"Serving on http://{args.host}:{args.port} (Ctrl-C ends it); what there is to ask: /docs", flush=True)
+    serve(memories, tenant=TENANT, host=args.host, port=args.port, auth=args.auth, per_second=args.rate)
+    return 0
+
+
+def _token(memories: NamedMemories, args: argparse.Namespace) -> int:
+    from memories.access import Access
+    from memories.named import check_name
+
+    access = Access(memories.store)
+    if args.revoke:
+        count = access.revoke(args.revoke)
+        return _say(args, {"revoked": count}, f"Revoked {count} tokens.", 0 if count else 1)
+    if args.tenant:
+        check_name("tenant", args.tenant)
+        token = access.grant(args.tenant, at=memories.now())
+        return _say(args, {"tenant": args.tenant, "token": token}, token)
+    keys = access.keys()
+    lines = [f"{key.id}  {key.tenant:<20} {datetime.fromtimestamp(key.created_at, UTC):%Y-%m-%d %H:%M}" for key in keys]
+    return _say(args, [vars(key) for key in keys], "\n".join(lines) or "No tokens yet.")
 
 
 # ---------------------------------------------------------------- words in and out

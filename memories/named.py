@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import TypeVar
 
+from language_models.encoders import Encoder
 from language_models.gated import Gated
 from language_models.tokens import counter_for
 from memories import SYSTEMS, episodes
@@ -94,7 +95,7 @@ class NamedMemories:
         self,
         memory_url: str,
         *,
-        encoder: str | None = None,
+        encoder: Encoder | str | None = None,
         tokenizer: str | None = None,
         model: str | None = None,
         api_base: str | None = None,
@@ -118,8 +119,10 @@ class NamedMemories:
         return sorted(self._of(tenant).values(), key=lambda named: named.name)
 
     def find(self, tenant: str, name: str) -> Named:
-        """Raises NotThere."""
+        """The memory of a name. The default one is made where there is none; of others raises NotThere."""
         found = self._of(tenant).get(name)
+        if found is None and name == DEFAULT_NAME:
+            found, _ = self.create(tenant, name)
         if found is None:
             raise NotThere(f"there is no memory {name!r}; create it, or list those that there are.")
         return found
@@ -129,7 +132,10 @@ class NamedMemories:
 
         Raises Taken where there is one of another system, Refused for a name or a system that cannot be.
         """
-        self._check(tenant, name, system)
+        check_name("tenant", tenant)
+        check_name("memory", name)
+        if system not in SYSTEMS:
+            raise Refused(f"there is no memory system {system!r}; there are {', '.join(sorted(SYSTEMS))}.")
         with self.store.transaction():
             self.store.change(_registry(tenant))  # from here on nobody else changes it
             if entries := self.store.get(_registry(tenant), [name]):
@@ -294,16 +300,14 @@ class NamedMemories:
         now = self.now()
         return Named(name, system, now, f"{_registry(tenant)}/{name}/{int(now)}-{uuid.uuid4().hex[:12]}")
 
-    @staticmethod
-    def _check(tenant: str, name: str, system: str) -> None:
-        for what, given in (("tenant", tenant), ("memory", name)):
-            if not re.fullmatch(NAME, given):
-                raise Refused(
-                    f"no {what} can be called {given!r}; a name is up to 64 letters, digits, dots, dashes and "
-                    "underscores, and begins with a letter or digit."
-                )
-        if system not in SYSTEMS:
-            raise Refused(f"there is no memory system {system!r}; there are {', '.join(sorted(SYSTEMS))}.")
+
+def check_name(what: str, given: str) -> None:
+    """Raises Refused for a name that no tenant or memory can have."""
+    if not re.fullmatch(NAME, given):
+        raise Refused(
+            f"no {what} can be called {given!r}; a name is up to 64 letters, digits, dots, dashes and underscores, and "
+            "begins with a letter or digit."
+        )
 
 
 def _registry(tenant: str) -> str:
