@@ -46,6 +46,7 @@ class HuggingFace:
         from tokenizers import Tokenizer
 
         self.name = f"tokenizer.json ({hashlib.sha256(path.read_bytes()).hexdigest()[:12]})"
+        self.path = path
         self._tokenizer = Tokenizer.from_file(str(path))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

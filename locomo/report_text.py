@@ -178,7 +178,7 @@ def certificate_text(certificate: Results) -> str:
         for name, found in certificate.get("sets", {}).items()
     ]
     if sets:
-        lines += ["", _grid([["set", "wrong verdicts", "n", "ungraded"], *sets])]
+        lines += ["", grid([["set", "wrong verdicts", "n", "ungraded"], *sets])]
     return "\n".join(lines)
 
 
@@ -202,10 +202,10 @@ def number(value: float | None, digits: int = 0) -> str:
 
 
 def _section(title: str, rows: Sequence[Sequence[str]]) -> str:
-    return f"## {_md(title)}\n\n{_grid(rows)}"
+    return f"## {_md(title)}\n\n{grid(rows)}"
 
 
-def _grid(rows: Sequence[Sequence[str]]) -> str:
+def grid(rows: Sequence[Sequence[str]]) -> str:
     header, *body = [[_md(str(cell)) for cell in row] for row in rows]
     lines = [header, ["---"] * len(header), *body]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

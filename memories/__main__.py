@@ -4,6 +4,7 @@
     python -m memories recall "Who sold a kayak?"             what fits a question
     python -m memories ask "Who sold a kayak?"                a language model's answer from it
     python -m memories list                                   the latest; --memories lists the memories
+    python -m memories export FILE                            write it to a file; import FILE puts it back
     python -m memories forget ID                              nothing finds it again; --for-good removes it
     python -m memories serve                                  REST and MCP on http://127.0.0.1:8765
 
@@ -34,6 +35,7 @@ BUDGET_TOKENS = 2048
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    from cartridges.container import CartridgeError
     from language_models.encoders import EncoderUnavailable
     from memories.answers import NoModel
     from memories.named import NamedMemories, NotThere, Refused, Taken
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code: int = args.act(memories, args)
         finally:
             memories.close()
-    except (StoreError, NotThere, Refused, Taken, EncoderUnavailable, NoModel, Usage) as error:
+    except (StoreError, NotThere, Refused, Taken, CartridgeError, EncoderUnavailable, NoModel, Usage) as error:
         print(f"python -m memories {args.verb}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output has seen enough
@@ -106,6 +108,11 @@ def parser() -> argparse.ArgumentParser:
     forget.add_argument("ids", nargs="*", metavar="ID", help="as `list` shows them")
     forget.add_argument("--for-good", action="store_true", help="remove it, instead of archiving it")
     forget.add_argument("--everything", action="store_true", help="remove the whole memory, for good")
+    export = verb("export", _export, "write the memory to a file, a cartridge")
+    export.add_argument("file", type=Path)
+    imported = verb("import", _import, "put a cartridge in the place of the memory, or of none")
+    imported.add_argument("file", type=Path)
+    imported.add_argument("--reobserve", action="store_true", help="make vectors anew, where another encoder made them")
     serve = verb("serve", _serve, "answer over HTTP")
     serve.add_argument("--host", default="127.0.0.1", help="default %(default)s; others need tokens")
     serve.add_argument("--port", type=_count, default=8765, help="default %(default)s")
@@ -179,6 +186,23 @@ def _forget(memories: NamedMemories, args: argparse.Namespace) -> int:
     what = "Removed for good" if args.for_good else "Forgot"
     text = f"{what}: {', '.join(gone) or 'nothing'}." + (f" Not there: {', '.join(missing)}." if missing else "")
     return _say(args, {"forgotten": gone, "not_there": missing}, text, 1 if missing else 0)
+
+
+def _export(memories: NamedMemories, args: argparse.Namespace) -> int:
+    from memories.carrying import export_cartridge
+
+    export_cartridge(memories, TENANT, args.memory, args.file)
+    size = args.file.stat().st_size
+    return _say(args, {"file": str(args.file), "bytes": size}, f"{args.memory} is in {args.file}, {size:,} bytes.")
+
+
+def _import(memories: NamedMemories, args: argparse.Namespace) -> int:
+    from memories.carrying import import_cartridge
+
+    named = import_cartridge(memories, TENANT, args.memory, args.file, reobserve=args.reobserve)
+    size = memories.size(TENANT, named.name)
+    told = {"memory": named.name, "system": named.system, "turns": size.episodes}
+    return _say(args, told, f"{named.name} is now what {args.file} holds: {size.episodes:,} turns.")
 
 
 def _serve(memories: NamedMemories, args: argparse.Namespace) -> int:

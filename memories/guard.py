@@ -6,8 +6,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 
+from anyio import CapacityLimiter, to_thread
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -20,7 +20,7 @@ OPEN = ("/livez", "/readyz", "/openapi.json", "/docs")
 """What needs no token."""
 
 MOST_BODY_BYTES = 2**20
-TOO_LARGE = f"A request may have up to {MOST_BODY_BYTES:,} bytes; send it in parts."
+MOST_CARTRIDGE_BYTES = 2**28
 MOST_CALLERS = 10_000
 """Callers whose rate is known; the one that was not heard of longest is forgotten."""
 
@@ -95,6 +95,7 @@ class Guard:
         self._hosts = hosts
         self._most_waiting = most_waiting
         self._waiting = 0
+        self._doors = CapacityLimiter(1)  # who is let in does not queue behind those who are
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -112,7 +113,7 @@ class Guard:
         self._measures.waiting.set(self._waiting)
         try:
             refusal = await self._refusal(scope)
-            await (refusal or self._app)(scope, _limited(receive), noting)
+            await (refusal or self._app)(scope, _limited(receive, _most_bytes(scope)), noting)
         finally:
             self._waiting -= 1
             self._measures.waiting.set(self._waiting)
@@ -129,13 +130,18 @@ class Guard:
                 return problem(403, f"This service is not called {host!r}; it is {', '.join(self._hosts)}.")
         if scope["path"] in OPEN:
             return None
-        if int(headers.get("content-length", "0")) > MOST_BODY_BYTES:  # a number: the server has seen to that
-            return problem(413, TOO_LARGE)
+        most = _most_bytes(scope)
+        if int(headers.get("content-length", "0")) > most:  # a number: the server has seen to that
+            return problem(413, _too_large(most))
         if self._waiting > self._most_waiting:
             return problem(503, "Too many requests are waiting; try again.")
         if self._access is not None:
             kind, _, token = headers.get("authorization", "").partition(" ")
-            found = await run_in_threadpool(self._access.tenant_of, token) if kind.lower() == "bearer" else None
+            found = (
+                await to_thread.run_sync(self._access.tenant_of, token, limiter=self._doors)
+                if kind.lower() == "bearer"
+                else None
+            )
             if found is None:
                 if not self._rate.allows(caller):
                     return problem(429, "Too many requests with a wrong token; try again later.")
@@ -152,7 +158,15 @@ class Guard:
         return None
 
 
-def _limited(receive: Receive) -> Receive:
+def _most_bytes(scope: Scope) -> int:
+    return MOST_CARTRIDGE_BYTES if scope["path"].endswith("/cartridge") else MOST_BODY_BYTES
+
+
+def _too_large(most: int) -> str:
+    return f"A request may have up to {most:,} bytes here; send it in parts."
+
+
+def _limited(receive: Receive, most: int) -> Receive:
     """The body as it comes, up to a limit: not every request says how long it will be."""
     received = 0
 
@@ -160,8 +174,8 @@ def _limited(receive: Receive) -> Receive:
         nonlocal received
         message = await receive()
         received += len(message.get("body", b""))
-        if received > MOST_BODY_BYTES:
-            raise HTTPException(413, TOO_LARGE)
+        if received > most:
+            raise HTTPException(413, _too_large(most))
         return message
 
     return counting

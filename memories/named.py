@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import TypeVar
 
+import stores
 from language_models.encoders import Encoder
 from language_models.gated import Gated
 from language_models.tokens import counter_for
@@ -28,7 +29,6 @@ from memories import SYSTEMS, episodes
 from memories.answers import Answers
 from memories.states import States
 from reading.packing import Recall, TokenCounter, Turn
-from stores import open_store
 from stores.episode import Conflict, Episode, Found, Size
 from stores.store import Consolidated, Store
 
@@ -39,6 +39,9 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 MOST_AT_ONCE = 1000
 """Turns observed, or episodes asked for, at a time."""
+
+SWEEP_AFTER_SECONDS = 86_400
+"""What is in no list for so long was left behind; before, it may be on its way."""
 
 T = TypeVar("T")
 
@@ -101,16 +104,17 @@ class NamedMemories:
         api_base: str | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self.store: Store = open_store(memory_url)
+        self.memory_url = memory_url
+        self.store: Store = stores.opened(memory_url)
         self.encoder = Gated(encoder)
         self.count: TokenCounter = counter_for(tokenizer=tokenizer)
         self.now = now
         self._answers = Answers(model, api_base=api_base)
-        self._states = States(self.store, self.encoder, self.count, self._answers)
+        self.states = States(self.store, self.encoder, self.count, self._answers)
         self._known: dict[str, tuple[int, dict[str, Named]]] = {}
 
     def close(self) -> None:
-        self.store.close()
+        stores.close(self.memory_url)
 
     # ------------------------------------------------------------ which there are
 
@@ -132,10 +136,7 @@ class NamedMemories:
 
         Raises Taken where there is one of another system, Refused for a name or a system that cannot be.
         """
-        check_name("tenant", tenant)
-        check_name("memory", name)
-        if system not in SYSTEMS:
-            raise Refused(f"there is no memory system {system!r}; there are {', '.join(sorted(SYSTEMS))}.")
+        named = self._fresh(tenant, name, system)
         with self.store.transaction():
             self.store.change(_registry(tenant))  # from here on nobody else changes it
             if entries := self.store.get(_registry(tenant), [name]):
@@ -143,7 +144,6 @@ class NamedMemories:
                 if found.system != system:
                     raise Taken(f"there is a memory {name!r} already, and its system is {found.system}, not {system}.")
                 return found, False
-            named = self._fresh(tenant, name, system)
             self.store.change(_registry(tenant), add=[_entry(named)])
         return named, True
 
@@ -156,6 +156,30 @@ class NamedMemories:
         named = self.find(tenant, name)
         self.store.delete(_registry(tenant), [name])
         return self._clear(named.scope)
+
+    def exchange(self, tenant: str, name: str, *, system: str, fill: Callable[[str], object]) -> Named:
+        """Put a memory in the place of the one of a name, or of none, in one step: `fill` has stored all of it in the
+        scope that it is told. What that raises leaves everything as it was.
+
+        What is observed while it fills goes into the old one, and with it.
+        """
+        named = self._fresh(tenant, name, system)
+        try:
+            fill(named.scope)
+            old = self.store.replace(_registry(tenant), _entry(named))
+        except BaseException:
+            self._clear(named.scope)
+            raise
+        if old:
+            self._clear(_named(old).scope)
+        return named
+
+    def sweep(self) -> int:
+        """Remove what exchanges and removals that were killed have left behind. How many turns there were."""
+        kept = {named.scope for scope in self.store.scopes() if scope.count("/") == 0 for named in self._listed(scope)}
+        left = [scope for scope in self.store.scopes() if re.fullmatch(rf"tenant:{NAME}/{NAME}/\d+-\w+", scope)]
+        young = self.now() - SWEEP_AFTER_SECONDS
+        return sum(self._clear(s) for s in left if s not in kept and int(s.rpartition("/")[2].split("-")[0]) < young)
 
     # ------------------------------------------------------------ what they hold
 
@@ -197,19 +221,19 @@ class NamedMemories:
                         raise Taken(str(error)) from error
             return ids
 
-        return self._on(tenant, name, write)
+        return self.on(tenant, name, write)
 
     def recall(self, tenant: str, name: str, question: str, *, budget_tokens: int, at: float | None = None) -> Recall:
         """What the memory's system shows for a question; `tokens <= budget_tokens`, always."""
 
         def read(named: Named) -> Recall:
             if named.system != DEFAULT_SYSTEM:
-                return self._states.recall(named.scope, named.system, question, budget_tokens)
+                return self.states.recall(named.scope, named.system, question, budget_tokens)
             return episodes.recall(
                 self.store, named.scope, question, budget_tokens, encoder=self.encoder, count=self.count, at=at
             )
 
-        return self._on(tenant, name, read)
+        return self.on(tenant, name, read)
 
     def retrieve(self, tenant: str, name: str, question: str, *, k: int, at: float | None = None) -> list[Found]:
         """The k turns that fit best by words and meaning, the best first, whatever the memory's system."""
@@ -219,7 +243,7 @@ class NamedMemories:
         def read(named: Named) -> list[Found]:
             return self.store.retrieve_similar(named.scope, question, vector, k, at=when)
 
-        return self._on(tenant, name, read)
+        return self.on(tenant, name, read)
 
     def answer(self, tenant: str, name: str, question: str, *, budget_tokens: int) -> tuple[str, Recall]:
         """What the model answers from what the memory shows."""
@@ -234,7 +258,7 @@ class NamedMemories:
                 rows = self.store.newest(named.scope, k, before)
                 return self.store.get(named.scope, self.store.ids(named.scope, rows))
 
-        return self._on(tenant, name, read)
+        return self.on(tenant, name, read)
 
     def forget(self, tenant: str, name: str, ids: Sequence[str], *, for_good: bool = False) -> list[str]:
         """Archive turns, so that nothing finds them, or remove them for good. Those that there were."""
@@ -247,19 +271,19 @@ class NamedMemories:
                 self.store.change(named.scope, archive=found)
             return found
 
-        return self._on(tenant, name, write)
+        return self.on(tenant, name, write)
 
     def consolidate(self, tenant: str, name: str, *, at: float | None = None) -> Consolidated:
         """Merge near-duplicates and archive what is forgotten."""
         when = self.now() if at is None else at
-        return self._on(tenant, name, lambda named: self.store.consolidate(named.scope, at=when))
+        return self.on(tenant, name, lambda named: self.store.consolidate(named.scope, at=when))
 
     def size(self, tenant: str, name: str) -> Size:
         return self.store.size(self.find(tenant, name).scope)
 
     # ------------------------------------------------------------ inside
 
-    def _on(self, tenant: str, name: str, act: Callable[[Named], T]) -> T:
+    def on(self, tenant: str, name: str, act: Callable[[Named], T]) -> T:
         """Act on a memory, and again where it was exchanged for another in the meantime: what is read comes from one
         memory, and what is written goes into the one that is there."""
         while True:
@@ -274,13 +298,16 @@ class NamedMemories:
         changes = self.store.size(scope).changes
         known = self._known.get(tenant)
         if known is None or known[0] != changes:
-            known = changes, {episode.id: _named(episode) for episode in self.store.scan(scope)}
+            known = changes, {named.name: named for named in self._listed(scope)}
             self._known[tenant] = known
         return known[1]
 
+    def _listed(self, registry: str) -> list[Named]:
+        return [_named(episode) for episode in self.store.scan(registry)] if registry.startswith("tenant:") else []
+
     def _clear(self, scope: str) -> int:
         """Remove all that is in a scope, bit by bit, so that others get their turn. How many there were."""
-        self._states.drop(scope)
+        self.states.drop(scope)
         removed = 0
         while batch := [episode.id for episode in islice(self.store.scan(scope), 500)]:
             removed += self.store.delete(scope, batch)
@@ -297,6 +324,10 @@ class NamedMemories:
         return turn
 
     def _fresh(self, tenant: str, name: str, system: str) -> Named:
+        check_name("tenant", tenant)
+        check_name("memory", name)
+        if system not in SYSTEMS:
+            raise Refused(f"there is no memory system {system!r}; there are {', '.join(sorted(SYSTEMS))}.")
         now = self.now()
         return Named(name, system, now, f"{_registry(tenant)}/{name}/{int(now)}-{uuid.uuid4().hex[:12]}")
 

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from cartridges.container import CartridgeError
 from language_models.encoders import EncoderUnavailable
 from memories.answers import NoModel
 from memories.named import NotThere, Refused, Taken
@@ -24,6 +25,7 @@ STATUS: dict[type[Exception], int] = {
     NotThere: 404,
     Taken: 409,
     Conflict: 409,
+    CartridgeError: 409,  # what it holds and what is here do not go together
     Refused: 422,
     NoModel: 503,
     EncoderUnavailable: 503,

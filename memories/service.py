@@ -11,15 +11,19 @@ from __future__ import annotations
 
 import base64
 import json
+import tempfile
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
-import anyio.to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
+from fastapi.responses import FileResponse
 from fastapi.security import HTTPBearer
 from prometheus_client import generate_latest
+from starlette.background import BackgroundTask
 
 from memories.access import Access
 from memories.guard import Guard, Measures, Rate
@@ -49,6 +53,7 @@ from memories.messages import (
 from memories.named import DEFAULT_NAME, Named, NamedMemories, NotThere
 from memories.problems import Problem, described, install
 
+BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 THREADS = 16
 """Requests worked on at a time. More would wait for the store and the encoder, and take memory."""
 
@@ -78,7 +83,7 @@ def application(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+        to_thread.current_default_thread_limiter().total_tokens = THREADS
         yield
         memories.close()
 
@@ -153,6 +158,8 @@ def _add_seed_routes(app: APIRouter, memories: NamedMemories) -> None:
 
 
 def _add_memory_routes(app: APIRouter, memories: NamedMemories) -> None:
+    carrying = CapacityLimiter(1)  # what is to be exchanged does not queue behind those who ask
+
     def out(named: Named) -> MemoryOut:
         return MemoryOut.of(named, memories.store.size(named.scope))
 
@@ -214,6 +221,34 @@ def _add_memory_routes(app: APIRouter, memories: NamedMemories) -> None:
         shown = found[:limit]
         following = _cursor(shown[-1].at, shown[-1].id) if len(found) > limit else None
         return TurnsOut(turns=[TurnOut.of(episode) for episode in shown], next=following)
+
+    @app.get("/v1/memories/{name}/cartridge", response_class=FileResponse, responses={200: {"content": BINARY}})
+    def export(name: Name, tenant: Tenant) -> FileResponse:
+        """The memory as one file, which any store takes."""
+        from memories.carrying import export_cartridge
+
+        folder = tempfile.TemporaryDirectory()
+        try:
+            path = Path(folder.name) / f"{name}.cartridge"
+            export_cartridge(memories, tenant, name, path)
+        except BaseException:
+            folder.cleanup()
+            raise
+        clean = BackgroundTask(folder.cleanup)
+        return FileResponse(path, media_type=next(iter(BINARY)), filename=path.name, background=clean)
+
+    @app.put("/v1/memories/{name}/cartridge", openapi_extra={"requestBody": {"required": True, "content": BINARY}})
+    async def put_cartridge(name: Name, request: Request, tenant: Tenant) -> MemoryOut:
+        """Put what a cartridge holds in the place of the memory, or of none. Until all of it is there, requests are
+        answered from the old one."""
+        from memories.carrying import import_cartridge
+
+        with tempfile.NamedTemporaryFile(suffix=".cartridge") as file:
+            async for block in request.stream():
+                await to_thread.run_sync(file.write, block, limiter=carrying)
+            await to_thread.run_sync(file.flush, limiter=carrying)
+            path = Path(file.name)
+            return out(await to_thread.run_sync(import_cartridge, memories, tenant, name, path, limiter=carrying))
 
     @app.delete("/v1/memories/{name}/turns/{id}", status_code=204)
     def forget(name: Name, id: Id, tenant: Tenant, archive: bool = False) -> None:
@@ -291,6 +326,7 @@ def serve(
     access = Access(memories.store) if auth or not here else None
     if access and not access.keys():
         raise Refused("nobody has a token yet; make one with python -m memories token TENANT.")
+    memories.sweep()
     memories.encoder.ready()  # what cannot work is told before the first request
     app = application(
         memories,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -42,7 +43,14 @@ class States:
         self._system = cache(self._made)
 
     def recall(self, scope: str, system: str, question: str, budget_tokens: int) -> Recall:
-        """As the system's own. One question of a scope at a time, because bringing a state up to date changes it."""
+        """As the system's own."""
+        with self.of(scope, system) as (memory, state):
+            recall: Recall = memory.checked_recall(state, question, budget_tokens)
+            return recall
+
+    @contextmanager
+    def of(self, scope: str, system: str) -> Iterator[tuple[Any, Any]]:
+        """(memory, its state), for one at a time, because bringing a state up to date changes it."""
         memory = self._system(system)
         with self._lock:
             kept = self._kept.setdefault(scope, Kept())
@@ -51,8 +59,7 @@ class States:
                 self._kept.popitem(last=False)
         with kept.lock:
             self._bring_up_to_date(kept, scope, memory)
-            recall: Recall = memory.checked_recall(kept.state, question, budget_tokens)
-            return recall
+            yield memory, kept.state
 
     def drop(self, scope: str) -> None:
         """Forget a state."""

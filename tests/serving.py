@@ -38,7 +38,9 @@ def in_thread(memory_url: str, *, auth: bool = False, **options: Any) -> Iterato
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    client = httpx.Client(base_url=f"http://127.0.0.1:{server.config.port}", timeout=60)
+    client = httpx.Client(
+        base_url=f"http://127.0.0.1:{server.config.port}", timeout=60, limits=httpx.Limits(max_connections=None)
+    )
     client.memories, client.access = memories, access  # type: ignore[attr-defined]
     try:
         with client:

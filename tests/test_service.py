@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -229,3 +230,62 @@ def test_a_service_that_ends_has_lost_nothing_that_it_acknowledged(tmp_path: Pat
         assert set(acknowledged) <= set(found)
         assert len(found) <= len(acknowledged) + 4, "at most the one that each was writing was not acknowledged"
         assert service.memories.store.check() == []
+
+
+def test_a_memory_goes_from_service_to_service_and_recalls_the_same(service: Any, tmp_path: Path, sample: Any) -> None:
+    conversation = sample.conversations[0]
+    turns = [{"text": turn.text, "speaker": turn.speaker, "id": turn.id} for turn in conversation.turns]
+    with in_thread(f"sqlite:///{tmp_path}/other.db") as other:
+        for system in ("episodic", "bm25"):
+            path = f"/v1/memories/{system}"
+            service.put(path, json={"system": system})
+            service.post(f"{path}/observe", json={"turns": turns})
+            carried = service.get(f"{path}/cartridge")
+            put = other.put(f"{path}/cartridge", content=carried.content)
+            assert (put.status_code, put.json()["system"], put.json()["turns"]) == (200, system, len(turns))
+            body = {"question": conversation.questions[0].text, "budget_tokens": 300}
+            assert other.post(f"{path}/recall", json=body).json() == service.post(f"{path}/recall", json=body).json()
+            assert other.get(f"{path}/turns").json() == service.get(f"{path}/turns").json()
+        damaged = carried.content[:-200] + b"x" + carried.content[-199:]
+        is_problem(other.put("/v1/memories/bm25/cartridge", content=damaged), 409)
+        assert other.get("/v1/memories/bm25").json()["turns"] == len(turns), "what was there still is"
+
+
+def test_requests_during_a_swap_are_answered_from_one_memory(service: Any) -> None:
+    """200 at a time, while the memory is exchanged again and again."""
+    cartridges = []
+    for word in ("alpha", "beta"):
+        service.put(f"/v1/memories/{word}", json={})
+        turns = [{"text": f"{word} kayak number {n}", "speaker": word, "id": f"{n}"} for n in range(60)]
+        service.post(f"/v1/memories/{word}/observe", json={"turns": turns})
+        cartridges.append(service.get(f"/v1/memories/{word}/cartridge").content)
+    path = "/v1/memories/shared"
+    service.put(f"{path}/cartridge", content=cartridges[0])
+
+    def ask(number: int) -> set[str]:
+        if number % 2:
+            reply = service.post(f"{path}/recall", json={"question": "which kayak?", "budget_tokens": 400})
+            lines = reply.json()["text"].splitlines()
+            return {line.split(":")[0] for line in lines if not line.startswith("#")}
+        reply = service.get("/memory/retrieve", params={"q": "which kayak?", "k": 30, "memory": "shared"})
+        return {turn["speaker"] for turn in reply.json()["found"]}
+
+    swapping, told = threading.Event(), []
+
+    def keep_asking(number: int) -> None:
+        while not swapping.is_set():
+            told.append(ask(number))
+
+    with ThreadPoolExecutor(200) as pool:
+        asked = [pool.submit(keep_asking, number) for number in range(200)]
+        with httpx.Client(base_url=service.base_url, timeout=60) as other:
+            for turn in range(2):
+                swapped = other.put(f"{path}/cartridge", content=cartridges[(turn + 1) % 2])
+                assert (swapped.status_code, swapped.json()["turns"]) == (200, 60)
+        swapping.set()
+        for future in asked:
+            future.result()
+    assert {len(speakers) for speakers in told} == {1}
+    assert set.union(*told) == {"alpha", "beta"}
+    left = [scope for scope in service.memories.store.scopes() if "/shared/" in scope]
+    assert len(left) == 1, "what was exchanged is gone"

@@ -20,7 +20,8 @@ LAYERS = {
     "memory_system": {"ranking", "reading"},
     "language_models": {"memory_system", "ranking", "reading"},
     "stores": {"ranking"},
-    "memories": {"memory_system", "language_models", "ranking", "reading", "stores"},
+    "cartridges": set(),
+    "memories": {"cartridges", "memory_system", "language_models", "ranking", "reading", "stores"},
     "locomo": {"memory_system", "language_models", "ranking", "reading"},
     "optimization": {"memory_system", "language_models", "locomo", "ranking", "reading"},
 }

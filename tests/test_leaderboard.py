@@ -1,0 +1,115 @@
+"""The board's figures are those of the answers, and others' answers are scored on the same questions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pytest
+
+from locomo import leaderboard, published
+from locomo.dataset import Dataset
+from tests.invented_run import certificate, invent, simulated
+from tests.test_published import audit_file, save
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return simulated(tmp_path_factory.mktemp("data") / "simulated.json", conversations=3)
+
+
+@pytest.fixture(autouse=True)
+def its_data_is_found(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCOMO_PATH", str(data.path))
+
+
+def cells(text: str) -> list[list[str]]:
+    """The tables' rows, without the mark that lines about simulated data carry."""
+    rows = [line[line.index("|") :] for line in text.splitlines() if "|" in line]
+    return [[cell.strip() for cell in row.strip("| ").split("|")] for row in rows]
+
+
+def percent(cell: str) -> float:
+    return float(cell.split()[0])
+
+
+def labels(folder: Path, data: Dataset) -> dict[tuple[str, int], dict[str, bool]]:
+    """(system, budget) -> question -> whether the judge accepted, categories 1-4, read from the records alone."""
+    gold = {q.id for q in data.questions if q.gold is not None}
+    found: dict[tuple[str, int], dict[str, bool]] = {}
+    for line in (folder / "records.jsonl").read_text().splitlines():
+        record: dict[str, Any] = json.loads(line)
+        given = [v["label"] for v in record["verdicts"] if v["label"] != "ungraded"]
+        if record["question_id"] in gold and given:
+            of = found.setdefault((record["system"], record["budget_tokens"]), {})
+            of[record["question_id"]] = given[0] == "correct"
+    return found
+
+
+def test_a_row_is_what_its_verdicts_say_and_what_sets_it_apart_from_the_first_system(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = invent(tmp_path / "run", data, budgets=(512, 1024))
+    assert leaderboard.main([str(run)]) == 0
+    header, _, *body = cells(capsys.readouterr().out)
+    judged = labels(run, data)
+    at = {name: header.index(name) for name in ("tokens", "system", "J", "J minus adaptive's")}
+    seen = set()
+    for row in body:
+        system = row[at["system"]].removesuffix(" (control)")
+        budget = 0 if row[at["tokens"]] == "-" else int(row[at["tokens"]].replace(",", ""))
+        mine = judged[system, budget]
+        assert percent(row[at["J"]]) == pytest.approx(100 * mean(mine.values()), abs=0.051)
+        if system in ("bm25", "recent"):
+            reference = judged["adaptive", budget]
+            both = mine.keys() & reference.keys()
+            difference = mean(mine[id] - reference[id] for id in both)
+            assert percent(row[at["J minus adaptive's"]]) == pytest.approx(100 * difference, abs=0.051)
+        seen.add((system, budget))
+    assert seen == judged.keys()
+    assert next(row for row in body if "adaptive" in row)[at["J minus adaptive's"]] == "-"
+
+
+def test_others_answers_are_scored_on_the_questions_of_the_run(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = invent(tmp_path / "run", data, questions=12, seed=3)
+    asked = {json.loads(line)["question_id"] for line in (run / "records.jsonl").read_text().splitlines()}
+    answerable = [q for q in data.questions if q.gold is not None]
+    right = [q.id in asked for q in answerable]  # on the run's questions all, on the others none
+    theirs = published.read(save(audit_file(data, lambda i: [right[i]] * 3), tmp_path / "them.json"), data=data)
+    published.write(theirs, tmp_path / "them", data=data)
+    assert leaderboard.main([str(run), str(tmp_path / "them")]) == 0
+    row = cells(capsys.readouterr().out)[-1]
+    assert row[:2] == ["them", "reader-1"]
+    assert (percent(row[2]), row[3]) == (100.0, str(sum(right)))
+    assert percent(row[4]) == pytest.approx(100 * mean(right), abs=0.051)
+    assert row[5] == str(len(right))
+
+
+def test_a_judge_that_failed_its_certificate_shows_no_accuracy(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = invent(tmp_path / "run", data, certificates=[certificate(passed=False)])
+    assert leaderboard.main([str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "withheld" in out
+    assert "F1" in cells(out)[0]
+    assert "J" not in cells(out)[0]
+
+
+@pytest.mark.parametrize(
+    ("swap", "said"),
+    [(True, "holds others' answers"), (False, "is no import of python -m locomo.published")],
+)
+def test_runs_in_the_wrong_place_are_refused(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], swap: bool, said: str
+) -> None:
+    run = invent(tmp_path / "run", data)
+    theirs = published.read(save(audit_file(data, lambda i: [True]), tmp_path / "them.json"), data=data)
+    published.write(theirs, tmp_path / "them", data=data)
+    arguments = [tmp_path / "them", run] if swap else [run, run]
+    assert leaderboard.main([str(a) for a in arguments]) == 2
+    assert said in capsys.readouterr().err
