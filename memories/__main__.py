@@ -35,11 +35,7 @@ BUDGET_TOKENS = 2048
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    from cartridges.container import CartridgeError
-    from language_models.encoders import EncoderUnavailable
-    from memories.answers import NoModel
-    from memories.named import NamedMemories, NotThere, Refused, Taken
-    from stores.episode import StoreError
+    from memories.named import TOLD, NamedMemories
 
     try:
         memories = NamedMemories(
@@ -52,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code: int = args.act(memories, args)
         finally:
             memories.close()
-    except (StoreError, NotThere, Refused, Taken, CartridgeError, EncoderUnavailable, NoModel, Usage) as error:
+    except (*TOLD, Usage) as error:
         print(f"python -m memories {args.verb}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output has seen enough

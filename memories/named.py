@@ -22,14 +22,15 @@ from itertools import islice
 from typing import TypeVar
 
 import stores
-from language_models.encoders import Encoder
+from cartridges.container import CartridgeError
+from language_models.encoders import Encoder, EncoderUnavailable
 from language_models.gated import Gated
 from language_models.tokens import counter_for
 from memories import SYSTEMS, episodes
-from memories.answers import Answers
+from memories.answers import Answers, NoModel
 from memories.states import States
 from reading.packing import Recall, TokenCounter, Turn
-from stores.episode import Conflict, Episode, Found, Size
+from stores.episode import Conflict, Episode, Found, Size, StoreError
 from stores.store import Consolidated, Store
 
 DEFAULT_NAME = "default"
@@ -56,6 +57,10 @@ class Taken(ValueError):
 
 class Refused(ValueError):
     """What is asked cannot be done; the message is one sentence for the user."""
+
+
+TOLD = (NotThere, Taken, Refused, NoModel, CartridgeError, EncoderUnavailable, StoreError)
+"""What a caller can mend, or is to be told: the message is one sentence."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ import base64
 import json
 import tempfile
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,11 +81,13 @@ def application(
         hosts: what it may be called where it asks for no tokens; None for anything.
     """
     measures = Measures()
+    tools = _tools(memories, tenant)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         to_thread.current_default_thread_limiter().total_tokens = THREADS
-        yield
+        async with tools.session_manager.run() if tools else nullcontext():
+            yield
         memories.close()
 
     app = FastAPI(
@@ -104,7 +107,23 @@ def application(
     _add_measures(asking, measures)
     app.include_router(asking)
     _add_health_routes(app, memories)
+    if tools:
+        # Each request stands for itself, and the guard has looked at who asks and by which name.
+        from mcp.server.transport_security import TransportSecuritySettings
+
+        security = TransportSecuritySettings(enable_dns_rebinding_protection=False)
+        spoken = tools.streamable_http_app(stateless_http=True, json_response=True, transport_security=security)
+        app.router.routes.extend(spoken.routes)
     return app
+
+
+def _tools(memories: NamedMemories, tenant: str) -> Any:
+    """The MCP server; None where its library is not installed."""
+    if find_spec("mcp") is None:
+        return None
+    from memories.mcp_server import server
+
+    return server(memories, tenant=tenant)
 
 
 def tenant_of(request: Request) -> str:
