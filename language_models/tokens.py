@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from memory_system import TokenCounter, Utf8Bytes
+from reading.packing import TokenCounter, Utf8Bytes
 
 ENCODINGS = ("o200k_base", "cl100k_base")
 
@@ -46,6 +46,7 @@ class HuggingFace:
         from tokenizers import Tokenizer
 
         self.name = f"tokenizer.json ({hashlib.sha256(path.read_bytes()).hexdigest()[:12]})"
+        self.path = path
         self._tokenizer = Tokenizer.from_file(str(path))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

@@ -55,19 +55,12 @@ class Turn(Protocol):
     def line(self) -> str: ...
 
 
+@dataclass(slots=True)
 class Postings:
     """Where a term stands: turn positions (ascending) and how often in each. There are very many of these."""
 
-    __slots__ = ("counts", "positions")
-
-    def __init__(self) -> None:
-        self.positions = array("i")
-        self.counts = array("i")
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Postings) and self.positions == other.positions and self.counts == other.counts
-
-    __hash__ = None  # type: ignore[assignment]  # it changes
+    positions: array[int] = field(default_factory=lambda: array("i"))
+    counts: array[int] = field(default_factory=lambda: array("i"))
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TypeVar
 
@@ -29,18 +29,27 @@ def migrate(source: Store, target: Store, *, progress: bool = True) -> int:
         total, changed = sum(size.episodes + size.archived for size in sizes), 0
         with tqdm(total=total, unit="episode", desc="migrating", disable=None if progress else True) as bar:
             for scope in source.scopes():
-                archived: list[str] = []
-                for batch in _batches(source.scan(scope)):
-                    behind = _behind(target, scope, batch)
-                    _copy(target, scope, behind)
-                    archived += [episode.id for episode in behind if episode.archived]
-                    changed += len(behind)
-                    bar.update(len(batch))
-                for ids in _batches(archived):  # last, for only what is not archived can be merged
-                    target.change(scope, archive=ids)
+                changed += copy(source.scan(scope), target, scope, progress=bar.update)
         if not changed:
             return total
     raise StoreError("the source changes faster than it is copied; stop what writes to it, and migrate again.")
+
+
+def copy(
+    episodes: Iterable[Episode], target: Store, scope: str, *, progress: Callable[[int], object] = lambda _: None
+) -> int:
+    """Bring a scope up to these episodes, and say how many of them it did not have, or not as they are now."""
+    archived: list[str] = []
+    changed = 0
+    for batch in batches(episodes):
+        behind = _behind(target, scope, batch)
+        _copy(target, scope, behind)
+        archived += [episode.id for episode in behind if episode.archived]
+        changed += len(behind)
+        progress(len(batch))
+    for ids in batches(archived):  # last, for only what is not archived can be merged
+        target.change(scope, archive=ids)
+    return changed
 
 
 def _behind(target: Store, scope: str, batch: Sequence[Episode]) -> list[Episode]:
@@ -69,7 +78,7 @@ def _copy(target: Store, scope: str, episodes: Sequence[Episode]) -> None:
 T = TypeVar("T")
 
 
-def _batches(items: Iterable[T]) -> Iterator[list[T]]:
+def batches(items: Iterable[T]) -> Iterator[list[T]]:
     iterator = iter(items)
     while batch := list(islice(iterator, BATCH)):
         yield batch
