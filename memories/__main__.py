@@ -206,7 +206,6 @@ def _serve(memories: NamedMemories, args: argparse.Namespace) -> int:
         from memories.service import serve
     except ImportError as error:
         raise Usage(f"the service needs {error.name}; pip install -c constraints.txt '.[service]'.") from error
-    print(f"Serving on http://{args.host}:{args.port} (Ctrl-C ends it); what there is to ask: /docs", flush=True)
     serve(memories, tenant=TENANT, host=args.host, port=args.port, auth=args.auth, per_second=args.rate)
     return 0
 

@@ -354,4 +354,5 @@ def serve(
         rate=Rate(per_second),
         hosts=("127.0.0.1", "localhost", "[::1]"),
     )
+    print(f"Serving on http://{host}:{port} (Ctrl-C ends it); what there is to ask: /docs", flush=True)
     uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False, timeout_graceful_shutdown=60)
