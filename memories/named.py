@@ -114,6 +114,8 @@ class NamedMemories:
         self.encoder = Gated(encoder)
         self.count: TokenCounter = counter_for(tokenizer=tokenizer)
         self.now = now
+        self.observed: Callable[[str], object] = lambda _: None
+        """Called with the scope of what was observed (stores/idle.py)."""
         self._answers = Answers(model, api_base=api_base)
         self.states = States(self.store, self.encoder, self.count, self._answers)
         self._known: dict[str, tuple[int, dict[str, Named]]] = {}
@@ -224,6 +226,7 @@ class NamedMemories:
                 except Conflict as error:  # the same request at the same time
                     if last:
                         raise Taken(str(error)) from error
+            self.observed(named.scope)
             return ids
 
         return self.on(tenant, name, write)

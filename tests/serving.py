@@ -48,6 +48,7 @@ def in_thread(memory_url: str, *, auth: bool = False, **options: Any) -> Iterato
     finally:
         server.should_exit = True
         thread.join()
+        memories.close()
 
 
 @contextmanager

@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from language_models import encoders
-from memories.__main__ import default_url, main
+from memories.__main__ import default_url, main, parser
 from tests.conftest import ROOT, HashEncoder
 
 
@@ -121,3 +123,16 @@ def test_the_default_store_is_in_the_users_folder(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("ADAPTIVE_MEMORY_URL")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert default_url() == f"sqlite:///{tmp_path}/adaptive-memory/memory.db"
+
+
+def test_the_image_runs_a_command_that_there_is() -> None:
+    """Docker cannot run here; what the file names can be looked up."""
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    extras = re.findall(r"'\.\[(.+?)\]'", dockerfile)[0].split(",")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(extras) <= set(project["optional-dependencies"])
+    *_, command = [json.loads(line.removeprefix("CMD ")) for line in dockerfile.splitlines() if line.startswith("CMD ")]
+    args = parser().parse_args(command[3:])
+    assert command[:3] == ["python", "-m", "memories"]
+    assert (args.verb, args.host, args.port) == ("serve", "0.0.0.0", 8765)
+    assert "EXPOSE 8765" in dockerfile
