@@ -5,9 +5,10 @@
 A service in a process of its own, on one SQLite file with every write on disk before it is acknowledged, is asked by
 clients that each send the next request when the last was answered: of ten, six retrieve, two store, one recalls under
 a budget, one lists or reads the measures; every hundredth forgets a turn, every thousandth consolidates. Turns are of
-LOCOMO's size and of no sense (benchmarks/stores.py). Resident memory is read from the process every second; its slope
-is fitted to the second half, after the caches have filled. Exits 1 where a request failed, or where memory grows by
-more than what the turns stored meanwhile take (--grown bytes a turn) and 1 MB an hour.
+LOCOMO's size and of no sense (benchmarks/stores.py). Resident memory is read from the process every second, in all and
+its own; slopes are fitted to the second half, after the caches have filled. Exits 1 where a request failed, or where
+its own memory grows by more than the turns stored meanwhile take (--grown bytes a turn) and 1 MB an hour. Half an hour
+shows a slope; a minute shows that everything answers.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ PORT = 8799
 MIX = ["retrieve"] * 6 + ["store"] * 2 + ["recall", "look"]
 
 
-def resident(pid: int) -> float:
-    """In MB."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1e3
+def resident(pid: int) -> tuple[float, float]:
+    """MB in all, and without pages that are mapped from files: of the weights, those whose words have occurred."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(status["VmRSS"].split()[0]) / 1e3, int(status["RssAnon"].split()[0]) / 1e3
 
 
 class Load:
@@ -131,9 +132,9 @@ def main() -> int:
             began = time.monotonic()
             for thread in threads:
                 thread.start()
-            seen: list[tuple[float, float, int]] = []
+            seen: list[tuple[float, float, float, int]] = []
             while any(thread.is_alive() for thread in threads):
-                seen.append((time.monotonic() - began, resident(process.pid), load.stored))
+                seen.append((time.monotonic() - began, *resident(process.pid), load.stored))
                 time.sleep(1)
             seconds = time.monotonic() - began
             process.send_signal(signal.SIGTERM)
@@ -142,16 +143,17 @@ def main() -> int:
             process.kill()
             process.wait()
     half = seen[len(seen) // 2 :]
-    at, used, stored = (np.array(column, float) for column in zip(*half, strict=True))
-    slope = float(np.polyfit(at, used, 1)[0]) * 3600 if len(half) > 2 else 0.0
+    at, whole, own, stored = (np.array(column, float) for column in zip(*half, strict=True))
+    slopes = [float(np.polyfit(at, used, 1)[0]) * 3600 if len(half) > 2 else 0.0 for used in (whole, own)]
     turns_an_hour = (stored[-1] - stored[0]) / max(at[-1] - at[0], 1) * 3600
     allowed = turns_an_hour * args.grown / 1e6 + 1.0
     total = sum(map(len, load.milliseconds.values()))
     figures = {
         "minutes": round(seconds / 60, 2), "clients": args.clients, "requests": total,
         "per_second": round(total / seconds, 1), "stored": load.stored, "errors": sum(load.failed.values()),
-        "rss_empty_mb": round(empty, 1), "rss_first_mb": seen[0][1], "rss_last_mb": seen[-1][1],
-        "rss_slope_mb_per_hour": round(slope, 2), "allowed_mb_per_hour": round(allowed, 2), "ended": ended,
+        "rss_empty_mb": empty, "rss_first_mb": seen[0][1:3],
+        "rss_middle_mb": half[0][1:3], "rss_last_mb": seen[-1][1:3],
+        "rss_slopes_mb_per_hour": [round(slope, 2) for slope in slopes], "allowed_mb_per_hour": round(allowed, 2), "ended": ended,
         "p50_p95_ms": {w: [round(float(np.percentile(ms, p)), 1) for p in (50, 95)]
                        for w, ms in sorted(load.milliseconds.items())},
     }  # fmt: skip
@@ -161,7 +163,7 @@ def main() -> int:
         print(f"{count} x {failure}")
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
-    return int(bool(load.failed) or slope > allowed)
+    return int(bool(load.failed) or slopes[1] > allowed)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ pytest.importorskip("prometheus_client", reason="the service is not installed: p
 httpx = pytest.importorskip("httpx", reason="its client is not installed: pip install '.[dev]'")
 
 from memories.guard import MOST_BODY_BYTES, Rate  # noqa: E402
+from tests.conftest import completion, failure  # noqa: E402
 from tests.serving import in_process, in_thread  # noqa: E402
 
 
@@ -295,3 +296,22 @@ def test_requests_during_a_swap_are_answered_from_one_memory(service: Any) -> No
     assert set.union(*told) == {"alpha", "beta"}
     left = [scope for scope in service.memories.store.scopes() if "/shared/" in scope]
     assert len(left) == 1, "what was exchanged is gone"
+
+
+def test_a_language_model_answers_from_what_is_recalled(tmp_path: Path, server: Any) -> None:
+    how = {"model": "openai/scripted", "api_base": server.url}
+    with in_thread(f"sqlite:///{tmp_path}/memory.db", **how) as service:
+        service.post("/memory/store", json={"text": "I bake sourdough.", "speaker": "Tom"})
+        body = {"question": "What does Tom bake?", "budget_tokens": 100}
+        told = service.post("/v1/memories/default/answer", json=body).json()
+        assert told["answer"] == "Sourdough"
+        assert told["recall"]["text"].endswith("Tom: I bake sourdough.\n")
+        assert told["recall"]["text"] in server.requests[0]["messages"][-1]["content"]
+        server.answer = lambda number, body: failure(401)
+        assert "does not answer" in is_problem(service.post("/v1/memories/default/answer", json=body), 503)
+        service.put("/v1/memories/told", json={"system": "summary"})
+        service.post("/v1/memories/told/observe", json={"turns": [{"text": "I bake."}]})
+        is_problem(service.post("/v1/memories/told/recall", json=body), 503)
+        server.answer = lambda number, body: completion("Tom bakes.")
+        shown = service.post("/v1/memories/told/recall", json=body).json()
+        assert "Tom bakes." in shown["text"]
