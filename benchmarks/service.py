@@ -153,7 +153,8 @@ def main() -> int:
         "per_second": round(total / seconds, 1), "stored": load.stored, "errors": sum(load.failed.values()),
         "rss_empty_mb": empty, "rss_first_mb": seen[0][1:3],
         "rss_middle_mb": half[0][1:3], "rss_last_mb": seen[-1][1:3],
-        "rss_slopes_mb_per_hour": [round(slope, 2) for slope in slopes], "allowed_mb_per_hour": round(allowed, 2), "ended": ended,
+        "rss_slopes_mb_per_hour": [round(slope, 2) for slope in slopes],
+        "allowed_mb_per_hour": round(allowed, 2), "ended": ended,
         "p50_p95_ms": {w: [round(float(np.percentile(ms, p)), 1) for p in (50, 95)]
                        for w, ms in sorted(load.milliseconds.items())},
     }  # fmt: skip
