@@ -116,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
         "--auth", action=argparse.BooleanOptionalAction, help="ask for tokens; default beyond this machine"
     )
     serve.add_argument("--rate", type=float, default=100.0, metavar="N", help="requests a second a tenant; 0 for any")
+    serve.add_argument("--consolidate-after", type=_count, default=0, metavar="SECONDS", help="without anything new")
     serve.add_argument("--model", metavar="NAME", help="who answers; default by the keys in the environment")
     serve.add_argument("--api-base", metavar="URL", help="of a server that speaks OpenAI's protocol")
     token = verb("token", _token, "give a tenant of the service a token, or take it back")
@@ -206,8 +207,15 @@ def _serve(memories: NamedMemories, args: argparse.Namespace) -> int:
         from memories.service import serve
     except ImportError as error:
         raise Usage(f"the service needs {error.name}; pip install -c constraints.txt '.[service]'.") from error
-    print(f"Serving on http://{args.host}:{args.port} (Ctrl-C ends it); what there is to ask: /docs", flush=True)
-    serve(memories, tenant=TENANT, host=args.host, port=args.port, auth=args.auth, per_second=args.rate)
+    serve(
+        memories,
+        tenant=TENANT,
+        host=args.host,
+        port=args.port,
+        auth=args.auth,
+        per_second=args.rate,
+        consolidate_after_seconds=args.consolidate_after,
+    )
     return 0
 
 

@@ -29,33 +29,37 @@ class Answers:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """In here, DSPy's language model is this one."""
+        """In here, DSPy's language model is this one. Raises NoModel where it cannot be had, or fails."""
         import dspy
 
-        from language_models.embedded import WeightsUnavailable
+        from language_models.failure import describe, is_of_a_model
         from language_models.plain_adapter import PlainAdapter
-        from language_models.roles import default_model, load
 
-        try:
-            with self._lock:
-                if self._loaded is None:
-                    name = self._called or default_model()
-                    self._loaded = load(name, api_base=self._api_base, say=lambda text: print(text, file=sys.stderr))
-        except (ValueError, WeightsUnavailable) as error:
-            raise NoModel(str(error)) from error
-        with dspy.context(lm=self._loaded.lm, adapter=PlainAdapter(), disable_history=True):
-            yield
+        with dspy.context(lm=self._model().lm, adapter=PlainAdapter(), disable_history=True):
+            try:
+                yield
+            except Exception as error:  # whatever a provider's client raises; others are faults of ours
+                if not is_of_a_model(error):
+                    raise
+                raise NoModel(f"the model does not answer ({describe(error)}).") from error
 
     def read(self, shown: str, question: str) -> str:
-        """The model's answer from the text of a recall. Raises NoModel where it gives none."""
-        from language_models.failure import describe, is_of_a_model
+        """The model's answer from the text of a recall. Raises NoModel."""
         from memory_system import Memory
 
         memory: Memory[Any] = Memory()
-        try:
-            with self.reading():
-                return str(memory.read(memory=shown, question=question).answer)
-        except Exception as error:  # whatever a provider's client raises; others are faults of ours
-            if not is_of_a_model(error):
-                raise
-            raise NoModel(f"the model does not answer ({describe(error)}).") from error
+        with self.reading():
+            return str(memory.read(memory=shown, question=question).answer)
+
+    def _model(self) -> Any:
+        from language_models.embedded import WeightsUnavailable
+        from language_models.roles import default_model, load
+
+        with self._lock:
+            if self._loaded is None:
+                name = self._called or default_model()
+                try:
+                    self._loaded = load(name, api_base=self._api_base, say=lambda text: print(text, file=sys.stderr))
+                except (ValueError, WeightsUnavailable) as error:
+                    raise NoModel(str(error)) from error
+            return self._loaded

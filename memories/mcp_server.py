@@ -29,7 +29,7 @@ Memory = Annotated[str, Field(description="Which memory.")]
 
 def server(memories: NamedMemories, *, tenant: str) -> MCPServer:
     """The tools, on the memories of the tenant that the service's guard found, or over stdio of `tenant`."""
-    mcp: Any = MCPServer("adaptive-memory", instructions=INSTRUCTIONS)
+    mcp: Any = MCPServer("adaptive-memory", instructions=INSTRUCTIONS, log_level="WARNING")
 
     def whose(context: Context[Any, Any]) -> str:
         request = context.request_context.request

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -114,8 +115,11 @@ class NamedMemories:
         self.encoder = Gated(encoder)
         self.count: TokenCounter = counter_for(tokenizer=tokenizer)
         self.now = now
+        self.observed: Callable[[str], object] = lambda _: None
+        """Called with the scope of what was observed (stores/idle.py)."""
         self._answers = Answers(model, api_base=api_base)
         self.states = States(self.store, self.encoder, self.count, self._answers)
+        self._listing = threading.Lock()  # not every store can replace what is listed in one step
         self._known: dict[str, tuple[int, dict[str, Named]]] = {}
 
     def close(self) -> None:
@@ -142,7 +146,7 @@ class NamedMemories:
         Raises Taken where there is one of another system, Refused for a name or a system that cannot be.
         """
         named = self._fresh(tenant, name, system)
-        with self.store.transaction():
+        with self._listing, self.store.transaction():
             self.store.change(_registry(tenant))  # from here on nobody else changes it
             if entries := self.store.get(_registry(tenant), [name]):
                 found = _named(entries[0])
@@ -159,7 +163,8 @@ class NamedMemories:
     def delete(self, tenant: str, name: str) -> int:
         """Remove a memory with all that it holds, for good. How many turns there were."""
         named = self.find(tenant, name)
-        self.store.delete(_registry(tenant), [name])
+        with self._listing:
+            self.store.delete(_registry(tenant), [name])
         return self._clear(named.scope)
 
     def exchange(self, tenant: str, name: str, *, system: str, fill: Callable[[str], object]) -> Named:
@@ -171,7 +176,8 @@ class NamedMemories:
         named = self._fresh(tenant, name, system)
         try:
             fill(named.scope)
-            old = self.store.replace(_registry(tenant), _entry(named))
+            with self._listing:
+                old = self.store.replace(_registry(tenant), _entry(named))
         except BaseException:
             self._clear(named.scope)
             raise
@@ -224,6 +230,7 @@ class NamedMemories:
                 except Conflict as error:  # the same request at the same time
                     if last:
                         raise Taken(str(error)) from error
+            self.observed(named.scope)
             return ids
 
         return self.on(tenant, name, write)
@@ -300,12 +307,13 @@ class NamedMemories:
 
     def _of(self, tenant: str) -> dict[str, Named]:
         scope = _registry(tenant)
-        changes = self.store.size(scope).changes
-        known = self._known.get(tenant)
-        if known is None or known[0] != changes:
-            known = changes, {named.name: named for named in self._listed(scope)}
-            self._known[tenant] = known
-        return known[1]
+        with self._listing:
+            changes = self.store.size(scope).changes
+            known = self._known.get(tenant)
+            if known is None or known[0] != changes:
+                known = changes, {named.name: named for named in self._listed(scope)}
+                self._known[tenant] = known
+            return known[1]
 
     def _listed(self, registry: str) -> list[Named]:
         return [_named(episode) for episode in self.store.scan(registry)] if registry.startswith("tenant:") else []

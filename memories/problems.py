@@ -66,9 +66,13 @@ def install(app: FastAPI) -> None:
     def ours(_: Request, error: Exception) -> JSONResponse:
         return problem(next(status for kind, status in STATUS.items() if isinstance(error, kind)), str(error))
 
-    def http(_: Request, error: Exception) -> JSONResponse:
+    def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        return problem(error.status_code, _sentence(error), headers=error.headers)
+        headers = dict(error.headers or {})
+        path = getattr(request.scope.get("route"), "path", None)
+        if error.status_code == 405 and path in (described := request.app.openapi()["paths"]):
+            headers["Allow"] = ", ".join(sorted(described[path])).upper()  # of all its routes, not of the first
+        return problem(error.status_code, _sentence(error), headers=headers)
 
     def invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)

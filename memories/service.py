@@ -13,7 +13,7 @@ import base64
 import json
 import tempfile
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import ExitStack, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,8 +51,9 @@ from memories.messages import (
     TurnOut,
     TurnsOut,
 )
-from memories.named import DEFAULT_NAME, Named, NamedMemories, NotThere
+from memories.named import DEFAULT_NAME, Named, NamedMemories, NotThere, Refused
 from memories.problems import Problem, described, install
+from stores.idle import WhenIdle
 
 BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 THREADS = 16
@@ -72,7 +73,7 @@ def application(
     rate: Rate | None = None,
     hosts: Collection[str] | None = None,
 ) -> FastAPI:
-    """The service as an ASGI application. It closes `memories` when it ends.
+    """The service as an ASGI application.
 
     Args:
         tenant: whose memories it speaks of where it asks for no tokens.
@@ -88,7 +89,6 @@ def application(
         to_thread.current_default_thread_limiter().total_tokens = THREADS
         async with tools.session_manager.run() if tools else nullcontext():
             yield
-        memories.close()
 
     app = FastAPI(
         title="Adaptive memory",
@@ -323,35 +323,39 @@ def _add_measures(app: APIRouter, measures: Measures) -> None:
 
 
 def serve(
-    memories: NamedMemories, *, tenant: str, host: str, port: int, auth: bool | None = None, per_second: float = 0
+    memories: NamedMemories,
+    *,
+    tenant: str,
+    host: str,
+    port: int,
+    auth: bool | None = None,
+    per_second: float = 0,
+    consolidate_after_seconds: float = 0,
 ) -> None:
     """Serve until SIGTERM or SIGINT; requests that have begun are finished first.
 
     Args:
         auth: whether to ask for tokens; None does so wherever others could ask.
         per_second: requests of each caller in the long run; 0 for any number.
+        consolidate_after_seconds: without anything new; 0 consolidates only when asked.
 
     Raises Refused where others could ask without a token, or nobody could with one.
     """
     import uvicorn
 
-    from memories.named import Refused
-
     here = host in ("127.0.0.1", "::1", "localhost")
     if auth is False and not here:
-        raise Refused(
-            f"{host} can be reached from other machines, where tokens are always asked for; leave --no-auth out."
-        )
+        raise Refused(f"{host} can be reached from elsewhere, where tokens are always asked for; leave --no-auth out.")
     access = Access(memories.store) if auth or not here else None
     if access and not access.keys():
         raise Refused("nobody has a token yet; make one with python -m memories token TENANT.")
     memories.sweep()
     memories.encoder.ready()  # what cannot work is told before the first request
-    app = application(
-        memories,
-        tenant=tenant,
-        access=access,
-        rate=Rate(per_second),
-        hosts=("127.0.0.1", "localhost", "[::1]"),
-    )
-    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False, timeout_graceful_shutdown=60)
+    hosts = ("127.0.0.1", "localhost", "[::1]")
+    app = application(memories, tenant=tenant, access=access, rate=Rate(per_second), hosts=hosts)
+    print(f"Serving on http://{host}:{port} (Ctrl-C ends it); what there is to ask: /docs", flush=True)
+    with ExitStack() as stack:
+        if consolidate_after_seconds:
+            idle = WhenIdle(memories.store, after_seconds=consolidate_after_seconds, now=memories.now)
+            memories.observed = stack.enter_context(idle).touch
+        uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False, timeout_graceful_shutdown=60)

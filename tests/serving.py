@@ -21,7 +21,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def in_thread(memory_url: str, *, auth: bool = False, **options: Any) -> Iterator[Any]:
+def in_thread(
+    memory_url: str, *, auth: bool = False, model: str | None = None, api_base: str | None = None, **options: Any
+) -> Iterator[Any]:
     """An httpx client of the service; its `memories` are those that it serves."""
     import httpx
     import uvicorn
@@ -30,7 +32,7 @@ def in_thread(memory_url: str, *, auth: bool = False, **options: Any) -> Iterato
     from memories.named import NamedMemories
     from memories.service import application
 
-    memories = NamedMemories(memory_url, encoder=HashEncoder())
+    memories = NamedMemories(memory_url, encoder=HashEncoder(), model=model, api_base=api_base)
     access = Access(memories.store) if auth else None
     app = application(memories, tenant="local", access=access, **options)
     server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="error", ws="none"))
@@ -48,6 +50,7 @@ def in_thread(memory_url: str, *, auth: bool = False, **options: Any) -> Iterato
     finally:
         server.should_exit = True
         thread.join()
+        memories.close()
 
 
 @contextmanager
