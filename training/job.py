@@ -201,9 +201,10 @@ def plan(config: Config) -> Outcome:
 
 def export(config: Config) -> Outcome:
     """Write the prompts and a recipe for an engine of others."""
-    engines = import_module("training.engines")
+    from training.engines import write
+
     job = prepare(config)
-    for line in engines.write(job, config["export"]):
+    for line in write(job, config["export"]):
         job.say(line)
     return "valid"
 
@@ -253,8 +254,8 @@ def announcement(job: Job) -> list[str]:
 def licence(data: Dataset) -> str:
     """Under what terms what is learned from the data may be used."""
     if data.stand_in:
-        return "Trained on conversations of this project's own words (MIT)."
-    return f"Trained on {LICENCE}"
+        return "Made with conversations of this project's own words (MIT)."
+    return f"Made with LOCOMO. {LICENCE}"
 
 
 def _backend(config: Mapping[str, Any]) -> Any:
