@@ -23,6 +23,7 @@ LAYERS = {
     "memories": {"memory_system", "language_models", "ranking", "stores"},
     "locomo": {"memory_system", "language_models", "ranking", "reading"},
     "optimization": {"memory_system", "language_models", "locomo", "ranking", "reading"},
+    "training": {"memory_system", "language_models", "locomo", "ranking", "reading"},
 }
 
 
@@ -47,16 +48,17 @@ def test_dependencies_point_one_way(layer: str) -> None:
 def test_packages_stay_light() -> None:
     assert not (ROOT / "arbor" / "__init__.py").exists(), "it would shadow the installed package of that name"
     assert not (ROOT / "data" / "__init__.py").exists()
-    for package in ("locomo", "language_models", "reading", "optimization"):
+    for package in ("locomo", "language_models", "reading", "optimization", "training"):
         assert not (ROOT / package / "__init__.py").read_text().strip()
 
 
-def test_help_imports_nothing_heavy() -> None:
+@pytest.mark.parametrize("name", ["evaluate", "train"])
+def test_help_imports_nothing_heavy(name: str) -> None:
     script = (
-        "import sys; sys.path.insert(0, '.'); import evaluate\n"
-        "try: evaluate.main(['--help'])\n"
+        f"import sys; sys.path.insert(0, '.'); import {name}\n"
+        f"try: {name}.main(['--help'])\n"
         "except SystemExit: pass\n"
-        "assert not {'dspy', 'numpy', 'litellm', 'mlflow', 'nltk'} & set(sys.modules)"
+        "assert not {'dspy', 'numpy', 'litellm', 'mlflow', 'nltk', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True)
 
