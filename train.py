@@ -115,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
     values.add_argument("--importance-sampling", choices=["token", "sequence"], help="sequence is GSPO")
     values.add_argument("--precision", choices=["bf16", "fp32"])
     test = p.add_argument_group("evaluate")
-    test.add_argument("--num-test", type=_positive, default=100, metavar="N", help="a seeded sample, by category")
+    test.add_argument("--num-test", type=_count, default=100, metavar="N", help="a seeded sample, by category")
     test.add_argument("--split", default="test", metavar="PART", help="test, validation, or memory-r1:test …")
     test.add_argument("--budget-tokens", type=_positive, metavar="N", help="default: the largest it was trained on")
     test.add_argument("--api-base", metavar="URL", help="a server that serves base and adapter (vllm --enable-lora)")
@@ -193,15 +193,17 @@ def _mistake(args: argparse.Namespace) -> str:
     if args.export and args.mode != "train":
         return f"--export is for --mode train; leave out --mode {args.mode}."
     if args.rounds is None:
-        args.rounds = len(args.budgets)
+        args.rounds = 0 if args.memory == "oracle" else len(args.budgets)
     if args.rounds > 1 and len(args.budgets) != args.rounds:
         return f"--rounds {args.rounds} takes as many --budgets, and there are {len(args.budgets)}."
-    if args.rounds > 1 and args.memory == "oracle":
-        return "--memory oracle shows all the evidence at once; use --rounds 0 or 1, and one of --budgets."
+    if args.rounds and args.memory == "oracle":
+        return "--memory oracle shows the evidence and asks for the bare answer; leave out --rounds."
     if args.examples and args.backend == "arbor" and args.mode == "train":
         return "Arbor samples with the examples and trains without them; use --backend trl."
     if args.unsloth and args.backend == "arbor":
         return "--unsloth is for --backend trl."
+    if args.memory == "oracle":
+        args.budgets = args.budgets[-1:]
     if args.output_dir is None:
         args.output_dir = Path(OUTPUTS.get(args.mode, OUTPUTS["train"]))
     if args.cost_limit is not None and not 0 < args.cost_limit < 1e6:
