@@ -114,6 +114,8 @@ def parser() -> argparse.ArgumentParser:
     values.add_argument("--mask-truncated", action=argparse.BooleanOptionalAction)
     values.add_argument("--importance-sampling", choices=["token", "sequence"], help="sequence is GSPO")
     values.add_argument("--precision", choices=["bf16", "fp32"])
+    doctor = p.add_argument_group("doctor")
+    doctor.add_argument("--environment", metavar="DIR", help="the one that Arbor is installed in (default: this one)")
     test = p.add_argument_group("evaluate")
     test.add_argument("--num-test", type=_count, default=100, metavar="N", help="a seeded sample, by category")
     test.add_argument("--split", default="test", metavar="PART", help="test, validation, or memory-r1:test …")
@@ -181,7 +183,7 @@ def _mistake(args: argparse.Namespace) -> str:
     if args.resume is not None:
         return _beside_resume(args)
     if args.backend is None:
-        args.backend = "arbor" if args.mode == "train" and not args.export else "trl"
+        args.backend = "arbor" if args.mode in ("train", "doctor") and not args.export else "trl"
     if args.mode in ("sft", "distill") and args.backend == "arbor":
         return f"Arbor serves GRPO only; use --mode {args.mode} --backend trl."
     if args.mode == "distill" and not args.teacher:

@@ -31,6 +31,7 @@ from training.endpoint import FILE
 from training.pods import (
     IMAGE,
     PREFIX,
+    SENT,
     PodError,
     RunPod,
     forget,
@@ -141,7 +142,7 @@ def _rent(account: RunPod, args: argparse.Namespace) -> None:
     print(f"{offer.gpus} x {offer.name} ({offer.memory_gb} GB each), {cost},", end=" ")
     print(f"${offer.usd_per_hour * args.max_hours:.2f} in {args.max_hours:g} hours; storage is billed beside it.")
     if args.dry_run:
-        print(json.dumps({**asked, "docker_args": "startup.sh and requirements.txt, packed"}, indent=2))
+        print(json.dumps({**asked, "docker_args": f"{', '.join(SENT)}, packed"}, indent=2))
     if offer.usd_per_hour > args.max_price:
         raise PodError(
             f"{cost} is more than --max-price {args.max_price:.2f}; nothing was rented. Raise it, or take fewer or "

@@ -53,34 +53,11 @@ fi
 packages=$("$environment/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 # The wheel of Arbor 0.2.17 names this file and does not bring it. One GPU needs no sharding.
+mkdir -p "$packages/configs"
 kind=DEEPSPEED
 [ "$training_gpus" -gt 1 ] || kind="'NO'"
-mkdir -p "$packages/configs"
-cat >"$packages/configs/deepspeed_config.yaml" <<YAML
-compute_environment: LOCAL_MACHINE
-debug: false
-distributed_type: $kind
-downcast_bf16: 'no'
-machine_rank: 0
-main_training_function: main
-mixed_precision: bf16
-num_machines: 1
-num_processes: $training_gpus
-rdzv_backend: static
-same_network: true
-use_cpu: false
-YAML
-if [ "$kind" = DEEPSPEED ]; then
-  cat >>"$packages/configs/deepspeed_config.yaml" <<'YAML'
-deepspeed_config:
-  deepspeed_multinode_launcher: standard
-  offload_optimizer_device: none
-  offload_param_device: none
-  zero3_init_flag: true
-  zero3_save_16bit_model: true
-  zero_stage: 3
-YAML
-fi
+sed -e "s/^distributed_type: .*/distributed_type: $kind/" -e "s/^num_processes: .*/num_processes: $training_gpus/" \
+  "$here/deepspeed_config.yaml" >"$packages/configs/deepspeed_config.yaml"
 
 cat >"$home/arbor.yaml" <<YAML
 storage_path: $home/storage

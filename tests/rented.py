@@ -26,13 +26,16 @@ KINDS = [
 
 @contextmanager
 def serving(answer: Callable[[BaseHTTPRequestHandler, bytes], tuple[int, Any]]) -> Iterator[str]:
-    """A loopback HTTP server; `answer` maps (handler, body) to (status, what is sent as JSON)."""
+    """A loopback HTTP server; `answer` maps (handler, body) to (status, what is sent as JSON); status 0 hangs up."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
             status, content = answer(self, self.rfile.read(int(self.headers.get("Content-Length", 0))))
+            if not status:
+                self.close_connection = True
+                return
             text = json.dumps(content).encode()
             try:
                 self.send_response(status)

@@ -223,14 +223,14 @@ def test_keys(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "set RUNPOD_API_KEY" in said
 
 
-def test_the_start_command_carries_both_files() -> None:
+def test_the_start_command_carries_its_files() -> None:
     from training.pods import start_command
 
     command = start_command()
     assert not set(command) & set('"\\\n'), "the client puts it between double quotes as it is"
     packed = command.split("echo ")[1].split(" ")[0]
     with tarfile.open(fileobj=io.BytesIO(gzip.decompress(base64.b64decode(packed)))) as archive:
-        for name in ("startup.sh", "requirements.txt"):
+        for name in ("startup.sh", "requirements.txt", "deepspeed_config.yaml"):
             file = archive.extractfile(name)
             assert file is not None
             assert file.read() == (ROOT / "arbor" / name).read_bytes()

@@ -6,11 +6,13 @@ so are the files that it writes.
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -25,6 +27,8 @@ URL = f"http://127.0.0.1:{PORT}"
 FILE = Path("arbor_pod.json")
 START = f"CUDA_DEVICE_ORDER=PCI_BUS_ID arbor serve --host 127.0.0.1 --port {PORT} --arbor-config arbor.yaml"
 """Arbor counts GPUs as nvidia-smi does; CUDA must count them alike, or 0 is another one where models are mixed."""
+KEPT = ("adapter_*", "tokenizer*", "special_tokens*", "added_tokens*", "chat_template*", "vocab*", "merges*")
+"""The files of a checkpoint that are copied."""
 
 
 class EndpointError(ValueError):
@@ -39,6 +43,10 @@ class Endpoint:
     """As that machine itself sees it, without a path."""
     ssh: tuple[str, ...] = ()
     """The command that runs others over there, its destination last; empty where the server is on this machine."""
+    storage: str = ""
+    """The folder of its jobs, where it is known."""
+    python: str = sys.executable
+    """An interpreter over there that has peft."""
 
     @contextmanager
     def open(self) -> Iterator[str]:
@@ -62,54 +70,65 @@ class Endpoint:
             finally:
                 tunnel.terminate()
 
-    def run(self, command: str, *, timeout_seconds: float = 60) -> str:
-        """What a shell command prints on the server's machine. Raises EndpointError where it fails."""
+    def run(self, command: str, *, given: str = "", timeout_seconds: float = 60) -> str:
+        """What a shell command that reads `given` prints on the server's machine. Raises EndpointError if it fails."""
         argv = [*self.ssh, command] if self.ssh else ["bash", "-c", command]
         try:
-            done = subprocess.run(
-                argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_seconds
-            )
+            done = subprocess.run(argv, input=given, capture_output=True, text=True, timeout=timeout_seconds)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise EndpointError(f"The server's machine did not answer: {error}") from error
         if done.returncode:
             raise EndpointError(f"{command!r} failed on the server's machine: {_last(done.stderr)}")
         return done.stdout
 
-    def fetch(self, folder: str, target: Path) -> None:
-        """Copy a folder of the server's machine to `target`, which appears whole or not at all.
+    def send(self, folder: Path, target: str) -> str:
+        """Copy a folder to `target` on the server's machine; returns where it is there. Raises EndpointError."""
+        if not self.ssh:
+            return str(folder.absolute())
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            archive.add(folder, arcname=".")
+        command = f"mkdir -p {shlex.quote(target)} && tar -C {shlex.quote(target)} -xf -"
+        done = subprocess.run([*self.ssh, command], input=packed.getvalue(), capture_output=True, timeout=3600)
+        if done.returncode:
+            raise EndpointError(f"{folder} cannot be copied to the server's machine: {_last(done.stderr.decode())}")
+        return target
 
-        Raises EndpointError where it is not there.
-        """
+    def fetch(self, folder: str, target: Path) -> None:
+        """Copy the adapter and the tokenizer in a checkpoint of the server's machine to `target`, which appears whole
+        or not at all; the optimiser's state, many times as large, stays. Raises EndpointError if there is none."""
         part = target.with_name(target.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
-        part.parent.mkdir(parents=True, exist_ok=True)
+        part.mkdir(parents=True)
         if self.ssh:
-            with subprocess.Popen(
-                [*self.ssh, f"tar -C {shlex.quote(folder)} -cf - ."],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            ) as sent:
-                assert sent.stdout is not None
-                assert sent.stderr is not None
-                try:
-                    with tarfile.open(fileobj=sent.stdout, mode="r|") as archive:
-                        archive.extractall(part, filter="data")
-                except tarfile.TarError as error:
-                    sent.kill()
-                    reason = _last(sent.stderr.read().decode(errors="replace")) or str(error)
-                    raise EndpointError(f"{folder} cannot be copied from the server's machine: {reason}") from error
-            if sent.returncode:
-                raise EndpointError(f"{folder} was copied only in part from the server's machine; try again.")
+            self._receive(folder, part)
         elif Path(folder).is_dir():
-            shutil.copytree(folder, part)
+            for name in sorted({name for pattern in KEPT for name in Path(folder).glob(pattern)}):
+                shutil.copy(name, part / name.name)
         else:
             raise EndpointError(
                 f"{folder} is not on this machine; where the server is on another, name the file that arbor/deploy.py "
-                f'wrote (--arbor-url {FILE}), or write one: {{"ssh": {{"host": "...", "port": 22}}}}.'
+                f'wrote (--arbor-url {FILE}), or write one: {{"ssh": {{"host": "...", "port": 22}}}}'
             )
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
+
+    def _receive(self, folder: str, part: Path) -> None:
+        command = f"cd {shlex.quote(folder)} && ls -d {' '.join(KEPT)} 2>/dev/null | tar -cf - -T -"
+        with subprocess.Popen(
+            [*self.ssh, command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as sent:
+            assert sent.stdout is not None
+            assert sent.stderr is not None
+            try:
+                with tarfile.open(fileobj=sent.stdout, mode="r|") as archive:
+                    archive.extractall(part, filter="data")
+            except tarfile.TarError as error:
+                sent.kill()
+                reason = _last(sent.stderr.read().decode(errors="replace"))
+                raise EndpointError(f"{folder} cannot be copied from the server's machine: {reason}") from error
+        if sent.returncode:
+            raise EndpointError(f"{folder} was copied only in part from the server's machine")
 
 
 def read(text: str | None) -> Endpoint:
@@ -144,7 +163,12 @@ def of(record: dict[str, Any], path: Path) -> Endpoint:
     command += ["-o", "ServerAliveInterval=15"]
     if ssh.get("key"):
         command += ["-i", ssh["key"]]
-    return Endpoint(record.get("url", URL), (*command, f"{ssh.get('user', 'root')}@{ssh['host']}"))
+    return Endpoint(
+        record.get("url", URL),
+        (*command, f"{ssh.get('user', 'root')}@{ssh['host']}"),
+        record.get("storage", ""),
+        record.get("python", "python3"),
+    )
 
 
 def known_hosts(path: Path) -> Path:

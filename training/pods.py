@@ -31,6 +31,7 @@ PREFIX = "adaptive-memory-arbor-"
 STORAGE = "/workspace/arbor"
 IMAGE = "runpod/pytorch:2.8.0-py3.11-cuda12.8.1-cudnn-devel-ubuntu22.04"
 CUDA = ("12.8", "12.9")
+SENT = ("startup.sh", "requirements.txt", "deepspeed_config.yaml")
 HERE = Path(__file__).resolve().parent.parent / "arbor"
 
 Record = dict[str, Any]
@@ -149,7 +150,7 @@ def start_command() -> str:
     between double quotes as it is, hence base64."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
-        for name in ("startup.sh", "requirements.txt"):
+        for name in SENT:
             content = (HERE / name).read_bytes()
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
@@ -184,7 +185,8 @@ def rent(account: RunPod, offer: Offer, asked: Record, path: Path, *, max_price:
         "gpus": offer.gpus,
         "usd_per_hour": offer.usd_per_hour,
         "deadline": deadline,
-        "storage": STORAGE,
+        "storage": f"{STORAGE}/storage",
+        "python": f"{STORAGE}/environment/bin/python",
     }
     write(path, record)
     known_hosts(path).unlink(missing_ok=True)
