@@ -3,8 +3,9 @@
     python tests/arbor_app.py PORT STORAGE REPLIES.json [GPUS]
 
 What needs a GPU is replaced where Arbor starts another process: the model's server answers with the texts in
-REPLIES.json, in turn, and the trainer takes batches as the real one does and learns nothing. PyTorch, transformers, TRL
-and peft are used where they are installed, and stand-ins of their names where not.
+REPLIES.json, in turn, and the trainer takes batches as the real one does and learns nothing. So is the tokenizer, whose
+files would be downloaded. PyTorch, transformers, TRL and peft are used where they are installed, and stand-ins of their
+names where not.
 """
 
 # ruff: noqa: E402 - the stand-ins come first
@@ -12,6 +13,7 @@ and peft are used where they are installed, and stand-ins of their names where n
 from __future__ import annotations
 
 import dataclasses
+import importlib.machinery
 import importlib.util
 import itertools
 import json
@@ -40,6 +42,7 @@ def stand_in(name: str, **content: Any) -> None:
     parent, _, child = name.rpartition(".")
     if name.partition(".")[0] in ABSENT:
         module = types.ModuleType(name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
         module.__dict__.update(content)
         sys.modules[name] = module
         if parent:
@@ -126,6 +129,7 @@ import uvicorn
 from arbor.cli import create_app
 from arbor.server.services.comms.async_batch_requester import AsyncBatchRequester, BatchRequest
 from arbor.server.services.comms.control_client import TrainerControlClient
+from arbor.server.services.jobs import grpo_job
 from arbor.server.services.jobs.inference_job import InferenceJob
 from arbor.utils.process_runner import AccelerateProcessRunner
 
@@ -238,6 +242,9 @@ def start_training(self: Any, *, script_args: list[str], **_: Any) -> Process:
 if __name__ == "__main__":
     InferenceJob.launch = launch
     AccelerateProcessRunner.start_training = start_training
+    if "transformers" not in ABSENT:
+        sys.modules["transformers.training_args"].is_torch_bf16_gpu_available = lambda: True  # type: ignore[attr-defined]
+    grpo_job.AutoTokenizer, grpo_job.apply_chat_template = Tokenizer, chat
     config = Path(STORAGE) / "arbor.yaml"
     Path(STORAGE).mkdir(parents=True, exist_ok=True)
     config.write_text(f"storage_path: {STORAGE}\n")

@@ -192,6 +192,8 @@ def meaning(route: str, status: int, content: object) -> str:
         return f"The hub limits the server's downloads ({said}); wait some minutes, or log in over there: hf auth login"
     if "gated" in lower or "401 client error" in lower:
         return f"The hub does not give the server the model ({said}); log in over there: hf auth login"
+    if "bf16" in lower:
+        return f"The server's GPU has no bfloat16 ({said}), which Arbor needs: rent an Ampere or a newer one"
     if "out of memory" in lower:
         return f"The server's GPU is out of memory ({said}); see python train.py --mode doctor"
     if "timed out waiting for" in lower:

@@ -23,7 +23,7 @@ from typing import Any
 from training import memory_need
 from training.arbor_request import Problem, gpu_ids, problems, settings
 from training.arbor_server import ArborError, ArborServer
-from training.endpoint import EndpointError, read
+from training.endpoint import FILE, EndpointError, read
 from training.installed import ARBOR, Installed, of_arbor, of_trl, shadowed
 from training.recipes import NAMES, RECIPES, Values
 
@@ -180,7 +180,9 @@ def _server(config: Mapping[str, Any], say: Callable[[str], None]) -> Iterator[P
         say(f"ok     an Arbor server answers at {url}")
     except (EndpointError, ArborError) as error:
         what, _, remedy = str(error).partition("; ")
-        yield Problem(what.rstrip("."), remedy.rstrip(".") or "see --arbor-url")
+        # Before a machine is rented there is none to answer.
+        awaited = config["arbor_url"] is not None or FILE.exists()
+        yield Problem(what.rstrip("."), remedy.rstrip(".") or "see --arbor-url", fatal=awaited)
 
 
 def _trl(
@@ -238,12 +240,12 @@ def _dry_step(
     from training.dry_step import group, schema_problems, trl_problems
 
     try:
-        prompt, rewards = group(config)
+        mark, prompt, rewards = group(config)
     except (ValueError, KeyError) as error:
         yield Problem(f"no prompt could be made: {str(error).rstrip('.')}", "see --data and --budgets")
         return
     said = ", ".join(f"{name} {worth:.2f}" for name, worth in rewards.items())
-    say(f"ok     prompt {prompt.id}, rewarded: {said}")
+    say(f"{mark}ok     prompt {prompt.id}, rewarded: {said}")
     if rewards["honest"] <= max(worth for name, worth in rewards.items() if name != "honest"):
         yield Problem("the reward does not prefer an honest reply", "see training/reward.py")
     if backend == "arbor" and (schemas := found.file("arbor/server/api/schemas.py")):

@@ -4,9 +4,12 @@ them."""
 from __future__ import annotations
 
 import importlib.util
+import io
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,9 @@ from training.recipes import Values
 from training.reward import gold_reply, grade
 
 
-def group(config: Mapping[str, Any]) -> tuple[ReadingPrompt, dict[str, float]]:
-    """The first answerable training prompt, and what four replies to it earn. Raises ValueError without one.
+def group(config: Mapping[str, Any]) -> tuple[str, ReadingPrompt, dict[str, float]]:
+    """(what begins a line about the data, the first answerable training prompt, what four replies to it earn). Raises
+    ValueError without one.
 
     The data are those of --data where they are on this machine, else our sample: nothing is downloaded.
     """
@@ -52,7 +56,7 @@ def group(config: Mapping[str, Any]) -> tuple[ReadingPrompt, dict[str, float]]:
         "copied memory": prompt.messages[-1]["content"],
         "nothing": "",
     }
-    return prompt, {name: grade(prompt.case, reply).reward for name, reply in replies.items()}
+    return data.mark, prompt, {name: grade(prompt.case, reply).reward for name, reply in replies.items()}
 
 
 def schema_problems(
@@ -96,8 +100,10 @@ def schema_problems(
 def trl_problems(values: Values) -> Iterator[Problem]:
     """What goes wrong when TRL takes one GRPO step with a model of two small layers and random weights."""
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            loss = _tiny_step(values, folder)
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                loss = _tiny_step(values, folder)
     except Exception as error:  # noqa: BLE001 - whatever the installed packages raise is what is looked for
         first = str(error).splitlines()[0] if str(error) else ""
         yield Problem(f"TRL took no step: {type(error).__name__}: {first[:200]}", "see the versions in the first line")
@@ -125,7 +131,7 @@ def _tiny_step(values: Values, folder: str) -> float:
     )  # fmt: skip
     trainer = GRPOTrainer(
         model=LlamaForCausalLM(shape),
-        reward_funcs=lambda completions, **_: [float(len(text)) for text in completions],
+        reward_funcs=lambda completions, **_: [float(ord(text[-1:] or "a")) for text in completions],
         args=GRPOConfig(
             output_dir=folder, use_cpu=True, bf16=False, report_to="none", max_steps=1, disable_tqdm=True,
             per_device_train_batch_size=2, num_generations=2, max_completion_length=4, logging_steps=1,
