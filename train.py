@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from training.job import carry_out, export, plan, resume
 
         if args.resume:
-            return EXIT[resume(args.resume)]
+            return EXIT[resume(args.resume, arbor_url=args.arbor_url)]
         if args.dry_run:
             return EXIT[plan(config)]
         return EXIT[export(config) if args.export else carry_out(config)]
@@ -235,10 +235,12 @@ def _number_out_of_range(args: argparse.Namespace) -> str:
 
 
 def _beside_resume(args: argparse.Namespace) -> str:
-    plain: dict[str, Any] = vars(parser().parse_args([])) | {"resume": args.resume}
+    plain: dict[str, Any] = vars(parser().parse_args([])) | {"resume": args.resume, "arbor_url": args.arbor_url}
     extra = ", ".join(f"--{name.replace('_', '-')}" for name, value in vars(args).items() if value != plain[name])
     return (
-        f"--resume takes the saved configuration and nothing beside it, but got {extra}; leave it out." if extra else ""
+        f"--resume takes the saved configuration and nothing but --arbor-url beside it, but got {extra}; leave it out."
+        if extra
+        else ""
     )
 
 

@@ -93,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if mistake := _mistake(args):
         print(f"deploy.py: {mistake}", file=sys.stderr)
         return USAGE
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
+        signal.signal(number, _interrupt)
     try:
         account = RunPod()
         if args.list:

@@ -186,6 +186,18 @@ def test_a_server_that_dies_leaves_a_run_that_goes_on(
     assert settings["base_model_name_or_path"] == "Qwen/Qwen2.5-3B"
 
 
+def test_a_training_goes_on_with_another_server(loopback: tuple[Arbor, str], here: Path) -> None:
+    arbor, url = loopback
+    arbor.die_at = 1
+    assert train.main([*FLAGS, "--arbor-url", url]) == 4
+    other = Arbor(here / "other", scripted)
+    with serving(other.answer) as its:
+        assert train.main(["--resume", "grpo_checkpoints", "--arbor-url", its]) == 0
+    assert [group[0]["messages"] for group in other.groups] == [
+        list(prompt.messages) for prompt in order(here / "grpo_checkpoints")
+    ]
+
+
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_stopped_training_goes_on_with_its_job(
     lost: int, loopback: tuple[Arbor, str], here: Path, capsys: pytest.CaptureFixture[str]

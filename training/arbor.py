@@ -204,6 +204,8 @@ class Run:
         """A folder on the server's machine with the base and the adapter in one."""
         home = f"{self._storage()}/merged"
         target = f"{home}/{self.folder.path.resolve().name}-{adapter.name}"
+        if not self.endpoint.ssh:
+            require("torch", "transformers", "peft")
         aside(f"Merging {adapter} into {base} on the server's machine.")
         there = self.endpoint.send(adapter, f"{target}-adapter")
         words = " ".join(map(shlex.quote, (there, base, target)))

@@ -165,11 +165,12 @@ def carry_out(config: Config) -> Outcome:
         return str(backend.train(job, folder))
 
 
-def resume(path: Path) -> Outcome:
-    """Go on with the training of a folder from its newest checkpoint. Refused where anything has changed since."""
+def resume(path: Path, *, arbor_url: str | None = None) -> Outcome:
+    """Go on with the training of a folder from its newest checkpoint, on another Arbor server if one is named. Refused
+    where anything else has changed since."""
     try:
         manifest = read_manifest(path)
-        config = dict(manifest["config"])
+        config = {**manifest["config"], **({"arbor_url": arbor_url} if arbor_url else {})}
         job = prepare({**config, **{name: Path(config[name]) for name in PATHS if config.get(name)}})
         was = manifest["identity"]
     except RunFolderError as error:
@@ -201,9 +202,10 @@ def plan(config: Config) -> Outcome:
 
 def export(config: Config) -> Outcome:
     """Write the prompts and a recipe for an engine of others."""
-    engines = import_module("training.engines")
+    from training.engines import write
+
     job = prepare(config)
-    for line in engines.write(job, config["export"]):
+    for line in write(job, config["export"]):
         job.say(line)
     return "valid"
 
@@ -253,8 +255,8 @@ def announcement(job: Job) -> list[str]:
 def licence(data: Dataset) -> str:
     """Under what terms what is learned from the data may be used."""
     if data.stand_in:
-        return "Trained on conversations of this project's own words (MIT)."
-    return f"Trained on {LICENCE}"
+        return "Made with conversations of this project's own words (MIT)."
+    return f"Made with LOCOMO. {LICENCE}"
 
 
 def _backend(config: Mapping[str, Any]) -> Any:
