@@ -114,6 +114,8 @@ def parser() -> argparse.ArgumentParser:
     values.add_argument("--mask-truncated", action=argparse.BooleanOptionalAction)
     values.add_argument("--importance-sampling", choices=["token", "sequence"], help="sequence is GSPO")
     values.add_argument("--precision", choices=["bf16", "fp32"])
+    doctor = p.add_argument_group("doctor")
+    doctor.add_argument("--environment", metavar="DIR", help="the one that Arbor is installed in (default: this one)")
     test = p.add_argument_group("evaluate")
     test.add_argument("--num-test", type=_count, default=100, metavar="N", help="a seeded sample, by category")
     test.add_argument("--split", default="test", metavar="PART", help="test, validation, or memory-r1:test …")
@@ -165,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from training.job import carry_out, export, plan, resume
 
         if args.resume:
-            return EXIT[resume(args.resume)]
+            return EXIT[resume(args.resume, arbor_url=args.arbor_url)]
         if args.dry_run:
             return EXIT[plan(config)]
         return EXIT[export(config) if args.export else carry_out(config)]
@@ -181,7 +183,7 @@ def _mistake(args: argparse.Namespace) -> str:
     if args.resume is not None:
         return _beside_resume(args)
     if args.backend is None:
-        args.backend = "arbor" if args.mode == "train" and not args.export else "trl"
+        args.backend = "arbor" if args.mode in ("train", "doctor") and not args.export else "trl"
     if args.mode in ("sft", "distill") and args.backend == "arbor":
         return f"Arbor serves GRPO only; use --mode {args.mode} --backend trl."
     if args.mode == "distill" and not args.teacher:
@@ -233,10 +235,12 @@ def _number_out_of_range(args: argparse.Namespace) -> str:
 
 
 def _beside_resume(args: argparse.Namespace) -> str:
-    plain: dict[str, Any] = vars(parser().parse_args([])) | {"resume": args.resume}
+    plain: dict[str, Any] = vars(parser().parse_args([])) | {"resume": args.resume, "arbor_url": args.arbor_url}
     extra = ", ".join(f"--{name.replace('_', '-')}" for name, value in vars(args).items() if value != plain[name])
     return (
-        f"--resume takes the saved configuration and nothing beside it, but got {extra}; leave it out." if extra else ""
+        f"--resume takes the saved configuration and nothing but --arbor-url beside it, but got {extra}; leave it out."
+        if extra
+        else ""
     )
 
 

@@ -60,7 +60,7 @@ def conclude(job: Job, folder: RunFolder) -> Outcome:
         "best": note["validation"],
         "before": next((line for line in validations if line["step"] == 0), None),
         "alarm": alarm,
-        "finite": all(abs(step["loss"]) < float("inf") for step in steps),
+        "finite": all(abs(step.get("loss", 0.0)) < float("inf") for step in steps),
     }
     folder.write_json("results.json", results)
     write_program(job, note)
@@ -132,7 +132,9 @@ tags: [lora, {"grpo" if config["mode"] == "train" else "sft"}, memory, conversat
 
 # A reader of conversational memory
 
-LoRA adapter for `{config["model"]}`, made by adaptive-memory's `train.py --mode {config["mode"]}` with TRL
+LoRA adapter for `{config["model"]}`, made by adaptive-memory's `train.py --mode {config["mode"]}` with {
+        config["backend"]
+    }
 (recipe `{config["recipe"]}`, seed {config["seed"]}). It answers questions from lines of a conversation's memory.
 
 {licence(job.data)}

