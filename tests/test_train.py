@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 import train
-from tests.conftest import ROOT
-from training import adapters, trl_backend
+from language_models.call_store import SearchStopped
+from locomo.run_folder import RunFolder
+from tests.conftest import ROOT, Reply, Server, completion
+from training import adapters, teacher, trl_backend
 from training.export import ReadingPrompt
 from training.job import prepare
 from training.reward import Case, gold_reply
@@ -184,3 +186,27 @@ def test_the_script_runs_as_a_script() -> None:
     )
     assert done.returncode == train.USAGE
     assert done.stderr == "train.py: --mode distill needs a teacher, such as --teacher openai/gpt-4o-mini.\n"
+
+
+def test_a_teacher_is_asked_once_and_learned_from_where_it_is_right(server: Server, tmp_path: Path) -> None:
+    flags = ["--mode", "distill", "--memory", "oracle", *SMALL, "--teacher", "openai/teacher"]
+    args = train.parser().parse_args([*flags, "--teacher-api-base", server.url, "--teacher-price", "1,2"])
+    assert not train._mistake(args)
+    job = prepare(vars(args))
+    golds = {prompt.messages[-1]["content"]: gold_reply(prompt.case) for prompt in job.train}
+    right = {asked for n, asked in enumerate(golds) if n % 2}
+
+    def reply(number: int, body: dict[str, Any]) -> Reply:
+        asked = body["messages"][-1]["content"]
+        return completion(golds[asked] if asked in right else "something else entirely")
+
+    server.answer = reply
+    with RunFolder.create(tmp_path / "run", {}) as folder:
+        found = teacher.answers(job, folder)
+        assert len(server.requests) == len(job.train)
+        assert set(found.values()) == {golds[asked] for asked in right}
+        assert teacher.answers(job, folder) == found
+        assert len(server.requests) == len(job.train)
+    dear = replace(job, config={**job.config, "cost_limit": 1e-6})
+    with RunFolder.create(tmp_path / "dear", {}) as folder, pytest.raises(SearchStopped, match="--cost-limit"):
+        teacher.answers(dear, folder)
