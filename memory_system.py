@@ -95,6 +95,21 @@ class Utf8Bytes:
         return len(text.encode())
 
 
+class Form(Protocol):
+    """How turns are printed as records, in place of lines under dates (memories/toon.py)."""
+
+    @property
+    def name(self) -> str: ...
+
+    def row(self, turn: Turn, line: str) -> str:
+        """What one turn adds to the text, as near as can be said of one alone."""
+        ...
+
+    def text(self, shown: Sequence[tuple[Turn, str]]) -> str:
+        """All of it: turns in time order, each with its line."""
+        ...
+
+
 class BudgetExceeded(RuntimeError):
     """Raised when a memory shows more than it may, or miscounts what it shows: a fault of that memory."""
 
@@ -141,6 +156,15 @@ class Memory(dspy.Module, Generic[S]):
 
     reads_in_rounds: ClassVar[bool] = False
     """True for a system that takes `rounds`, `question_budget` and `abstention`."""
+
+    takes_memory_url: ClassVar[bool] = False
+    """True for a system that takes `memory_url`, and then keeps its episodes in that store (stores/)."""
+
+    shows_turns: ClassVar[bool] = True
+    """False for a system that shows what a model wrote, which has no fields to print in another form."""
+
+    form: Form | None = None
+    """How turns are printed; None for lines under dates."""
 
     rounds = 0
     """How often the reader may be asked for lines, status and answer; 0 asks once, for the bare answer."""
@@ -208,7 +232,13 @@ budget has so many, and by then the ranking has nothing to say."""
 
 
 def pack(
-    state: State, ranking: Iterable[int], budget_tokens: int, count: TokenCounter, *, first_number: int | None = None
+    state: State,
+    ranking: Iterable[int],
+    budget_tokens: int,
+    count: TokenCounter,
+    *,
+    first_number: int | None = None,
+    form: Form | None = None,
 ) -> Recall:
     """Fill the budget by rank, skipping what does not fit, and print in time order.
 
@@ -219,24 +249,32 @@ def pack(
         count: the counter that made the costs; the joined text is counted again, because a tokenizer may
             join across lines after all, and then the lowest-ranked lines go.
         first_number: number the printed lines from here, so that a reader can cite them; None prints no numbers.
+        form: how turns are printed, and therefore counted; None for lines, the only ones that have numbers.
     """
     chosen: list[int] = []
     sessions: set[int] = set()
     left = budget_tokens
+    least = 1 if form else state.least_line_tokens
     passed_over = 0  # lines in a row that did not fit
 
     def number_cost(lines_before: int) -> int:
         # Which line gets which number is settled last, but so many lines have the same numbers in any order.
         return 0 if first_number is None else count(f"{first_number + lines_before} A") - count("A")
 
+    def cost_of(position: int) -> int:
+        shown = state.turns[position], state.lines[position]
+        if form:  # the first one brings what stands around all
+            return count(form.row(*shown) if chosen else form.text([shown]))
+        header = 0 if shown[0].session in sessions else state.header_tokens[shown[0].session]
+        return state.line_tokens[position] + header + number_tokens
+
     number_tokens = number_cost(0)
     for position in ranking:
-        if left < state.least_line_tokens or passed_over > PATIENCE:
+        if left < least or passed_over > PATIENCE:
             break
         passed_over += 1
         session = state.turns[position].session
-        cost = state.line_tokens[position] + (0 if session in sessions else state.header_tokens[session])
-        cost += number_tokens
+        cost = cost_of(position)
         if cost <= left:
             chosen.append(position)
             sessions.add(session)
@@ -244,19 +282,30 @@ def pack(
             passed_over = 0
             number_tokens = number_cost(len(chosen))
     while chosen:
-        recall = show(state, chosen, count, first_number=first_number)
+        recall = show(state, chosen, count, first_number=first_number, form=form)
         if recall.tokens <= budget_tokens:
             return replace(recall, ranked=tuple(state.turns[position].id for position in chosen))
         chosen.pop()
     return Recall()
 
 
-def show(state: State, positions: Iterable[int], count: TokenCounter, *, first_number: int | None = None) -> Recall:
-    """Print turns in time order, one date line a session, whatever it costs."""
+def show(
+    state: State,
+    positions: Iterable[int],
+    count: TokenCounter,
+    *,
+    first_number: int | None = None,
+    form: Form | None = None,
+) -> Recall:
+    """Print turns in time order, one date line a session, or in another form, whatever it costs."""
+    positions = sorted(positions)
+    if form and positions:
+        text = form.text([(state.turns[position], state.lines[position]) for position in positions])
+        return Recall(text, count(text), tuple(state.turns[position].id for position in positions))
     lines: list[str] = []
     ids: list[str] = []
     session = None
-    for position in sorted(positions):
+    for position in positions:
         turn = state.turns[position]
         if turn.session != session:
             session = turn.session
@@ -376,7 +425,7 @@ class MemorySystem(Memory[IndexedState]):
 
     def recall(self, state: IndexedState, question: str, budget_tokens: int) -> Recall:
         scores = self.scores(state, question)
-        recall = pack(state, best_first(scores), budget_tokens, self.count)
+        recall = pack(state, best_first(scores), budget_tokens, self.count, form=self.form)
         return replace(recall, speaker_gap=_speaker_gap(state.index, question, scores))
 
     def forward(

@@ -14,11 +14,11 @@ import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from itertools import groupby
 
 from language_models import encoders
 from language_models.encoders import Encoder
+from memories.episodes import episodes_of, turn_of
 from memory_system import Memory, Recall, State, TokenCounter, Turn, pack
 from stores import opened
 from stores.episode import Episode
@@ -51,6 +51,7 @@ class Episodic(Memory[EpisodicState]):
 
     state_type = EpisodicState
     needs_encoder = True
+    takes_memory_url = True
 
     def __init__(
         self,
@@ -86,17 +87,9 @@ class Episodic(Memory[EpisodicState]):
         # Session by session, because the last bits of a vector depend on what is encoded with it.
         for _, session in groupby(turns, key=lambda turn: turn.session):
             said = list(session)
-            episodes = [
-                Episode(
-                    turn.id,
-                    turn.line.rstrip("\n"),
-                    at=turn.said_at.replace(tzinfo=turn.said_at.tzinfo or UTC).timestamp(),
-                    details={"n": state.number + n, "session": turn.session},
-                )
-                for n, turn in enumerate(said)
-            ]
             encoder = self._encoder()
             vectors = encoder([turn.header + turn.line for turn in said])
+            episodes = episodes_of(said, state.number)
             self.store(state).store_episodes(state.scope, episodes, vectors, encoder=encoder.name)
             state.number += len(said)
         super().observe(state, turns)
@@ -118,7 +111,8 @@ class Episodic(Memory[EpisodicState]):
             )
         shown = sorted((hit.episode for hit in found), key=lambda e: (e.at, e.details.get("n", 0), e.id))
         places = {episode.id: place for place, episode in enumerate(shown)}
-        return pack(self._printed(shown), (places[hit.episode.id] for hit in found), budget_tokens, self.count)
+        ranking = (places[hit.episode.id] for hit in found)
+        return pack(self._printed(shown), ranking, budget_tokens, self.count, form=self.form)
 
     def observe_uses(self, state: EpisodicState, turn_ids: Sequence[str]) -> None:
         """Count that these turns were used: those that a recall showed, or those that an answer cited."""
@@ -132,14 +126,12 @@ class Episodic(Memory[EpisodicState]):
         """Episodes in time order as `pack` takes them."""
         state = State()
         for episode in episodes:
-            session = int(episode.details.get("session", 0))
-            turn = Turn(episode.id, "", "", session, datetime.fromtimestamp(episode.at, UTC))
-            line = episode.text + "\n"
+            turn, line = turn_of(episode), episode.text + "\n"
             state.turns.append(turn)
             state.lines.append(line)
             state.line_tokens.append(self.count(line))
-            if session not in state.header_tokens:
-                state.header_tokens[session] = self.count(turn.header)
+            if turn.session not in state.header_tokens:
+                state.header_tokens[turn.session] = self.count(turn.header)
         state.least_line_tokens = min(state.line_tokens, default=0)
         return state
 
