@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
-from dspy.utils.exceptions import LMProviderError
 
-from language_models.failure import describe
 from language_models.vector_cache import VectorCache
 from language_models.weights import WeightsUnavailable, fetch, models_folder, sha256
 
@@ -73,20 +71,27 @@ class EncoderUnavailable(RuntimeError):
     """The encoder could not be had; the message is one sentence for the user."""
 
 
-def load(name: str | None = None, *, say: Callable[[str], None] = print) -> Encoder:
-    """The encoder `name` (see above; None for the default), its vectors cached on disk.
+def load(name: str | None = None, *, cached: bool = True, say: Callable[[str], None] = print) -> Encoder:
+    """The encoder `name` (see above; None for the default), its vectors cached on disk, or not: of what people tell a
+    memory, nothing may stay behind when they take it back.
 
     Raises EncoderUnavailable with one sentence, so that an encoder that cannot work is refused before the first text.
     """
-    name = name or DEFAULT
+    encoder = _found(name or DEFAULT, say)
+    if not cached:
+        return encoder
+    return CachedTokens(encoder) if isinstance(encoder, TokenEncoder) else Cached(encoder)
+
+
+def _found(name: str, say: Callable[[str], None]) -> Encoder:
     if name in (DEFAULT, MINILM_REPOSITORY):
-        return CachedTokens(_bert(_minilm(say), DEFAULT))
+        return _bert(_minilm(say), DEFAULT)
     if Path(name).is_dir():
-        return CachedTokens(_bert(Path(name), Path(name).resolve().name))
+        return _bert(Path(name), Path(name).resolve().name)
     if name.startswith("sentence-transformers/"):
-        return Cached(SentenceTransformers(name))
+        return SentenceTransformers(name)
     if "/" in name and not name.startswith((".", "/", "~")):
-        return Cached(Remote(name))
+        return Remote(name)
     raise EncoderUnavailable(
         f"the encoder {name!r} is not known; it may be {DEFAULT}, the folder of a model, sentence-transformers/NAME, "
         "or a provider's model such as openai/text-embedding-3-small."
@@ -126,6 +131,8 @@ def _bert(folder: Path, name: str) -> TokenEncoder:
         bert(["one"])  # a model whose parts do not fit together is refused now
         return bert
     except Exception as error:  # the tokenizers library raises bare Exception for a bad file
+        from language_models.failure import describe
+
         raise EncoderUnavailable(f"{folder} is no encoder that can be read here ({describe(error)}).") from error
 
 
@@ -143,6 +150,8 @@ class SentenceTransformers:
         try:
             self._model: Any = SentenceTransformer(name)
         except (OSError, ValueError) as error:
+            from language_models.failure import describe
+
             raise EncoderUnavailable(f"the encoder {name} cannot be loaded ({describe(error)}).") from error
         weights = hashlib.sha256()
         for tensor in self._model.state_dict().values():
@@ -163,6 +172,7 @@ class Remote:
 
     def __init__(self, name: str) -> None:
         import dspy
+        from dspy.utils.exceptions import LMProviderError
 
         self.name = name
         self._embed = dspy.Embedder(name, caching=False)
@@ -177,6 +187,10 @@ class Remote:
             # Providers refuse an empty text.
             return _unit(self._embed([text if text.strip() else "." for text in texts]))
         except Exception as error:  # whatever a provider's client raises
+            from dspy.utils.exceptions import LMProviderError
+
+            from language_models.failure import describe
+
             raise LMProviderError(f"the encoder {self.name} does not answer ({describe(error)})") from error
 
 

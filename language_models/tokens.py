@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from memory_system import TokenCounter, Utf8Bytes
+from reading.packing import TokenCounter, Utf8Bytes
 
 ENCODINGS = ("o200k_base", "cl100k_base")
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from language_models.failure import describe
 from language_models.weights import models_folder
 
 
@@ -75,4 +74,6 @@ class VectorCache:
                 action(file)
         except (OSError, sqlite3.Error) as error:
             self._usable = False
+            from language_models.failure import describe
+
             print(f"Vectors are not cached: {self.path} cannot be used ({describe(error)}).", file=sys.stderr)

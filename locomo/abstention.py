@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from locomo.dataset import ANSWERABLE, DataError, Question, load
-from locomo.gradings import gradings, score
 from locomo.metrics import abstains, chosen_option, official_f1
 from locomo.run_folder import Record, RunFolder, RunFolderError, failed, is_answered, latest
 from locomo.split_data import part
@@ -29,7 +28,7 @@ Results = dict[str, Any]
 Pairs = Sequence[tuple[Question, Record]]
 
 RIGHT_FROM = 0.5
-"""The F1 from which an answer counts as right where nobody judged it."""
+"""The F1 from which an answer counts as right; no judge is asked, for it may be one whose verdicts are withheld."""
 
 
 def signals_of(record: Record) -> Signals:
@@ -121,10 +120,7 @@ def _twins(pairs: Pairs) -> Iterable[tuple[tuple[Question, Record], tuple[Questi
 
 def _twin_is_right(single: tuple[Question, Record], swapped: tuple[Question, Record]) -> bool:
     question, record = single
-    own = gradings([record])[:1]  # later ones are other judges'
-    judged = score(record, own[0]) if own else None
-    right = (judged or 0.0) > 0.5 or official_f1(question, record["answer"]) >= RIGHT_FROM
-    return right and abstains(swapped[1]["answer"])
+    return official_f1(question, record["answer"]) >= RIGHT_FROM and abstains(swapped[1]["answer"])
 
 
 def risk_at(found: Results, coverage: float) -> float | None:

@@ -97,7 +97,7 @@ def read(path: str | Path | None = None, *, data: Dataset) -> Errata:
         raise ErrataError(f"cannot read {str(named)!r} ({error.strerror}); download {SOURCE}.") from error
     except ErrataError as error:
         raise ErrataError(f"{str(named)!r} holds no errata of {data.path.name}: {error}; download {SOURCE}.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise ErrataError(f"{str(named)!r} is no errata file ({error!r}); download {SOURCE}.") from error
     if twice := [id for id, n in Counter(fault.question_id for fault in found).items() if n > 1]:
         raise ErrataError(f"{str(named)!r} lists {', '.join(twice[:5])} more than once; download {SOURCE}.")

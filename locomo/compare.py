@@ -46,6 +46,8 @@ class Run:
     status: str
     records: list[Record]
     asked: frozenset[str]
+    withheld: dict[str, str]
+    """Name of a grading that may not be shown as accuracy -> why."""
 
     @classmethod
     def read(cls, path: Path, name: str) -> Run:
@@ -57,10 +59,11 @@ class Run:
         # An older or imported run does not say what was planned: then it is what any of its systems was asked.
         asked = manifest.get("questions") or [record["question_id"] for record in records]
         try:
-            status = json.loads((path / "results.json").read_bytes())["status"]
+            results = json.loads((path / "results.json").read_bytes())
+            status, withheld = str(results["status"]), dict(results.get("withheld", {}))
         except (OSError, ValueError, KeyError, TypeError):
-            status = "not finished"
-        return cls(name, manifest, status, records, frozenset(asked))
+            status, withheld = "not finished", {}
+        return cls(name, manifest, status, records, frozenset(asked), withheld)
 
     @property
     def places(self) -> list[tuple[str, int]]:
@@ -172,7 +175,7 @@ def _data(runs: Sequence[Run], named: str | None) -> Dataset:
 
 def _common_measure(runs: Sequence[Run]) -> str:
     """The first measure that every run has."""
-    if all(gradings(run.records) for run in runs):
+    if all(any(grading.name not in run.withheld for grading in gradings(run.records)) for run in runs):
         return "judge"
     if all(any(record["answer"] is not None for record in run.records) for run in runs):
         return "f1"
@@ -188,6 +191,10 @@ def _grading(runs: Sequence[Run], args: argparse.Namespace) -> Grading:
     }
     told = "; ".join(f"{name}: {' or '.join(g.name for g in of) or 'nobody'}" for name, of in found.items())
     common = [g for g in found[runs[0].name] if all(g in of for of in found.values())]
+    withheld = {g: f"in {run.name}: {run.withheld[g.name]}" for run in runs for g in common if g.name in run.withheld}
+    if common and len(withheld) == len(common):
+        raise NotComparable(f"J of {common[0].name} is withheld {withheld[common[0]]} Compare by --measure f1.")
+    common = [g for g in common if g not in withheld]
     if not common:
         raise NotComparable(
             f"no grading is common to the runs ({told}), and figures of two gradings cannot be compared; grade again "

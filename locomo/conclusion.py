@@ -90,7 +90,12 @@ def amounts(
     under = gradings(records)
     systems = report.results(records, questions, keys)
     comparisons = report.compared(records, questions, keys)
-    told = _by_key(records, data, keys, under[:1], errata or _errata(data))
+    missing = ""
+    try:
+        errata = errata or _errata(data)
+    except answer_keys.ErrataError as error:  # a run's figures do not depend on it
+        missing = f"Clean and flagged questions are not told apart: {error}"
+    told = _by_key(records, data, keys, under[:1], errata)
     withheld = correction.settle(systems, records, certificates)
     comparisons = [found for found in comparisons if found["grading"] not in withheld]
     if under and under[0].name in withheld:
@@ -110,7 +115,12 @@ def amounts(
         "ingest": report.ingest_cost(ingests),
         "systems": systems,
         "comparisons": comparisons,
-        "cautions": [*report.cautions(questions, data.questions, comparisons), *facts.get("cautions", ()), *alarms],
+        "cautions": [
+            *report.cautions(questions, data.questions, comparisons),
+            *facts.get("cautions", ()),
+            *filter(None, [missing]),
+            *alarms,
+        ],
         "clean_and_flagged": told,
         "accounting": accounting.figures(manifest, records, ingests, questions),
     }
@@ -135,6 +145,9 @@ def _by_key(
             name = system if sum(other == system for other, _ in groups) == 1 else f"{system} @{budget:,}"
             found[name] = {
                 **answer_keys.side_by_side(of, errata.flagged),
-                "alarms": answer_keys.alarms(of, [question for question, _ in answerable], errata.flagged),
+                # The ceiling is that of the original key: under another a truthful reader may well be above it.
+                "alarms": answer_keys.alarms(of, [question for question, _ in answerable], errata.flagged)
+                if own[0].key == "original"
+                else [],
             }
     return found

@@ -64,7 +64,7 @@ def _run_rows(followed: Followed) -> Iterable[dict[str, Any]]:
                 "status": results["status"],
                 "questions": figures["questions"],
                 "ungraded": figures["ungraded"],
-                **flat(figures),
+                **flat(figures, results.get("withheld", {})),
                 **numbers(results.get("accounting", {"systems": {}}), system, budget),
             }
 

@@ -94,7 +94,7 @@ def _of_place(results: dict[str, Any], system: str, budget: str, *, parts: bool 
     found = {
         f"{prefix}{name}": value
         for prefix, part in chosen.items()
-        for name, value in {**flat(part), "ungraded": part["ungraded"]}.items()
+        for name, value in {**flat(part, results["withheld"]), "ungraded": part["ungraded"]}.items()
     }
     found |= numbers(results["accounting"], system, budget)
     return {re.sub(r"[^\w./ -]", "", name): value for name, value in found.items() if value is not None}

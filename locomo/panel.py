@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from locomo.statistics import Estimate, clustered_mean
+from locomo.statistics import Estimate, clustered_mean, paired
 
 Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
 """System -> prompt -> question id -> score, 0 to 1."""
 
 Panel = dict[str, Any]
+
+NOTHING = 1e-9
+"""A difference of means up to this is rounding: thirds, of three repeats, do not add up to the digit."""
 
 
 def panel(scores: Scores) -> Panel:
@@ -45,18 +48,16 @@ def _system(by_prompt: Mapping[str, Mapping[str, float]]) -> Panel:
     found = {prompt: _mean(scores) for prompt, scores in by_prompt.items()}
     means = [estimate.mean for estimate in found.values() if estimate.mean is not None]
     return {
-        "scores": {prompt: _as_json(estimate, 1, 0) for prompt, estimate in found.items()},
+        "scores": {
+            prompt: {"mean": estimate.mean, "low": estimate.low, "high": estimate.high, "n": estimate.n}
+            for prompt, estimate in found.items()
+        },
         "range": max(means) - min(means) if means else None,
     }
 
 
 def _pair(a: str, b: str, scores: Scores) -> Panel:
-    differences = {
-        # Half of 1 + the difference lies in [0, 1], as the bounds of the interval want it.
-        prompt: _as_json(_mean({id: (1 + mine[id] - scores[b][prompt][id]) / 2 for id in mine.keys() & ids}), 2, -1)
-        for prompt, mine in scores[a].items()
-        for ids in [scores[b][prompt].keys()]
-    }
+    differences = {prompt: _difference(mine, scores[b][prompt]) for prompt, mine in scores[a].items()}
     means = [found["mean"] for found in differences.values() if found["mean"] is not None]
     ahead = [prompt for prompt, found in differences.items() if found["low"] is not None and found["low"] > 0]
     behind = [prompt for prompt, found in differences.items() if found["high"] is not None and found["high"] < 0]
@@ -64,7 +65,7 @@ def _pair(a: str, b: str, scores: Scores) -> Panel:
         "a": a,
         "b": b,
         "differences": differences,
-        "flips": any(mean > 0 for mean in means) and any(mean < 0 for mean in means),
+        "flips": any(mean > NOTHING for mean in means) and any(mean < -NOTHING for mean in means),
         "significantly": bool(ahead and behind),
         "under": ahead + behind,
     }
@@ -74,12 +75,10 @@ def _mean(scores: Mapping[str, float]) -> Estimate:
     return clustered_mean(list(scores.values()), [id.split("#")[0] for id in scores])
 
 
-def _as_json(found: Estimate, scale: float, shift: float) -> Panel:
-    moved = {
-        name: None if value is None else scale * value + shift
-        for name, value in (("mean", found.mean), ("low", found.low), ("high", found.high))
-    }
-    return {**moved, "n": found.n}
+def _difference(mine: Mapping[str, float], theirs: Mapping[str, float]) -> Panel:
+    ids = [id for id in mine if id in theirs]
+    found = paired([mine[id] for id in ids], [theirs[id] for id in ids], [id.split("#")[0] for id in ids])
+    return {"mean": found.difference, "low": found.low, "high": found.high, "n": found.n}
 
 
 def table(found: Panel) -> str:

@@ -305,7 +305,7 @@ def read_wrong_answers(path: Path, data: Dataset) -> dict[str, str]:
         raise WrongAnswersError(
             f"cannot read the wrong answers {str(path)!r} ({error.strerror}); give the file's path, or leave it out."
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise WrongAnswersError(
             f"{str(path)!r} holds no wrong answers to LOCOMO's questions ({error}); give a file of "
             "{'detailed_results': {…: [{'question_id': 'locomo_0_qa0', 'question': …, 'generated_answer': …}]}}."

@@ -15,9 +15,10 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from locomo.metrics import FREE
 from locomo.provenance import digest, provenance
 from locomo.published_formats import FORMATS, Format, at, first, recognise
 from locomo.run_folder import Key, Record, RunFolder, RunFolderError, key
+from locomo.summary import STATUS
 
 FAIL_ON_ERROR = 0.02
 """The share of ungraded answers from which a run is invalid, as in evaluate.py."""
@@ -65,7 +67,7 @@ def read(
         content = json.loads(raw)
     except OSError as error:
         raise PublishedError(f"cannot read {str(path)!r} ({error.strerror}).") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PublishedError(f"{path} is not JSON ({error}).") from error
     found = FORMATS[format] if format else recognise(content)
     if found is None:
@@ -159,6 +161,8 @@ def _record(
     system: str, answer: Any, question: Question, format: Format, model: str | None, judge: str | None
 ) -> Record:
     text = first(answer, format.answer)
+    if not isinstance(text, str | int) or isinstance(text, bool):
+        text = None  # a structure, or no number: what a failed call leaves
     verdicts = [_verdict(value, n, format, judge) for n, value in enumerate(at(answer, format.verdicts))]
     # An empty answer that was judged is an answer; where nothing says what became of it, it is a failure.
     failed = text is None or (not str(text).strip() and all(v["label"] == "ungraded" for v in verdicts))
@@ -294,7 +298,13 @@ def write(
             "published": {**_source(found), "scores": figures},
         }
         _, table = conclude(
-            folder, data, keys, facts, no_judge="the file holds no verdicts.", notes=told, errata=errata
+            folder,
+            data,
+            keys,
+            facts,
+            no_judge="the file holds no verdicts.",
+            notes=[*told, STATUS.get(status, "")],
+            errata=errata,
         )
     return status, table
 
@@ -340,7 +350,7 @@ def main(argv: list[str] | None = None) -> int:
             read(path, data=data, format=args.format, model=args.model_name, judge=args.judge_model_name)
             for path in args.files
         ]
-        _refuse_taken([args.run_dir / path.stem for path in args.files])
+        _refuse_taken({args.run_dir / each.path.stem: each for each in found}, len(found))
     except (DataError, answer_keys.ErrataError, PublishedError) as error:
         print(f"locomo.published: {error}", file=sys.stderr)
         return 2
@@ -360,12 +370,27 @@ def main(argv: list[str] | None = None) -> int:
     return 3 if "invalid" in statuses else 0
 
 
-def _refuse_taken(paths: Sequence[Path]) -> None:
-    for path in paths:
-        if paths.count(path) > 1:
-            raise PublishedError(f"two files would go to {path}; rename one.")
+def _refuse_taken(places: Mapping[Path, Published], files: int) -> None:
+    """Raise PublishedError where a folder is taken; what a killed import of the same file left is removed."""
+    if len(places) < files:
+        raise PublishedError("two files of one name would go to one folder; rename one.")
+    unfinished = [path for path, found in places.items() if path.exists() and _is_unfinished(path, found)]
+    for path in set(places) - set(unfinished):
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise PublishedError(f"{path} holds something already; name another folder with --run-dir.")
+    for path in unfinished:
+        shutil.rmtree(path)
+
+
+def _is_unfinished(path: Path, found: Published) -> bool:
+    """Whether a folder holds an import of this file that did not come to its results."""
+    try:
+        with RunFolder.reopen(path) as folder:
+            source = folder.manifest.get("published", {})
+    except (RunFolderError, OSError):
+        return False
+    written = {"results.json", "verdicts.jsonl"} & {entry.name for entry in path.iterdir()}
+    return source.get("sha256") == found.sha256 and not written
 
 
 if __name__ == "__main__":

@@ -66,9 +66,10 @@ def grade(
     progress: Callable[[], object] = lambda: None,
 ) -> str:
     """Append a verdict for each. Returns why no call can succeed, or "". Setting `stop` starts no other call."""
-    hopeless = threading.Event()
+    hopeless, lock = threading.Event(), threading.Lock()
     fatal: list[str] = []
     failed: list[str] = []  # of the calls done, what each failed with, or ""
+    held: list[tuple[Todo, Record]] = []  # failures before any success: a judge that is not there leaves no mark
 
     def one(item: Todo) -> None:
         if stop.is_set() or hopeless.is_set():
@@ -79,12 +80,20 @@ def grade(
             fatal.append(describe(problem))
             hopeless.set()
             return
-        item.folder.append_verdict(key(item.record), judge.record(verdict, key=key_name, repeat=item.repeat))
-        failed.append(verdict.reason if verdict.reason.startswith(LM_ERROR) else "")
-        if len(failed) >= GIVE_UP_AFTER and all(failed):
-            fatal.append(f"the first {len(failed)} calls failed, the last with {failed[-1]}")
-            hopeless.set()
+        with lock:
+            failed.append(verdict.reason if verdict.reason.startswith(LM_ERROR) else "")
+            held.append((item, judge.record(verdict, key=key_name, repeat=item.repeat)))
+            if not all(failed):
+                write()
+            elif len(failed) >= GIVE_UP_AFTER:
+                fatal.append(f"the first {len(failed)} calls failed, the last with {failed[-1]}")
+                hopeless.set()
         progress()
+
+    def write() -> None:
+        while held:
+            item, verdict = held.pop(0)
+            item.folder.append_verdict(key(item.record), verdict)
 
     with ThreadPoolExecutor(num_threads) as pool:
         pending = [pool.submit(one, item) for item in todo]
@@ -94,4 +103,6 @@ def grade(
         except BaseException:  # the disk is full, say; re-raised
             hopeless.set()  # what cannot be written down must not be paid for
             raise
+    if not fatal:
+        write()
     return fatal[0] if fatal else ""

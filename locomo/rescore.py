@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from typing import Any
 
 from language_models.failure import FATAL, describe
 from language_models.weights import WeightsUnavailable
-from locomo import answer_keys, certificate, certify, panel, report
+from locomo import answer_keys, certificate, certify, ledger, panel, report
 from locomo.certificate import Certificate
 from locomo.conclusion import conclude
 from locomo.dataset import Dataset, aside, load
@@ -32,11 +33,12 @@ from locomo.gradings import Grading, gradings, score
 from locomo.llm_judge import PROMPTS, RULES, Judge
 from locomo.metrics import ABSTAIN_FIRST, FREE, TRAP_FIRST
 from locomo.regrading import Todo, grade, missing
-from locomo.run_folder import Key, Record, RunFolder, RunFolderError, is_answered, latest
+from locomo.run_folder import Key, Record, RunFolder, RunFolderError, latest
 from locomo.split_data import parse, part, sample
 from locomo.stopping import stopping
 
 FAIL_ON_ERROR = 0.02
+FORGOTTEN = "Clean and flagged questions were told apart before; name the audit again with --errata or LOCOMO_ERRATA."
 
 
 def planned(folder: RunFolder, data: Dataset, records: Sequence[Record]) -> list[Key]:
@@ -71,21 +73,19 @@ def rewrite(
     before = _results(folder)
     measured = [*before.get("certificates", ()), *new]
     known = {(found["judge"], found["prompt"], found["prompt_hash"]): found for found in measured}
-    status = before.get("status", "valid")
-    if status == "invalid" and not folder.manifest.get("published"):
-        limit = folder.manifest["config"].get("fail_on_error", FAIL_ON_ERROR)
-        status = "invalid" if report.ungraded_share(records, keys) > limit else "valid"
-    own = gradings(records)[:1]
+    own, named = gradings(records)[:1], os.environ.get("LOCOMO_ERRATA")
+    broken = ledger.broken(records)
     facts = {
         "split": folder.manifest["config"].get("split"),
         "reader": folder.manifest["config"].get("model"),
         "token_counter": None,
         "left_out": {},
+        "subset": len({id for _, _, id, _ in keys}) < len(data.questions),
         **before,
-        "status": status,
-        "subset": before.get("subset", False),
+        "status": _status(folder, before, records, keys, broken),
+        "ledger": {"test_scored": None, **(before.get("ledger") or {}), "broken": broken},
         "judge": f"{own[0].judge} ({own[0].prompt})" if own else None,
-        "cautions": [],
+        "cautions": [FORGOTTEN] if before.get("clean_and_flagged") and not (errata or named) else [],
     }
     rounds = {
         (name, int(budget)): entry["rounds"]
@@ -101,8 +101,23 @@ def rewrite(
         certificates=list(known.values()),
         no_judge="no answer is graded.",
         rounds=rounds,
+        notes=[ledger.verdict(broken)],
         errata=errata,
     )
+
+
+def _status(
+    folder: RunFolder, before: Mapping[str, Any], records: Sequence[Record], keys: Sequence[Key], broken: Sequence[str]
+) -> str:
+    """What further verdicts make of a run that has ended: invalid with too many ungraded, valid again with fewer. They
+    end no run that has not, and mend none that was tampered with or merged."""
+    status = str(before.get("status", "unfinished"))
+    if status not in ("valid", "invalid"):
+        return status
+    limit = folder.manifest["config"].get("fail_on_error", FAIL_ON_ERROR)
+    merged = any(merge["flagged"] for merge in folder.manifest.get("published", {}).get("merges", ()))
+    unsound = merged or broken or report.ungraded_share(records, keys) > limit
+    return "invalid" if unsound else "valid"
 
 
 def _results(folder: RunFolder) -> dict[str, Any]:
@@ -125,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
     certify.add_judge(p)
     p.add_argument("--panel", action="store_true", help="every prompt, and whether the ranking survives")
     p.add_argument("--answer-key", default="original", choices=["original", "corrected"])
-    p.add_argument("--errata", metavar="FILE", help="of the corrected key (default: LOCOMO_ERRATA)")
+    p.add_argument("--errata", metavar="FILE", help="clean and flagged questions apart (default: LOCOMO_ERRATA)")
     p.add_argument("--repeats", type=int, default=1, metavar="N", help="verdicts on each answer")
     p.add_argument("--limit", type=int, metavar="N", help="a seeded sample of N questions, the same of each run")
     p.add_argument("--no-certificate", action="store_true", help="do not measure the judge, and show no J of it")
@@ -145,7 +160,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _verify(folder, data)
             if args.limit:
                 golds = _some(golds, folders, data, args.limit)
-            return _Rescoring(args, data, golds, folders).carry_out()
+            errata = answer_keys.read(args.errata, data=data) if args.errata else None
+            return _Rescoring(args, data, golds, folders, errata).carry_out()
     except (ValueError, WeightsUnavailable) as error:  # RunFolderError, DataError, ErrataError, WrongAnswersError
         print(f"locomo.rescore: {error}", file=sys.stderr)
         return 2
@@ -182,9 +198,14 @@ def _some(golds: Mapping[str, str], folders: Sequence[RunFolder], data: Dataset,
 
 class _Rescoring:
     def __init__(
-        self, args: argparse.Namespace, data: Dataset, golds: Mapping[str, str], folders: Sequence[RunFolder]
+        self,
+        args: argparse.Namespace,
+        data: Dataset,
+        golds: Mapping[str, str],
+        folders: Sequence[RunFolder],
+        errata: answer_keys.Errata | None,
     ) -> None:
-        self.args, self.data, self.golds, self.folders = args, data, golds, folders
+        self.args, self.data, self.golds, self.folders, self.errata = args, data, golds, folders, errata
         self.model, judge = certify.load_judge(args)
         prompts = list(PROMPTS) if args.panel else [args.judge]
         self.judges = [Judge(judge.lm, prompt=prompt) for prompt in prompts]
@@ -208,7 +229,7 @@ class _Rescoring:
                 if fatal or stop.is_set():
                     break
         for folder in self.folders:
-            _, table = rewrite(folder, self.data, certificates)
+            _, table = rewrite(folder, self.data, certificates, self.errata)
             if not args.panel:
                 self.say(f"\n{folder.path}\n{table}")
         if args.panel:
@@ -234,7 +255,7 @@ class _Rescoring:
 
     def _due(self, folder: RunFolder) -> int:
         mine = latest(folder.records()).values()
-        return self.args.repeats * sum(is_answered(r) and r["question_id"] in self.golds for r in mine)
+        return self.args.repeats * sum(r["answer"] is not None and r["question_id"] in self.golds for r in mine)
 
     def _certificate(self, judge: Judge, stop: threading.Event) -> tuple[Certificate | None, str]:
         certifier = certify.Certifier(

@@ -26,6 +26,7 @@ from ranking.index import Index
 from ranking.late import TokenMap, TokenVectors
 from ranking.late_training import Lesson
 from ranking.ranker import Example, Ranker
+from reading import packing
 
 Weights = tuple[Ranker, TokenMap | None]
 
@@ -107,7 +108,12 @@ def folds(data: Dataset, asked: Sequence[str], encoder: TokenEncoder | None = No
     """
     from tqdm import tqdm
 
-    sources = [*Path(ranking.__path__[0]).glob("*.py"), Path(__file__), Path(memory_system.__file__)]
+    sources = [
+        *Path(ranking.__path__[0]).glob("*.py"),
+        Path(__file__),
+        Path(memory_system.__file__),
+        Path(packing.__file__),
+    ]
     code = digest([path.read_text() for path in sorted(sources)])
     folder = models_folder() / "folds" / digest([data.sha256, code, encoder.name if encoder else ""])
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ Made from results.json and the manifest alone. A judge's accuracy is in it only 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from locomo import accounting, ledger
@@ -162,12 +162,14 @@ MEASURES = ("judge", "f1", "evidence_recall", "all_evidence")
 MEANS = ("mean_tokens", "mean_total_tokens", "mean_calls", "mean_seconds")
 
 
-def flat(entry: Results) -> dict[str, float | None]:
+def flat(entry: Results, withheld: Collection[str]) -> dict[str, float | None]:
     """One entry of results.json as plain numbers by name, for tables and trackers: each measure (a fraction) with
     `_low` and `_high` (95 %, clustered by conversation), `_n` and `_ungraded`; J under every grading beside the run's
-    own as `judge/GRADING`; the means of tokens, calls and seconds. What there is none of is left out."""
+    own as `judge/GRADING`, but for those `withheld`; the means of tokens, calls and seconds. What there is none of is
+    left out."""
     found = {name: _measured(entry, name) for name in MEASURES}
-    found |= {f"judge/{name}": _graded(entry, name) for name in list(entry.get("gradings", {}))[1:]}
+    others = [name for name in list(entry.get("gradings", {}))[1:] if name not in withheld]
+    found |= {f"judge/{name}": _graded(entry, name) for name in others}
     numbers: dict[str, float | None] = {}
     for name, score in found.items():
         if score:

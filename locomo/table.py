@@ -31,7 +31,7 @@ def as_text(results: Mapping[str, Any], *, no_judge: str = "", folds: bool = Fal
     parts += _worth(rows, headline)
     parts += _comparisons(results["comparisons"], headline, rows)
     parts += ["\n".join(results["cautions"])] if results["cautions"] else []
-    parts += _gradings(rows)
+    parts += _gradings(rows, results.get("withheld", {}))
     if read:
         everything = [(name, budget, entry["categories_1_5"]) for name, budget, entry in rows]
         parts.append(
@@ -184,11 +184,16 @@ def who(entrant: Results) -> str:
     return f"{run}{entrant['system']}" + (f" @{budget_name(entrant['budget'])}" if entrant["budget"] else "")
 
 
-def _gradings(rows: Sequence[Row]) -> list[str]:
-    """The score under every way of grading, where there is more than one."""
+def _gradings(rows: Sequence[Row], withheld: Mapping[str, str]) -> list[str]:
+    """The score under every way of grading that may be shown, where there is more than one, and why the others are
+    not."""
     names = list(dict.fromkeys(name for *_, entry in rows for name in entry["gradings"]))
     if len(names) < 2:
         return []
+    hidden = [f"J of {name} is withheld: {withheld[name]}" for name in names if name in withheld]
+    names = [name for name in names if name not in withheld]
+    if not names:
+        return hidden
     body = [
         [system, budget_name(budget), name, percent(found["score"]) + " " + span(found["interval"]), str(found["n"]),
          str(found["ungraded"]), percent(found["worst"]), percent(found["best"])]
@@ -197,7 +202,8 @@ def _gradings(rows: Sequence[Row]) -> list[str]:
         if (found := entry["gradings"][name])["n"]
     ]  # fmt: skip
     headers = ["system", "budget", "judge (prompt, key)", "J", "n", "ungraded", "worst", "best"]
-    return [grid("J under each grading, categories 1-4; figures of two gradings are not comparable", headers, body)]
+    title = "J under each grading, categories 1-4; figures of two gradings are not comparable"
+    return [grid(title, headers, body), *hidden]
 
 
 def _by_category(rows: Sequence[Row], metric: str, title: str) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from language_models import encoders
 from language_models.encoders import Encoder
-from memories.episodes import at_of, episodes_of, turn_of
+from memories.episodes import at_of, episode_of, turn_of
 from memory_system import Memory, Recall, State, TokenCounter, Turn, pack
 from stores import opened
 from stores.store import Store
@@ -180,7 +180,7 @@ class Codebook(Memory[CodebookState]):
         known = {episode.id for episode in store.get(state.scope, [turn.id for turn in turns])}
         if turns := [turn for turn in turns if turn.id not in known]:
             vectors = self._vectors(turns)
-            episodes = episodes_of(turns, len(state.turns))
+            episodes = [episode_of(turn, len(state.turns) + n) for n, turn in enumerate(turns)]
             store.store_episodes(state.scope, episodes, np.stack(vectors), encoder=self._encoder().name)
             self._take_in(state, turns, vectors)
 

@@ -14,20 +14,15 @@ import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 
 from language_models import encoders
 from language_models.encoders import Encoder
-from memories.episodes import episodes_of, turn_of
-from memory_system import Memory, Recall, State, TokenCounter, Turn, pack
+from memories import episodes
+from memory_system import Memory, Recall, State, TokenCounter, Turn
 from stores import opened
-from stores.episode import Episode
 from stores.fusion import DEFAULT, SEED, Weights
 from stores.memory import InMemory
 from stores.store import Consolidated, Store
-
-LEAST_LINES = 100
-"""At least so many episodes are asked for, and one for each four tokens of the budget: few lines are shorter."""
 
 
 @dataclass
@@ -82,37 +77,24 @@ class Episodic(Memory[EpisodicState]):
 
     def observe(self, state: EpisodicState, turns: Sequence[Turn]) -> None:
         """As Memory's. A turn that is known already is passed over, so that after a crash all can be repeated."""
-        known = {episode.id for episode in self.store(state).get(state.scope, [turn.id for turn in turns])}
-        turns = [turn for turn in turns if turn.id not in known]
-        # Session by session, because the last bits of a vector depend on what is encoded with it.
-        for _, session in groupby(turns, key=lambda turn: turn.session):
-            said = list(session)
-            encoder = self._encoder()
-            vectors = encoder([turn.header + turn.line for turn in said])
-            episodes = episodes_of(said, state.number)
-            self.store(state).store_episodes(state.scope, episodes, vectors, encoder=encoder.name)
-            state.number += len(said)
-        super().observe(state, turns)
+        encoder = self._encoder()
+        new = episodes.observe(self.store(state), state.scope, turns, encoder=encoder, number=state.number)
+        state.number += len(new)
+        super().observe(state, new)
 
     def recall(self, state: EpisodicState, question: str, budget_tokens: int, *, at: float | None = None) -> Recall:
         """As Memory's, at some time (Unix seconds); None asks at the time of the newest episode."""
-        store = self.store(state)
-        with store.reading():
-            newest = store.rows(state.scope, store.newest(state.scope, 1))
-            if not newest:
-                return Recall()
-            found = store.retrieve_similar(
-                state.scope,
-                question,
-                self._encoder()([question])[0],
-                max(LEAST_LINES, budget_tokens // 4),
-                at=next(iter(newest.values())).at if at is None else at,
-                weights=self.weights,
-            )
-        shown = sorted((hit.episode for hit in found), key=lambda e: (e.at, e.details.get("n", 0), e.id))
-        places = {episode.id: place for place, episode in enumerate(shown)}
-        ranking = (places[hit.episode.id] for hit in found)
-        return pack(self._printed(shown), ranking, budget_tokens, self.count, form=self.form)
+        return episodes.recall(
+            self.store(state),
+            state.scope,
+            question,
+            budget_tokens,
+            encoder=self._encoder(),
+            count=self.count,
+            weights=self.weights,
+            at=at,
+            form=self.form,
+        )
 
     def observe_uses(self, state: EpisodicState, turn_ids: Sequence[str]) -> None:
         """Count that these turns were used: those that a recall showed, or those that an answer cited."""
@@ -121,19 +103,6 @@ class Episodic(Memory[EpisodicState]):
     def consolidate(self, state: EpisodicState, *, at: float) -> Consolidated:
         """Merge near-duplicates and archive what is forgotten, by the weights, at some time (Unix seconds)."""
         return self.store(state).consolidate(state.scope, at=at, weights=self.weights)
-
-    def _printed(self, episodes: Sequence[Episode]) -> State:
-        """Episodes in time order as `pack` takes them."""
-        state = State()
-        for episode in episodes:
-            turn, line = turn_of(episode), episode.text + "\n"
-            state.turns.append(turn)
-            state.lines.append(line)
-            state.line_tokens.append(self.count(line))
-            if turn.session not in state.header_tokens:
-                state.header_tokens[turn.session] = self.count(turn.header)
-        state.least_line_tokens = min(state.line_tokens, default=0)
-        return state
 
     def _encoder(self) -> Encoder:
         if self.encoder is None:

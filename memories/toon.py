@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
-from memories.episodes import parted
-from memory_system import Form, Turn
+from reading.packing import Form, Turn
 
 FORMATS = ("lines", "toon", "json", "yaml", "csv")
 
@@ -28,7 +27,10 @@ class FormatUnavailable(RuntimeError):
 
 def record(turn: Turn, line: str) -> Record:
     """A turn in three fields: under which date it stands, and the two parts of its line."""
-    speaker, text = parted(line.removesuffix("\n"))
+    said = line.removesuffix("\n")
+    speaker, colon, text = said.partition(": ")
+    if not colon:  # nothing was said, or nobody is named
+        speaker, text = (said[:-1], "") if said.endswith(":") else ("", said)
     return {"date": turn.header.removeprefix("# ").strip(), "speaker": speaker, "text": text}
 
 

@@ -51,3 +51,11 @@ def opened(url: str) -> Store:
         if key not in _opened:
             _opened[key] = open_store(url)
         return _opened[key]
+
+
+def close(url: str) -> None:
+    """Close the store at a URL, where `opened` has opened it."""
+    with _lock:
+        store = _opened.pop((os.getpid(), url), None)
+    if store:
+        store.close()

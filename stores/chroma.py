@@ -166,8 +166,8 @@ class Chroma(Store):
     def nearest(self, scope: str, query: np.ndarray, k: int) -> list[int]:
         return self._mirror(scope).nearest(scope, query, k)
 
-    def newest(self, scope: str, k: int) -> list[int]:
-        return self._mirror(scope).newest(scope, k)
+    def newest(self, scope: str, k: int, before: tuple[float, str] | None = None) -> list[int]:
+        return self._mirror(scope).newest(scope, k, before)
 
     def around(self, scope: str, rows: Sequence[int], reach: int) -> dict[int, list[int]]:
         return self._mirror(scope).around(scope, rows, reach)

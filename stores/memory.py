@@ -125,9 +125,11 @@ class InMemory(Store):
         codes = quantiser.matrix([known.episodes[row].codes for row in rows])
         return self.best(scope, np.array(rows), quantiser.cosines(codes, quantiser.norms(codes), query), k)
 
-    def newest(self, scope: str, k: int) -> list[int]:
+    def newest(self, scope: str, k: int, before: tuple[float, str] | None = None) -> list[int]:
         known = self.known.get(scope, Scope())
-        return sorted(known.live, key=lambda row: (-known.episodes[row].at, known.episodes[row].id))[:k]
+        placed = sorted((-known.episodes[row].at, known.episodes[row].id, row) for row in known.live)
+        after = (-before[0], before[1]) if before else None
+        return [row for at, id, row in placed if after is None or (at, id) > after][:k]
 
     def around(self, scope: str, rows: Sequence[int], reach: int) -> dict[int, list[int]]:
         live = self.known.get(scope, Scope()).live

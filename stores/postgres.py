@@ -267,11 +267,12 @@ class Postgres(Store):
             cosines = kind.quantiser.cosines(codes, kind.quantiser.norms(codes), query)
             return self.best(scope, np.array([row for row, _ in rows]), cosines, k)
 
-    def newest(self, scope: str, k: int) -> list[int]:
+    def newest(self, scope: str, k: int, before: tuple[float, str] | None = None) -> list[int]:
+        after, at = ('AND (-at, id COLLATE "C") > (%s, %s)', (-before[0], before[1])) if before else ("", ())
         order = 'ORDER BY at DESC, id COLLATE "C" LIMIT %s'
-        query = f"SELECT row FROM memory_episodes WHERE scope = %s AND NOT archived {order}"
+        query = f"SELECT row FROM memory_episodes WHERE scope = %s AND NOT archived {after} {order}"
         with self.reading():
-            return [row for (row,) in self._ask(query, self._number(scope), k)]
+            return [row for (row,) in self._ask(query, self._number(scope), *at, k)]
 
     def around(self, scope: str, rows: Sequence[int], reach: int) -> dict[int, list[int]]:
         side = (

@@ -106,6 +106,9 @@ class Hot(Store):
     def reading(self) -> AbstractContextManager[None]:
         return self._behind.reading()
 
+    def transaction(self) -> AbstractContextManager[None]:
+        return self._behind.transaction()
+
     def vectors(self) -> Vectors | None:
         return self._behind.vectors()
 
@@ -140,8 +143,8 @@ class Hot(Store):
     def nearest(self, scope: str, query: np.ndarray, k: int) -> list[int]:
         return self._behind.nearest(scope, query, k)
 
-    def newest(self, scope: str, k: int) -> list[int]:
-        return self._behind.newest(scope, k)
+    def newest(self, scope: str, k: int, before: tuple[float, str] | None = None) -> list[int]:
+        return self._behind.newest(scope, k, before)
 
     def around(self, scope: str, rows: Sequence[int], reach: int) -> dict[int, list[int]]:
         return self._behind.around(scope, rows, reach)

@@ -267,10 +267,11 @@ class SQLite(Store):
             rows, cosines = self._columns_of(scope).cosines(query)
             return self.best(scope, rows, cosines, k)
 
-    def newest(self, scope: str, k: int) -> list[int]:
-        query = "SELECT row FROM episodes WHERE scope = ? AND NOT archived ORDER BY at DESC, id LIMIT ?"
+    def newest(self, scope: str, k: int, before: tuple[float, str] | None = None) -> list[int]:
+        after, at = ("AND (-at, id) > (?, ?)", (-before[0], before[1])) if before else ("", ())
+        query = f"SELECT row FROM episodes WHERE scope = ? AND NOT archived {after} ORDER BY at DESC, id LIMIT ?"
         with self.reading():
-            return [row for (row,) in self.file.execute(query, (self._number(scope), k))]
+            return [row for (row,) in self.file.execute(query, (self._number(scope), *at, k))]
 
     def around(self, scope: str, rows: Sequence[int], reach: int) -> dict[int, list[int]]:
         with self.reading():

@@ -113,8 +113,9 @@ class Store(ABC):
         """The rows of the k vectors of largest cosine with a `Quantiser.query`; of equal ones the smaller id."""
 
     @abstractmethod
-    def newest(self, scope: str, k: int) -> list[int]:
-        """The rows of the k latest episodes; of equal ones the smaller id."""
+    def newest(self, scope: str, k: int, before: tuple[float, str] | None = None) -> list[int]:
+        """The rows of the k latest episodes; of equal ones the smaller id. `before` is the time and id of one that they
+        come after in this order: page by page, all are seen, whatever is added or removed meanwhile."""
 
     @abstractmethod
     def around(self, scope: str, rows: Sequence[int], reach: int) -> dict[int, list[int]]:
@@ -132,6 +133,19 @@ class Store(ABC):
     def reading(self) -> AbstractContextManager[None]:
         """What is read in here is of one moment, where the back end can give that."""
         return nullcontext()
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """All that is written in here is there afterwards, or nothing is, where the back end can give that."""
+        return nullcontext()
+
+    def replace(self, scope: str, episode: Episode) -> Episode | None:
+        """Put an episode in the place of the one that has its id, in one transaction; the one that was there."""
+        with self.transaction():
+            self.change(scope)  # from here on nobody else changes the scope
+            old = self.get(scope, [episode.id])
+            self.delete(scope, [episode.id])
+            self.change(scope, add=[episode])
+        return old[0] if old else None
 
     def compact(self) -> None:  # noqa: B027  # most back ends look after themselves
         """Give back space, and bring what is derived up to date; nothing that can be found changes."""
@@ -166,15 +180,17 @@ class Store(ABC):
 
         `encoder` names what made the vectors: a store refuses those of another.
         """
-        if vectors is not None:
+        return self.change(scope, add=episodes if vectors is None else self.encoded(episodes, vectors, encoder=encoder))
+
+    def encoded(self, episodes: Sequence[Episode], vectors: np.ndarray, *, encoder: str = "") -> list[Episode]:
+        """Episodes with the codes of their vectors."""
+        kind = self.vectors()
+        if kind is None or (encoder and kind.encoder != encoder) or kind.dimensions != vectors.shape[1]:
+            self.declare(Vectors(encoder, vectors.shape[1], kind.bits if kind else self.default_bits))
             kind = self.vectors()
-            if kind is None or (encoder and kind.encoder != encoder) or kind.dimensions != vectors.shape[1]:
-                self.declare(Vectors(encoder, vectors.shape[1], kind.bits if kind else self.default_bits))
-                kind = self.vectors()
-            assert kind
-            codes = kind.quantiser.encode(vectors)
-            episodes = [replace(e, codes=row.tobytes()) for e, row in zip(episodes, codes, strict=True)]
-        return self.change(scope, add=episodes)
+        assert kind
+        codes = kind.quantiser.encode(vectors)
+        return [replace(e, codes=row.tobytes()) for e, row in zip(episodes, codes, strict=True)]
 
     def record_uses(self, scope: str, ids: Sequence[str]) -> None:
         """Count that these episodes were used, once for each time that an id stands here."""

@@ -35,9 +35,9 @@ def test_twins_are_right_only_together() -> None:
         found = abstention.figures([(SINGLE, record(SINGLE, single)), (SWAPPED, record(SWAPPED, swapped))])
         assert (found["twin_accuracy"], found["twins"]) == (accuracy, 1)
     verdict = {"judge": "m/judge", "prompt": "strict", "label": "correct"}
-    judged = record(SINGLE, "a hundred and twenty", verdicts=[verdict, {**verdict, "judge": "other", "label": "wrong"}])
+    judged = record(SINGLE, "a hundred and twenty", verdicts=[verdict])
     found = abstention.figures([(SINGLE, judged), (SWAPPED, record(SWAPPED, ABSTENTION))])
-    assert found["twin_accuracy"] == 1.0, "a judge may call right what F1 does not"
+    assert found["twin_accuracy"] == 0.0, "whatever a judge says, whose verdicts may be withheld"
     assert abstention.figures([(OTHER, record(OTHER, "Vienna"))])["twin_accuracy"] is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,8 +21,6 @@ Answer = Callable[[Question], dict[str, Any]]
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eleven simulated conversations: short, with all categories."""
-    import json
-
     raw = json.loads(SAMPLE.read_bytes())[0]
     path = tmp_path_factory.mktemp("data") / "simulated.json"
     path.write_text(json.dumps([{**raw, "sample_id": f"simulated-{i}", SIMULATED: 1} for i in range(11)]))
@@ -186,6 +185,17 @@ def test_a_grading_is_chosen_where_there_are_several(folder: Any, say: Any) -> N
     assert "0/0/121" in say(run, "--prompt", "strict")[1]
     other = folder("other", a=right([1]))
     assert "strict" in say(run, other, "--system", "a")[1], "the one that both have"
+
+
+def test_what_is_withheld_is_not_compared(folder: Any, say: Any) -> None:
+    run, other = folder("run", a=right(range(6)), b=right([0])), folder("other", a=right([1]))
+    grading = "m/judge (strict, original)"
+    (run / "results.json").write_text(json.dumps({"status": "valid", "withheld": {grading: "it accepts 40 %."}}))
+    for runs in ([run], [run, other], [other, run]):
+        code, out, err = say(*runs, "--measure", "judge")
+        assert (code, out) == (2, "")
+        assert f"J of {grading} is withheld in run: it accepts 40 %. Compare by --measure f1." in err
+        assert "F1, with 95 % intervals" in say(*runs)[1]
 
 
 def test_runs_without_verdicts_are_compared_by_f1_and_without_answers_by_recall(folder: Any, say: Any) -> None:

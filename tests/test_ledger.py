@@ -45,7 +45,7 @@ def test_looks_at_the_test_split_are_counted(capsys: pytest.CaptureFixture[str])
     first = run("a", "--budgets", "64")
     assert first["ledger"] == {"test_scored": {"configuration": 1, "all": 1}, "broken": []}
     assert run("b", "--budgets", "128")["ledger"]["test_scored"] == {"configuration": 1, "all": 2}
-    same = run("c", "--budgets", "64", "--num-threads", "3", "--no-mlflow")
+    same = run("c", "--budgets", "64", "--num-threads", "3", "--no-mlflow", "--no-certificate")
     assert same["ledger"]["test_scored"] == {"configuration": 2, "all": 3}, "how it runs is no other configuration"
     said = "The test split has been scored twice under this configuration, 3 times in all here."
     assert f"SAMPLE  {said}" in Path("c", "table.txt").read_text().splitlines()

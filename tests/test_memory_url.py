@@ -14,11 +14,10 @@ import memories
 from locomo.dataset import SAMPLE
 from locomo.experiment import Experiment, Refused
 from memories.codebook import Codebook
-from memories.episodes import parted, turn_of
+from memories.episodes import episode_of, turn_of
 from memories.episodic import Episodic
 from memory_system import Turn
 from stores import open_store, opened
-from stores.episode import Episode
 from tests.conftest import HashEncoder
 from tests.test_memory_contract import build, observed
 
@@ -67,11 +66,9 @@ def test_a_codebook_is_made_again_from_what_was_said(url: str, sample: Any) -> N
 
 @pytest.mark.parametrize("said", ["Well: yes", "", "a:b", ": ", "x"])
 @pytest.mark.parametrize("speaker", ["Nadia", "A:B", "A: B", ""])
-def test_a_turn_comes_back_with_its_line(speaker: str, said: str) -> None:
+def test_a_turn_comes_back(speaker: str, said: str) -> None:
     turn = Turn("1", speaker, said, 1, datetime(2024, 1, 1))
-    back = turn_of(Episode("1", turn.line.rstrip("\n"), 0.0))
-    assert back.line == turn.line
-    assert parted("nobody said this") == ("", "nobody said this")
+    assert turn_of(episode_of(turn, 0)) == turn
 
 
 def test_a_run_with_a_store_finds_what_a_run_without_finds(

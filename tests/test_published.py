@@ -250,7 +250,9 @@ def test_the_flag_is_printed_and_kept(data: Dataset, tmp_path: Path, capsys: pyt
         ]
         assert kept[0]["said"].startswith("MERGED")
     assert json.loads((tmp_path / "runs" / "m" / "results.json").read_text())["status"] == "invalid"
-    assert "MERGED" in (tmp_path / "runs" / "m" / "table.txt").read_text()
+    table = (tmp_path / "runs" / "m" / "table.txt").read_text()
+    assert "MERGED" in table
+    assert "INVALID: these figures are not to be used." in table
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -340,14 +342,16 @@ def test_one_command_imports_many_and_refuses_all_or_none(
     broken["evaluations"].pop()
     bad, prose = save(broken, tmp_path / "c.json"), save([{"question": "?"}], tmp_path / "d.json")
     (tmp_path / "e.json").write_text("no json")
+    (tmp_path / "f.json").write_text("[" * 99_999)
     runs = str(tmp_path / "runs")
     flags = ["--run-dir", runs, "--data", str(data.path)]
     for refused, message in [
         ([bad], "1 missing"),
         ([prose], "is in no known format (locomo-audit, mem0); name one with --format"),
         ([tmp_path / "e.json"], "is not JSON"),
+        ([tmp_path / "f.json"], "is not JSON"),
         ([tmp_path / "nowhere.json"], "cannot read"),
-        ([good], "two files would go to"),
+        ([good], "two files of one name would go to one folder"),
     ]:
         assert published.main([str(good), *map(str, refused), *flags]) == 2
         err = capsys.readouterr().err
@@ -361,6 +365,11 @@ def test_one_command_imports_many_and_refuses_all_or_none(
     assert f"Written to {runs}/a" in out
     assert published.main([str(good), *flags]) == 2
     assert f"{runs}/a holds something already" in capsys.readouterr().err
+    before = Path(runs, "a", "results.json").read_bytes()
+    Path(runs, "a", "results.json").unlink()  # as a kill leaves it
+    assert published.main([str(other), "--run-dir", runs, "--data", str(data.path)]) == 2
+    assert published.main([str(good), *flags]) == 0, "of the same file"
+    assert json.loads(Path(runs, "a", "results.json").read_bytes())["systems"] == json.loads(before)["systems"]
     assert ledger.main([f"{runs}/a", f"{runs}/b"]) == 0
     with pytest.raises(Refused, match=r"a holds answers that others published; they cannot be asked again here\.$"):
         Experiment.resume(tmp_path / "runs" / "a", memories.load)

@@ -67,6 +67,17 @@ def test_the_flagged_questions_of_a_published_run(
     assert out.count("ALARM") == 2, "above the ceiling in categories 1 and 4"
 
 
+def test_a_lost_audit_takes_no_figure_with_it(
+    locomo: Dataset, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCOMO_ERRATA", str(tmp_path / "nowhere.json"))
+    found = read(shared / "full-context-gpt-4o-mini-cot.json", data=locomo)
+    status, table = write(found, tmp_path / "run", data=locomo)
+    assert status == "valid"
+    assert "Clean and flagged questions are not told apart: cannot read" in table
+    assert "J 79.89" in table
+
+
 def test_the_merged_file(locomo: Dataset, shared: Path) -> None:
     found = read(shared / "mem0-platform-top50.json", data=locomo)
     ((_, merge),) = found.merges

@@ -19,6 +19,7 @@ from locomo.panel import panel, verdict
 from locomo.probes import draw
 from locomo.provenance import provenance
 from locomo.run_folder import RunFolder
+from locomo.summary import flat
 from tests.conftest import ROOT, Reply, Server, completion, failure, shown, truthful
 
 SAMPLE = ROOT / "data" / "sample.json"
@@ -146,8 +147,16 @@ def test_another_prompt_stands_beside_the_runs_own(server: Server, run: Path) ->
     found = figures(run)
     assert found["judge"] == own, "the run's own judge stays its judge"
     assert found["gradings"]["openai/judge (lenient, original)"]["score"] == 1.0
-    assert list(json.loads((run / "results.json").read_text())["withheld"]) == ["openai/judge (lenient, original)"]
+    results = json.loads((run / "results.json").read_text())
+    lenient = "openai/judge (lenient, original)"
+    assert list(results["withheld"]) == [lenient]
     assert len(verdicts(run)) == 44
+    table = (run / "table.txt").read_text()
+    assert f"J of {lenient} is withheld: {lenient} was not measured" in table
+    assert "J under each grading" in table
+    assert not [line for line in table.splitlines() if lenient in line and "is withheld" not in line]
+    assert f"judge/{lenient}" in flat(found, ())
+    assert f"judge/{lenient}" not in flat(found, results["withheld"]), "what MLflow and data frames are given"
 
 
 def test_repeats_are_counted_as_one_answer(server: Server, run: Path) -> None:
@@ -175,6 +184,33 @@ def test_what_failed_is_ungraded_and_asked_for_again(
     assert figures(run)["gradings"]["openai/judge (strict, original)"]["n"] == 11
 
 
+def test_a_run_is_no_sounder_for_being_graded_again(
+    server: Server, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def status(folder: Path) -> str:
+        return json.loads((folder / "results.json").read_text())["status"]
+
+    server.answer = lambda number, body: failure(500) if number % 3 == 0 else TRUE(number, body)
+    assert again(server, run, more=(*PLAIN, "--num-threads", "1")) == 3
+    assert status(run) == "invalid", "its own judge left too much ungraded"
+    server.answer = TRUE
+    assert again(server, run, more=PLAIN) == 0
+    assert status(run) == "valid"
+
+    (run / "results.json").unlink()  # as a kill in the middle of the questions leaves it
+    assert again(server, run, more=(*PLAIN, "--judge", "zep")) == 0
+    assert status(run) == "unfinished"
+
+    tampered = make_run(tmp_path / "tampered", good=lambda q: q.gold or NOT_KNOWN)
+    with RunFolder.reopen(tampered) as folder:
+        folder.append(record("good", ASKED[0], ASKED[0].gold, attempt=2))
+        folder.write_json("results.json", {"status": "invalid", "systems": {}})
+    capsys.readouterr()
+    assert again(server, tampered, more=PLAIN) == 0
+    assert status(tampered) == "invalid"
+    assert "was answered and asked again" in capsys.readouterr().out
+
+
 def test_a_limit_is_a_sample_of_questions_and_gone_on_from(server: Server, run: Path) -> None:
     server.answer = TRUE
     assert again(server, run, more=(*PLAIN, "--limit", "5")) == 0
@@ -191,6 +227,7 @@ def test_it_stops_where_no_call_can_succeed(
     assert again(server, run, more=(*PLAIN, "--num-threads", "2")) == 1
     assert told in capsys.readouterr().out
     assert len(server.requests) < 14
+    assert not verdicts(run), "or it would be the run's own judge for ever"
     assert again(server, run) == 1, "nor is the judge certified"
     assert json.loads((run / "results.json").read_text())["status"] == "valid"
 
@@ -223,6 +260,19 @@ def test_answers_are_graded_against_the_corrected_key(server: Server, run: Path,
     assert golds[ASKED[1].text] == ASKED[1].gold
     assert {v["key"] for v in verdicts(run)} == {"corrected"}
     assert list(figures(run)["gradings"]) == ["openai/judge (strict, corrected)"]
+    # All right under the corrected key is above the ceiling of the original one, and no cause for alarm.
+    corrected = ("--judge", "lenient", "--answer-key", "corrected", *CERTIFIED)
+    server.answer = lambda number, body: completion("yes")
+    other = make_run(tmp_path / "other", good=lambda q: q.gold or NOT_KNOWN)
+    assert again(server, other, more=(*corrected, "--errata", str(errata))) == 0
+    table = (other / "table.txt").read_text()
+    assert "good: J 100.00 on the 10 clean questions, 100.00 on the 1 flagged questions" in table
+    assert "ALARM" not in table
+    original = make_run(tmp_path / "original", good=lambda q: q.gold or NOT_KNOWN)
+    assert again(server, original, more=(*CERTIFIED, "--errata", str(errata))) == 0
+    assert "ALARM: good: 100.00 overall is above the ceiling" in (original / "table.txt").read_text()
+    assert again(server, original, more=CERTIFIED) == 0
+    assert "name the audit again with --errata" in (original / "table.txt").read_text()
 
 
 def test_an_imported_run_keeps_its_own_verdicts(server: Server, tmp_path: Path) -> None:
@@ -320,6 +370,21 @@ def test_a_flip_is_told_from_a_significant_one() -> None:
     steady = panel(scores(a={"x": [1, 1, 1], "y": [1, 1, 0]}, b={"x": [1, 0, 0], "y": [1, 1, 0]}))
     assert steady["survives"]
     assert "1 pairs keep their order, but differ significantly under some" in verdict(steady)
+
+
+def test_rounding_flips_no_pair() -> None:
+    """Three repeats: the same thirds under one prompt, in another order, and one ahead under the other."""
+    for ahead, behind in (("a", "b"), ("b", "a")):
+        thirds = {"a": [0, 2 / 3, 1 / 3], "b": [1 / 3, 0, 2 / 3]}
+        ranks = {ahead: [1.0] * 3, behind: [0.0] * 3}
+        made = {
+            name: {
+                "x": {f"c0#{i}": value for i, value in enumerate(thirds[name])},
+                "y": {f"c0#{i}": value for i, value in enumerate(ranks[name])},
+            }
+            for name in "ab"
+        }
+        assert panel(made)["survives"]
 
 
 def test_a_panel_compares_the_same_answers() -> None:

@@ -345,3 +345,25 @@ def test_a_server_that_is_not_there_is_told_in_a_sentence() -> None:
 def test_a_url_that_names_no_store_is_answered_with_what_may_be() -> None:
     with pytest.raises(StoreError, match="may begin with memory:, sqlite:"):
         open_store("mysql://somewhere")
+
+
+def test_pages_and_replacements_are_the_same_in_every_store(opened: Open) -> None:
+    store, model = opened(), open_store("memory:")
+    made, vectors = episodes(3, 60)
+    for each in (store, model):
+        each.store_episodes("one", made, vectors)
+        each.change("one", archive=[made[4].id])
+        old = each.replace("one", Episode(made[9].id, "another text", at=3.0, details={"value": "1"}))
+        assert old is not None
+        assert (old.text, old.at) == (made[9].text, made[9].at)
+        assert each.replace("one", Episode("new", "a kayak", at=4.0)) is None
+    assert replace(store.size("one"), changes=0) == replace(model.size("one"), changes=0)
+    assert store.check() == []
+    listed = model.ids("one", model.newest("one", 100))
+    seen: list[str] = []
+    before: tuple[float, str] | None = None
+    while page := store.newest("one", 7, before):
+        seen += store.ids("one", page)
+        before = store.get("one", seen[-1:])[0].at, seen[-1]
+    assert seen == listed
+    assert len(set(seen)) == store.size("one").episodes

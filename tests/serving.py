@@ -1,0 +1,81 @@
+"""The service on a real port of this machine: in a thread of this process, or in one that can be killed."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tests.conftest import ROOT, HashEncoder
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def in_thread(
+    memory_url: str, *, auth: bool = False, model: str | None = None, api_base: str | None = None, **options: Any
+) -> Iterator[Any]:
+    """An httpx client of the service; its `memories` are those that it serves."""
+    import httpx
+    import uvicorn
+
+    from memories.access import Access
+    from memories.named import NamedMemories
+    from memories.service import application
+
+    memories = NamedMemories(memory_url, encoder=HashEncoder(), model=model, api_base=api_base)
+    access = Access(memories.store) if auth else None
+    app = application(memories, tenant="local", access=access, **options)
+    server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="error", ws="none"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    client = httpx.Client(
+        base_url=f"http://127.0.0.1:{server.config.port}", timeout=60, limits=httpx.Limits(max_connections=None)
+    )
+    client.memories, client.access = memories, access  # type: ignore[attr-defined]
+    try:
+        with client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join()
+        memories.close()
+
+
+@contextmanager
+def in_process(memory_url: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """(process, address) of the service in a process of its own."""
+    import httpx
+
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-m", "tests.serving", memory_url, str(port)], cwd=ROOT)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            try:
+                httpx.get(f"{address}/readyz", timeout=5).raise_for_status()
+                break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        yield process, address
+    finally:
+        process.kill()
+        process.wait()
+
+
+if __name__ == "__main__":
+    from memories.named import NamedMemories
+    from memories.service import serve
+
+    serve(NamedMemories(sys.argv[1], encoder=HashEncoder()), tenant="local", host="127.0.0.1", port=int(sys.argv[2]))

@@ -1,0 +1,79 @@
+"""The MCP server with the protocol's official client, over stdio and over HTTP."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+pytest.importorskip("mcp", reason="MCP is not installed: pip install '.[mcp]'")
+pytest.importorskip("prometheus_client", reason="the service is not installed: pip install '.[service]'")
+
+import httpx2
+from mcp import Client, StdioServerParameters
+from mcp.client.streamable_http import streamable_http_client
+
+from memories.mcp_server import server
+from memories.named import NamedMemories
+from tests.conftest import ROOT, HashEncoder
+from tests.serving import in_thread
+
+
+async def works(client: Client) -> None:
+    """An agent's use of all tools."""
+    assert {tool.name for tool in (await client.list_tools()).tools} == {
+        "remember", "recall", "forget", "list", "list_memories"
+    }  # fmt: skip
+
+    async def call(name: str, **arguments: Any) -> Any:
+        result = await client.call_tool(name, arguments)
+        assert not result.is_error, result.content
+        told = result.structured_content
+        return told["result"] if set(told) == {"result"} else told
+
+    kayak = await call("remember", text="I sold the kayak to Oskar.", speaker="Nadia")
+    await call("remember", text="The accordion is at the shop.")
+    shown = await call("recall", question="Who bought the kayak?", budget_tokens=60)
+    assert "Nadia: I sold the kayak to Oskar." in shown
+    assert next(turn["text"] for turn in await call("list")) == "The accordion is at the shop."
+    assert await call("forget", ids=kayak["ids"]) == kayak["ids"]
+    assert "kayak" not in await call("recall", question="Who bought the kayak?")
+    (memory,) = await call("list_memories")
+    assert (memory["name"], memory["turns"], memory["archived"]) == ("default", 1, 1)
+    for arguments in ({"question": "kayak", "memory": "nobody"}, {"question": "kayak", "budget_tokens": 0}):
+        assert (await client.call_tool("recall", arguments)).is_error
+    refused = await client.call_tool("recall", {"question": "kayak", "memory": "nobody"})
+    assert "there is no memory 'nobody'" in refused.content[0].text  # type: ignore[union-attr]
+
+
+def test_over_stdio(tmp_path: Path) -> None:
+    async def talk() -> None:
+        arguments = ["-m", "tests.test_mcp_server", f"sqlite:///{tmp_path}/memory.db"]
+        async with Client(StdioServerParameters(command=sys.executable, args=arguments, cwd=ROOT)) as client:
+            await works(client)
+
+    anyio.run(talk)
+
+
+def test_over_http_each_tenant_by_itself(tmp_path: Path) -> None:
+    with in_thread(f"sqlite:///{tmp_path}/memory.db", auth=True) as service:
+
+        async def talk(tenant: str) -> None:
+            headers = {"Authorization": f"Bearer {service.access.grant(tenant, at=0.0)}"}
+            async with httpx2.AsyncClient(headers=headers) as http:
+                transport = streamable_http_client(f"{service.base_url}/mcp", http_client=http)
+                async with Client(transport) as client:
+                    await works(client)
+
+        anyio.run(talk, "ada")
+        anyio.run(talk, "bob")
+        refused = service.post("/mcp", content=json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list"}))
+        assert refused.status_code == 401
+
+
+if __name__ == "__main__":
+    anyio.run(server(NamedMemories(sys.argv[1], encoder=HashEncoder()), tenant="local").run_stdio_async)

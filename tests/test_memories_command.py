@@ -1,0 +1,138 @@
+"""`python -m memories`, as a person and as a script use it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from language_models import encoders
+from memories.__main__ import default_url, main, parser
+from tests.conftest import ROOT, HashEncoder
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store of its own, and an encoder that needs no weights."""
+    monkeypatch.setenv("ADAPTIVE_MEMORY_URL", f"sqlite:///{tmp_path}/memory.db")
+    monkeypatch.setattr(encoders, "load", lambda name=None, **how: HashEncoder())
+
+
+def said(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> Any:
+    """What a command says for machines."""
+    assert main([argv[0], "--json", *argv[1:]]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_what_is_added_is_recalled_listed_and_forgotten(capsys: pytest.CaptureFixture[str]) -> None:
+    (kayak,) = said(capsys, "add", "I sold the", "kayak.", "--speaker", "Nadia", "--at", "2024-05-08T14:30")["ids"]
+    said(capsys, "add", "The accordion is at the shop.", "--at", "2024-05-09")
+    shown = said(capsys, "recall", "Who", "sold", "a", "kayak?", "--budget-tokens", "60")
+    assert "# Wed 8 May 2024\nNadia: I sold the kayak." in shown["text"]
+    assert shown["tokens"] <= 60
+    assert [turn["id"] for turn in said(capsys, "list")][1] == kayak
+    assert said(capsys, "list", "--memories")[0]["turns"] == 2
+    assert said(capsys, "forget", kayak, "none", code=1) == {"forgotten": [kayak], "not_there": ["none"]}
+    assert "kayak" not in said(capsys, "recall", "kayak")["text"]
+    assert said(capsys, "forget", kayak, "--for-good")["forgotten"] == [kayak]
+    assert main(["list"]) == 0
+    assert "2024-05-09 00:00" in capsys.readouterr().out
+    assert main(["forget", "--everything"]) == 0
+    assert capsys.readouterr().out == "Removed default with 1 turns, for good.\n"
+    assert said(capsys, "recall", "kayak", code=1)["text"] == ""
+
+
+def test_lines_come_in_and_a_cartridge_goes_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one kayak\n\ntwo bowls\n"))
+    assert len(said(capsys, "add", "-", "--memory", "diary", "--system", "bm25")["ids"]) == 2
+    file = str(tmp_path / "diary.cartridge")
+    assert said(capsys, "export", file, "--memory", "diary")["bytes"] == Path(file).stat().st_size
+    assert said(capsys, "import", file, "--memory", "other") == {"memory": "other", "system": "bm25", "turns": 2}
+    first, second = (said(capsys, "recall", "kayak", "--memory", name) for name in ("diary", "other"))
+    assert first == second
+    Path(file).write_bytes(b"PK")
+    assert main(["import", file, "--memory", "other"]) == 2
+    assert "is refused" in capsys.readouterr().err
+    assert said(capsys, "recall", "kayak", "--memory", "other") == second
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["recall", "who", "--memory", "nobody"], "there is no memory 'nobody'"),
+        (["add", " "], "there is nothing to remember"),
+        (["add", "a", "--memory", "a/b"], "no memory can be called 'a/b'"),
+        (["add", "a", "--system", "psychic"], "there is no memory system 'psychic'"),
+        (["list", "--memory-url", "mysql://x"], "names no store"),
+        (["forget"], "name the ids to forget"),
+        (["serve", "--host", "0.0.0.0"], "nobody has a token yet"),
+        (["serve", "--host", "0.0.0.0", "--no-auth"], "tokens are always asked for"),
+        (["token", "a/b"], "no tenant can be called 'a/b'"),
+    ],
+)
+def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], argv: list[str], sentence: str) -> None:
+    if argv[0] == "serve":
+        pytest.importorskip("prometheus_client", reason="the service is not installed: pip install '.[service]'")
+    assert main(argv) == 2
+    told = capsys.readouterr().err
+    assert sentence in told
+    assert told.count("\n") == 1
+
+
+def test_tokens_are_given_listed_and_taken_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    token = said(capsys, "token", "ada")["token"]
+    (key,) = said(capsys, "token")
+    assert key["tenant"] == "ada"
+    assert token.encode() not in b"".join(path.read_bytes() for path in tmp_path.iterdir()), "only its hash is kept"
+    assert said(capsys, "token", "--revoke", key["id"]) == {"revoked": 1}
+    assert said(capsys, "token") == []
+
+
+def test_a_model_answers(capsys: pytest.CaptureFixture[str], server: Any) -> None:
+    said(capsys, "add", "Tom bakes sourdough.")
+    told = said(capsys, "ask", "What does Tom bake?", "--model", "openai/scripted", "--api-base", server.url)
+    assert told["answer"] == "Sourdough"
+    assert "Tom bakes sourdough." in server.requests[0]["messages"][-1]["content"]
+    assert main(["ask", "what", "--model", "embedded:none"]) == 2
+    assert "is no tier" in capsys.readouterr().err
+
+
+def test_nothing_heavy_is_imported_to_remember(tmp_path: Path) -> None:
+    script = (
+        "import sys; from tests.conftest import HashEncoder\n"
+        "from language_models import encoders; encoders.load = lambda *a, **k: HashEncoder()\n"
+        "from memories.__main__ import main\n"
+        "assert main(['add', 'a kayak']) == main(['recall', 'kayak']) == 0\n"
+        "assert not {'dspy', 'litellm', 'fastapi', 'scipy'} & set(sys.modules)"
+    )
+    environment = {**os.environ, "ADAPTIVE_MEMORY_URL": f"sqlite:///{tmp_path}/light.db", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, env=environment)
+
+
+def test_the_default_store_is_in_the_users_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("ADAPTIVE_MEMORY_URL")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert default_url() == f"sqlite:///{tmp_path}/adaptive-memory/memory.db"
+
+
+def test_the_image_runs_a_command_that_there_is() -> None:
+    """Docker cannot run here; what the file names can be looked up."""
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    extras = re.findall(r"'\.\[(.+?)\]'", dockerfile)[0].split(",")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(extras) <= set(project["optional-dependencies"])
+    *_, command = [json.loads(line.removeprefix("CMD ")) for line in dockerfile.splitlines() if line.startswith("CMD ")]
+    args = parser().parse_args(command[3:])
+    assert command[:3] == ["python", "-m", "memories"]
+    assert (args.verb, args.host, args.port) == ("serve", "0.0.0.0", 8765)
+    assert "EXPOSE 8765" in dockerfile

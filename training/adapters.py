@@ -1,0 +1,183 @@
+"""What a training leaves: checkpoints, the best adapter with its model card, the reading prompt that goes with it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from language_models.failure import describe
+from locomo import programs
+from locomo.choice import Refused
+from locomo.dataset import aside
+from locomo.run_folder import RunFolder
+from memory_system import MemorySystem
+from training import figures
+from training.job import Job, Outcome, licence
+from training.local_model import dense
+
+COMPLETE = "complete"
+"""A file in a checkpoint that was written to its end."""
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def complete(checkpoint: Path) -> None:
+    """Mark a checkpoint as whole: a kill in the middle of saving leaves one that is not."""
+    (checkpoint / COMPLETE).touch()
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The last whole one."""
+    found = [path for path in folder.glob("checkpoint-*") if (path / COMPLETE).exists()]
+    return max(found, key=step_of, default=None)
+
+
+# ---------------------------------------------------------------- the end
+
+
+def conclude(job: Job, folder: RunFolder) -> Outcome:
+    """Write the results, the program, the merged model; push if asked; then evaluate. The adapter is safe by now."""
+    best = folder.path / "best"
+    steps = figures.read_lines(folder.path / "steps.jsonl")
+    validations = figures.read_lines(folder.path / "validation_scores.jsonl")
+    if not (best / "adapter_config.json").exists():
+        aside(f"{job.data.mark}No adapter was kept; {folder.path} holds the checkpoints.")
+        return "failed"
+    note = json.loads((best / "training.json").read_text(encoding="utf-8"))
+    alarm = figures.alarm(steps)
+    results = {
+        "mode": job.config["mode"],
+        "model": job.config["model"],
+        "steps": len(steps),
+        "best": note["validation"],
+        "before": next((line for line in validations if line["step"] == 0), None),
+        "alarm": alarm,
+        "finite": all(abs(step["loss"]) < float("inf") for step in steps),
+    }
+    folder.write_json("results.json", results)
+    write_program(job, note)
+    job.say(f"Best at step {note['validation']['step']:,}: {best}")
+    if results["before"]:
+        job.say(figures.line({**results["before"], "what": "validation of the base, step"}))
+    job.say(figures.line({**note["validation"], "what": "validation of the best, step"}))
+    if alarm:
+        job.say(alarm)
+    if job.config["merge"]:
+        job.say(f"Merged into {merge(best, folder.path / 'merged')}")
+    if job.config["push_to_hub"]:
+        job.say(push(best, job.config["push_to_hub"]))
+    if not job.config["no_mlflow"]:
+        from training.mlflow_log import log_training
+
+        job.say(log_training(folder, results))
+    if not job.config["num_test"]:
+        return "valid"
+    from training.evaluation import evaluate
+
+    return evaluate({**job.config, "mode": "evaluate", "adapter": best, "run_dir": None})
+
+
+def write_program(job: Job, note: Mapping[str, Any]) -> None:
+    """The reading prompt that the adapter was trained with, for evaluate.py --program, at --out."""
+    memory = MemorySystem(rounds=job.config["rounds"])
+    if not job.config["examples"]:
+        memory.read.demos = []
+    out = Path(job.config["out"])
+    programs.save(memory.read, out, {**note, "rounds": job.config["rounds"], "optimised": True})
+    job.say(f"Prompt written to {out}.")
+
+
+def notes(job: Job, validation: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be known to ask an adapter again, and to say what it has seen."""
+    config = job.config
+    return {
+        "model": config["model"],
+        "mode": config["mode"],
+        "backend": config["backend"],
+        "recipe": config["recipe"],
+        "values": job.values,
+        "rounds": config["rounds"],
+        "budgets": config["budgets"],
+        "memory": config["memory"],
+        "examples": config["examples"],
+        "quantize": config["quantize"],
+        "seed": config["seed"],
+        "data": job.data.sha256,
+        "stand_in": job.data.stand_in,
+        "trained_on": sorted({prompt.conversation for prompt in job.train}),
+        "selected_on": sorted({prompt.conversation for prompt in job.validation}),
+        "validation": dict(validation),
+        "licence": licence(job.data),
+    }
+
+
+def card(job: Job, validation: Mapping[str, Any]) -> str:
+    """The model card: what it is, what it was trained on, and under which terms."""
+    config, values = job.config, job.values
+    simulated = job.data.stand_in == "SIMULATED"
+    return f"""---
+base_model: {config["model"]}
+library_name: peft
+license: {"mit" if simulated else "cc-by-nc-4.0"}
+tags: [lora, {"grpo" if config["mode"] == "train" else "sft"}, memory, conversation]
+---
+
+# A reader of conversational memory
+
+LoRA adapter for `{config["model"]}`, made by adaptive-memory's `train.py --mode {config["mode"]}` with TRL
+(recipe `{config["recipe"]}`, seed {config["seed"]}). It answers questions from lines of a conversation's memory.
+
+{licence(job.data)}
+{
+        "It may be given away under its base model's licence."
+        if simulated
+        else "The data allows no commercial use, and an adapter trained on it is not to be put to any."
+    }
+
+Trained on {", ".join(sorted({prompt.conversation for prompt in job.train}))}; chosen on
+{", ".join(sorted({prompt.conversation for prompt in job.validation}))} (step {validation["step"]}, validation reward
+{validation["reward"]:.3f}). Whatever it scores there says nothing; use `train.py --mode evaluate`.
+
+| value | |
+|---|---|
+{chr(10).join(f"| {name} | {value} |" for name, value in values.items())}
+"""
+
+
+def merge(adapter: Path, to: Path) -> Path:
+    """The base with the adapter worked into its weights, in full precision, as any server loads it."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    note = json.loads((adapter / "training.json").read_text(encoding="utf-8"))
+    source = dense(note["model"])
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    base = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    merged.save_pretrained(str(to))
+    AutoTokenizer.from_pretrained(str(adapter)).save_pretrained(str(to))
+    (to / "README.md").write_text((adapter / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
+    return to
+
+
+def push(adapter: Path, name: str) -> str:
+    """Upload one adapter with its card, and nothing else; a sentence on how that went."""
+    from huggingface_hub import HfApi
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise Refused(f"--push-to-hub is {name!r}; it is OWNER/NAME.")
+    try:
+        HfApi().create_repo(name, private=True, exist_ok=True)
+        HfApi().upload_folder(repo_id=name, folder_path=str(adapter), commit_message="Adapter")
+    except Exception as error:  # noqa: BLE001 - the adapter is on disk; a failed upload must not lose the result
+        return f"Not pushed ({describe(error)}); log in with `hf auth login`, then `hf upload {name} {adapter}`."
+    return f"Pushed to {name}, private."

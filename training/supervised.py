@@ -1,0 +1,60 @@
+"""Supervised tuning: each training prompt with the reply that it should get, the gold's or a teacher's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from locomo.run_folder import RunFolder
+from training import local_model
+from training.export import ReadingPrompt, schedule
+from training.job import Job
+from training.local_model import LocalModel
+from training.reward import gold_reply
+
+
+def trainer(job: Job, folder: RunFolder, local: LocalModel, callback: Any) -> Any:
+    """TRL's SFTTrainer over the prompts in their settled order; the loss is the reply's alone."""
+    import torch
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    from training.trl_backend import arguments_for_both
+
+    on_gpu = torch.cuda.is_available()
+    per_step = job.values["batch_size"] * job.values["gradient_accumulation"]
+    replies = targets(job, folder)
+    usable = [prompt for prompt in job.train if prompt.id in replies]
+    rows = [
+        row(local, usable[n], replies[usable[n].id])
+        for n in schedule(usable, per_step=per_step, steps=job.steps, seed=job.config["seed"])
+    ]
+    arguments = SFTConfig(
+        **arguments_for_both(job, folder, on_gpu=on_gpu),
+        max_length=None,  # `check` has settled that every prompt fits
+        packing=False,
+        completion_only_loss=True,
+        train_sampling_strategy="sequential",  # `schedule` has settled the order
+    )
+    return SFTTrainer(
+        model=local.model,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=local.tokenizer,
+        callbacks=[callback],
+    )
+
+
+def row(local: LocalModel, prompt: ReadingPrompt, reply: str) -> dict[str, Any]:
+    """A prompt and its reply as TRL takes them."""
+    if local.tokenizer.chat_template:
+        return {"prompt": list(prompt.messages), "completion": [{"role": "assistant", "content": reply}]}
+    return {"prompt": local_model.plain(prompt.messages), "completion": f" {reply}"}
+
+
+def targets(job: Job, folder: RunFolder) -> dict[str, str]:
+    """Prompt id -> the reply to learn."""
+    if not job.config["teacher"]:
+        return {prompt.id: gold_reply(prompt.case) for prompt in job.train}
+    from training.teacher import answers
+
+    return answers(job, folder)
