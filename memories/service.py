@@ -342,10 +342,12 @@ def serve(
         per_second: requests of each caller in the long run; 0 for any number.
         consolidate_after_seconds: without anything new; 0 consolidates only when asked.
 
-    Raises Refused where others could ask without a token, or nobody could with one.
+    Raises Refused where others could ask without a token, nobody could with one, or there is no such port.
     """
     import uvicorn
 
+    if port > 65_535:
+        raise Refused(f"there is no port {port}; the highest is 65535.")
     here = host in ("127.0.0.1", "::1", "localhost")
     if auth is False and not here:
         raise Refused(f"{host} can be reached from elsewhere, where tokens are always asked for; leave --no-auth out.")
