@@ -55,6 +55,13 @@ def parser() -> argparse.ArgumentParser:
     who.add_argument(
         "--abstention", metavar="FILE", help="when adaptive abstains, as python -m locomo.abstention wrote"
     )
+    who.add_argument("--memory-url", metavar="URL", help="episodic and codebook keep their episodes in this store")
+    who.add_argument(
+        "--context-format",
+        default="lines",
+        choices=["lines", "toon", "json", "yaml", "csv"],
+        help="how remembered turns stand in the prompt",
+    )
     who.add_argument("--program", metavar="FILE", help="a prompt for adaptive, as python optimize.py wrote")
     who.add_argument(
         "--folds", action="store_true", help="each conversation with weights fitted on all others, shown one by one"
@@ -141,9 +148,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         if args.resume:
-            return EXIT[Experiment.resume(Path(args.resume), memories.load, cost_limit=args.cost_limit)()]
+            resumed = Experiment.resume(Path(args.resume), memories.load, memories.form, cost_limit=args.cost_limit)
+            return EXIT[resumed()]
         config = {name: value for name, value in vars(args).items() if name not in ("resume", "run_dir", "dry_run")}
-        experiment = Experiment(config, memories.load)
+        experiment = Experiment(config, memories.load, memories.form)
         experiment.announce()
         return EXIT["valid"] if args.dry_run else EXIT[experiment.start(args.run_dir)]
     except Refused as error:

@@ -33,6 +33,7 @@ from reading.packing import (
     DEFAULT_BUDGET_TOKENS,
     BudgetExceeded,
     BudgetTooSmall,
+    Form,
     Recall,
     State,
     TokenCounter,
@@ -49,6 +50,7 @@ __all__ = [
     "DEFAULT_BUDGET_TOKENS",
     "BudgetExceeded",
     "BudgetTooSmall",
+    "Form",
     "IndexedState",
     "Memory",
     "MemorySystem",
@@ -90,6 +92,15 @@ class Memory(dspy.Module, Generic[S]):
 
     reads_in_rounds: ClassVar[bool] = False
     """True for a system that takes `rounds`, `question_budget` and `abstention`."""
+
+    takes_memory_url: ClassVar[bool] = False
+    """True for a system that takes `memory_url`, and then keeps its episodes in that store (stores/)."""
+
+    shows_turns: ClassVar[bool] = True
+    """False for a system that shows what a model wrote, which has no fields to print in another form."""
+
+    form: Form | None = None
+    """How turns are printed; None for lines under dates."""
 
     rounds = 0
     """How often the reader may be asked for lines, status and answer; 0 asks once, for the bare answer."""
@@ -259,7 +270,7 @@ class MemorySystem(Memory[IndexedState]):
 
     def recall(self, state: IndexedState, question: str, budget_tokens: int) -> Recall:
         scores = self.scores(state, question)
-        recall = pack(state, best_first(scores), budget_tokens, self.count)
+        recall = pack(state, best_first(scores), budget_tokens, self.count, form=self.form)
         return replace(recall, speaker_gap=_speaker_gap(state.index, question, scores))
 
     def forward(

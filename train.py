@@ -75,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     who.add_argument("--adapter", type=Path, metavar="DIR", help="train: start from it; evaluate: the one to evaluate")
     who.add_argument("--quantize", choices=["4bit"], help="QLoRA: the base model in 4 bits (nf4)")
     who.add_argument("--attn", metavar="NAME", help="flash_attention_2, sdpa or eager (default: transformers')")
+    who.add_argument("--packing", action="store_true", help="sft, distill: several prompts in one row of a batch")
     who.add_argument("--unsloth", action="store_true", help="load the model with Unsloth, where it is installed")
     who.add_argument("--merge", action="store_true", help="write the full model too, in merged/ beside the adapter")
     who.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the adapter; nothing is pushed otherwise")

@@ -44,6 +44,10 @@ class CartridgeError(ValueError):
     """The file cannot be used, or what was to be written into one cannot be; the message is one sentence."""
 
 
+class NotWritten(CartridgeError):
+    """There is no file, or the one that was there before."""
+
+
 class Spool:
     """An entry being made: on disk beside its target, so that no entry is ever whole in memory."""
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from locomo.dataset import ANSWERABLE, DataError, Question, load
 from locomo.metrics import abstains, chosen_option, official_f1
-from locomo.run_folder import Record, RunFolder, RunFolderError, failed, is_answered, latest
+from locomo.run_folder import Record, RunFolder, RunFolderError, asked_of, failed, is_answered, latest
 from locomo.split_data import part
 from reading.abstention import Rule, Signals
 
@@ -163,8 +163,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         with RunFolder.reopen(args.run) as folder:
-            config, records = folder.manifest["config"], folder.records()
-        data = load(config["data"])
+            config, records = asked_of(folder.manifest, args.run), folder.records()
+        data = load(config.get("data"))
         split = config["split"].rpartition(":")[0] or "default"
         asked = {q.id: q for conversation in part(data, "validation", split=split) for q in conversation.questions}
         found = [

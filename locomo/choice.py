@@ -22,6 +22,7 @@ from locomo.dataset import CATEGORIES, STAND_INS, DataError, aside, load
 from locomo.evaluate import Task, conversation_tokens, plan, prompt_overhead, window_budget
 from locomo.llm_judge import Judge, shared_family
 from locomo.metrics import options
+from locomo.outfit import LoadForm, Unfit, check_taken, check_url, print_as, try_store
 from locomo.probes import WrongAnswersError
 from locomo.programs import Program, ProgramError, load_for
 from locomo.provenance import digest, recalling_code
@@ -46,7 +47,7 @@ class Choice:
     Raises Refused for a configuration that cannot be run.
     """
 
-    def __init__(self, config: Config, load_memory: LoadMemory) -> None:
+    def __init__(self, config: Config, load_memory: LoadMemory, load_form: LoadForm = lambda _: None) -> None:
         self.config = config
         self.notices: list[str] = []
         try:
@@ -59,8 +60,12 @@ class Choice:
         self._choose_models()
         try:
             self._choose_memories(load_memory)
+            self.form = print_as(config.get("context_format"), load_form, self.memories)
+            self.notices += [f"Remembered turns stand in the prompt as {self.form.name}."] if self.form else []
         except ProgramError as error:
             raise Refused(f"--program: {error}") from error
+        except Unfit as error:
+            raise Refused(str(error)) from error
         self._choose_folds()
         self._refuse_leaks()
         self.tasks = self._plan()
@@ -159,6 +164,7 @@ class Choice:
         self.encoder: Encoder | None = None
         self.memories: dict[str, Memory[Any]] = {}
         self.left_out: dict[str, str] = {}
+        check_url(memory_url := self.config.get("memory_url"))
         # Without answers a constant one is no system of its own.
         controls = [name for name in CONTROLS if self.reader or CONTROLS[name] is not Refusal]
         for name in [*names, *controls]:
@@ -182,9 +188,14 @@ class Choice:
                     )
             elif kind.takes_token_encoder:
                 self.notices.append(f"{name} matches by words alone; --encoder minilm adds meaning (83 MB, no key).")
+            if memory_url and kind.takes_memory_url:
+                parts["memory_url"] = memory_url
             self.memories[name] = kind(count=self.count, **parts)
+            if "memory_url" in parts:
+                try_store(name, self.memories[name])
             if self.program and kind.reads_in_rounds:
                 self.program.into(self.memories[name])
+        check_taken(memory_url, self.memories.values())
 
     def _encoder(self, system: str) -> Encoder:
         """The encoder, loaded once for all systems that need one."""
@@ -269,7 +280,7 @@ class Choice:
 
     def _plan(self) -> list[Task]:
         budgets = self.config["budgets"] or [self.config["budget_tokens"] or DEFAULT_BUDGET_TOKENS]
-        self.whole = {c.id: conversation_tokens(c, self.count) for c in self.conversations}
+        self.whole = {c.id: conversation_tokens(c, self.count, self.form) for c in self.conversations}
         room = window_budget(self.reader, self.questions, self.memories.values()) if self.reader else None
         if self.reader and room is None:
             self._leave_out_all_showing(f"the window of {self.reader.name} is not known; give it with --context-window")
@@ -400,7 +411,10 @@ class Choice:
             }
             evidence = [turns[id] for id in task.question.evidence]
             whole = show(
-                State(turns=evidence, lines=[turn.line for turn in evidence]), range(len(evidence)), self.count
+                State(turns=evidence, lines=[turn.line for turn in evidence]),
+                range(len(evidence)),
+                self.count,
+                form=self.form,
             ).tokens
         return min(task.budget_tokens, whole)
 

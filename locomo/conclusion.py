@@ -59,7 +59,7 @@ def conclude(
     )
     withheld, told = results["withheld"], results["clean_and_flagged"]
     table = as_text(
-        results, no_judge=next(iter(withheld.values()), no_judge), folds=bool(folder.manifest["config"]["folds"])
+        results, no_judge=next(iter(withheld.values()), no_judge), folds=bool(folder.manifest["config"].get("folds"))
     )
     table += correction.below(results["systems"], results["certificates"], results["judge_family"])
     table += accounting.table(results["accounting"])

@@ -52,7 +52,7 @@ class Oracle(Memory[RevealedState]):
         return RevealedState(state.turns, state.lines, state.line_tokens, state.header_tokens, evidence=positions)
 
     def recall(self, state: RevealedState, question: str, budget_tokens: int) -> Recall:
-        return pack(state, state.evidence, budget_tokens, self.count)
+        return pack(state, state.evidence, budget_tokens, self.count, form=self.form)
 
 
 CONTROLS: dict[str, type[Memory[Any]]] = {"none": NoMemory, "refusal": Refusal, "oracle": Oracle}

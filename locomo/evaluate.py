@@ -26,7 +26,7 @@ from locomo.dataset import Conversation, Question
 from locomo.llm_judge import Judge, Verdict
 from locomo.metrics import ABSTAIN_FIRST, FREE, TRAP_FIRST, options
 from locomo.run_folder import Key, Record, RunFolder, is_answered, key, latest, needs_verdict
-from memory_system import Memory, Recall, State, TokenCounter, show
+from memory_system import Form, Memory, Recall, State, TokenCounter, show
 from reading.rounds import inputs_of, prompt_tokens
 
 
@@ -319,7 +319,7 @@ def prompt_overhead(reader: Model, question: str, memory: Memory[Any]) -> int:
         return prompt_tokens(memory.read, inputs_of(memory.read, "", question), reader.count)
 
 
-def conversation_tokens(conversation: Conversation, count: TokenCounter) -> int:
+def conversation_tokens(conversation: Conversation, count: TokenCounter, form: Form | None = None) -> int:
     """What the whole conversation costs to show."""
     state = State(turns=list(conversation.turns), lines=[turn.line for turn in conversation.turns])
-    return show(state, range(len(state.turns)), count).tokens
+    return show(state, range(len(state.turns)), count, form=form).tokens

@@ -21,6 +21,7 @@ from locomo.choice import Choice, LoadMemory, Refused
 from locomo.conclusion import conclude
 from locomo.dataset import aside
 from locomo.evaluate import run
+from locomo.outfit import LoadForm
 from locomo.provenance import digest, provenance
 from locomo.run_folder import Key, Record, RunFolder, RunFolderError, failed, is_answered, latest, new_path
 from locomo.split_data import held_out_part
@@ -41,7 +42,14 @@ class Experiment(Choice):
             return self._carry_out_safely(folder)
 
     @classmethod
-    def resume(cls, path: Path, load_memory: LoadMemory, *, cost_limit: float | None = None) -> Callable[[], str]:
+    def resume(
+        cls,
+        path: Path,
+        load_memory: LoadMemory,
+        load_form: LoadForm = lambda _: None,
+        *,
+        cost_limit: float | None = None,
+    ) -> Callable[[], str]:
         """Announce the experiment saved in a folder; what is returned goes on with it. Refused where anything has
         changed since. `cost_limit` takes the place of the saved one."""
         try:
@@ -51,7 +59,7 @@ class Experiment(Choice):
                 raise Refused(f"{path} holds answers that others published; they cannot be asked again here.")
             if digest(manifest["config"]) != manifest["identity"].get("configuration"):
                 raise Refused(f"{path} was begun with another configuration than it holds now; start a new run.")
-            experiment = cls(manifest["config"], load_memory)
+            experiment = cls(manifest["config"], load_memory, load_form)
         except (RunFolderError, OSError) as error:
             raise Refused(str(error)) from error
         except KeyError as error:

@@ -27,8 +27,8 @@ from locomo.run_folder import Key, Record, RunFolder, RunFolderError, is_answere
 
 LEDGER = Path("runs") / "ledger.jsonl"
 
-HOW = {"data", "num_threads", "retries", "timeout_seconds", "fail_on_error", "cost_limit", "price", "judge_price",
-       "max_false_accept", "no_certificate", "wrong_answers", "no_mlflow", "trace"}  # fmt: skip
+HOW = {"data", "memory_url", "num_threads", "retries", "timeout_seconds", "fail_on_error", "cost_limit", "price",
+       "judge_price", "max_false_accept", "no_certificate", "wrong_answers", "no_mlflow", "trace"}  # fmt: skip
 """Flags that change no answer: runs that differ in these alone have one configuration. Data is known by its digest."""
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from locomo import page_data, report_text
 from locomo.dataset import DataError, Dataset, load
 from locomo.page_data import Run
-from locomo.run_folder import RunFolderError
+from locomo.run_folder import RunFolderError, asked_of
 from locomo.summary import summary
 
 SCRIPTS = ("data.js", "parts.js", "plots.js", "tables.js", "detail.js", "questions.js", "page.js")
@@ -26,12 +26,12 @@ SCRIPTS = ("data.js", "parts.js", "plots.js", "tables.js", "detail.js", "questio
 def data_of(path: Path, manifest: Mapping[str, Any]) -> Dataset:
     """The data that the run in `path` asked about. Raises RunFolderError where it is not here."""
     try:
-        data = load(manifest["config"]["data"])
+        data = load(asked_of(manifest, path).get("data"))
     except DataError as error:
         raise RunFolderError(f"the data of {path} cannot be read: {error}") from error
-    if data.sha256 != manifest["identity"]["data"]:
+    if data.sha256 != (was := str(manifest["identity"].get("data"))):
         raise RunFolderError(
-            f"{path} asked about other data (sha256 {manifest['identity']['data'][:12]}…) than {data.path} is "
+            f"{path} asked about other data (sha256 {was[:12]}…) than {data.path} is "
             f"({data.sha256[:12]}…); name the file with LOCOMO_PATH."
         )
     return data

@@ -33,7 +33,7 @@ from locomo.gradings import Grading, gradings, score
 from locomo.llm_judge import PROMPTS, RULES, Judge
 from locomo.metrics import ABSTAIN_FIRST, FREE, TRAP_FIRST
 from locomo.regrading import Todo, grade, missing
-from locomo.run_folder import Key, Record, RunFolder, RunFolderError, latest
+from locomo.run_folder import Key, Record, RunFolder, RunFolderError, asked_of, latest
 from locomo.split_data import parse, part, sample
 from locomo.stopping import stopping
 
@@ -43,7 +43,7 @@ FORGOTTEN = "Clean and flagged questions were told apart before; name the audit 
 
 def planned(folder: RunFolder, data: Dataset, records: Sequence[Record]) -> list[Key]:
     """What the run asks, or was to ask, of the systems and at the budgets that it has begun with."""
-    config = folder.manifest["config"]
+    config = asked_of(folder.manifest, folder.path)
     asked = {record["question_id"] for record in records}
     questions = [question for question in data.questions if question.id in asked]
     if config.get("split"):
@@ -125,8 +125,11 @@ def _results(folder: RunFolder) -> dict[str, Any]:
         return dict(json.loads((folder.path / "results.json").read_bytes()))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise RunFolderError(f"{folder.path / 'results.json'} is damaged ({error}); delete it.") from error
+    except (ValueError, TypeError) as error:
+        raise RunFolderError(
+            f"{folder.path / 'results.json'} is damaged ({error}); delete it, and make it anew with python "
+            f"evaluate.py --resume {folder.path}"
+        ) from error
 
 
 def parser() -> argparse.ArgumentParser:
@@ -181,6 +184,8 @@ def _mistake(args: argparse.Namespace) -> str:
 
 
 def _verify(folder: RunFolder, data: Dataset) -> None:
+    asked_of(folder.manifest, folder.path)
+    _results(folder)  # damage is told before anything is paid
     was = folder.manifest["identity"].get("data")
     if was and was != data.sha256:
         raise RunFolderError(f"{folder.path} asked about other data than {data.path}; name its file with --data.")

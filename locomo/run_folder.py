@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,12 @@ Record = dict[str, Any]
 
 Key = tuple[str, int, str, str]
 """(system, budget in tokens, question id, form): what makes an answer the answer to something."""
+
+
+FIELDS = ("system", "budget_tokens", "question_id", "form", "attempt", "answer", "recall", "verdicts", "error", "model",
+          "calls", "unreported", "prompt_tokens", "completion_tokens", "seconds", "truncated")  # fmt: skip
+"""What every record holds, whoever made it."""
+VERDICT_FIELDS = ("judge", "prompt", "label")
 
 
 class RunFolderError(ValueError):
@@ -164,17 +170,29 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise RunFolderError(f"{path / 'manifest.json'} is damaged ({error!r}); start a new run.") from error
 
 
+def asked_of(manifest: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The configuration of a run that asks questions. Raises RunFolderError where the folder `path` holds another."""
+    config = dict(manifest["config"])
+    if missing := [name for name in ("split", "categories", "num_test", "seed", "fail_on_error") if name not in config]:
+        raise RunFolderError(
+            f"{path} holds no run of evaluate.py or locomo.published of this version (its configuration has no "
+            f"{missing[0]}); give the folder of one."
+        )
+    return config
+
+
 def read_records(path: Path) -> list[Record]:
     """`RunFolder.records` of the folder `path`; needs no lock, and may be called while the run goes on."""
     records = read_lines(path / "records.jsonl")
-    try:
-        counting = latest(records)
-        for line in read_lines(path / "verdicts.jsonl"):
-            if (record := counting.get(key(line))) is not None:
-                record["verdicts"].append(line["verdict"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RunFolderError(f"{path} holds a line that is no record ({error!r}); start a new run.") from error
+    add_verdicts(latest(records), read_lines(path / "verdicts.jsonl"))
     return records
+
+
+def add_verdicts(counting: Mapping[Key, Record], lines: Iterable[Record]) -> None:
+    """Put lines of verdicts.jsonl on the records that they are about."""
+    for line in lines:
+        if (record := counting.get(key(line))) is not None:
+            record["verdicts"].append(line["verdict"])
 
 
 def read_lines(path: Path) -> list[Record]:
@@ -188,11 +206,31 @@ def read_lines(path: Path) -> list[Record]:
 def parse_lines(content: bytes, path: Path) -> list[Record]:
     """Whole lines of JSON, out of the file `path`."""
     try:
-        return [json.loads(line) for line in content.split(b"\n") if line]
-    except ValueError as error:
+        lines = [json.loads(line) for line in content.split(b"\n") if line]
+    except (ValueError, RecursionError) as error:
         raise RunFolderError(
             f"{path} holds a line that is not JSON ({error}); restore the file or start anew."
         ) from error
+    if missing := next(filter(None, (_missing(line, path.name) for line in lines)), ""):
+        raise RunFolderError(
+            f"{path} holds a line that is no record of this version (it has no {missing}); restore the file or start "
+            "anew."
+        )
+    return lines
+
+
+def _missing(line: Any, name: str) -> str:
+    """What a line of records.jsonl or verdicts.jsonl lacks; empty where it lacks nothing."""
+    if not isinstance(line, dict):
+        return "fields"
+    fields = {"records.jsonl": FIELDS, "verdicts.jsonl": (*FIELDS[:4], "verdict")}.get(name, ())
+    if missing := [field for field in fields if field not in line]:
+        return missing[0]
+    verdicts = line["verdicts"] if name == "records.jsonl" else [line["verdict"]] if "verdict" in line else []
+    for verdict in verdicts:
+        if not isinstance(verdict, dict) or any(field not in verdict for field in VERDICT_FIELDS):
+            return "verdict of a judge and a prompt"
+    return ""
 
 
 def new_path(root: Path = Path("runs")) -> Path:

@@ -22,7 +22,7 @@ from typing import Any
 
 from locomo import conclusion, page_data, publish
 from locomo.dataset import DataError
-from locomo.run_folder import Key, Record, RunFolderError, key, latest, parse_lines, read_manifest
+from locomo.run_folder import Key, Record, RunFolderError, add_verdicts, key, latest, parse_lines, read_manifest
 
 USAGE = 2
 
@@ -66,10 +66,7 @@ class Followed:
         if records := self._files["records"].more():
             self.records += records
             self._counting = latest(self.records)
-        verdicts = self._files["verdicts"].more()
-        for line in verdicts:
-            if record := self._counting.get(key(line)):
-                record["verdicts"].append(line["verdict"])
+        add_verdicts(self._counting, self._files["verdicts"].more())
         self.ingests += self._files["ingest"].more()
         results = self.path / "results.json"
         at = results.stat().st_mtime_ns if results.exists() else 0
@@ -92,7 +89,8 @@ class Followed:
             written: dict[str, Any] = json.loads((self.path / "results.json").read_bytes())
         except (OSError, ValueError):
             written = {}
-        if written and written.get("records", len(self.records)) == len(self.records):
+        written = written if isinstance(written, dict) else {}
+        if written.get("records", len(self.records)) == len(self.records) and "systems" in written:
             return written
         config = self.manifest["config"]
         planned = list(dict.fromkeys(key(record) for record in self.records))

@@ -4,6 +4,7 @@ Systems are named as strings, so that nothing heavy is imported before it is ask
 """
 
 from importlib import import_module
+from typing import Any
 
 SYSTEMS = {
     "adaptive": "memory_system:MemorySystem",
@@ -31,3 +32,8 @@ def load(name: str) -> type:
         raise KeyError(f"unknown memory system {name!r}; known: {', '.join(sorted(SYSTEMS))}")
     module, _, attribute = SYSTEMS[name].partition(":")
     return getattr(import_module(module), attribute)
+
+
+def form(name: str) -> Any:
+    """How turns are printed in a format (memories/toon.py); None for lines. Raises ValueError, RuntimeError."""
+    return import_module("memories.toon").form(name)

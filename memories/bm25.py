@@ -25,4 +25,4 @@ class BM25(Memory[CountedState]):
         super().observe(state, turns)
 
     def recall(self, state: CountedState, question: str, budget_tokens: int) -> Recall:
-        return pack(state, best_first(scores(state.terms, question)), budget_tokens, self.count)
+        return pack(state, best_first(scores(state.terms, question)), budget_tokens, self.count, form=self.form)

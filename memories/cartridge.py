@@ -6,13 +6,21 @@
     slot = Slot(cartridge)
     slot.swap(Path("oskar.cartridge"))            # requests that hold the old one end with it
 
+    python -m memories.cartridge inspect nadia.cartridge
+    python -m memories.cartridge verify nadia.cartridge --public-key public.pem
+    python -m memories.cartridge diff nadia.cartridge oskar.cartridge
+    python -m memories.cartridge merge nadia.cartridge oskar.cartridge --out both.cartridge
+
 The system and its parameters, the vectors, the optimised prompts and, where there is one, a LoRA adapter go along; the
 models do not: who made the vectors and who counted the tokens is written down, and anything else is refused. Nothing in
 a file is executed or unpickled. Its sums find damage; only a signature that is asked for tells where it is from.
+
+Exit codes: 0 done, 1 they differ, or the file cannot be written, 2 usage, 3 no cartridge that can be used.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from cartridges import container, records, signature
-from cartridges.container import CartridgeError, Container
+from cartridges.container import CartridgeError, Container, NotWritten
 from language_models.encoders import Encoder
 from memories import blueprint, rows
 from memories.cartridge_reading import Cartridge, Verified, refusing
@@ -80,7 +88,7 @@ def save_cartridge(
         parents: digests of the cartridges that it was made of.
         sign_with: an Ed25519 key (cartridges/signature.py).
 
-    Raises CartridgeError with one sentence.
+    Raises NotWritten, which is a CartridgeError, with one sentence.
     """
     try:
         sign = signature.signer(sign_with) if sign_with else None
@@ -105,9 +113,9 @@ def save_cartridge(
             writing.finish(persona)
             container.write(path, manifest, writing.spools, sign)
     except CartridgeError as error:
-        raise CartridgeError(f"{path} is not written: {error}.") from error
+        raise NotWritten(f"{path} is not written: {str(error).rstrip('.')}.") from error
     except OSError as error:
-        raise CartridgeError(f"{path} cannot be written ({error.strerror or error}); name another file.") from error
+        raise NotWritten(f"{path} cannot be written ({error.strerror or error}); name another file.") from error
 
 
 # ---------------------------------------------------------------- loading
@@ -174,3 +182,9 @@ def _made_by() -> str:
         return f"adaptive-memory {version('adaptive-memory')}"
     except PackageNotFoundError:
         return "adaptive-memory"
+
+
+if __name__ == "__main__":
+    from memories.cartridge_commands import main
+
+    sys.exit(main())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -88,11 +88,27 @@ class Writing:
 
     def adapter(self, folder: Path) -> dict[str, Any]:
         for name in (container.ADAPTER_CONFIG, container.ADAPTER):
-            with (folder / Path(name).name).open("rb") as file:
-                spool = self._entry(name)
-                while block := file.read(container.BLOCK):
-                    spool.write(block)
-        return {"base_model": _checked_adapter(self.spools)}
+            try:
+                with (folder / Path(name).name).open("rb") as file:
+                    spool = self._entry(name)
+                    while block := file.read(container.BLOCK):
+                        spool.write(block)
+            except OSError as error:
+                raise CartridgeError(
+                    f"{folder} holds no adapter as PEFT saves it ({error.strerror}: {name})"
+                ) from error
+        return {"base_model": self._base_model()}
+
+    def _base_model(self) -> str:
+        """Of the adapter. Raises CartridgeError for files that are none."""
+        weights = self.spools[container.ADAPTER]
+        weights.file.seek(0)
+        tensors.read_header(weights.file, weights.size)
+        try:
+            config = json.loads(b"".join(self.spools[container.ADAPTER_CONFIG].blocks()))
+            return str(config["base_model_name_or_path"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CartridgeError(f"its adapter_config.json names no base model ({error!r})") from error
 
     def prompts(self, memory: Memory[Any]) -> None:
         """Only where they are not those that the system has anyway."""
@@ -121,13 +137,3 @@ class Writing:
         spool = Spool(self._folder)
         self._stack.callback(spool.close)
         return spool
-
-
-def _checked_adapter(spools: Mapping[str, Spool]) -> str:
-    """The base model of an adapter. Raises CartridgeError for files that are none."""
-    config = json.loads(b"".join(spools[container.ADAPTER_CONFIG].blocks()))
-    weights = spools[container.ADAPTER]
-    weights.file.seek(0)
-    tensors.read_header(weights.file, weights.size)
-    base_model: str = config["base_model_name_or_path"]
-    return base_model

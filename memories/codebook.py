@@ -8,16 +8,18 @@ shown for each code, and two in three turns fall between the thresholds and are 
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC
 from typing import Any
 
 import numpy as np
 
 from language_models import encoders
 from language_models.encoders import Encoder
+from memories.episodes import at_of, episode_of, turn_of
 from memory_system import Memory, Recall, State, TokenCounter, Turn, pack
+from stores import opened
 from stores.store import Store
 
 
@@ -125,9 +127,10 @@ class Codes:
 
 @dataclass
 class CodebookState(State):
-    """A State with the codes of its turns; none before the first turn."""
+    """A State with the codes of its turns; none before the first turn. `scope` is of the store, where there is one."""
 
     codes: Codes | None = None
+    scope: str = ""
 
 
 class Codebook(Memory[CodebookState]):
@@ -135,37 +138,73 @@ class Codebook(Memory[CodebookState]):
 
     Args:
         encoder: makes the vectors; None for the default one, loaded at first use.
+        memory_url: of a store that keeps every turn, so that the codes can be made again; None keeps them in the state.
         parameters: of `Codes`, by name.
     """
 
     state_type = CodebookState
     needs_encoder = True
+    takes_memory_url = True
 
     def __init__(
-        self, *, count: TokenCounter | None = None, encoder: Encoder | None = None, **parameters: float
+        self,
+        *,
+        count: TokenCounter | None = None,
+        encoder: Encoder | None = None,
+        memory_url: str | None = None,
+        **parameters: float,
     ) -> None:
         super().__init__(count=count)
         self.encoder = encoder
+        self.memory_url = memory_url
         self.parameters = parameters
 
+    def new(self) -> CodebookState:
+        """An empty state, of a scope of its own where there is a store."""
+        return self.open(uuid.uuid4().hex) if self.memory_url else CodebookState()
+
+    def open(self, scope: str) -> CodebookState:
+        """The state of all that was observed in a scope of the store; its turns are encoded again."""
+        state = CodebookState(scope=scope)
+        assert self.memory_url
+        turns = [turn_of(episode) for episode in opened(self.memory_url).scan(scope)]
+        self._take_in(state, turns, self._vectors(turns))
+        return state
+
     def observe(self, state: CodebookState, turns: Sequence[Turn]) -> None:
-        for turn in turns:  # one by one: the last bits of a vector depend on what is encoded with it
-            (vector,) = self._encode([turn.header + turn.line])
+        """As Memory's. With a store, a turn that is known already is passed over."""
+        if not self.memory_url:
+            self._take_in(state, turns, self._vectors(turns))
+            return
+        store = opened(self.memory_url)
+        known = {episode.id for episode in store.get(state.scope, [turn.id for turn in turns])}
+        if turns := [turn for turn in turns if turn.id not in known]:
+            vectors = self._vectors(turns)
+            episodes = [episode_of(turn, len(state.turns) + n) for n, turn in enumerate(turns)]
+            store.store_episodes(state.scope, episodes, np.stack(vectors), encoder=self._encoder().name)
+            self._take_in(state, turns, vectors)
+
+    def _take_in(self, state: CodebookState, turns: Sequence[Turn], vectors: Sequence[np.ndarray]) -> None:
+        for turn, vector in zip(turns, vectors, strict=True):
             if state.codes is None:
                 parameters: dict[str, Any] = {"feature_dim": len(vector), **self.parameters}
                 state.codes = Codes(**parameters)
-            state.codes.add(vector, time=turn.said_at.replace(tzinfo=UTC).timestamp() / 3600)
+            state.codes.add(vector, time=at_of(turn) / 3600)
         super().observe(state, turns)
+
+    def _vectors(self, turns: Sequence[Turn]) -> list[np.ndarray]:
+        # One by one, because the last bits of a vector depend on what is encoded with it.
+        return [self._encoder()([turn.header + turn.line])[0] for turn in turns]
 
     def recall(self, state: CodebookState, question: str, budget_tokens: int) -> Recall:
         if state.codes is None:
             return Recall()
         entries = [*state.codes.long, *state.codes.short]
-        cosines = state.codes.matrix(entries) @ self._encode([question])[0]
+        cosines = state.codes.matrix(entries) @ self._encoder()([question])[0]
         ranked = [entries[i].of for i in np.argsort(-cosines, kind="stable")]
-        return pack(state, dict.fromkeys(ranked), budget_tokens, self.count)
+        return pack(state, dict.fromkeys(ranked), budget_tokens, self.count, form=self.form)
 
-    def _encode(self, texts: Sequence[str]) -> np.ndarray:
+    def _encoder(self) -> Encoder:
         if self.encoder is None:
             self.encoder = encoders.load()
-        return self.encoder(texts)
+        return self.encoder

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from itertools import groupby
 
 from language_models.encoders import Encoder
-from reading.packing import Recall, State, TokenCounter, Turn, pack
+from reading.packing import Form, Recall, State, TokenCounter, Turn, pack
 from stores.episode import Episode
 from stores.fusion import DEFAULT, Weights
 from stores.store import Store
@@ -30,8 +30,12 @@ def episode_of(turn: Turn, number: int, *, importance: float = 0.5) -> Episode:
     for name, value in (("speaker", turn.speaker), ("text", turn.text)):
         if _said(line, details)[name] != value:
             details[name] = value
-    at = turn.said_at.replace(tzinfo=turn.said_at.tzinfo or UTC).timestamp()
-    return Episode(turn.id, line, at, importance, details=details)
+    return Episode(turn.id, line, at_of(turn), importance, details=details)
+
+
+def at_of(turn: Turn) -> float:
+    """When a turn was said, in Unix seconds; a time without a zone is in UTC."""
+    return turn.said_at.replace(tzinfo=turn.said_at.tzinfo or UTC).timestamp()
 
 
 def turn_of(episode: Episode) -> Turn:
@@ -76,6 +80,7 @@ def recall(
     count: TokenCounter,
     weights: Weights = DEFAULT,
     at: float | None = None,
+    form: Form | None = None,
 ) -> Recall:
     """What to show for a question, at some time (Unix seconds); None asks at the time of the newest episode."""
     if not store.size(scope).episodes:
@@ -95,7 +100,8 @@ def recall(
         )
     shown = in_time_order(hit.episode for hit in found)
     places = {episode.id: place for place, episode in enumerate(shown)}
-    return pack(_printed(shown, count), (places[hit.episode.id] for hit in found), budget_tokens, count)
+    ranking = (places[hit.episode.id] for hit in found)
+    return pack(_printed(shown, count), ranking, budget_tokens, count, form=form)
 
 
 def in_time_order(known: Iterable[Episode]) -> list[Episode]:

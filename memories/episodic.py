@@ -46,6 +46,7 @@ class Episodic(Memory[EpisodicState]):
 
     state_type = EpisodicState
     needs_encoder = True
+    takes_memory_url = True
 
     def __init__(
         self,
@@ -92,6 +93,7 @@ class Episodic(Memory[EpisodicState]):
             count=self.count,
             weights=self.weights,
             at=at,
+            form=self.form,
         )
 
     def observe_uses(self, state: EpisodicState, turn_ids: Sequence[str]) -> None:

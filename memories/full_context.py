@@ -9,7 +9,7 @@ class FullContext(Memory[State]):
     shows_everything = True
 
     def recall(self, state: State, question: str, budget_tokens: int) -> Recall:
-        recall = show(state, range(len(state.turns)), self.count)
+        recall = show(state, range(len(state.turns)), self.count, form=self.form)
         if recall.tokens > budget_tokens:
             raise BudgetTooSmall(f"full_context needs {recall.tokens:,} tokens, the budget is {budget_tokens:,}")
         return recall

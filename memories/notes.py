@@ -51,6 +51,7 @@ class WritingMemory(Memory[S]):
     """
 
     needs_model = True
+    shows_turns = False
 
     def observe(self, state: S, turns: Sequence[Turn]) -> None:
         for _, group in groupby(turns, key=lambda turn: turn.session):

@@ -7,4 +7,4 @@ class Recent(Memory[State]):
     """The newest turns that fit, whatever is asked."""
 
     def recall(self, state: State, question: str, budget_tokens: int) -> Recall:
-        return pack(state, reversed(range(len(state.turns))), budget_tokens, self.count)
+        return pack(state, reversed(range(len(state.turns))), budget_tokens, self.count, form=self.form)

@@ -76,6 +76,7 @@ class Rich(WritingMemory[IndexedState], MemorySystem):
     """
 
     state_type = FactsState
+    shows_turns = True
 
     def __init__(self, *, fact_weight: float = 0.1, **adaptive: Any) -> None:
         super().__init__(**adaptive)

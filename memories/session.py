@@ -33,12 +33,18 @@ class Session(Memory[SessionState]):
         sessions = list(state.terms)
         chosen: list[int] = []
         left = budget_tokens
+
+        def shown(sessions: list[int]) -> Recall:
+            positions = (i for i, turn in enumerate(state.turns) if turn.session in sessions)
+            return show(state, positions, self.count, form=self.form)
+
         for i in best_first(scores(list(state.terms.values()), question)):
-            if state.tokens[sessions[i]] <= left:
+            cost = shown([sessions[i]]).tokens if self.form else state.tokens[sessions[i]]
+            if cost <= left:
                 chosen.append(sessions[i])
-                left -= state.tokens[sessions[i]]
+                left -= cost
         while chosen:
-            recall = show(state, (i for i, turn in enumerate(state.turns) if turn.session in chosen), self.count)
+            recall = shown(chosen)
             if recall.tokens <= budget_tokens:
                 return recall
             chosen.pop()  # a tokenizer may join across lines after all

@@ -46,7 +46,7 @@ class Vector(Memory[VectorState]):
             return Recall()
         vectors = np.frombuffer(b"".join(state.vectors), np.float32).reshape(len(state.turns), -1)
         cosine = vectors @ self._encode([question])[0]
-        return pack(state, best_first(cosine), budget_tokens, self.count)
+        return pack(state, best_first(cosine), budget_tokens, self.count, form=self.form)
 
     def _encode(self, texts: Sequence[str]) -> np.ndarray:
         if self.encoder is None:

@@ -5,7 +5,7 @@ Nothing here needs a language model's library, so that what only stores and reca
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -76,6 +76,21 @@ class Utf8Bytes:
         return len(text.encode())
 
 
+class Form(Protocol):
+    """How turns are printed as records, in place of lines under dates (memories/toon.py)."""
+
+    @property
+    def name(self) -> str: ...
+
+    def row(self, turn: Turn, line: str) -> str:
+        """What one turn adds to the text, as near as can be said of one alone."""
+        ...
+
+    def text(self, shown: Sequence[tuple[Turn, str]]) -> str:
+        """All of it: turns in time order, each with its line."""
+        ...
+
+
 class BudgetExceeded(RuntimeError):
     """Raised when a memory shows more than it may, or miscounts what it shows: a fault of that memory."""
 
@@ -101,7 +116,13 @@ budget has so many, and by then the ranking has nothing to say."""
 
 
 def pack(
-    state: State, ranking: Iterable[int], budget_tokens: int, count: TokenCounter, *, first_number: int | None = None
+    state: State,
+    ranking: Iterable[int],
+    budget_tokens: int,
+    count: TokenCounter,
+    *,
+    first_number: int | None = None,
+    form: Form | None = None,
 ) -> Recall:
     """Fill the budget by rank, skipping what does not fit, and print in time order.
 
@@ -112,24 +133,32 @@ def pack(
         count: the counter that made the costs; the joined text is counted again, because a tokenizer may
             join across lines after all, and then the lowest-ranked lines go.
         first_number: number the printed lines from here, so that a reader can cite them; None prints no numbers.
+        form: how turns are printed, and therefore counted; None for lines, the only ones that have numbers.
     """
     chosen: list[int] = []
     sessions: set[int] = set()
     left = budget_tokens
+    least = 1 if form else state.least_line_tokens
     passed_over = 0  # lines in a row that did not fit
 
     def number_cost(lines_before: int) -> int:
         # Which line gets which number is settled last, but so many lines have the same numbers in any order.
         return 0 if first_number is None else count(f"{first_number + lines_before} A") - count("A")
 
+    def cost_of(position: int) -> int:
+        turn, line = state.turns[position], state.lines[position]
+        if form:  # the first one brings what stands around all
+            return count(form.row(turn, line) if chosen else form.text([(turn, line)]))
+        header = 0 if turn.session in sessions else state.header_tokens[turn.session]
+        return state.line_tokens[position] + header + number_tokens
+
     number_tokens = number_cost(0)
     for position in ranking:
-        if left < state.least_line_tokens or passed_over > PATIENCE:
+        if left < least or passed_over > PATIENCE:
             break
         passed_over += 1
         session = state.turns[position].session
-        cost = state.line_tokens[position] + (0 if session in sessions else state.header_tokens[session])
-        cost += number_tokens
+        cost = cost_of(position)
         if cost <= left:
             chosen.append(position)
             sessions.add(session)
@@ -137,19 +166,30 @@ def pack(
             passed_over = 0
             number_tokens = number_cost(len(chosen))
     while chosen:
-        recall = show(state, chosen, count, first_number=first_number)
+        recall = show(state, chosen, count, first_number=first_number, form=form)
         if recall.tokens <= budget_tokens:
             return replace(recall, ranked=tuple(state.turns[position].id for position in chosen))
         chosen.pop()
     return Recall()
 
 
-def show(state: State, positions: Iterable[int], count: TokenCounter, *, first_number: int | None = None) -> Recall:
-    """Print turns in time order, one date line a session, whatever it costs."""
+def show(
+    state: State,
+    positions: Iterable[int],
+    count: TokenCounter,
+    *,
+    first_number: int | None = None,
+    form: Form | None = None,
+) -> Recall:
+    """Print turns in time order, one date line a session, or in another form, whatever it costs."""
+    positions = sorted(positions)
+    if form and positions:
+        text = form.text([(state.turns[position], state.lines[position]) for position in positions])
+        return Recall(text, count(text), tuple(state.turns[position].id for position in positions))
     lines: list[str] = []
     ids: list[str] = []
     session = None
-    for position in sorted(positions):
+    for position in positions:
         turn = state.turns[position]
         if turn.session != session:
             session = turn.session

@@ -294,6 +294,9 @@ def test_an_adapter_goes_along(tmp_path: Path) -> None:
     (folder / "adapter_model.safetensors").write_bytes(b"\x80\x04\x95pickled")
     with pytest.raises(CartridgeError, match="is not written: its arrays have a header that is too long"):
         save_cartridge(tmp_path / "two", memory, memory.new(), adapter=folder)
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(CartridgeError, match="holds no adapter as PEFT saves it"):
+        save_cartridge(tmp_path / "two", memory, memory.new(), adapter=folder)
     assert not (tmp_path / "two").exists()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from locomo import rescore
+from locomo import rescore, view
 from locomo.dataset import read
 from locomo.gradings import Grading
 from locomo.llm_judge import PROMPTS, Judge
@@ -447,6 +447,32 @@ def test_a_folder_that_cannot_be_graded_is_refused(
     assert again(server, run) == 2
     assert "asked about other data" in capsys.readouterr().err
     assert not server.requests
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("results.json", "[1]", "results.json is damaged"),
+        ("records.jsonl", "[1]\n", "no record of this version (it has no fields)"),
+        ("records.jsonl", '{"system": "good"}\n', "no record of this version (it has no budget_tokens)"),
+        ("verdicts.jsonl", '{"a": 1}\n', "no record of this version (it has no system)"),
+        ("verdicts.jsonl", '{"system": "x", "budget_tokens": 64, "question_id": "q", "form": "free", "verdict": 5}\n',
+         "it has no verdict of a judge and a prompt"),
+        ("manifest.json", '{"config": {"optimizer": "simba"}, "identity": {}}', "its configuration has no split"),
+    ],
+)  # fmt: skip
+def test_what_is_damaged_or_of_another_kind_is_refused_in_a_sentence(
+    server: Server, run: Path, capsys: pytest.CaptureFixture[str], file: str, content: str, said: str
+) -> None:
+    (run / file).write_text(content)
+    assert again(server, run) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert not server.requests
+    if file != "results.json":  # made anew where it is no use
+        assert view.main([str(run), "--export", str(run / "page")]) == 2
+        assert "locomo.view: " in capsys.readouterr().err
 
 
 def test_a_grading_is_named_by_judge_prompt_and_key() -> None:

@@ -146,3 +146,9 @@ def test_what_the_honest_reader_replies_is_worth_most() -> None:
     for case in (COMPLETE, MISSING, TRAP, with_offer(COMPLETE), with_offer(MISSING)):
         best = max(reward(case, policy(case, ["1 a line"])) for policy in DEGENERATE.values())
         assert reward(case, gold_reply(case)) >= best
+
+
+def test_the_honest_reply_is_what_the_official_score_counts() -> None:
+    case = Case(3, ("Likely no; she is allergic to cats",), ("D1:2",), SHOWN, "answer")
+    assert gold_reply(case) == "Likely no"
+    assert reward(case, gold_reply(case)) == 1.0

@@ -49,7 +49,7 @@ def test_dependencies_point_one_way(layer: str) -> None:
 def test_packages_stay_light() -> None:
     assert not (ROOT / "arbor" / "__init__.py").exists(), "it would shadow the installed package of that name"
     assert not (ROOT / "data" / "__init__.py").exists()
-    for package in ("locomo", "language_models", "reading", "optimization", "training"):
+    for package in ("cartridges", "locomo", "language_models", "reading", "optimization", "training"):
         assert not (ROOT / package / "__init__.py").read_text().strip()
 
 

@@ -122,11 +122,11 @@ def notes(job: Job, validation: Mapping[str, Any]) -> dict[str, Any]:
 def card(job: Job, validation: Mapping[str, Any]) -> str:
     """The model card: what it is, what it was trained on, and under which terms."""
     config, values = job.config, job.values
-    simulated = job.data.stand_in == "SIMULATED"
+    free = bool(job.data.stand_in)
     return f"""---
 base_model: {config["model"]}
 library_name: peft
-license: {"mit" if simulated else "cc-by-nc-4.0"}
+license: {"mit" if free else "cc-by-nc-4.0"}
 tags: [lora, {"grpo" if config["mode"] == "train" else "sft"}, memory, conversation]
 ---
 
@@ -140,7 +140,7 @@ LoRA adapter for `{config["model"]}`, made by adaptive-memory's `train.py --mode
 {licence(job.data)}
 {
         "It may be given away under its base model's licence."
-        if simulated
+        if free
         else "The data allows no commercial use, and an adapter trained on it is not to be put to any."
     }
 

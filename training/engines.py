@@ -88,6 +88,7 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, **_)
 
 
 def _verl(job: Job, folder: Path) -> str:
+    loss = _loss(job.values["loss"])
     for name, prompts in (("train", job.train), ("validation", job.validation)):
         _parquet([verl_row(prompt, n, name) for n, prompt in enumerate(prompts)], folder / f"{name}.parquet")
     (folder / "reward.py").write_text(VERL_REWARD, encoding="utf-8")
@@ -122,7 +123,7 @@ def _verl(job: Job, folder: Path) -> str:
             clip_ratio: 0.2
             clip_ratio_low: 0.2
             clip_ratio_high: {values["clip_high"]}
-            loss_agg_mode: {_loss(values["loss"])}
+            loss_agg_mode: {loss}
             use_kl_loss: {str(values["beta"] > 0).lower()}
             kl_loss_coef: {values["beta"]}
           rollout:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -25,7 +25,7 @@ from locomo import evaluate as loop
 from locomo.choice import Refused
 from locomo.conclusion import conclude
 from locomo.controls import Oracle
-from locomo.dataset import CATEGORIES, STAND_INS, Conversation, DataError, Question, aside
+from locomo.dataset import ANSWERABLE, CATEGORIES, STAND_INS, Conversation, DataError, Question, aside
 from locomo.metrics import official_f1
 from locomo.objective import Objective, Reply
 from locomo.provenance import digest, provenance, recalling_code
@@ -243,33 +243,32 @@ def _conclude(evaluation: Evaluation, folder: RunFolder, fatal: str, *, stopped:
 
 
 def verdict(evaluation: Evaluation, records: Sequence[Record]) -> list[str]:
-    """The adapter against its base and against the base with style rules: F1 and quality, paired, with intervals."""
+    """The adapter against its base and against the base with style rules, paired, with intervals."""
     questions = {question.id: question for question in evaluation.questions}
     by_arm: dict[str, dict[str, Record]] = {name: {} for name in (ADAPTER, BASE, STYLED)}
     for record in records:
         if is_answered(record) and record["answer"] is not None:
             by_arm[record["system"]][record["question_id"]] = record
-    quality = Objective(token_price=0.0)
-    measures = {
-        "F1": lambda question, record: official_f1(question, record["answer"]),
-        "quality": lambda question, record: quality(question, Reply.of_record(record)),
-    }
+    quality = Objective(token_price=0.0).quality
+    measures: list[tuple[str, Collection[int], Callable[[Question, Record], float]]] = [
+        ("F1, categories 1-4", ANSWERABLE, lambda question, record: official_f1(question, record["answer"])),
+        ("abstentions, category 5", (5,), lambda question, record: official_f1(question, record["answer"])),
+        ("quality, all", CATEGORIES, lambda question, record: quality(question, Reply.of_record(record))),
+    ]
     lines = []
     for other, of_what in ((BASE, "what training did"), (STYLED, "what of it is more than style")):
-        both = [id for id in by_arm[ADAPTER] if id in by_arm[other]]
-        for name, score in measures.items():
-            mine, theirs = ([float(score(questions[id], by_arm[arm][id])) for id in both] for arm in (ADAPTER, other))
+        lines.append(f"adapter against {other} ({of_what}):")
+        for name, categories, score in measures:
+            both = [id for id in by_arm[ADAPTER] if id in by_arm[other] and questions[id].category in categories]
+            mine, theirs = ([score(questions[id], by_arm[arm][id]) for id in both] for arm in (ADAPTER, other))
             found = paired(mine, theirs, [questions[id].conversation for id in both])
-            lines.append(
-                f"{name}, adapter against {other} ({of_what}): {_average(theirs):.3f} -> {_average(mine):.3f}, "
-                f"{_told(found)}"
-            )
+            lines.append(f"  {name}: {_average(theirs):.3f} -> {_average(mine):.3f}, {_told(found)}")
     return lines
 
 
 def _told(found: Comparison) -> str:
     if found.difference is None:
-        return "no question to compare"
+        return "no question of these"
     interval = f" [{found.low:+.3f}, {found.high:+.3f}]" if found.low is not None and found.high is not None else ""
     sure = bool(found.low and found.low > 0) or bool(found.high and found.high < 0)
     return (

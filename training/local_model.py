@@ -178,6 +178,10 @@ def quiet() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    if importlib.util.find_spec("datasets"):
+        import datasets
+
+        datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|trl|accelerate)\b")
 
 

@@ -141,15 +141,17 @@ def reward(case: Case, completion: str) -> float:
 
 def gold_reply(case: Case) -> str:
     """What an honest reader replies that knows the evidence: the gold where all of it is shown, with its lines; else
-    more, where it is offered, else absent."""
+    more, where it is offered, else absent. A gold of category 3 is cut at its first semicolon, as the official score
+    cuts it."""
     absent = case.category not in ANSWERABLE
+    key = "" if absent else case.keys[0].split(";")[0].strip() if case.category == 3 else case.keys[0]
     status = "absent" if absent else "answered" if case.complete else "more" if case.offers_more else "absent"
     there = [case.shown.index(id) + 1 for id in case.evidence if id in case.shown]
     values = {
         "lines": [] if absent else sorted(there),
         "status": status,
         "lookup": "",
-        "answer": case.keys[0] if status == "answered" else ABSTENTION,
+        "answer": key if status == "answered" else ABSTENTION,
     }
     signature = SIGNATURES[case.form]
     outputs = {name: values[name] for name in signature.output_fields}

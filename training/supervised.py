@@ -28,10 +28,12 @@ def trainer(job: Job, folder: RunFolder, local: LocalModel, callback: Any) -> An
         row(local, usable[n], replies[usable[n].id])
         for n in schedule(usable, per_step=per_step, steps=job.steps, seed=job.config["seed"])
     ]
+    longest = job.values["max_prompt_tokens"] + job.values["max_completion_tokens"]
+    packing = job.config["packing"]
     arguments = SFTConfig(
         **arguments_for_both(job, folder, on_gpu=on_gpu),
-        max_length=None,  # `check` has settled that every prompt fits
-        packing=False,
+        max_length=longest if packing else None,  # `check` has settled that every prompt fits
+        packing=packing,
         completion_only_loss=True,
         train_sampling_strategy="sequential",  # `schedule` has settled the order
     )

@@ -73,10 +73,11 @@ def answers(job: Job, folder: RunFolder) -> dict[str, str]:
     lm = StoredLM.of(teacher.lm, store, role="teacher", identity=identity)
     found: dict[str, str] = {}
     failed = 0
-    with dspy.context(disable_history=True):
+    ask = dspy.Predict(dspy.Signature("messages: list[dict] -> reply: str"))
+    with dspy.context(lm=lm, adapter=_Verbatim(), disable_history=True):
         for prompt in tqdm(job.train, desc=f"{job.data.mark}asked of the teacher", file=sys.stderr, mininterval=1.0):
             try:
-                reply = _text(lm(messages=[dict(message) for message in prompt.messages]))
+                reply = str(ask(messages=[dict(message) for message in prompt.messages]).reply)
             except LMError:
                 failed += 1
                 continue
@@ -93,6 +94,12 @@ def answers(job: Job, folder: RunFolder) -> dict[str, str]:
     return found
 
 
-def _text(outputs: Any) -> str:
-    first = outputs[0]
-    return str(first["text"] if isinstance(first, dict) else first)
+class _Verbatim(dspy.Adapter):
+    """Sends messages as they stand; the whole reply is the output."""
+
+    def format(self, signature: Any, demos: Any, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = inputs["messages"]
+        return messages
+
+    def parse(self, signature: Any, completion: str) -> dict[str, Any]:
+        return {"reply": completion}

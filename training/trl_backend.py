@@ -46,6 +46,10 @@ def check(job: Job) -> None:
         local_model.require("unsloth")
     if config["attn"] == "flash_attention_2" and not (on_gpu and importlib.util.find_spec("flash_attn")):
         raise Refused("--attn flash_attention_2 needs a GPU and pip install flash-attn; use --attn sdpa.")
+    if config["packing"] and config["attn"] != "flash_attention_2":
+        raise Refused("--packing without flash attention lets one prompt see another; add --attn flash_attention_2.")
+    if config["packing"] and config["mode"] == "train":
+        raise Refused("--packing is for --mode sft and --mode distill; leave it out.")
     if config["vllm"] and not on_gpu:
         raise Refused("--vllm needs a GPU and none is found; leave it out, and transformers samples on the CPU.")
     _check_lengths(job)

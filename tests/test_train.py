@@ -1,0 +1,212 @@
+"""train.py as its users meet it: what it refuses and what it says, without PyTorch."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import train
+from language_models.call_store import SearchStopped
+from locomo.run_folder import RunFolder
+from tests.conftest import ROOT, Reply, Server, completion
+from training import adapters, teacher, trl_backend
+from training.export import ReadingPrompt
+from training.job import prepare
+from training.reward import Case, gold_reply
+
+SAMPLE = str(ROOT / "data" / "sample.json")
+SMALL = ["--budgets", "64,128", "--num-train", "8", "--num-val", "4", "--num-train-steps", "3", "--data", SAMPLE]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--mode", "sft", "--backend", "arbor"], "use --mode sft --backend trl"),
+        (["--mode", "distill"], "needs a teacher"),
+        (["--teacher", "openai/x"], "use --mode distill"),
+        (["--mode", "sft", "--teacher-api-base", "http://x"], "--teacher-api-base needs --teacher"),
+        (["--mode", "sft", "--export", "verl"], "--export is for --mode train"),
+        (["--rounds", "3", "--budgets", "512"], "--rounds 3 takes as many --budgets, and there are 1"),
+        (["--memory", "oracle", "--rounds", "1"], "leave out --rounds"),
+        (["--examples"], "use --backend trl"),
+        (["--learning-rate", "3"], "--learning-rate is 3; it is a number from 1e-09 to 1."),
+        (["--absent-share", "2"], "--absent-share is 2"),
+        (["--backend", "trl", "--num-generations", "7", *SMALL], "use --num-generations 8"),
+        (["--backend", "trl", "--budgets", "100,300", "--data", SAMPLE], "with 2 rounds use --budgets 150,300"),
+        (["--resume", "nowhere", "--seed", "3"], "leave it out"),
+        (["--resume", "nowhere"], "nowhere"),
+        (["--data", "nowhere.json"], "nowhere.json"),
+        (["--mode", "evaluate", "--adapter", "nowhere"], "nowhere holds no adapter of train.py"),
+        (["--export", "verl", "--loss", "cispo", *SMALL], "--loss cispo has no counterpart in verl"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    flags: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(flags) == train.USAGE
+    said = capsys.readouterr().err
+    assert told in said
+    assert said.startswith("train.py: ")
+    assert "Traceback" not in said
+    assert not Path("grpo_checkpoints").exists() or not any(Path("grpo_checkpoints").rglob("manifest.json"))
+
+
+def test_the_seeds_command_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    command = (
+        "--mode train --num-train 600 --num-val 100 --num-train-steps 500 --model Qwen/Qwen2.5-3B --inference-gpus 0 "
+        "--training-gpus 1,2 --recipe seed --dry-run"
+    )
+    assert train.main([*command.split(), "--data", SAMPLE]) == 0
+    told = capsys.readouterr().out
+    assert "train with arbor, recipe seed: Qwen/Qwen2.5-3B, LoRA rank 64, 500 steps at 2e-05" in told
+    assert "all evidence shown" in told
+
+
+def test_simulated_data_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--data", "simulated", "--backend", "trl", "--num-train", "20", "--num-val", "6", "--budgets", "256"]
+    assert train.main([*flags, "--memory", "oracle", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "no figure below is a LOCOMO score" in told
+    assert told.startswith("train with trl")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed")
+def test_without_pytorch_the_next_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["--backend", "trl", *SMALL]) == train.USAGE
+    said = capsys.readouterr().err
+    assert "training in this process needs torch" in said
+    assert "pip install" in said
+    assert not Path("grpo_checkpoints").exists()
+
+
+def _written_for(engine: str, capsys: pytest.CaptureFixture[str]) -> Path:
+    assert train.main(["--export", engine, "--output-dir", "out", *SMALL]) == 0
+    told = capsys.readouterr().out
+    assert f"written to out/{engine}" in told
+    assert train.main(["--export", engine, "--output-dir", "out", *SMALL]) == train.USAGE  # nothing is overwritten
+    capsys.readouterr()
+    return Path("out") / engine
+
+
+def test_verifiers_gets_a_taskset(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its own loader was tried with 0.4.0; here the parts that need no verifiers."""
+    folder = _written_for("verifiers", capsys)
+    package = folder / "adaptive_memory_reading"
+    compile((package / "__init__.py").read_text(), "taskset", "exec")
+    rows = [json.loads(line) for line in (package / "train.jsonl").read_text().splitlines()]
+    assert set(rows[0]) == {"id", "name", "system_prompt", "prompt", "case"}
+    assert rows[0]["system_prompt"].startswith("Answer the question")
+    assert gold_reply(Case.of_json(json.loads(rows[0]["case"])))
+    settings = tomllib.loads((folder / "eval.toml").read_text())
+    assert settings["push"] is False
+    assert settings["env"]["taskset"] == {"id": "adaptive-memory-reading", "split": "train"}
+
+
+def test_verl_gets_parquet_and_a_reward(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its own loaders were tried with 0.9.1; here the parts that need no verl."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    folder = _written_for("verl", capsys)
+    rows = parquet.read_table(folder / "train.parquet").to_pylist()
+    assert [message["role"] for message in rows[0]["prompt"]] == ["system", "user"]
+    spec = importlib.util.spec_from_file_location("verl_reward", folder / "reward.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    info = rows[0]["extra_info"]
+    best = gold_reply(Case.of_json(json.loads(info["case"])))
+    found = module.compute_score("adaptive-memory", best, rows[0]["reward_model"]["ground_truth"], info)
+    assert found["score"] > 0
+    assert module.compute_score("adaptive-memory", "", "x", info)["score"] == -1.0
+
+
+def test_the_test_split_cannot_be_trained_on(locomo: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """There is no flag that names what is trained on, and what is exported is of the training conversations."""
+    assert "--split" not in {
+        action.option_strings[0]
+        for group in train.parser()._action_groups
+        if group.title != "evaluate"
+        for action in group._group_actions
+        if action.option_strings
+    }
+    flags = ["--export", "verifiers", "--num-train", "4", "--num-val", "2", "--memory", "oracle", "--backend", "trl"]
+    assert train.main([*flags, "--data", str(locomo.path)]) == 0
+    lines = Path("grpo_checkpoints/verifiers/adaptive_memory_reading/train.jsonl").read_text().splitlines()
+    asked = {json.loads(line)["id"].split("#")[0] for line in lines}
+    assert asked <= {"conv-26", "conv-30", "conv-41", "conv-43"}
+
+
+def test_prompts_survive_their_file(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = _written_for("verifiers", capsys)
+    line = (folder / "adaptive_memory_reading" / "train.jsonl").read_text().splitlines()[0]
+    case = Case.of_json(json.loads(json.loads(line)["case"]))
+    prompt = ReadingPrompt("a", "b", "c", 64, ({"role": "user", "content": "x"},), case)
+    assert ReadingPrompt.of_json(json.loads(json.dumps(prompt.as_json()))) == prompt
+
+
+def test_the_model_card_states_the_datas_licence(sample: Any) -> None:
+    flags = ["--mode", "sft", "--memory", "oracle", *SMALL]
+    args = train.parser().parse_args(flags)
+    assert not train._mistake(args)
+    job = prepare(vars(args))
+    validation = {"step": 3, "reward": 0.25}
+    ours = adapters.card(job, validation)
+    assert "license: mit" in ours
+    locomos = adapters.card(replace(job, data=replace(sample, stand_in="")), validation)
+    assert "license: cc-by-nc-4.0" in locomos
+    assert "no commercial use" in locomos
+    assert adapters.notes(job, validation)["trained_on"] == ["sample-1"]
+
+
+def test_out_of_memory_names_a_knob() -> None:
+    error = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+    values = {"batch_size": 8, "gradient_accumulation": 2, "max_completion_tokens": 128}
+    told = trl_backend.out_of_memory(error, values)
+    assert "Tried to allocate 2.00 GiB" in told
+    assert "--batch-size 4 --gradient-accumulation 4" in told
+    assert "--quantize 4bit" in trl_backend.out_of_memory(error, {**values, "batch_size": 1})
+
+
+def test_the_script_runs_as_a_script() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--mode", "distill"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == train.USAGE
+    assert done.stderr == "train.py: --mode distill needs a teacher, such as --teacher openai/gpt-4o-mini.\n"
+
+
+def test_a_teacher_is_asked_once_and_learned_from_where_it_is_right(server: Server, tmp_path: Path) -> None:
+    flags = ["--mode", "distill", "--memory", "oracle", *SMALL, "--teacher", "openai/teacher"]
+    args = train.parser().parse_args([*flags, "--teacher-api-base", server.url, "--teacher-price", "1,2"])
+    assert not train._mistake(args)
+    job = prepare(vars(args))
+    golds = {prompt.messages[-1]["content"]: gold_reply(prompt.case) for prompt in job.train}
+    right = {asked for n, asked in enumerate(golds) if n % 2}
+
+    def reply(number: int, body: dict[str, Any]) -> Reply:
+        asked = body["messages"][-1]["content"]
+        return completion(golds[asked] if asked in right else "something else entirely")
+
+    server.answer = reply
+    with RunFolder.create(tmp_path / "run", {}) as folder:
+        found = teacher.answers(job, folder)
+        assert len(server.requests) == len(job.train)
+        assert set(found.values()) == {golds[asked] for asked in right}
+        assert teacher.answers(job, folder) == found
+        assert len(server.requests) == len(job.train)
+    dear = replace(job, config={**job.config, "cost_limit": 1e-6})
+    with RunFolder.create(tmp_path / "dear", {}) as folder, pytest.raises(SearchStopped, match="--cost-limit"):
+        teacher.answers(dear, folder)

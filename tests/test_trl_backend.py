@@ -1,0 +1,180 @@
+"""Training itself, on a model of two layers with random weights; with PyTorch and TRL only."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+
+pytest.importorskip("torch", reason="PyTorch is not installed")
+pytest.importorskip("trl", reason="TRL is not installed")
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # what the training libraries deprecate is theirs
+
+SAMPLE = str(ROOT / "data" / "sample.json")
+GRPO = ["--mode", "train", "--backend", "trl", "--data", SAMPLE, "--rounds", "0", "--budgets", "64"]
+SIZES = ["--num-train", "8", "--num-val", "3", "--batch-size", "4", "--gradient-accumulation", "1"]
+SHORT = ["--num-generations", "4", "--max-completion-tokens", "8", "--lora-rank", "4", "--learning-rate", "0.01"]
+REST = ["--warmup-steps", "0", "--num-test", "0", "--no-mlflow", "--save-steps", "2", "--eval-steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of two layers over bytes, with a chat template."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("model")
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = {letter: n for n, letter in enumerate([*letters, "<end>", "<pad>"])}
+    inner = Tokenizer(models.BPE(vocab=words, merges=[]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>", pad_token="<pad>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}"
+        "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant] {% endif %}"
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        eos_token_id=words["<end>"],
+        pad_token_id=words["<pad>"],
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _start(*flags: str, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", str(ROOT / "train.py"), *flags],
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
+    )
+
+
+def _run(*flags: str, cwd: Path) -> str:
+    process = _start(*flags, cwd=cwd)
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    return said
+
+
+def _steps(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def _adapter(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return dict(load_file(str(folder / "adapter_model.safetensors")))
+
+
+def test_a_killed_training_goes_on_with_the_same_data_and_ends_the_same(model: Path, tmp_path: Path) -> None:
+    import torch
+
+    flags = [*GRPO, *SIZES, *SHORT, *REST, "--model", str(model), "--num-train-steps", "6"]
+    flags += ["--max-completion-tokens", "48"]  # long enough that random letters differ in what their length costs
+    said = _run(*flags, "--output-dir", "whole", cwd=tmp_path)
+    assert "Best at step" in said
+    killed = _start(*flags, "--output-dir", "killed", cwd=tmp_path)
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "killed" / "checkpoint-2" / "complete").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert len(_steps(tmp_path / "killed")) < 6
+    said = _run("--resume", "killed", cwd=tmp_path)
+    assert "Going on after step" in said
+    assert _steps(tmp_path / "killed") == _steps(tmp_path / "whole")
+    ends = [_adapter(tmp_path / name / "checkpoint-6") for name in ("whole", "killed")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    # The adapter has learned something, and whoever is given it is told under which terms.
+    assert any(tensor.abs().sum() > 0 for name, tensor in ends[0].items() if "lora_B" in name)
+    assert all(abs(step["loss"]) < float("inf") for step in _steps(tmp_path / "whole"))
+    card = (tmp_path / "whole" / "best" / "README.md").read_text()
+    assert "license: mit" in card
+    assert (tmp_path / "grpo_optimized_memory_qa.json").exists()
+
+
+def test_an_adapter_is_told_from_its_base_and_merged(model: Path, tmp_path: Path) -> None:
+    flags = ["--mode", "sft", "--data", SAMPLE, "--memory", "oracle", "--budgets", "128", *SIZES, "--lora-rank", "4"]
+    rest = ["--max-completion-tokens", "8", "--learning-rate", "0.01", *REST[:-2], "--eval-steps", "4", "--merge"]
+    said = _run(*flags, *rest, "--model", str(model), "--num-train-steps", "8", cwd=tmp_path)
+    losses = [step["loss"] for step in _steps(tmp_path / "sft_checkpoints")]
+    assert losses[-1] < losses[0]
+    assert (tmp_path / "sft_checkpoints" / "merged" / "model.safetensors").exists()
+    asked = ["--mode", "evaluate", "--adapter", "sft_checkpoints/best", "--num-test", "3", "--data", SAMPLE]
+    said = _run(*asked, "--no-mlflow", "--run-dir", "run", cwd=tmp_path)
+    (line,) = [line for line in said.splitlines() if "Log-probability" in line]
+    assert "changes nothing" not in line
+    assert "adapter against base (what training did)" in said
+    assert "adapter against base with style rules" in said
+    records = [json.loads(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()]
+    assert {record["system"] for record in records} == {"adapter", "base", "base with style rules"}
+    again = _run(*asked, "--no-mlflow", "--run-dir", "run", cwd=tmp_path)  # nothing is asked twice
+    assert len((tmp_path / "run" / "records.jsonl").read_text().splitlines()) == len(records)
+    assert "Log-probability" in again
+
+
+class _Letters:
+    """A rule that can be learned: as many e as possible."""
+
+    __name__ = "letters"
+
+    def __init__(self) -> None:
+        self.means: list[float] = []
+
+    def __call__(self, prompts: Any, completions: Any, **_: Any) -> list[float]:
+        texts = [said[0]["content"] for said in completions]
+        rewards = [text.count("e") / max(1, len(text)) for text in texts]
+        self.means.append(fmean(rewards))
+        return rewards
+
+
+def test_the_reward_rises_where_there_is_something_to_learn(model: Path, tmp_path: Path) -> None:
+    import train
+    from locomo.run_folder import RunFolder
+    from training import trl_backend
+    from training.job import prepare
+
+    flags = [*GRPO, "--num-train", "8", "--num-val", "3", *SHORT, *REST, "--batch-size", "8", "--num-generations", "8"]
+    args = train.parser().parse_args(
+        [*flags, "--gradient-accumulation", "1", "--model", str(model), "--num-train-steps", "60"]
+    )
+    args.output_dir = tmp_path / "out"
+    job = prepare(vars(args))
+    trl_backend.check(job)
+    local = trl_backend._load(job)
+    letters = _Letters()
+    from transformers import TrainerCallback
+
+    with RunFolder.create(tmp_path / "out", {}) as folder:
+        trl_backend._grpo(job, folder, local, letters, TrainerCallback()).train()  # type: ignore[arg-type]
+    early, late = letters.means[:15], letters.means[-15:]
+    error = (stdev(early) ** 2 / 15 + stdev(late) ** 2 / 15) ** 0.5
+    assert fmean(late) - fmean(early) > 3 * error, (fmean(early), fmean(late))
