@@ -77,6 +77,7 @@ def test_lines_come_in_and_a_cartridge_goes_out(
         (["forget"], "name the ids to forget"),
         (["serve", "--host", "0.0.0.0"], "nobody has a token yet"),
         (["serve", "--host", "0.0.0.0", "--no-auth"], "tokens are always asked for"),
+        (["serve", "--port", "70000"], "there is no port 70000"),
         (["token", "a/b"], "no tenant can be called 'a/b'"),
     ],
 )
