@@ -56,6 +56,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=4096,
+        initializer_range=0.2,  # so that what is above the hidden state can move the choice of a letter
         eos_token_id=words["<end>"],
         pad_token_id=words["<pad>"],
         bos_token_id=None,
@@ -142,7 +143,7 @@ def test_an_adapter_is_told_from_its_base_and_merged(model: Path, tmp_path: Path
 
 
 class _Letters:
-    """A rule that can be learned: as many e as possible."""
+    """A rule that can be learned: letters of the alphabet, and nothing else."""
 
     __name__ = "letters"
 
@@ -151,7 +152,7 @@ class _Letters:
 
     def __call__(self, prompts: Any, completions: Any, **_: Any) -> list[float]:
         texts = [said[0]["content"] for said in completions]
-        rewards = [text.count("e") / max(1, len(text)) for text in texts]
+        rewards = [sum(c.isascii() and c.isalpha() for c in text) / max(1, len(text)) for text in texts]
         self.means.append(fmean(rewards))
         return rewards
 
@@ -172,9 +173,12 @@ def test_the_reward_rises_where_there_is_something_to_learn(model: Path, tmp_pat
     local = trl_backend._load(job)
     letters = _Letters()
     from transformers import TrainerCallback
+    from transformers.trainer_callback import PrinterCallback
 
     with RunFolder.create(tmp_path / "out", {}) as folder:
-        trl_backend._grpo(job, folder, local, letters, TrainerCallback()).train()  # type: ignore[arg-type]
+        trainer = trl_backend._grpo(job, folder, local, letters, TrainerCallback())  # type: ignore[arg-type]
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
     early, late = letters.means[:15], letters.means[-15:]
     error = (stdev(early) ** 2 / 15 + stdev(late) ** 2 / 15) ** 0.5
-    assert fmean(late) - fmean(early) > 3 * error, (fmean(early), fmean(late))
+    assert fmean(late) - fmean(early) > 3 * error, letters.means

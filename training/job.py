@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from language_models.tokens import counter_for
-from locomo import leaks
+from locomo import leaks, metrics, objective
 from locomo.choice import Refused
 from locomo.dataset import CATEGORIES, LICENCE, STAND_INS, Conversation, DataError, Dataset, aside, load
-from locomo.provenance import digest, provenance
+from locomo.provenance import digest, provenance, recalling_code
 from locomo.run_folder import RunFolder, RunFolderError, read_manifest
 from locomo.split_data import part
 from ranking.ranker import Ranker
@@ -215,11 +215,15 @@ def export(config: Config) -> Outcome:
 PATHS = ("adapter", "output_dir", "out", "arbor_config", "run_dir")
 FREE = ("dry_run", "no_mlflow", "arbor_url", "push_to_hub", "output_dir")
 """Flags that change nothing of what is trained."""
+BESIDE = ("adapters", "doctor", "engines", "evaluation", "figures", "local_engine", "mlflow_log")
+"""Modules that change nothing of it either."""
 
 
 def identity_of(job: Job) -> dict[str, str]:
     """What must be the same for a training to go on where it was."""
-    code = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    files = [path for path in sorted(Path(__file__).parent.glob("*.py")) if path.stem not in BESIDE]
+    files += [Path(objective.__file__), Path(metrics.__file__)]
+    code = [recalling_code(), *(path.read_text() for path in files)]
     shaping = {name: value for name, value in _plain(job.config).items() if name not in FREE}
     return {
         "configuration": digest([shaping, job.values]),
