@@ -21,7 +21,9 @@ def signer(key: Path) -> Callable[[bytes], bytes]:
     try:
         private = serialization.load_pem_private_key(key.read_bytes(), None)
     except (OSError, ValueError, TypeError) as error:
-        raise CartridgeError(f"{key} holds no key that can be read ({error}); name an Ed25519 key in PEM.") from error
+        raise CartridgeError(
+            f"{key} holds no key that can be read; name an Ed25519 key in PEM, without a password"
+        ) from error
     if not isinstance(private, ed25519.Ed25519PrivateKey):
         raise CartridgeError(f"{key} holds a key of another kind; make one with openssl genpkey -algorithm ed25519.")
     public = private.public_key().public_bytes_raw()
@@ -63,7 +65,7 @@ def _public(path: Path, serialization: Any, ed25519: Any) -> bytes:
     try:
         public = serialization.load_pem_public_key(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise CartridgeError(f"{path} holds no public key ({error}); name an Ed25519 key in PEM") from error
+        raise CartridgeError(f"{path} holds no public key that can be read; name an Ed25519 key in PEM") from error
     if not isinstance(public, ed25519.Ed25519PublicKey):
         raise CartridgeError(f"{path} holds a key of another kind; name an Ed25519 key in PEM")
     raw: bytes = public.public_bytes_raw()
