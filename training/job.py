@@ -195,8 +195,9 @@ def resume(path: Path, *, arbor_url: str | None = None) -> Outcome:
 
 def plan(config: Config) -> Outcome:
     """Say what would be trained, and on what."""
-    for line in announcement(prepare(config)):
-        print(line, flush=True)
+    job = prepare(config)
+    for line in announcement(job):
+        job.say(line)
     return "valid"
 
 
