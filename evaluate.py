@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from locomo.experiment import Experiment
 
     try:
-        if args.resume:
+        if args.resume is not None:
             return EXIT[Experiment.resume(Path(args.resume), memories.load, cost_limit=args.cost_limit)()]
         config = {name: value for name, value in vars(args).items() if name not in ("resume", "run_dir", "dry_run")}
         experiment = Experiment(config, memories.load)

@@ -23,6 +23,7 @@ import dspy
 from tqdm import tqdm
 
 from language_models.call_store import CallStore, SearchStopped, StoredLM
+from language_models.failure import describe, is_of_a_model
 from locomo import leaks, programs
 from locomo.choice import Refused
 from locomo.dataset import Question, aside
@@ -86,11 +87,14 @@ class Optimization(Study):
 
     def _carry_out(self, folder: RunFolder) -> Outcome:
         with stopping() as stop:
-            store = CallStore(
-                folder.path / "calls.jsonl",
-                fail_share=self.config["fail_on_error"],
-                may_call=lambda: self._forbidden(store, stop),
-            )
+            try:
+                store = CallStore(
+                    folder.path / "calls.jsonl",
+                    fail_share=self.config["fail_on_error"],
+                    may_call=lambda: self._forbidden(store, stop),
+                )
+            except ValueError as error:
+                raise Refused(str(error)) from error
             for line in self.announcement(done=len(store)):
                 aside(f"{self.data.mark}{line}")
             try:
@@ -167,6 +171,8 @@ class Optimization(Study):
         except Exception as error:
             if why := store.may_call():
                 raise SearchStopped(why) from error
+            if is_of_a_model(error):  # of the prompt model's: the reader's are in the metric
+                raise SearchStopped(f"no prompts could be written: {describe(error)}", outcome="failed") from error
             raise
         if why := store.may_call():
             raise SearchStopped(why)
