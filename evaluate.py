@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from locomo.experiment import Experiment
 
     try:
-        if args.resume:
+        if args.resume is not None:
             resumed = Experiment.resume(Path(args.resume), memories.load, memories.form, cost_limit=args.cost_limit)
             return EXIT[resumed()]
         config = {name: value for name, value in vars(args).items() if name not in ("resume", "run_dir", "dry_run")}

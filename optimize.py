@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--target", choices=["prompts", "retrieval"], default="prompts", help="what is improved")
     p.add_argument("--data", metavar="FILE", help="locomo10.json (default: LOCOMO_PATH, data/, the network)")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=_count, default=0, metavar="N")
     p.add_argument("--encoder", metavar="NAME", help="minilm, or the folder of a BERT")
     p.add_argument(
         "--out",
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from optimization.search import Optimization
 
     try:
-        if args.resume:
+        if args.resume is not None:
             return EXIT[Optimization.resume(Path(args.resume), cost_limit=args.cost_limit)]
         left_out = ("target", "run_dir", "resume", "dry_run")
         search = Optimization({name: value for name, value in vars(args).items() if name not in left_out})
@@ -148,6 +148,8 @@ def _mistake(args: argparse.Namespace) -> str:
         extra = ", ".join(f"--{name.replace('_', '-')}" for name, value in vars(args).items() if value != plain[name])
         said = "--resume takes the saved configuration and nothing but --cost-limit beside it, but got"
         return f"{said} {extra}; leave it out." if extra else ""
+    if args.seed >= 2**32:
+        return f"--seed is {args.seed}; it is a number below 2^32."
     if args.optimizer == "bootstrap" and args.max_demos == 0:
         return "--optimizer bootstrap finds examples and nothing else; give --max-demos 1 or more."
     if not 0 <= args.fail_on_error <= 1:
@@ -185,8 +187,11 @@ def _fit_retrieval(args: argparse.Namespace) -> int:
         return _refuse("weights that the project uses are fitted on LOCOMO, this is a stand-in; give --out FOLDER.")
     if not (encoder is None or isinstance(encoder, encoders.CachedTokens)):
         return _refuse(f"{encoder.name} gives no token vectors; use --encoder minilm, or the folder of a BERT.")
-    if out and out.exists() and not out.is_dir():
-        return _refuse(f"--out {out} is a file; give a folder.")
+    try:
+        if out:
+            out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return _refuse(f"--out {out} cannot be a folder ({error.strerror}); give another.")
 
     def say(text: str) -> None:
         print(f"{data.mark}{text}", flush=True)

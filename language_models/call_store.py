@@ -60,7 +60,8 @@ class CallStore:
     """The replies of one search, by call, in a file that is only ever appended to. Safe to share between threads.
 
     Args:
-        path: the file; what it holds is known from the start. A last line that a kill cut short is cut off.
+        path: the file; what it holds is known from the start. A last line that a kill cut short is cut off. Raises
+            ValueError for a line that is no call.
         fail_share: more failed calls than this share end the search.
         may_call: says why no further call may be made, or the empty string.
     """
@@ -93,11 +94,15 @@ class CallStore:
         content = self.path.read_bytes()
         if content and not content.endswith(b"\n"):
             os.truncate(self.path, content.rfind(b"\n") + 1)
-        for line in content.splitlines(keepends=True):
-            if line.endswith(b"\n"):
+        for number, line in enumerate(content[: content.rfind(b"\n") + 1].split(b"\n")[:-1], start=1):
+            try:
                 record = json.loads(line)
-                self._known[record["key"]] = record
+                self._known[record["key"]] = {name: record[name] for name in ("key", "role", "outputs", "usage")}
                 self.spent[record["role"]].add(Usage(**record["usage"]))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{self.path} holds a line that is no call ({number}: {error!r}); delete it, and it is asked again."
+                ) from error
 
     @contextmanager
     def billed(self) -> Iterator[Usage]:

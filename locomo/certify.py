@@ -20,7 +20,7 @@ from pathlib import Path
 from language_models.failure import FATAL, describe
 from language_models.roles import Model
 from language_models.weights import WeightsUnavailable
-from locomo import accounting, certificate
+from locomo import accounting, certificate, progress
 from locomo.certificate import Certificate, Unmeasured
 from locomo.dataset import Dataset, aside, load
 from locomo.llm_judge import PROMPTS, Judge
@@ -90,9 +90,7 @@ class Certifier:
 
         Raises Unmeasured, also once `stop` is set, and what a judge raises for a rejected key; nothing is kept then.
         """
-        from tqdm import tqdm
-
-        with tqdm(total=self.calls, desc=f"{mark}certifying", file=sys.stderr, mininterval=0.5) as bar:
+        with progress.bar(total=self.calls, desc=f"{mark}certifying") as bar:
             found = certificate.measure(
                 self.judge, self.sets, repeats=self.repeats, num_threads=num_threads, stop=stop, progress=bar.update
             )

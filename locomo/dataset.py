@@ -246,7 +246,8 @@ def download(path: Path, *, url: str = URL, sha256: str = SHA256, say: Callable[
     """
     import requests
     from filelock import FileLock
-    from tqdm import tqdm
+
+    from locomo import progress
 
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -265,7 +266,7 @@ def download(path: Path, *, url: str = URL, sha256: str = SHA256, say: Callable[
                 total = have + int(response.headers.get("Content-Length", 0)) or None
                 with (
                     part.open("ab" if have else "wb") as file,
-                    tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=path.name) as bar,
+                    progress.bar(total=total, initial=have, unit="B", unit_scale=True, desc=path.name) as bar,
                 ):
                     for chunk in response.iter_content(1 << 16):
                         file.write(chunk)

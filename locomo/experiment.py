@@ -5,7 +5,6 @@ The configuration is saved in the run folder, and a run is resumed from that alo
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from locomo.conclusion import conclude
 from locomo.dataset import aside
 from locomo.evaluate import run
 from locomo.outfit import LoadForm
+from locomo.progress import bar as show
 from locomo.provenance import digest, provenance
 from locomo.run_folder import Key, Record, RunFolder, RunFolderError, failed, is_answered, latest, new_path
 from locomo.split_data import held_out_part
@@ -111,8 +111,6 @@ class Experiment(Choice):
             return "failed"
 
     def _carry_out(self, folder: RunFolder) -> str:
-        from tqdm import tqdm
-
         self.fit_folds()
         keys = [task.key for task in self.tasks]
         already = sum(is_answered(record) for record in report.current(folder.records(), keys))
@@ -130,9 +128,7 @@ class Experiment(Choice):
         with stopping() as stop:
             spending.follow(folder, stop)
             fatal = self._certify(stop)
-            with tqdm(
-                total=len(keys), initial=already, desc=f"{self.mark}asked", file=sys.stderr, mininterval=0.5
-            ) as bar:
+            with show(total=len(keys), initial=already, desc=f"{self.mark}asked") as bar:
                 fatal = fatal or run(
                     self.tasks,
                     self.memory_of,

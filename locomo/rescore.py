@@ -24,7 +24,7 @@ from typing import Any
 
 from language_models.failure import FATAL, describe
 from language_models.weights import WeightsUnavailable
-from locomo import answer_keys, certificate, certify, ledger, panel, report
+from locomo import answer_keys, certificate, certify, ledger, panel, progress, report
 from locomo.certificate import Certificate
 from locomo.conclusion import conclude
 from locomo.dataset import Dataset, aside, load
@@ -284,9 +284,7 @@ class _Rescoring:
         return found, ""
 
     def _grade(self, judge: Judge, todo: Sequence[Todo], stop: threading.Event) -> str:
-        from tqdm import tqdm
-
-        with tqdm(total=len(todo), desc=f"{self.data.mark}{judge.prompt}", file=sys.stderr, mininterval=0.5) as bar:
+        with progress.bar(total=len(todo), desc=f"{self.data.mark}{judge.prompt}") as bar:
             return grade(
                 todo,
                 judge,

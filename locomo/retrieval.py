@@ -16,6 +16,7 @@ import memory_system
 import ranking
 from language_models.encoders import TokenEncoder
 from language_models.weights import models_folder
+from locomo import progress
 from locomo.dataset import ANSWERABLE, Conversation, Dataset
 from locomo.metrics import evidence_recall
 from locomo.provenance import digest
@@ -106,8 +107,6 @@ def folds(data: Dataset, asked: Sequence[str], encoder: TokenEncoder | None = No
     Without an encoder they are fitted on all other conversations, in minutes; with one, on those of the other
     folds of two conversations each, in a quarter of an hour.
     """
-    from tqdm import tqdm
-
     sources = [
         *Path(ranking.__path__[0]).glob("*.py"),
         Path(__file__),
@@ -122,7 +121,7 @@ def folds(data: Dataset, asked: Sequence[str], encoder: TokenEncoder | None = No
     wanted = [group for group in groups if any(conversation.id in asked for conversation in group)]
     lessons: dict[str, Lesson] | None = None
     weights: dict[str, Weights] = {}
-    for group in tqdm(wanted, desc="fitting the ranking, fold by fold", unit="fold", leave=False):
+    for group in progress.bar(wanted, desc="fitting the ranking, fold by fold", unit="fold", leave=False):
         name = "+".join(conversation.id for conversation in group)
         path, map_path = folder / f"{name}.json", folder / f"{name}.npz"
         if not path.exists():

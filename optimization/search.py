@@ -8,7 +8,6 @@ and do not hold the state of its random numbers.
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import dspy
-from tqdm import tqdm
 
 from language_models.call_store import CallStore, SearchStopped, StoredLM
-from locomo import leaks, programs
+from language_models.failure import describe, is_of_a_model
+from locomo import leaks, programs, progress
 from locomo.choice import Refused
 from locomo.dataset import Question, aside
 from locomo.llm_judge import Judge
@@ -86,11 +85,14 @@ class Optimization(Study):
 
     def _carry_out(self, folder: RunFolder) -> Outcome:
         with stopping() as stop:
-            store = CallStore(
-                folder.path / "calls.jsonl",
-                fail_share=self.config["fail_on_error"],
-                may_call=lambda: self._forbidden(store, stop),
-            )
+            try:
+                store = CallStore(
+                    folder.path / "calls.jsonl",
+                    fail_share=self.config["fail_on_error"],
+                    may_call=lambda: self._forbidden(store, stop),
+                )
+            except ValueError as error:
+                raise Refused(str(error)) from error
             for line in self.announcement(done=len(store)):
                 aside(f"{self.data.mark}{line}")
             try:
@@ -167,6 +169,8 @@ class Optimization(Study):
         except Exception as error:
             if why := store.may_call():
                 raise SearchStopped(why) from error
+            if is_of_a_model(error):  # of the prompt model's: the reader's are in the metric
+                raise SearchStopped(f"no prompts could be written: {describe(error)}", outcome="failed") from error
             raise
         if why := store.may_call():
             raise SearchStopped(why)
@@ -290,9 +294,7 @@ class Optimization(Study):
     @contextmanager
     def _progress(self, store: CallStore, candidates: Candidates) -> Iterator[None]:
         total, least = self.forecast().calls, min(len(self.train), len(self.choosing))
-        with tqdm(
-            total=total, initial=len(store), desc=f"{self.data.mark}calls, at most", file=sys.stderr, mininterval=1.0
-        ) as bar:
+        with progress.bar(total=total, initial=len(store), desc=f"{self.data.mark}calls, at most") as bar:
 
             def called() -> None:
                 lift, n = candidates.best(least)

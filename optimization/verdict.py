@@ -96,6 +96,10 @@ def _verdict(gain: Comparison, changed: bool, gained: bool, results: Results) ->
     if gain.high is not None and gain.high < 0:
         return f"No gain but a loss: quality goes {moved}; the unoptimised prompt stays."
     why = "" if gain.low is not None else ", and one conversation gives no interval"
+    if gain.detectable is not None and gain.detectable < 1:
+        why = f" (a gain of {gain.detectable:.2f} could have been told from none)"
+    elif gain.detectable is not None:
+        why = " (no gain could have been told from none here: the conversations differ too much)"
     return f"No distinguishable gain: quality goes {moved}{why}; the unoptimised prompt stays the default."
 
 

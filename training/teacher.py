@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import dspy
@@ -11,7 +10,7 @@ from dspy.utils.exceptions import LMError
 from language_models import roles
 from language_models.call_store import CallStore, StoredLM
 from language_models.weights import WeightsUnavailable
-from locomo import accounting
+from locomo import accounting, progress
 from locomo.choice import Refused
 from locomo.dataset import aside
 from locomo.run_folder import RunFolder
@@ -55,8 +54,6 @@ def answers(job: Job, folder: RunFolder) -> dict[str, str]:
 
     Raises SearchStopped where the cost limit is reached or no call can succeed, and Refused where nothing is right.
     """
-    from tqdm import tqdm
-
     teacher = load(job)
     aside(f"{job.data.mark}{forecast(job, teacher)}")
 
@@ -75,7 +72,7 @@ def answers(job: Job, folder: RunFolder) -> dict[str, str]:
     failed = 0
     ask = dspy.Predict(dspy.Signature("messages: list[dict] -> reply: str"))
     with dspy.context(lm=lm, adapter=_Verbatim(), disable_history=True):
-        for prompt in tqdm(job.train, desc=f"{job.data.mark}asked of the teacher", file=sys.stderr, mininterval=1.0):
+        for prompt in progress.bar(job.train, desc=f"{job.data.mark}asked of the teacher"):
             try:
                 reply = str(ask(messages=[dict(message) for message in prompt.messages]).reply)
             except LMError:

@@ -1,0 +1,45 @@
+"""Progress bars on standard error."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, TextIO
+
+
+def bar(iterable: Any = None, **options: Any) -> Any:
+    """tqdm's bar, which goes on counting when nobody reads standard error any more (`2>&1 | head`).
+
+    tqdm keeps its lock when a write fails, and whoever moves or closes a bar then waits for ever.
+    """
+    from tqdm import tqdm
+
+    return tqdm(iterable, file=Unread(sys.stderr), mininterval=0.5, **options)
+
+
+class Unread:
+    """A stream whose reader may go away; from then on what is written goes nowhere."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._leave()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._leave()
+
+    def _leave(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
