@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if mistake := _mistake(args):
         print(f"deploy.py: {mistake}", file=sys.stderr)
         return USAGE
-    for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
+    for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
         signal.signal(number, _interrupt)
     try:
         account = RunPod()
