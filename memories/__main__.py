@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from memories.named import NamedMemories
+    from memories.serving.named import NamedMemories
     from stores.episode import Episode
 
 TENANT = "local"
@@ -35,7 +35,7 @@ BUDGET_TOKENS = 2048
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    from memories.named import TOLD, NamedMemories
+    from memories.serving.named import TOLD, NamedMemories
 
     try:
         memories = NamedMemories(
@@ -129,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add(memories: NamedMemories, args: argparse.Namespace) -> int:
-    from memories.named import MOST_AT_ONCE, Said
+    from memories.serving.named import MOST_AT_ONCE, Said
 
     texts = [" ".join(args.text)]
     if texts == ["-"]:
@@ -186,7 +186,7 @@ def _forget(memories: NamedMemories, args: argparse.Namespace) -> int:
 
 
 def _export(memories: NamedMemories, args: argparse.Namespace) -> int:
-    from memories.carrying import export_cartridge
+    from memories.serving.carrying import export_cartridge
 
     export_cartridge(memories, TENANT, args.memory, args.file)
     size = args.file.stat().st_size
@@ -194,7 +194,7 @@ def _export(memories: NamedMemories, args: argparse.Namespace) -> int:
 
 
 def _import(memories: NamedMemories, args: argparse.Namespace) -> int:
-    from memories.carrying import import_cartridge
+    from memories.serving.carrying import import_cartridge
 
     named = import_cartridge(memories, TENANT, args.memory, args.file, reobserve=args.reobserve)
     size = memories.size(TENANT, named.name)
@@ -220,8 +220,8 @@ def _serve(memories: NamedMemories, args: argparse.Namespace) -> int:
 
 
 def _token(memories: NamedMemories, args: argparse.Namespace) -> int:
-    from memories.access import Access
-    from memories.named import check_name
+    from memories.serving.access import Access
+    from memories.serving.named import check_name
 
     access = Access(memories.store)
     if args.revoke:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dspy
 
-from memories.named import NamedMemories, Said
+from memories.serving.named import NamedMemories, Said
 
 
 def tools(memories: NamedMemories, tenant: str, name: str, *, budget_tokens: int = 1000) -> list[dspy.Tool]:

@@ -18,8 +18,8 @@ from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import Field
 
-from memories.messages import MemoryOut, StoredOut, Tokens, TurnOut
-from memories.named import DEFAULT_NAME, TOLD, NamedMemories, Said
+from memories.serving.messages import MemoryOut, StoredOut, Tokens, TurnOut
+from memories.serving.named import DEFAULT_NAME, TOLD, NamedMemories, Said
 
 INSTRUCTIONS = """Long-term memory. Recall before answering what may have been said before; remember what will matter \
 later, one fact or utterance at a time, with who said it."""

@@ -28,9 +28,9 @@ from fastapi.security import HTTPBearer
 from prometheus_client import generate_latest
 from starlette.background import BackgroundTask
 
-from memories.access import Access
-from memories.guard import Guard, Measures, Rate
-from memories.messages import (
+from memories.serving.access import Access
+from memories.serving.guard import Guard, Measures, Rate
+from memories.serving.messages import (
     AnswerIn,
     AnswerOut,
     ConsolidatedOut,
@@ -53,8 +53,8 @@ from memories.messages import (
     TurnOut,
     TurnsOut,
 )
-from memories.named import DEFAULT_NAME, Named, NamedMemories, NotThere, Refused
-from memories.problems import Problem, described, install
+from memories.serving.named import DEFAULT_NAME, Named, NamedMemories, NotThere, Refused
+from memories.serving.problems import Problem, described, install
 from stores.idle import WhenIdle
 
 BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
@@ -247,7 +247,7 @@ def _add_memory_routes(app: APIRouter, memories: NamedMemories) -> None:
     @app.get("/v1/memories/{name}/cartridge", response_class=FileResponse, responses={200: {"content": BINARY}})
     def export(name: Name, tenant: Tenant) -> FileResponse:
         """The memory as one file, which any store takes."""
-        from memories.carrying import export_cartridge
+        from memories.serving.carrying import export_cartridge
 
         folder = tempfile.TemporaryDirectory()
         try:
@@ -263,7 +263,7 @@ def _add_memory_routes(app: APIRouter, memories: NamedMemories) -> None:
     async def put_cartridge(name: Name, request: Request, tenant: Tenant) -> MemoryOut:
         """Put what a cartridge holds in the place of the memory, or of none. Until all of it is there, requests are
         answered from the old one."""
-        from memories.carrying import import_cartridge
+        from memories.serving.carrying import import_cartridge
 
         with tempfile.NamedTemporaryFile(suffix=".cartridge") as file:
             async for block in request.stream():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import stores
 from memories.dspy_tools import Retriever, tools
-from memories.named import NamedMemories
+from memories.serving.named import NamedMemories
 from tests.conftest import HashEncoder
 
 labels = st.sampled_from(["users", "ada", "bob", "docs"])

@@ -18,7 +18,7 @@ from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 
 from memories.mcp_server import server
-from memories.named import NamedMemories
+from memories.serving.named import NamedMemories
 from tests.conftest import ROOT, HashEncoder
 from tests.serving import in_thread
 

@@ -16,7 +16,7 @@ pytest.importorskip("fastapi", reason="the service is not installed: pip install
 pytest.importorskip("prometheus_client", reason="the service is not installed: pip install '.[service]'")
 httpx = pytest.importorskip("httpx", reason="its client is not installed: pip install '.[dev]'")
 
-from memories.guard import MOST_BODY_BYTES, Rate  # noqa: E402
+from memories.serving.guard import MOST_BODY_BYTES, Rate  # noqa: E402
 from tests.conftest import completion, failure  # noqa: E402
 from tests.serving import in_process, in_thread  # noqa: E402
 

@@ -40,7 +40,7 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_dependencies_point_one_way(layer: str) -> None:
-    files = [ROOT / f"{layer}.py"] if (ROOT / f"{layer}.py").exists() else list((ROOT / layer).glob("*.py"))
+    files = [ROOT / f"{layer}.py"] if (ROOT / f"{layer}.py").exists() else list((ROOT / layer).rglob("*.py"))
     assert files
     for path in files:
         assert imports(path) & set(LAYERS) - {layer} <= LAYERS[layer], path.name

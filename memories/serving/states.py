@@ -12,8 +12,8 @@ from typing import Any
 
 from language_models.encoders import Encoder
 from memories import load
-from memories.answers import Answers
 from memories.episodes import in_time_order, turn_of
+from memories.serving.answers import Answers
 from reading.packing import Recall, State, TokenCounter, Turn
 from stores.store import Store
 

@@ -8,7 +8,7 @@ from typing import Any
 from memories import episodes
 from memories.cartridge import load_cartridge, open_manifest, save_cartridge
 from memories.episodic import Episodic, EpisodicState
-from memories.named import DEFAULT_SYSTEM, Named, NamedMemories
+from memories.serving.named import DEFAULT_SYSTEM, Named, NamedMemories
 
 
 def export_cartridge(memories: NamedMemories, tenant: str, name: str, path: Path) -> None:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from memories import SYSTEMS
 from memories.episodes import turn_of
-from memories.named import DEFAULT_NAME, DEFAULT_SYSTEM, MOST_AT_ONCE, NAME, Named, Said
+from memories.serving.named import DEFAULT_NAME, DEFAULT_SYSTEM, MOST_AT_ONCE, NAME, Named, Said
 from reading.packing import Recall
 from stores.episode import Episode, Found, Size
 from stores.store import Consolidated

@@ -13,8 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from memories.access import Access
-from memories.problems import problem
+from memories.serving.access import Access
+from memories.serving.problems import problem
 
 OPEN = ("/livez", "/readyz", "/openapi.json", "/docs")
 """What needs no token."""

@@ -28,8 +28,8 @@ from language_models.encoders import Encoder, EncoderUnavailable
 from language_models.gated import Gated
 from language_models.tokens import counter_for
 from memories import SYSTEMS, episodes
-from memories.answers import Answers, NoModel
-from memories.states import States
+from memories.serving.answers import Answers, NoModel
+from memories.serving.states import States
 from reading.packing import Recall, TokenCounter, Turn
 from stores.episode import Conflict, Episode, Found, Size, StoreError
 from stores.store import Consolidated, Store

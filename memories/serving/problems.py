@@ -14,8 +14,8 @@ from starlette.exceptions import HTTPException
 
 from cartridges.container import CartridgeError
 from language_models.encoders import EncoderUnavailable
-from memories.answers import NoModel
-from memories.named import NotThere, Refused, Taken
+from memories.serving.answers import NoModel
+from memories.serving.named import NotThere, Refused, Taken
 from stores.episode import Conflict, StoreError
 
 MEDIA_TYPE = "application/problem+json"
