@@ -31,6 +31,9 @@ FIELD_NAMES = 24
 """Tokens around what a judge is shown: the names of the fields and a chat template."""
 
 
+MOST_REPEATS = 100
+
+
 class Certifier:
     """Finds the certificate of a judge, or measures it.
 
@@ -73,8 +76,12 @@ class Certifier:
         return n + min(certificate.STEADY, n) * (self.repeats - 1)
 
     def kept(self) -> Certificate | None:
-        """The certificate from the cache, where there is a valid one."""
-        return certificate.kept(self.identity, per_set=self.per_set)
+        """The certificate from the cache, where there is a valid one of this version."""
+        found = certificate.kept(self.identity, per_set=self.per_set)
+        try:
+            return found if found and certificate.judged(found) else None
+        except (KeyError, TypeError):
+            return None
 
     def forecast(self) -> str:
         """What measuring costs, without retries."""
@@ -96,7 +103,11 @@ class Certifier:
             found = certificate.measure(
                 self.judge, self.sets, repeats=self.repeats, num_threads=num_threads, stop=stop, progress=bar.update
             )
-        return certificate.keep(found, self.identity, per_set=self.per_set)
+        try:
+            return certificate.keep(found, self.identity, per_set=self.per_set)
+        except OSError as error:  # what was paid for counts all the same
+            aside(f"{mark}The certificate cannot be kept ({error}), and the judge will be measured again next time.")
+            return found
 
 
 def parser() -> argparse.ArgumentParser:
@@ -162,8 +173,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if problem := mistake(args):
             raise ValueError(problem)
-        if args.per_set < 1 or args.repeats < 1:
-            raise ValueError("--per-set and --repeats are 1 or more.")
+        if args.per_set < 1 or not 0 < args.repeats <= MOST_REPEATS:
+            raise ValueError(f"--per-set is 1 or more, and --repeats from 1 to {MOST_REPEATS}.")
         data = load(args.data)
         model, judge = load_judge(args)
         certifier = Certifier(
@@ -178,6 +189,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, WeightsUnavailable) as error:
         print(f"locomo.certify: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # once probes are graded, Ctrl-C is for the calls in flight
+        print("locomo.certify: stopped before anything was graded.", file=sys.stderr)
+        return 4
     found = None if args.again else certifier.kept()
     if found is None:
         aside(f"{data.mark}Measuring {judge.lm.model} ({judge.prompt}): {certifier.forecast()}.")

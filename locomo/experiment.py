@@ -136,11 +136,11 @@ class Experiment(Choice):
                     stop=stop,
                     progress=progress,
                 )
-        left = len(keys) - sum(is_answered(record) for record in report.current(folder.records(), keys))
-        stopped = stop.is_set() and not fatal and left > 0
-        if stopped and spending.reached:
-            self.say(spending.reached)
-        return self._conclude(folder, keys, fatal, stopped=stopped)
+            left = len(keys) - sum(is_answered(record) for record in report.current(folder.records(), keys))
+            stopped = stop.is_set() and not fatal and left > 0
+            if stopped and spending.reached:
+                self.say(spending.reached)
+            return self._conclude(folder, keys, fatal, stopped=stopped)
 
     def _certify(self, stop: threading.Event) -> str:
         """Find or measure the judge's certificate; why no call to it can succeed, or ""."""
