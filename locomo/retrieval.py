@@ -108,7 +108,7 @@ def folds(data: Dataset, asked: Sequence[str], encoder: TokenEncoder | None = No
     from tqdm import tqdm
 
     sources = [*Path(ranking.__path__[0]).glob("*.py"), Path(__file__), Path(memory_system.__file__)]
-    code = digest([path.read_text() for path in sorted(sources)])
+    code = digest([path.read_text(encoding="utf-8") for path in sorted(sources)])
     folder = models_folder() / "folds" / digest([data.sha256, code, encoder.name if encoder else ""])
     folder.mkdir(parents=True, exist_ok=True)
     n = -(-len(data.conversations) // HELD_OUT_TOGETHER) if encoder else len(data.conversations)

@@ -145,7 +145,7 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         part = self.path / f".{name}.part"
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8", errors="replace")
         part.replace(self.path / name)
 
 
