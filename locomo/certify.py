@@ -25,6 +25,7 @@ from locomo.certificate import Certificate, Unmeasured
 from locomo.dataset import Dataset, aside, load
 from locomo.llm_judge import PROMPTS, Judge
 from locomo.probes import Probe, draw, read_wrong_answers
+from locomo.run_folder import RunFolder
 from locomo.stopping import stopping
 
 FIELD_NAMES = 24
@@ -92,8 +93,15 @@ class Certifier:
         cost = accounting.money(accounting.forecast(self.model, prompts, replies), self.model)
         return f"{self.calls} calls, at most {prompts + replies:,} tokens, {cost}"
 
-    def measure(self, *, num_threads: int, stop: threading.Event | None = None, mark: str = "") -> Certificate:
-        """Measure, with a bar on standard error, and keep what comes out.
+    def measure(
+        self,
+        *,
+        num_threads: int,
+        stop: threading.Event | None = None,
+        mark: str = "",
+        folder: RunFolder | None = None,
+    ) -> Certificate:
+        """Measure, with a bar on standard error, and keep what comes out; what it cost is the run's in `folder`.
 
         Raises Unmeasured, also once `stop` is set, and what a judge raises for a rejected key; nothing is kept then.
         """
@@ -103,6 +111,8 @@ class Certifier:
             found = certificate.measure(
                 self.judge, self.sets, repeats=self.repeats, num_threads=num_threads, stop=stop, progress=bar.update
             )
+        if folder:
+            folder.append_measuring({"judge": found["judge"], "prompt": found["prompt"], **found["usage"]})
         try:
             return certificate.keep(found, self.identity, per_set=self.per_set)
         except OSError as error:  # what was paid for counts all the same

@@ -121,7 +121,7 @@ class Experiment(Choice):
 
         with stopping() as stop:
             spending.follow(folder, stop)
-            fatal = self._certify(stop)
+            fatal = self._certify(folder, stop)
             with tqdm(
                 total=len(keys), initial=already, desc=f"{self.mark}asked", file=sys.stderr, mininterval=0.5
             ) as bar:
@@ -142,14 +142,14 @@ class Experiment(Choice):
                 self.say(spending.reached)
             return self._conclude(folder, keys, fatal, stopped=stopped)
 
-    def _certify(self, stop: threading.Event) -> str:
+    def _certify(self, folder: RunFolder, stop: threading.Event) -> str:
         """Find or measure the judge's certificate; why no call to it can succeed, or ""."""
         self.certificate: certificate.Certificate | None = None
         if self.certifier is None or self.config["no_certificate"]:
             return ""
         try:
             found = self.certifier.kept() or self.certifier.measure(
-                num_threads=self._num_threads(self.judge_model), stop=stop, mark=self.mark
+                num_threads=self._num_threads(self.judge_model), stop=stop, mark=self.mark, folder=folder
             )
         except FATAL as error:
             return f"judge: {describe(error)}"

@@ -277,7 +277,9 @@ class _Rescoring:
         try:
             if found is None:
                 aside(f"{self.data.mark}The judge has no certificate; measuring it: {certifier.forecast()}.")
-                found = certifier.measure(num_threads=certify.threads(self.args), stop=stop, mark=self.data.mark)
+                found = certifier.measure(
+                    num_threads=certify.threads(self.args), stop=stop, mark=self.data.mark, folder=self.folders[0]
+                )
         except FATAL as error:
             return None, describe(error)
         except certificate.Unmeasured as error:
