@@ -5,7 +5,8 @@
     python evaluate.py --recall-only --split all --budgets 512,1024,2048      no model: what each memory finds
     python evaluate.py --resume runs/20261121-100000-ab12                     go on where a run stopped
 
-Exit codes: 0 valid, 1 failed, 2 usage, 3 too many answers ungraded, 4 stopped and resumable.
+Exit codes: 0 valid, 1 failed, 2 usage, 3 invalid: too many answers ungraded, or what is held out has leaked, 4 stopped
+and resumable.
 """
 
 from __future__ import annotations
@@ -97,7 +98,11 @@ def parser() -> argparse.ArgumentParser:
     how = p.add_argument_group("how it runs")
     how.add_argument("--num-threads", type=_positive, metavar="N", help="calls at once (default 4, embedded 1)")
     how.add_argument(
-        "--retries", type=int, default=4, metavar="N", help="of a failed call, waiting as Retry-After asks"
+        "--retries",
+        type=int,
+        default=4,
+        metavar="N",
+        help="of a failed call, waiting as Retry-After asks, up to 2 minutes",
     )
     how.add_argument("--timeout-seconds", type=float, default=120.0, metavar="S", help="without a byte from the server")
     how.add_argument(
@@ -143,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"evaluate.py: {problem}", file=sys.stderr)
         return USAGE
     import memories
-    from locomo.choice import Refused
+    from locomo.choice import Leaked, Refused
     from locomo.experiment import Experiment
 
     try:
@@ -156,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT["valid"] if args.dry_run else EXIT[experiment.start(args.run_dir)]
     except Refused as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
-        return USAGE
+        return EXIT["invalid"] if isinstance(error, Leaked) else USAGE
     except KeyboardInterrupt:  # once questions are asked, Ctrl-C is the experiment's to handle
         print("evaluate.py: stopped before anything was asked.", file=sys.stderr)
         return EXIT["failed"]

@@ -35,8 +35,9 @@ def is_of_a_model(error: BaseException | None) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """`Type: first line of the message`, at most 300 characters, secrets replaced."""
-    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    """`Type: first line of the message`, at most 300 characters that can be printed, secrets replaced."""
+    said = str(error).encode("utf-8", "replace").decode()  # a server's half of a surrogate pair ends no run
+    first = next((line for line in said.splitlines() if line.strip()), "")
     return redact(" ".join(f"{type(error).__name__}: {first}".split()))[:300]
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import dspy
+from dspy.clients import execution
 from dspy.utils.exceptions import LMConfigurationError
 
 from language_models import embedded
@@ -29,6 +30,18 @@ PROVIDER_DEFAULTS = {
 """The first key found in the environment picks the provider, for reader and judge alike."""
 
 NO_KEY_DEFAULT = "embedded:tiny"
+
+
+LONGEST_WAIT_SECONDS = 120.0
+"""Before a failed call is made again, whatever `Retry-After` says: that of a spent daily quota is hours, in which a run
+would say nothing. It is better stopped, and resumed."""
+
+
+def _bounded(error: Exception, attempt: int, *, asked: Callable[..., float] = execution._delay) -> float:
+    return min(asked(error, attempt), LONGEST_WAIT_SECONDS)
+
+
+execution._delay = _bounded  # DSPy has no setting for it
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,8 @@ def load(
 ) -> Model:
     """The model `name`, at temperature 0 and uncached, so that every recorded answer was really given.
 
-    Retries are DSPy's: exponential back-off that waits as long as a server's `Retry-After` asks. `price` is in dollars
+    Retries are DSPy's: exponential back-off that waits as long as a server's `Retry-After` asks, up to
+    LONGEST_WAIT_SECONDS. `price` is in dollars
     per million tokens of prompt and reply, where the table does not know the model, or another.
     Raises ValueError or embedded.WeightsUnavailable with one sentence for the user.
     """

@@ -1,4 +1,4 @@
-"""What a run cost: calls, tokens, seconds and dollars of ingest, recall, answer and judge apart.
+"""What a run cost: calls, tokens, seconds and dollars of ingest, recall, answer, judge and certificate apart.
 
 Every attempt is counted, the failed ones and the repeats of a resumed run too. Nothing is estimated: a call whose
 tokens nobody reported makes the sums that it belongs to lower bounds (`unreported`), and a price that is not known
@@ -72,14 +72,19 @@ def money(usd: float | None, *models: Model | None) -> str:
 
 
 def figures(
-    manifest: Mapping[str, Any], records: Iterable[Record], ingests: Iterable[Record], questions: Iterable[Question]
+    manifest: Mapping[str, Any],
+    records: Iterable[Record],
+    ingests: Iterable[Record],
+    questions: Iterable[Question],
+    measurings: Iterable[Record] = (),
 ) -> Results:
     """What results.json keeps under `accounting`.
 
     `prices` as in the manifest; `systems.<name>` with `ingest` and, under `budgets.<tokens>`, `recall`, `answer` and
     `judge`, each a stage: `calls`, `unreported`, `prompt_tokens`, `completion_tokens`, `cached_tokens` (part of the
     prompt tokens), `seconds` (null where not measured), `usd` (null where not known), `local` (true where it cost
-    nothing because the model runs here). `total` is their sum; `frontier` and `areas` as `frontier` and `areas` say.
+    nothing because the model runs here). `certificate` is the stage of measuring judges for this run, all zero where
+    their certificates were there. `total` is the sum of all; `frontier` and `areas` as `frontier` and `areas` say.
     """
     known, unmetered = prices_in(manifest), set(manifest.get("unmetered", ()))
     records, ingests, questions = list(records), list(ingests), list(questions)
@@ -100,10 +105,12 @@ def figures(
     for name in unmetered & set(systems):
         for stage in (systems[name]["ingest"], *(found["recall"] for found in systems[name]["budgets"].values())):
             stage["usd"], stage["local"] = None, False
+    certificate = _stage([(measuring, measuring["judge"]) for measuring in measurings], known)
     return {
         "prices": dict(manifest.get("prices", {})),
         "systems": systems,
-        "total": _total([stage for _, _, _, stage in each_stage(systems)]),
+        "certificate": certificate,
+        "total": _total([*(stage for _, _, _, stage in each_stage(systems)), certificate]),
         "frontier": frontier(records, ingests, questions),
         "areas": areas(records, questions),
     }
@@ -231,12 +238,17 @@ class Spending:
             self.add("records.jsonl", record)
         for ingest in folder.ingests():
             self.add("ingest.jsonl", ingest)
+        for measuring in folder.measurings():
+            self.add("measuring.jsonl", measuring)
         if self.reached:
             stop.set()
         folder.on_append = count
 
     def add(self, file: str, line: Record) -> None:
-        """Count a line of records.jsonl, verdicts.jsonl or ingest.jsonl."""
+        """Count a line of records.jsonl, verdicts.jsonl, ingest.jsonl or measuring.jsonl."""
+        if file == "measuring.jsonl":
+            self._count(line, line["judge"], answered=True)
+            return
         if file == "verdicts.jsonl":
             verdicts = [line["verdict"]]
         else:
@@ -291,7 +303,8 @@ HEADERS = (
 def rows(accounting: Results) -> list[list[str]]:
     """Cells under HEADERS, a row for every stage in which anything happened. `+` marks a lower bound (calls whose
     tokens nobody reported), `?` what is not known."""
-    total = [("all", "", "", accounting["total"])]
+    whole = [("judges", "", name, accounting[name]) for name in ("certificate",) if name in accounting]
+    total = [*whole, ("all", "", "", accounting["total"])]
     return [
         [system, f"{int(budget):,}" if budget and int(budget) < UNBOUNDED else budget and "all", name, *_cells(stage)]
         for system, budget, name, stage in (*each_stage(accounting["systems"]), *total)

@@ -13,6 +13,7 @@ import os
 import random
 import re
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,14 +23,15 @@ from typing import Any
 
 from language_models.failure import LM_ERROR
 from language_models.weights import models_folder
-from locomo.llm_judge import Judge, Label
+from locomo.llm_judge import Judge, Label, Verdict
 from locomo.probes import RIGHT, SEED, WRONG, Probe
 from locomo.provenance import digest
 from locomo.statistics import clustered_mean, wilson
 
 Certificate = dict[str, Any]
 """What was measured, as JSON: judge, prompt, prompt_hash, date (UTC), per_set, false_accept and false_reject ({rate,
-low, high, n}), sets ({name: the same with ungraded, clustered and kinds}), ungraded, stability, parser."""
+low, high, n}), sets ({name: the same with ungraded, clustered and kinds}), ungraded, stability, parser, usage (what
+its calls took)."""
 
 PER_SET = 25
 REPEATS = 3
@@ -80,11 +82,14 @@ def measure(
     again = random.Random(SEED).sample(probes, min(STEADY, len(probes)))
     asked = [*probes, *(probe for probe in again for _ in range(repeats - 1))]
     failures: list[str] = []  # of the calls done, what each failed with, or ""
+    verdicts: list[Verdict] = []
+    started = time.perf_counter()
 
     def grade(probe: Probe) -> Label | None:
         if stop.is_set() or hopeless.is_set():
             return None
         verdict = judge(probe.question.text, probe.question.gold or "", probe.answer)
+        verdicts.append(verdict)
         failures.append(verdict.reason if verdict.reason.startswith(LM_ERROR) else "")
         if len(failures) >= GIVE_UP_AFTER and all(failures):
             hopeless.set()
@@ -112,6 +117,13 @@ def measure(
         **_errors(probes, graded[: len(probes)]),
         "stability": _stability(probes, again, graded, repeats),
         "parser": self_test(judge.parse),
+        "usage": {
+            "calls": len(verdicts),
+            "unreported": sum(verdict.unreported for verdict in verdicts),
+            "prompt_tokens": sum(verdict.prompt_tokens for verdict in verdicts),
+            "completion_tokens": sum(verdict.completion_tokens for verdict in verdicts),
+            "seconds": round(time.perf_counter() - started, 4),
+        },
     }
 
 

@@ -25,10 +25,14 @@ from locomo.certificate import Certificate, Unmeasured
 from locomo.dataset import Dataset, aside, load
 from locomo.llm_judge import PROMPTS, Judge
 from locomo.probes import Probe, draw, read_wrong_answers
+from locomo.run_folder import RunFolder
 from locomo.stopping import stopping
 
 FIELD_NAMES = 24
 """Tokens around what a judge is shown: the names of the fields and a chat template."""
+
+
+MOST_REPEATS = 100
 
 
 class Certifier:
@@ -73,8 +77,12 @@ class Certifier:
         return n + min(certificate.STEADY, n) * (self.repeats - 1)
 
     def kept(self) -> Certificate | None:
-        """The certificate from the cache, where there is a valid one."""
-        return certificate.kept(self.identity, per_set=self.per_set)
+        """The certificate from the cache, where there is a valid one of this version."""
+        found = certificate.kept(self.identity, per_set=self.per_set)
+        try:
+            return found if found and certificate.judged(found) else None
+        except (KeyError, TypeError):
+            return None
 
     def forecast(self) -> str:
         """What measuring costs, without retries."""
@@ -85,8 +93,15 @@ class Certifier:
         cost = accounting.money(accounting.forecast(self.model, prompts, replies), self.model)
         return f"{self.calls} calls, at most {prompts + replies:,} tokens, {cost}"
 
-    def measure(self, *, num_threads: int, stop: threading.Event | None = None, mark: str = "") -> Certificate:
-        """Measure, with a bar on standard error, and keep what comes out.
+    def measure(
+        self,
+        *,
+        num_threads: int,
+        stop: threading.Event | None = None,
+        mark: str = "",
+        folder: RunFolder | None = None,
+    ) -> Certificate:
+        """Measure, with a bar on standard error, and keep what comes out; what it cost is the run's in `folder`.
 
         Raises Unmeasured, also once `stop` is set, and what a judge raises for a rejected key; nothing is kept then.
         """
@@ -94,7 +109,13 @@ class Certifier:
             found = certificate.measure(
                 self.judge, self.sets, repeats=self.repeats, num_threads=num_threads, stop=stop, progress=bar.update
             )
-        return certificate.keep(found, self.identity, per_set=self.per_set)
+        if folder:
+            folder.append_measuring({"judge": found["judge"], "prompt": found["prompt"], **found["usage"]})
+        try:
+            return certificate.keep(found, self.identity, per_set=self.per_set)
+        except OSError as error:  # what was paid for counts all the same
+            aside(f"{mark}The certificate cannot be kept ({error}), and the judge will be measured again next time.")
+            return found
 
 
 def parser() -> argparse.ArgumentParser:
@@ -160,8 +181,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if problem := mistake(args):
             raise ValueError(problem)
-        if args.per_set < 1 or args.repeats < 1:
-            raise ValueError("--per-set and --repeats are 1 or more.")
+        if args.per_set < 1 or not 0 < args.repeats <= MOST_REPEATS:
+            raise ValueError(f"--per-set is 1 or more, and --repeats from 1 to {MOST_REPEATS}.")
         data = load(args.data)
         model, judge = load_judge(args)
         certifier = Certifier(
@@ -176,6 +197,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, WeightsUnavailable) as error:
         print(f"locomo.certify: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # once probes are graded, Ctrl-C is for the calls in flight
+        print("locomo.certify: stopped before anything was graded.", file=sys.stderr)
+        return 4
     found = None if args.again else certifier.kept()
     if found is None:
         aside(f"{data.mark}Measuring {judge.lm.model} ({judge.prompt}): {certifier.forecast()}.")

@@ -41,6 +41,10 @@ class Refused(ValueError):
     """The experiment cannot be run as asked; the message is one sentence with the next step."""
 
 
+class Leaked(Refused):
+    """What is held out stands in what the run would start with: no mistake of the command line, but an invalid run."""
+
+
 class Choice:
     """What a configuration amounts to on this machine. Building it costs no model call.
 
@@ -244,7 +248,7 @@ class Choice:
             for text in leaks.texts_in(f"the prompt {predictor!r} of {name}", prompt.dump_state())
         ]
         if found := leaks.scan(prompts + files, leaks.HeldOut.of(self.data, self.config["split"])):
-            raise Refused(
+            raise Leaked(
                 f"what is held out has leaked, and a score would mean nothing ({leaks.summary(found)[0]}); remove it, "
                 "or ask other conversations with --split."
             )

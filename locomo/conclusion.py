@@ -56,6 +56,7 @@ def conclude(
         certificates=[certificate.stamp(found) for found in certificates],
         rounds=rounds,
         errata=errata,
+        measurings=folder.measurings(),
     )
     withheld, told = results["withheld"], results["clean_and_flagged"]
     table = as_text(
@@ -83,6 +84,7 @@ def amounts(
     certificates: Sequence[Certificate] = (),
     rounds: Mapping[tuple[str, int], Results] | None = None,
     errata: Errata | None = None,
+    measurings: Sequence[Record] = (),
 ) -> Results:
     """What results.json says; the arguments are those of `conclude`, the certificates as reports keep them."""
     asked = {k[2] for k in keys}
@@ -122,7 +124,7 @@ def amounts(
             *alarms,
         ],
         "clean_and_flagged": told,
-        "accounting": accounting.figures(manifest, records, ingests, questions),
+        "accounting": accounting.figures(manifest, records, ingests, questions, measurings),
     }
 
 

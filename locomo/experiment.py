@@ -127,7 +127,7 @@ class Experiment(Choice):
 
         with stopping() as stop:
             spending.follow(folder, stop)
-            fatal = self._certify(stop)
+            fatal = self._certify(folder, stop)
             with show(total=len(keys), initial=already, desc=f"{self.mark}asked") as bar:
                 fatal = fatal or run(
                     self.tasks,
@@ -140,20 +140,20 @@ class Experiment(Choice):
                     stop=stop,
                     progress=progress,
                 )
-        left = len(keys) - sum(is_answered(record) for record in report.current(folder.records(), keys))
-        stopped = stop.is_set() and not fatal and left > 0
-        if stopped and spending.reached:
-            self.say(spending.reached)
-        return self._conclude(folder, keys, fatal, stopped=stopped)
+            left = len(keys) - sum(is_answered(record) for record in report.current(folder.records(), keys))
+            stopped = stop.is_set() and not fatal and left > 0
+            if stopped and spending.reached:
+                self.say(spending.reached)
+            return self._conclude(folder, keys, fatal, stopped=stopped)
 
-    def _certify(self, stop: threading.Event) -> str:
+    def _certify(self, folder: RunFolder, stop: threading.Event) -> str:
         """Find or measure the judge's certificate; why no call to it can succeed, or ""."""
         self.certificate: certificate.Certificate | None = None
         if self.certifier is None or self.config["no_certificate"]:
             return ""
         try:
             found = self.certifier.kept() or self.certifier.measure(
-                num_threads=self._num_threads(self.judge_model), stop=stop, mark=self.mark
+                num_threads=self._num_threads(self.judge_model), stop=stop, mark=self.mark, folder=folder
             )
         except FATAL as error:
             return f"judge: {describe(error)}"

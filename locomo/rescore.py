@@ -171,13 +171,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"locomo.rescore: cannot be written: {error}; the same command goes on.", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # once answers are graded, Ctrl-C is for the calls in flight
+        print("locomo.rescore: stopped before anything was graded.", file=sys.stderr)
+        return 4
 
 
 def _mistake(args: argparse.Namespace) -> str:
     if args.panel and args.judge != "strict":
         return "--panel grades under every prompt; leave out --judge."
-    if args.repeats < 1 or (args.limit is not None and args.limit < 1):
-        return "--repeats and --limit are 1 or more."
+    if not 0 < args.repeats <= certify.MOST_REPEATS or (args.limit is not None and args.limit < 1):
+        return f"--repeats is from 1 to {certify.MOST_REPEATS}, and --limit 1 or more."
     if len({path.resolve() for path in args.runs}) < len(args.runs):
         return "a run is named twice; name each once."
     return certify.mistake(args)
@@ -233,17 +236,17 @@ class _Rescoring:
                 fatal = fatal or self._grade(judge, todo[judge.prompt], stop)
                 if fatal or stop.is_set():
                     break
-        for folder in self.folders:
-            _, table = rewrite(folder, self.data, certificates, self.errata)
-            if not args.panel:
-                self.say(f"\n{folder.path}\n{table}")
-        if args.panel:
-            self.say(self._panel())
+            for folder in self.folders:
+                _, table = rewrite(folder, self.data, certificates, self.errata)
+                if not args.panel:
+                    self.say(f"\n{folder.path}\n{table}")
+            if args.panel:
+                self.say(self._panel())
         left = sum(len(self._todo(judge)) for judge in self.judges)
         if fatal:
             self.say(f"Stopped, because no call can succeed: {fatal}. The same command goes on.")
             return 1
-        if stop.is_set():
+        if stop.is_set() and left:
             self.say("Stopped. The same command goes on.")
             return 4
         if left > FAIL_ON_ERROR * max(1, sum(map(self._due, self.folders)) * len(self.judges)):
@@ -274,7 +277,9 @@ class _Rescoring:
         try:
             if found is None:
                 aside(f"{self.data.mark}The judge has no certificate; measuring it: {certifier.forecast()}.")
-                found = certifier.measure(num_threads=certify.threads(self.args), stop=stop, mark=self.data.mark)
+                found = certifier.measure(
+                    num_threads=certify.threads(self.args), stop=stop, mark=self.data.mark, folder=self.folders[0]
+                )
         except FATAL as error:
             return None, describe(error)
         except certificate.Unmeasured as error:

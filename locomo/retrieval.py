@@ -113,7 +113,7 @@ def folds(data: Dataset, asked: Sequence[str], encoder: TokenEncoder | None = No
         Path(memory_system.__file__),
         Path(packing.__file__),
     ]
-    code = digest([path.read_text() for path in sorted(sources)])
+    code = digest([path.read_text(encoding="utf-8") for path in sorted(sources)])
     folder = models_folder() / "folds" / digest([data.sha256, code, encoder.name if encoder else ""])
     folder.mkdir(parents=True, exist_ok=True)
     n = -(-len(data.conversations) // HELD_OUT_TOGETHER) if encoder else len(data.conversations)

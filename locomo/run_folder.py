@@ -123,6 +123,10 @@ class RunFolder:
         """Keep what reading one conversation into one system cost."""
         self._append("ingest.jsonl", record)
 
+    def append_measuring(self, record: Record) -> None:
+        """Keep what measuring a judge cost, before it graded."""
+        self._append("measuring.jsonl", record)
+
     def _append(self, name: str, record: Record) -> None:
         # ASCII, because a model's reply may hold half a surrogate pair, which UTF-8 cannot write.
         line = json.dumps(record, separators=(",", ":")) + "\n"
@@ -139,13 +143,17 @@ class RunFolder:
         """What each reading of a conversation cost, in the order of the readings."""
         return read_lines(self.path / "ingest.jsonl")
 
+    def measurings(self) -> list[Record]:
+        """What each measuring of a judge cost that was made for this run."""
+        return read_lines(self.path / "measuring.jsonl")
+
     def write_json(self, name: str, value: object) -> None:
         """Replace a file atomically."""
         self.write_text(name, json.dumps(value, indent=1) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
         part = self.path / f".{name}.part"
-        part.write_text(text)
+        part.write_text(text, encoding="utf-8", errors="replace")
         part.replace(self.path / name)
 
 

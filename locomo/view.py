@@ -22,7 +22,17 @@ from typing import Any
 
 from locomo import conclusion, page_data, publish
 from locomo.dataset import DataError
-from locomo.run_folder import Key, Record, RunFolderError, add_verdicts, key, latest, parse_lines, read_manifest
+from locomo.run_folder import (
+    Key,
+    Record,
+    RunFolderError,
+    add_verdicts,
+    key,
+    latest,
+    parse_lines,
+    read_lines,
+    read_manifest,
+)
 
 USAGE = 2
 
@@ -111,6 +121,7 @@ class Followed:
             planned,
             facts,
             certificates=written.get("certificates", []),
+            measurings=read_lines(self.path / "measuring.jsonl"),
         )
 
 

@@ -100,16 +100,16 @@ class Optimization(Study):
             except SearchStopped as why:
                 aside(f"{self.data.mark}Stopped: {why}. Go on with: python optimize.py --resume {folder.path}")
                 return why.outcome
-        try:
-            return self._conclude(folder, store, finding)
-        except BrokenPipeError:
-            raise  # nobody reads on; optimize.py knows what that means
-        except OSError as error:
-            aside(
-                f"{self.data.mark}What was found cannot be written: {error}. Once it can: python optimize.py --resume "
-                f"{folder.path}"
-            )
-            return "failed"
+            try:
+                return self._conclude(folder, store, finding)
+            except BrokenPipeError:
+                raise  # nobody reads on; optimize.py knows what that means
+            except OSError as error:
+                aside(
+                    f"{self.data.mark}What was found cannot be written: {error}. Once it can: python optimize.py "
+                    f"--resume {folder.path}"
+                )
+                return "failed"
 
     def _find(self, folder: RunFolder, store: CallStore) -> Finding:
         lms = {

@@ -245,7 +245,7 @@ class Study:
     def identity(self) -> dict[str, str]:
         """What must be the same for a search to go on where it was."""
         scoring = [Path(objective.__file__), Path(metrics.__file__)]
-        code = [path.read_text() for path in [*sorted(Path(__file__).parent.glob("*.py")), *scoring]]
+        code = [path.read_text(encoding="utf-8") for path in [*sorted(Path(__file__).parent.glob("*.py")), *scoring]]
         packages = {name: _version(name) for name in ("dspy", "gepa", "optuna")}
         return {
             "configuration": digest(self.config),

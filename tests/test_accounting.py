@@ -243,6 +243,26 @@ def test_a_run_stops_at_its_cost_limit_and_goes_on_with_a_higher_one(
     assert "$1.3000" in (here / "run" / "report.tex").read_text().replace("\\", "")
 
 
+def test_the_certificate_is_paid_for_by_the_run_that_measured_it(
+    server: Server, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EMBEDDED_MODELS_DIR", str(here / "models"))
+    server.answer = lambda number, body: completion("yes")
+    judge = ["--judge-model", "openai/judge", "--judge-api-base", server.url, "--judge-price", "1000,0"]
+    args = remote(server, "--systems", "recent", "--price", "1000,0", *judge)
+    assert evaluate.main([*args, "--cost-limit", "1", "--run-dir", "run"]) == 4
+    assert "The run has cost $8.1000" in capsys.readouterr().out
+    assert len(server.requests) == 81, "the judge was measured, and no question was asked"
+    assert evaluate.main(["--resume", "run", "--cost-limit", "100"]) == 0
+    found = results(here / "run")["accounting"]
+    assert (found["certificate"]["calls"], found["certificate"]["usd"]) == (81, pytest.approx(8.1))
+    assert found["total"]["calls"] == len(server.requests)
+    assert found["total"]["usd"] == pytest.approx(0.1 * len(server.requests))
+    assert "certificate" in (here / "run" / "table.txt").read_text()
+    assert evaluate.main([*args, "--run-dir", "again"]) == 0
+    assert results(here / "again")["accounting"]["certificate"]["calls"] == 0, "it was there"
+
+
 def bare(number: int, body: dict[str, Any]) -> Reply:
     status, headers, content = completion("x")
     told = json.loads(content)

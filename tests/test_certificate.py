@@ -457,8 +457,24 @@ def test_the_command_measures_once(
     assert len(server.requests) == asked, "from the cache"
     assert certify.main(command(server, "--again", "--repeats", "1")) == 3
     assert len(server.requests) > asked
-    text = "".join(path.read_text() for path in (tmp_path / "certificates").iterdir())
-    assert not [q.text for q in read(SAMPLE).questions if q.text in text], "the cache holds no text of the data"
+    (kept,) = (tmp_path / "certificates").iterdir()
+    assert not [q.text for q in read(SAMPLE).questions if q.text in kept.read_text()], "no text of the data"
+    asked = len(server.requests)
+    kept.write_text(json.dumps({name: value for name, value in json.loads(kept.read_text()).items() if name != "sets"}))
+    assert certify.main(command(server)) == 3
+    assert len(server.requests) > asked, "what another version kept is measured again"
+
+
+def test_a_certificate_that_cannot_be_kept_counts_once(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("EMBEDDED_MODELS_DIR", str(tmp_path / "file"))
+    server.answer = truthful(draw(read(SAMPLE), 25))
+    assert certify.main(command(server, "--max-false-accept", "1")) == 0
+    said = capsys.readouterr()
+    assert "is certified" in said.out
+    assert "The certificate cannot be kept" in said.err
 
 
 @pytest.mark.parametrize(
@@ -480,7 +496,8 @@ def test_what_cannot_be_measured_is_one_sentence_and_not_kept(
     ("args", "message"),
     [
         (["--max-false-accept", "15"], "--max-false-accept is 15.0; it is a share from 0 to 1"),
-        (["--per-set", "0"], "--per-set and --repeats are 1 or more"),
+        (["--per-set", "0"], "--per-set is 1 or more, and --repeats from 1 to 100"),
+        (["--repeats", "999999999"], "--per-set is 1 or more, and --repeats from 1 to 100"),
         (["--judge-api-base", "http://me:pw@host/v1"], "may hold no user, password"),
         (["--judge-model", "embedded:huge"], "no tier (tiny, small, base)"),
         (["--wrong-answers", "nowhere.json"], "cannot read the wrong answers 'nowhere.json'"),

@@ -117,6 +117,17 @@ def test_a_rate_limit_is_waited_out(server: Server) -> None:
     assert len(server.requests) == 3
 
 
+def test_nobody_waits_for_a_daily_quota(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("dspy.clients.execution.time.sleep", waited.append)
+    server.answer = lambda number, body: failure(429, "quota \ud83d", Retry_After="86400")
+    lm = roles.load("openai/scripted", api_base=server.url, retries=3).lm
+    with pytest.raises(dspy.LMRateLimitError) as raised:
+        lm("hello")
+    assert waited == [120.0] * 3
+    assert describe(raised.value).endswith("quota ?"), "and it can be printed"
+
+
 def test_no_secret_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOGETHER_API_KEY", "very-secret-value")
     text = (

@@ -367,7 +367,7 @@ def test_a_program_is_evaluated_with_any_model_and_refused_with_what_is_held_out
     demo = dict(memory.read.demos[0]) | {"memory": f"# Fri 5 May 2023\n1 Nadia: {CANARY}", "question": "What sings?"}
     memory.read.demos = [demo]
     programs.save(memory.read, Path("bad.json"), {"rounds": 1})
-    assert evaluate.main([*words, "--program", "bad.json", "--run-dir", "refused"]) == 2
+    assert evaluate.main([*words, "--program", "bad.json", "--run-dir", "refused"]) == 3
     assert "what is held out has leaked" in capfd.readouterr().err
     programs.save(MemorySystem(rounds=3).read, Path("other.json"), {"rounds": 3})
     assert evaluate.main([*words, "--program", "other.json", "--rounds", "1", "--dry-run"]) == 2

@@ -415,8 +415,9 @@ def test_two_wordings_of_a_prompt_are_not_mixed(
     ("more", "message"),
     [
         (("--panel", "--judge", "lenient"), "--panel grades under every prompt; leave out --judge"),
-        (("--repeats", "0"), "--repeats and --limit are 1 or more"),
-        (("--limit", "0"), "--repeats and --limit are 1 or more"),
+        (("--repeats", "0"), "--repeats is from 1 to 100, and --limit 1 or more"),
+        (("--repeats", "999999999"), "--repeats is from 1 to 100, and --limit 1 or more"),
+        (("--limit", "0"), "--repeats is from 1 to 100, and --limit 1 or more"),
         (("--answer-key", "corrected"), "no errata are here"),
         (("--wrong-answers", "nowhere.json"), "cannot read the wrong answers"),
         (("--num-threads", "0"), "--num-threads is 0"),
