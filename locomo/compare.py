@@ -26,7 +26,7 @@ from locomo.controls import CONTROLS
 from locomo.dataset import CATEGORIES, DataError, Dataset, Question, load
 from locomo.evaluate import UNBOUNDED
 from locomo.gradings import Grading, gradings, prompt_hashes
-from locomo.run_folder import Record, RunFolder, RunFolderError, failed, latest
+from locomo.run_folder import Record, RunFolderError, failed, latest, read_manifest, read_records
 from locomo.scores import MEASURES, Pair
 from locomo.statistics import FEW_CLUSTERS
 
@@ -52,8 +52,7 @@ class Run:
     @classmethod
     def read(cls, path: Path, name: str) -> Run:
         """Raises RunFolderError, or NotComparable for a run without a record."""
-        with RunFolder.reopen(path) as folder:
-            manifest, records = folder.manifest, list(latest(folder.records()).values())
+        manifest, records = read_manifest(path), list(latest(read_records(path)).values())
         if not records:
             raise NotComparable(f"{path} holds no answer yet; go on with python evaluate.py --resume {path}")
         # An older or imported run does not say what was planned: then it is what any of its systems was asked.

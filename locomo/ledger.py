@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock
 
 from locomo.provenance import digest
-from locomo.run_folder import Key, Record, RunFolder, RunFolderError, is_answered, key
+from locomo.run_folder import Key, Record, RunFolder, RunFolderError, is_answered, key, read_manifest, read_records
 
 LEDGER = Path("runs") / "ledger.jsonl"
 
@@ -132,8 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     bad = False
     for path in args.runs:
         try:
-            with RunFolder.reopen(path) as folder:
-                told, manifest = broken(folder.records()), folder.manifest
+            told, manifest = broken(read_records(path)), read_manifest(path)
         except (RunFolderError, OSError) as error:
             print(f"locomo.ledger: {error}", file=sys.stderr)
             return 2

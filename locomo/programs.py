@@ -114,7 +114,10 @@ def save(read: dspy.Predict, path: Path, notes: Mapping[str, Any]) -> None:
     setattr(holder, PREDICTOR, deepcopy(read))
     holder.set_lm(None)
     part = path.with_name(f".{path.name}.part.json")
-    holder.save(part)
+    try:
+        holder.save(part)
+    except RuntimeError as error:  # which DSPy makes of a full disk, too
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from error
     saved = json.loads(part.read_bytes())
     saved["metadata"][NOTES] = dict(notes)
     part.write_text(json.dumps(saved, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

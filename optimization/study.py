@@ -7,6 +7,7 @@ Configuration is a dictionary with the names of optimize.py's flags. Building a 
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -64,6 +65,8 @@ class Study:
         self.out = Path(config["out"] or "optimized_memory_qa.json")
         if self.out.is_dir() or not self.out.parent.is_dir():
             raise Refused(f"--out {self.out} is no file in a folder that is there; name one such as program.json.")
+        if not os.access(self.out.parent, os.W_OK):
+            raise Refused(f"--out {self.out} is in a folder that cannot be written; name a file elsewhere.")
         if config["optimizer"] == "miprov2" and importlib.util.find_spec("optuna") is None:
             raise Refused("MIPROv2 searches with Optuna; pip install -c constraints.txt '.[optimize]'")
         try:

@@ -78,7 +78,8 @@ def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str
 
 
 def test_two_systems_of_one_run(folder: Any, say: Any) -> None:
-    code, out, _ = say(folder("run", a=right(range(6)), b=right([0])))
+    run = folder("run", a=right(range(6)), b=right([0]))
+    code, out, _ = say(run)
     assert code == 0
     assert out.startswith("121 questions of categories 1, 2, 3, 4.\n")
     assert "J under m/judge (strict, original), mean of repeats, with 95 % intervals" in out
@@ -89,6 +90,8 @@ def test_two_systems_of_one_run(folder: Any, say: Any) -> None:
     assert f"{55}/0/66" in row, "five questions of eleven conversations more"
     assert "0.0010" in row, "2 of 2^11 sign patterns"
     assert "conversations are few" not in out
+    with RunFolder.reopen(run):
+        assert say(run)[:2] == (code, out), "while another process writes: a run is only read"
 
 
 def test_two_runs_are_matched_by_question(folder: Any, say: Any) -> None:

@@ -45,6 +45,11 @@ def test_a_program_is_what_dspy_saves_and_reads(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "p.json"]
 
 
+def test_a_place_that_cannot_be_written_is_told_as_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        programs.save(MemorySystem().read, tmp_path / "nowhere" / "program.json", {})
+
+
 @pytest.mark.parametrize("rounds", [0, 1, 2, 3])
 def test_a_program_belongs_to_its_signature(rounds: int, tmp_path: Path) -> None:
     programs.save(MemorySystem(rounds=rounds).read, tmp_path / "p.json", {"rounds": rounds})
