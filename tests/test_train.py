@@ -80,7 +80,7 @@ def test_simulated_data_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main([*flags, "--memory", "oracle", "--dry-run"]) == 0
     told = capsys.readouterr().out
     assert "no figure below is a LOCOMO score" in told
-    assert told.startswith("train with trl")
+    assert told.startswith("SIMULATED  train with trl")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed")
