@@ -74,6 +74,7 @@ class CallStore:
         self.spent: dict[str, Usage] = defaultdict(Usage)  # by role, of all calls ever made
         self.made = 0  # by this process
         self.failed: Counter[str] = Counter()  # reason -> calls of this process
+        self.failed_before: Counter[str] = Counter()  # and of those before it
         self._known: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
         self._in_flight: dict[str, threading.Lock] = {}
@@ -97,6 +98,9 @@ class CallStore:
         for number, line in enumerate(content[: content.rfind(b"\n") + 1].split(b"\n")[:-1], start=1):
             try:
                 record = json.loads(line)
+                if "failed" in record:
+                    self.failed_before[record["failed"]] += 1
+                    continue
                 self._known[record["key"]] = {name: record[name] for name in ("key", "role", "outputs", "usage")}
                 self.spent[record["role"]].add(Usage(**record["usage"]))
             except (ValueError, KeyError, TypeError) as error:
@@ -161,21 +165,25 @@ class CallStore:
             self._count_failure(describe(error))
             raise
         record = {"key": key, "role": role, "outputs": outputs, "usage": asdict(usage)}
-        line = (json.dumps(record, separators=(",", ":")) + "\n").encode("ascii")
         with self._lock:
-            try:
-                with self.path.open("ab", buffering=0) as file:
-                    if file.write(line) != len(line):
-                        raise OSError("it could not be written whole; is the disk full?")
-            except OSError as error:  # what cannot be written down must not be paid for
-                raise self._stop(f"{self.path} cannot be written: {error}", outcome="failed") from error
+            self._append(record)
             self._known[key] = record
             self.spent[role].add(usage)
             self.on_call()
         return record
 
+    def _append(self, record: dict[str, Any]) -> None:
+        line = (json.dumps(record, separators=(",", ":")) + "\n").encode("ascii")
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                if file.write(line) != len(line):
+                    raise OSError("it could not be written whole; is the disk full?")
+        except OSError as error:  # what cannot be written down must not be paid for
+            raise self._stop(f"{self.path} cannot be written: {error}", outcome="failed") from error
+
     def _count_failure(self, reason: str) -> None:
         with self._lock:
+            self._append({"failed": reason})
             self.failed[reason] += 1
             failed, made = self.failed.total(), self.made
         if (made >= GIVE_UP_AFTER and failed == made) or (made >= LEAST and failed > self.fail_share * made):

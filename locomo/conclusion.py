@@ -5,6 +5,7 @@ Whoever answered and whoever judged, every run ends here: one of evaluate.py, on
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,8 +40,9 @@ def conclude(
     Args:
         keys: what was planned; what of it has no record is ungraded.
         facts: what results.json says beside the figures: status, split, reader, and so on; `cautions` are added to.
-        certificates: of judges, as they were measured; J of a judge without a passed one is withheld, unless verdicts
-            were published with their answers, and no prompt of ours gave them.
+        certificates: of judges, as they were measured, beside those that an earlier results.json holds; J of a judge
+            without a passed one is withheld, unless verdicts were published with their answers, and no prompt of ours
+            gave them.
         no_judge: why there is no J, where nothing was graded.
         rounds: (system, budget) -> what asking for more was worth.
         notes: lines for below the table.
@@ -53,7 +55,7 @@ def conclude(
         data,
         keys,
         facts,
-        certificates=[certificate.stamp(found) for found in certificates],
+        certificates=[certificate.stamp(found) for found in _known(folder, certificates)],
         rounds=rounds,
         errata=errata,
         measurings=folder.measurings(),
@@ -71,6 +73,16 @@ def conclude(
     run = Run(folder.path.resolve().name, folder.manifest, folder.records(), results, data)
     publish.write([run], folder.path)
     return results, table
+
+
+def _known(folder: RunFolder, new: Sequence[Certificate]) -> list[Certificate]:
+    """The certificates of a run so far, the newest of each judge and prompt."""
+    try:
+        earlier = json.loads((folder.path / "results.json").read_bytes())["certificates"]
+        found = {(each["judge"], each["prompt"], each["prompt_hash"]): each for each in [*earlier, *new]}
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or a damaged file, which is about to be replaced
+        return list(new)
+    return list(found.values())
 
 
 def amounts(

@@ -1,4 +1,4 @@
-"""Runs as pandas data frames, for whoever wants to look further. Needs pandas (`pip install pandas`).
+"""Runs as pandas data frames, for whoever wants to look further. Needs pandas (the extra of that name).
 
 from locomo.frames import runs_df, samples_df
 runs_df(["runs/A", "runs/B"]).pivot(index="system", columns=["run", "budget_tokens"], values="f1")
@@ -28,9 +28,7 @@ def runs_df(folders: Iterable[str | Path]) -> pd.DataFrame:
     measure with `_low`, `_high`, `_n` and `_ungraded`; `usd_`, `tokens_`, `calls_` and `seconds_` of ingest, recall,
     answer and judge, with `usd_` empty where it is not known.
     """
-    import pandas as pd
-
-    return pd.DataFrame([row for followed in _follow(folders) for row in _run_rows(followed)])
+    return _pandas().DataFrame([row for followed in _follow(folders) for row in _run_rows(followed)])
 
 
 def samples_df(folders: Iterable[str | Path]) -> pd.DataFrame:
@@ -41,9 +39,15 @@ def samples_df(folders: Iterable[str | Path]) -> pd.DataFrame:
     `context_tokens`, `prompt_tokens`, `completion_tokens`, `calls`, `seconds`; for each grading a column of its name
     with the share of its repeats that say correct, empty where ungraded.
     """
-    import pandas as pd
+    return _pandas().DataFrame([row for followed in _follow(folders) for row in _sample_rows(followed)])
 
-    return pd.DataFrame([row for followed in _follow(folders) for row in _sample_rows(followed)])
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError("data frames need pandas: pip install -c constraints.txt '.[pandas]'") from error
+    return pandas
 
 
 def _follow(folders: Iterable[str | Path]) -> list[Followed]:

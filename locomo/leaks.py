@@ -104,8 +104,14 @@ class HeldOut:
 
     def find(self, where: str, text: str) -> Iterator[Leak]:
         """What of it stands in one text, each thing once."""
-        said = words(text)
         found: dict[tuple[str, str], Leak] = {}
+        self._find(where, text, found)
+        if "\0" in text:  # letters of two or four bytes, as arrays of text have them
+            self._find(where, text.replace("\0", ""), found)
+        yield from found.values()
+
+    def _find(self, where: str, text: str, found: dict[tuple[str, str], Leak]) -> None:
+        said = words(text)
         for i in range(len(said) - _START + 1):
             for kind, id, phrase in self._phrases.get(tuple(said[i : i + _START]), ()):
                 if (kind, id) not in found and said[i : i + len(phrase)] == phrase:
@@ -122,7 +128,6 @@ class HeldOut:
         for turn, grams in shared.items():
             if len(grams) >= GRAMS_OF_A_TURN:
                 found["turn", turn] = Leak(where, "turn", turn, _excerpt([min(grams)]))
-        yield from found.values()
 
 
 def scan(texts: Iterable[tuple[str, str]], held_out: HeldOut) -> list[Leak]:

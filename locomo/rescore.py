@@ -67,12 +67,10 @@ def planned(folder: RunFolder, data: Dataset, records: Sequence[Record]) -> list
 def rewrite(
     folder: RunFolder, data: Dataset, new: Sequence[Certificate], errata: answer_keys.Errata | None = None
 ) -> tuple[dict[str, Any], str]:
-    """All that the folder's records amount to, written anew with the certificates that are known."""
+    """All that the folder's records amount to, written anew; `new` are certificates beside those known."""
     records = folder.records()
     keys = planned(folder, data, records)
     before = _results(folder)
-    measured = [*before.get("certificates", ()), *new]
-    known = {(found["judge"], found["prompt"], found["prompt_hash"]): found for found in measured}
     own, named = gradings(records)[:1], os.environ.get("LOCOMO_ERRATA")
     broken = ledger.broken(records)
     facts = {
@@ -98,7 +96,7 @@ def rewrite(
         data,
         keys,
         facts,
-        certificates=list(known.values()),
+        certificates=new,
         no_judge="no answer is graded.",
         rounds=rounds,
         notes=[ledger.verdict(broken)],

@@ -69,7 +69,7 @@ def report(study: Any, store: CallStore, finding: Finding, *, out: Path, run: Pa
         },
         "calls": {role: {"calls": bill.calls, "tokens": bill.total_tokens} for role, bill in store.spent.items()},
         "unreported_calls": sum(bill.unreported for bill in store.spent.values()),
-        "failed_calls": dict(store.failed),
+        "failed_calls": dict(store.failed_before + store.failed),
         "unreadable_proposals": finding.unreadable,
         "failed_scores": finding.candidates.imputed,
         "left_out": len(study.confirming) - len(both),

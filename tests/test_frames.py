@@ -46,3 +46,13 @@ def test_a_row_for_every_attempt(folder: Path) -> None:
     means = runs_df([str(folder)]).set_index(["system", "budget_tokens"]).loc["adaptive", 256]
     assert mine.f1.mean() == pytest.approx(means.f1)
     assert mine.evidence_recall.mean() == pytest.approx(means.evidence_recall)
+
+
+def test_without_pandas_it_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from locomo.frames import runs_df
+
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"pip install -c constraints.txt '.\[pandas\]'"):
+        runs_df([folder])

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -101,6 +102,8 @@ def test_every_kind_of_file_is_looked_into(talk: Conversation, index: HeldOut, t
     with zipfile.ZipFile(folder / "weights.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("vocabulary.npy", b"\x93NUMPY" + secret.encode())
     (folder / "model.bin").write_bytes(b"\xff\x00" * 600_000 + secret.encode() + b"\xfe" * 50)
+    np.save(folder / "notes.npy", np.array([secret]))
+    (folder / "windows.json").write_text(json.dumps({"prompt": secret}), encoding="utf-16")
     with sqlite3.connect(folder / "memory.sqlite") as store:
         store.execute("CREATE TABLE notes (text)")
         store.execute("INSERT INTO notes VALUES (?)", (secret,))

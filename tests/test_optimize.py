@@ -261,8 +261,14 @@ def test_too_many_failed_calls_end_it_with_a_sentence(server: Server, simulated:
     server.answer = works
     assert optimize.main(["--resume", "run"]) == 0
     assert results()["gained"]
-    kept = len(Path("run/calls.jsonl").read_text().splitlines())
-    assert len(server.requests) - calls < kept, "the calls that came through were not made again"
+    lines = Path("run/calls.jsonl").read_text().splitlines()
+    failed = sum('"failed"' in line for line in lines)
+    assert len(server.requests) - calls < len(lines) - failed, "the calls that came through were not made again"
+    assert (
+        sum(results()["failed_calls"].values())
+        == failed
+        == calls - sum('"failed"' not in line for line in lines[:calls])
+    ), "and those that did not are counted, before and after"
 
 
 def test_a_cost_limit_stops_it_and_a_dry_run_asks_nothing(server: Server, simulated: Path, capfd: Any) -> None:

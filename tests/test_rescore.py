@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import evaluate
 from locomo import rescore, view
 from locomo.dataset import read
 from locomo.gradings import Grading
@@ -21,6 +22,7 @@ from locomo.provenance import provenance
 from locomo.run_folder import RunFolder
 from locomo.summary import flat
 from tests.conftest import ROOT, Reply, Server, completion, failure, shown, truthful
+from tests.test_evaluate import remote
 
 SAMPLE = ROOT / "data" / "sample.json"
 DATA = read(SAMPLE)
@@ -67,7 +69,7 @@ def run(tmp_path: Path) -> Path:
 
 def again(server: Server, *runs: Path, more: tuple[str, ...] = ()) -> int:
     args = [*map(str, runs), "--judge-model", "openai/judge", "--judge-api-base", server.url, "--data", str(SAMPLE)]
-    return rescore.main([*args, "--retries", "0", "--num-threads", "4", *more])
+    return rescore.main([*args, "--retries", "0", "--num-threads", "4", "--timeout-seconds", "30", *more])
 
 
 def verdicts(run: Path) -> list[dict[str, Any]]:
@@ -123,6 +125,19 @@ def test_a_judge_that_fails_its_certificate_shows_no_score(
     assert "J is not shown: openai/judge (strict) failed its certificate" in said
     assert "it accepts 100.0 %" in said
     assert not json.loads((run / "results.json").read_text())["certificates"][0]["passed"]
+
+
+def test_a_certificate_outlives_a_resume(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOCOMO_PATH", str(SAMPLE))
+    assert evaluate.main(remote(server, "--systems", "recent", "--run-dir", "run")) == 0
+    server.answer = lambda number, body: completion("yes")
+    assert again(server, tmp_path / "run", more=CERTIFIED) == 0
+    graded = (tmp_path / "run" / "results.json").read_text()
+    assert evaluate.main(["--resume", "run"]) == 0
+    for name in ("certificates", "withheld"):
+        assert json.loads((tmp_path / "run" / "results.json").read_text())[name] == json.loads(graded)[name]
+    assert json.loads(graded)["certificates"]
 
 
 def test_a_judge_that_was_not_measured_shows_no_score_until_it_is(server: Server, run: Path) -> None:
