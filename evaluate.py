@@ -17,6 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from locomo.arguments import integers, positive, price
+
 # Model prices and windows come from the installed table, never from the network; and no usage report leaves.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 # Many small products: BLAS threads would only wait for each other, spinning. Set before NumPy is imported.
@@ -36,8 +38,8 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--split", default="test", metavar="PART", help="test, train, validation, all, or memory-r1:test …"
     )
-    what.add_argument("--num-test", type=_positive, metavar="N", help="a seeded sample, stratified by category")
-    what.add_argument("--categories", type=_integers, default=[1, 2, 3, 4, 5], metavar="1,2,…")
+    what.add_argument("--num-test", type=positive, metavar="N", help="a seeded sample, stratified by category")
+    what.add_argument("--categories", type=integers, default=[1, 2, 3, 4, 5], metavar="1,2,…")
     what.add_argument("--two-options", action="store_true", help="ask category 5 as two options, in both orders")
     what.add_argument("--seed", type=int, default=0)
     who = p.add_argument_group("who is compared")
@@ -46,13 +48,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="A,B,…",
         help="default recent,full_context,adaptive; the controls none, refusal and oracle always run",
     )
-    who.add_argument("--budget-tokens", type=_positive, metavar="N", help="of memory in a prompt (default 20000)")
-    who.add_argument("--budgets", type=_integers, metavar="N,M,…", help="several budgets in one run")
+    who.add_argument("--budget-tokens", type=positive, metavar="N", help="of memory in a prompt (default 20000)")
+    who.add_argument("--budgets", type=integers, metavar="N,M,…", help="several budgets in one run")
     who.add_argument("--encoder", metavar="NAME", help="adaptive matches by meaning too (minilm: no key, 83 MB)")
     who.add_argument(
-        "--rounds", type=_positive, metavar="N", help="adaptive cites lines, and may ask for more memory N - 1 times"
+        "--rounds", type=positive, metavar="N", help="adaptive cites lines, and may ask for more memory N - 1 times"
     )
-    who.add_argument("--question-budget", type=_positive, metavar="N", help="tokens of all rounds of a question")
+    who.add_argument("--question-budget", type=positive, metavar="N", help="tokens of all rounds of a question")
     who.add_argument(
         "--abstention", metavar="FILE", help="when adaptive abstains, as python -m locomo.abstention wrote"
     )
@@ -72,12 +74,12 @@ def parser() -> argparse.ArgumentParser:
     models.add_argument("--model", metavar="NAME", help="a DSPy model string, or embedded:tiny|small|base|FILE.gguf")
     models.add_argument("--api-base", metavar="URL", help="an OpenAI-compatible server for --model")
     models.add_argument("--tokenizer", metavar="NAME", help="count with o200k_base, cl100k_base or a tokenizer.json")
-    models.add_argument("--context-window", type=_positive, metavar="N", help="tokens, where the model's is not known")
-    models.add_argument("--max-answer-tokens", type=_positive, default=64, metavar="N")
-    models.add_argument("--price", type=_price, metavar="P,R", help="dollars per million tokens of prompt and reply")
+    models.add_argument("--context-window", type=positive, metavar="N", help="tokens, where the model's is not known")
+    models.add_argument("--max-answer-tokens", type=positive, default=64, metavar="N")
+    models.add_argument("--price", type=price, metavar="P,R", help="dollars per million tokens of prompt and reply")
     models.add_argument("--judge-model", metavar="NAME", help="who judges, or none")
     models.add_argument("--judge-api-base", metavar="URL")
-    models.add_argument("--judge-price", type=_price, metavar="P,R")
+    models.add_argument("--judge-price", type=price, metavar="P,R")
     models.add_argument(
         "--judge",
         default="strict",
@@ -96,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
         "--wrong-answers", metavar="FILE", help="to measure the judge on, too (default: LOCOMO_WRONG_ANSWERS)"
     )
     how = p.add_argument_group("how it runs")
-    how.add_argument("--num-threads", type=_positive, metavar="N", help="calls at once (default 4, embedded 1)")
+    how.add_argument("--num-threads", type=positive, metavar="N", help="calls at once (default 4, embedded 1)")
     how.add_argument(
         "--retries",
         type=int,
@@ -115,30 +117,6 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--no-mlflow", action="store_true", help="do not log to mydb.sqlite")
     how.add_argument("--trace", action="store_true", help="keep DSPy's traces in MLflow (prompts included)")
     return p
-
-
-def _positive(text: str) -> int:
-    if not text.strip().isascii() or not text.strip().isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return int(text)
-
-
-def _integers(text: str) -> list[int]:
-    try:
-        values = [_positive(part) for part in text.split(",")]
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of positive numbers such as 512,1024") from error
-    return list(dict.fromkeys(values))
-
-
-def _price(text: str) -> tuple[float, float]:
-    try:
-        prompt, reply = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers such as 0.15,0.60") from error
-    if not (0 <= prompt < 1e6 and 0 <= reply < 1e6):
-        raise argparse.ArgumentTypeError(f"{text!r} must be two numbers from 0 to a million")
-    return prompt, reply
 
 
 def main(argv: Sequence[str] | None = None) -> int:

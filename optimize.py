@@ -20,6 +20,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from locomo.arguments import count, positive, price
+
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 # Many small products: BLAS threads would only wait for each other, spinning. Set before NumPy is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -36,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--target", choices=["prompts", "retrieval"], default="prompts", help="what is improved")
     p.add_argument("--data", metavar="FILE", help="locomo10.json (default: LOCOMO_PATH, data/, the network)")
-    p.add_argument("--seed", type=_count, default=0, metavar="N")
+    p.add_argument("--seed", type=count, default=0, metavar="N")
     p.add_argument("--encoder", metavar="NAME", help="minilm, or the folder of a BERT")
     p.add_argument(
         "--out",
@@ -46,18 +48,18 @@ def parser() -> argparse.ArgumentParser:
     search = p.add_argument_group("how prompts are searched")
     search.add_argument("--optimizer", choices=["simba", "miprov2", "gepa", "bootstrap"], default="simba")
     search.add_argument("--auto", choices=["light", "medium", "heavy"], default="light", help="how long it searches")
-    search.add_argument("--num-examples", type=_positive, default=30, metavar="N", help="training questions")
+    search.add_argument("--num-examples", type=positive, default=30, metavar="N", help="training questions")
     search.add_argument(
-        "--num-validation", type=_positive, metavar="N", help="questions that choose, and as many that confirm"
+        "--num-validation", type=positive, metavar="N", help="questions that choose, and as many that confirm"
     )
     search.add_argument(
-        "--max-demos", type=_count, metavar="N", help="examples that may be added (default 0; bootstrap 2)"
+        "--max-demos", type=count, metavar="N", help="examples that may be added (default 0; bootstrap 2)"
     )
-    search.add_argument("--budget-tokens", type=_positive, default=512, metavar="N", help="of memory in a prompt")
-    search.add_argument("--rounds", type=_positive, default=1, metavar="N", help="as in evaluate.py")
+    search.add_argument("--budget-tokens", type=positive, default=512, metavar="N", help="of memory in a prompt")
+    search.add_argument("--rounds", type=positive, default=1, metavar="N", help="as in evaluate.py")
     search.add_argument(
         "--question-budget",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="tokens of a question in all, instructions and examples included (default: what the plain prompt takes)",
     )
@@ -65,19 +67,19 @@ def parser() -> argparse.ArgumentParser:
     models = p.add_argument_group("who reads, and who writes prompts")
     models.add_argument("--model", metavar="NAME", help="a DSPy model string, or embedded:tiny|small|base|FILE.gguf")
     models.add_argument("--api-base", metavar="URL", help="an OpenAI-compatible server for --model")
-    models.add_argument("--price", type=_price, metavar="P,R", help="dollars per million tokens of prompt and reply")
+    models.add_argument("--price", type=price, metavar="P,R", help="dollars per million tokens of prompt and reply")
     models.add_argument("--prompt-model", metavar="NAME", help="default: the same")
     models.add_argument("--prompt-api-base", metavar="URL")
-    models.add_argument("--prompt-price", type=_price, metavar="P,R")
+    models.add_argument("--prompt-price", type=price, metavar="P,R")
     models.add_argument("--judge-model", metavar="NAME", help="helps to search, never to report; needs a certificate")
     models.add_argument("--judge-api-base", metavar="URL")
-    models.add_argument("--judge-price", type=_price, metavar="P,R")
+    models.add_argument("--judge-price", type=price, metavar="P,R")
     models.add_argument("--tokenizer", metavar="NAME", help="count with o200k_base, cl100k_base or a tokenizer.json")
-    models.add_argument("--context-window", type=_positive, metavar="N", help="tokens, where the model's is not known")
-    models.add_argument("--max-answer-tokens", type=_positive, default=64, metavar="N")
+    models.add_argument("--context-window", type=positive, metavar="N", help="tokens, where the model's is not known")
+    models.add_argument("--max-answer-tokens", type=positive, default=64, metavar="N")
     how = p.add_argument_group("how it runs")
-    how.add_argument("--num-threads", type=_positive, metavar="N", help="calls at once (default up to 4, embedded 1)")
-    how.add_argument("--retries", type=_count, default=4, metavar="N", help="of a failed call, as Retry-After asks")
+    how.add_argument("--num-threads", type=positive, metavar="N", help="calls at once (default up to 4, embedded 1)")
+    how.add_argument("--retries", type=count, default=4, metavar="N", help="of a failed call, as Retry-After asks")
     how.add_argument("--timeout-seconds", type=float, default=120.0, metavar="S", help="without a byte from the server")
     how.add_argument(
         "--fail-on-error", type=float, default=0.05, metavar="SHARE", help="failed calls that end a search"
@@ -88,28 +90,6 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     how.add_argument("--no-mlflow", action="store_true", help="do not log to mydb.sqlite")
     return p
-
-
-def _positive(text: str) -> int:
-    if (number := _count(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return number
-
-
-def _count(text: str) -> int:
-    if not text.strip().isascii() or not text.strip().isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
-    return int(text)
-
-
-def _price(text: str) -> tuple[float, float]:
-    try:
-        prompt, reply = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers such as 0.15,0.60") from error
-    if not (0 <= prompt < 1e6 and 0 <= reply < 1e6):
-        raise argparse.ArgumentTypeError(f"{text!r} must be two numbers from 0 to a million")
-    return prompt, reply
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,6 +25,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from locomo.arguments import count, integers, positive, price
+
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -54,11 +56,17 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--data", metavar="FILE", help="locomo10.json (default: LOCOMO_PATH, data/, the network), or simulated"
     )
-    data.add_argument("--num-train", type=_positive, default=600, metavar="N", help="training questions, at most")
-    data.add_argument("--num-val", type=_positive, default=100, metavar="N", help="validation questions, at most")
-    data.add_argument("--budgets", type=_integers, default=[512, 1024, 2048], metavar="N,…", help="tokens of memory")
+    data.add_argument("--num-train", type=positive, default=600, metavar="N", help="training questions, at most")
+    data.add_argument("--num-val", type=positive, default=100, metavar="N", help="validation questions, at most")
     data.add_argument(
-        "--rounds", type=_count, metavar="N", help="as in evaluate.py; default one for each budget, 0: the bare answer"
+        "--budgets",
+        type=lambda text: sorted(integers(text)),
+        default=[512, 1024, 2048],
+        metavar="N,…",
+        help="tokens of memory",
+    )
+    data.add_argument(
+        "--rounds", type=count, metavar="N", help="as in evaluate.py; default one for each budget, 0: the bare answer"
     )
     data.add_argument("--memory", choices=["adaptive", "oracle"], default="adaptive", help="what fills the budgets")
     data.add_argument("--absent-share", type=float, default=0.1, metavar="SHARE", help="of category 5, at most")
@@ -66,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--examples", action="store_true", help="keep the prompt's worked examples (not with arbor)")
     data.add_argument("--teacher", metavar="NAME", help="sft, distill: who answers; default for sft: the gold answers")
     data.add_argument("--teacher-api-base", metavar="URL", help="an OpenAI-compatible server for --teacher")
-    data.add_argument("--teacher-price", type=_price, metavar="P,R", help="dollars per million tokens")
+    data.add_argument("--teacher-price", type=price, metavar="P,R", help="dollars per million tokens")
     data.add_argument("--cost-limit", type=float, metavar="USD", help="stop asking the teacher when so much is spent")
     who = p.add_argument_group("what is trained")
     who.add_argument(
@@ -80,9 +88,9 @@ def parser() -> argparse.ArgumentParser:
     who.add_argument("--merge", action="store_true", help="write the full model too, in merged/ beside the adapter")
     who.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the adapter; nothing is pushed otherwise")
     how = p.add_argument_group("how it is trained")
-    how.add_argument("--num-train-steps", type=_positive, default=500, metavar="N")
-    how.add_argument("--save-steps", type=_positive, default=25, metavar="N", help="steps between checkpoints")
-    how.add_argument("--eval-steps", type=_positive, metavar="N", help="between validations (default: a tenth)")
+    how.add_argument("--num-train-steps", type=positive, default=500, metavar="N")
+    how.add_argument("--save-steps", type=positive, default=25, metavar="N", help="steps between checkpoints")
+    how.add_argument("--eval-steps", type=positive, metavar="N", help="between validations (default: a tenth)")
     how.add_argument("--output-dir", type=Path, metavar="DIR", help=f"default {', '.join(OUTPUTS.values())}")
     how.add_argument("--out", type=Path, default=Path("grpo_optimized_memory_qa.json"), metavar="FILE")
     how.add_argument("--vllm", action=argparse.BooleanOptionalAction, help="trl: sample with vLLM (default: on a GPU)")
@@ -93,20 +101,20 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--arbor-config", type=Path, default=Path("arbor.yaml"), metavar="FILE", help="written if missing")
     how.add_argument("--no-mlflow", action="store_true", help="do not log to mydb.sqlite")
     values = p.add_argument_group("values that override the recipe's")
-    values.add_argument("--batch-size", type=_positive, metavar="N", help="completions on one GPU at once")
-    values.add_argument("--gradient-accumulation", type=_positive, metavar="N")
-    values.add_argument("--num-generations", type=_positive, metavar="N", help="completions of one prompt")
+    values.add_argument("--batch-size", type=positive, metavar="N", help="completions on one GPU at once")
+    values.add_argument("--gradient-accumulation", type=positive, metavar="N")
+    values.add_argument("--num-generations", type=positive, metavar="N", help="completions of one prompt")
     values.add_argument("--learning-rate", type=float, metavar="X")
     values.add_argument("--lr-scheduler", choices=["constant", "constant_with_warmup", "linear", "cosine"])
-    values.add_argument("--warmup-steps", type=_count, metavar="N")
+    values.add_argument("--warmup-steps", type=count, metavar="N")
     values.add_argument("--max-grad-norm", type=float, metavar="X")
     values.add_argument("--beta", type=float, metavar="X", help="of the KL term")
-    values.add_argument("--lora-rank", type=_positive, metavar="N")
-    values.add_argument("--lora-alpha", type=_positive, metavar="N")
+    values.add_argument("--lora-rank", type=positive, metavar="N")
+    values.add_argument("--lora-alpha", type=positive, metavar="N")
     values.add_argument("--lora-dropout", type=float, metavar="X")
     values.add_argument("--lora-targets", metavar="A,B,…", help="module names, or all-linear")
-    values.add_argument("--max-prompt-tokens", type=_positive, metavar="N")
-    values.add_argument("--max-completion-tokens", type=_positive, metavar="N")
+    values.add_argument("--max-prompt-tokens", type=positive, metavar="N")
+    values.add_argument("--max-completion-tokens", type=positive, metavar="N")
     values.add_argument("--temperature", type=float, metavar="X")
     values.add_argument("--top-p", type=float, metavar="X")
     values.add_argument("--loss", choices=["dapo", "dr_grpo", "bnpo", "cispo", "grpo"])
@@ -118,39 +126,13 @@ def parser() -> argparse.ArgumentParser:
     doctor = p.add_argument_group("doctor")
     doctor.add_argument("--environment", metavar="DIR", help="the one that Arbor is installed in (default: this one)")
     test = p.add_argument_group("evaluate")
-    test.add_argument("--num-test", type=_count, default=100, metavar="N", help="a seeded sample, by category")
+    test.add_argument("--num-test", type=count, default=100, metavar="N", help="a seeded sample, by category")
     test.add_argument("--split", default="test", metavar="PART", help="test, validation, or memory-r1:test …")
-    test.add_argument("--budget-tokens", type=_positive, metavar="N", help="default: the largest it was trained on")
+    test.add_argument("--budget-tokens", type=positive, metavar="N", help="default: the largest it was trained on")
     test.add_argument("--api-base", metavar="URL", help="a server that serves base and adapter (vllm --enable-lora)")
     test.add_argument("--adapter-name", metavar="NAME", help="what that server calls the adapter")
     test.add_argument("--run-dir", type=Path, metavar="DIR", help="default runs/TIME")
     return p
-
-
-def _positive(text: str) -> int:
-    if (number := _count(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return number
-
-
-def _count(text: str) -> int:
-    if not text.strip().isascii() or not text.strip().isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
-    return int(text)
-
-
-def _integers(text: str) -> list[int]:
-    return sorted({_positive(part) for part in text.split(",")})
-
-
-def _price(text: str) -> tuple[float, float]:
-    try:
-        prompt, reply = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers such as 0.15,0.60") from error
-    if not (0 <= prompt < 1e6 and 0 <= reply < 1e6):
-        raise argparse.ArgumentTypeError(f"{text!r} must be two numbers from 0 to a million")
-    return prompt, reply
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -128,7 +128,7 @@ class Container:
         self.written = b""
         try:
             self._read_entries()
-        except BaseException:
+        except BaseException:  # nobody else closes a file that was refused
             self._file.close()
             raise
 

@@ -161,7 +161,7 @@ class CallStore:
             raise  # the prompt is at fault, not the provider
         except FATAL as error:
             raise self._stop(f"no call can succeed: {describe(error)}", outcome="failed") from error
-        except Exception as error:
+        except Exception as error:  # of any kind: it is counted and goes on to the caller
             self._count_failure(describe(error))
             raise
         record = {"key": key, "role": role, "outputs": outputs, "usage": asdict(usage)}

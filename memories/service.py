@@ -253,7 +253,7 @@ def _add_memory_routes(app: APIRouter, memories: NamedMemories) -> None:
         try:
             path = Path(folder.name) / f"{name}.cartridge"
             export_cartridge(memories, tenant, name, path)
-        except BaseException:
+        except BaseException:  # the response, which would clean up, was not made
             folder.cleanup()
             raise
         clean = BackgroundTask(folder.cleanup)

@@ -88,7 +88,7 @@ class Desk:
                 )
             except QuestionBudgetTooSmall:
                 pass  # instructions and examples leave no room: an empty answer, and worth what that is worth
-            except Exception as error:
+            except Exception as error:  # sorted below: the program's own, the provider's, or a fault of this project
                 if not at_fault_itself(error):
                     if not isinstance(error, LMError):  # a fault of this project; a search must not learn from it
                         raise SearchStopped(f"the memory failed: {describe(error)}", outcome="failed") from error

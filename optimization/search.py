@@ -166,7 +166,7 @@ class Optimization(Study):
         """DSPy takes Ctrl-C for an error of the program, which some optimisers raise and some score as zero."""
         try:
             left = OPTIMIZERS[self.config["optimizer"]](search)
-        except Exception as error:
+        except Exception as error:  # DSPy wraps why a call was refused; what is neither goes on
             if why := store.may_call():
                 raise SearchStopped(why) from error
             if is_of_a_model(error):  # of the prompt model's: the reader's are in the metric

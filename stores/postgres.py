@@ -346,7 +346,7 @@ class Postgres(Store):
                 self._depth += 1
                 try:
                     yield
-                except BaseException:
+                except BaseException:  # a transaction ends whatever ended its work, Ctrl-C too
                     if self._depth == 1 and not self._open.closed:
                         self._ask("ROLLBACK")
                     raise

@@ -324,7 +324,7 @@ class SQLite(Store):
             self._depth += 1
             try:
                 yield
-            except BaseException:
+            except BaseException:  # a transaction ends whatever ended its work, Ctrl-C too
                 if self._depth == 1 and self.file.in_transaction:
                     self.file.execute("ROLLBACK")
                 raise

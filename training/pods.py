@@ -201,8 +201,7 @@ def rent(account: RunPod, offer: Offer, asked: Record, path: Path, *, max_price:
         record["usd_per_hour"] = price
         write(path, record)
         return record
-    except BaseException:
-        # Also when no reply came: RunPod may have rented it all the same.
+    except BaseException:  # also when no reply came: RunPod may have rented it all the same
         forget(account, path)
         raise
 
@@ -212,7 +211,7 @@ def given_back_on_failure(account: RunPod, path: Path) -> Iterator[None]:
     """Within this, any failure, Ctrl-C or SIGTERM ends the machine too."""
     try:
         yield
-    except BaseException:
+    except BaseException:  # a machine that nobody waits for costs money, whatever went wrong
         forget(account, path)
         raise
 

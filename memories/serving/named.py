@@ -178,7 +178,7 @@ class NamedMemories:
             fill(named.scope)
             with self._listing:
                 old = self.store.replace(_registry(tenant), _entry(named))
-        except BaseException:
+        except BaseException:  # Ctrl-C too must leave everything as it was
             self._clear(named.scope)
             raise
         if old:
