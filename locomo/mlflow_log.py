@@ -11,6 +11,8 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +33,43 @@ def log_run(folder: RunFolder, results: dict[str, Any], data: Dataset) -> str:
 
     Returns a sentence on where it went. A failure of MLflow is such a sentence too: the run itself is safe on disk.
     """
-    try:
+
+    def log() -> str:
         if folder.manifest["config"]["trace"]:
             sys.modules["mlflow"].flush_trace_async_logging()
-        return f"MLflow run {_log(folder, results, data)} in mydb.sqlite"
+        return _log(folder, results, data)
+
+    return told(folder, "run", log)
+
+
+def told(folder: RunFolder, what: str, log: Callable[[], str]) -> str:
+    """Where it went that `log` logs, in a sentence, or why it went nowhere."""
+    try:
+        return f"MLflow run {log()} in mydb.sqlite"
     except ImportError:
         return "MLflow is not installed, so nothing was logged; say --no-mlflow to run without it."
-    except Exception as error:  # noqa: BLE001 - MLflow is a view of the run folder; no fault of its may fail the run
-        return f"MLflow could not log this run ({describe(error)}); everything is in {folder.path}."
+    except Exception as error:  # noqa: BLE001 - MLflow is a view of the folder; no fault of its may fail what it views
+        return f"MLflow could not log this {what} ({describe(error)}); everything is in {folder.path}."
+
+
+@contextmanager
+def run_of(folder: RunFolder) -> Iterator[tuple[Any, bool]]:
+    """The active MLflow run of a folder, and whether it is new: what was resumed after it was logged stays one run."""
+    mlflow = open_database()
+    known = folder.path / "mlflow_run_id"
+    run_id = known.read_text() if known.exists() else None
+    with mlflow.start_run(run_id=run_id, run_name=None if run_id else folder.path.name) as active:
+        known.write_text(active.info.run_id)
+        yield active, run_id is None
 
 
 def _log(folder: RunFolder, results: dict[str, Any], data: Dataset) -> str:
-    mlflow = open_database()
+    import mlflow
     from mlflow.data.http_dataset_source import HTTPDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
 
     manifest = folder.manifest
-    known = folder.path / "mlflow_run_id"  # a run that was resumed after it was logged stays one run
-    run_id = known.read_text() if known.exists() else None
-    with mlflow.start_run(run_id=run_id, run_name=None if run_id else folder.path.name) as active:
-        known.write_text(active.info.run_id)
+    with run_of(folder) as (active, _):
         mlflow.set_tags(
             {name: str(results[name]) for name in ("status", "split", "stand_in", "subset", "ungraded_share")}
         )

@@ -7,36 +7,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from language_models.failure import describe
-from locomo.mlflow_log import open_database
+from locomo.mlflow_log import run_of, told
 from locomo.run_folder import RunFolder
 from optimization.verdict import Finding
 
 
 def log_search(folder: RunFolder, results: dict[str, Any], finding: Finding) -> str:
     """Returns a sentence on where it went. A failure of MLflow is such a sentence too: all of it is in the folder."""
-    try:
-        return f"MLflow run {_log(folder, results, finding)} in mydb.sqlite"
-    except ImportError:
-        return "MLflow is not installed, so nothing was logged; say --no-mlflow to run without it."
-    except Exception as error:  # noqa: BLE001 - MLflow is a view of the run folder; no fault of its may fail the search
-        return f"MLflow could not log this search ({describe(error)}); everything is in {folder.path}."
+    return told(folder, "search", lambda: _log(folder, results, finding))
 
 
 def _log(folder: RunFolder, results: dict[str, Any], finding: Finding) -> str:
-    mlflow = open_database()
-    known = folder.path / "mlflow_run_id"  # a search that was resumed after it was logged stays one run
-    run_id = known.read_text() if known.exists() else None
-    with mlflow.start_run(run_id=run_id, run_name=None if run_id else folder.path.name) as active:
-        if run_id is None:
-            known.write_text(active.info.run_id)
+    import mlflow
+
+    with run_of(folder) as (active, new):
+        if new:
             for number, candidate in enumerate(finding.candidates.tried.values()):
                 with mlflow.start_run(run_name=f"candidate {number}", nested=True):
                     lift, n = finding.candidates.lift(candidate)
                     mlflow.log_params({"prompt": candidate.digest, "examples": len(candidate.demos)})
-                    mlflow.log_metrics(
-                        {"objective": candidate.mean(list(candidate.scores)) or 0.0, "lift": lift, "n": n}
-                    )
+                    score = candidate.mean(list(candidate.scores))  # none where every call failed, which is no zero
+                    scored = {} if score is None else {"objective": score}
+                    mlflow.log_metrics({**scored, "lift": lift, "n": n})
                     mlflow.log_dict(candidate.as_json(), "prompt.json")
         manifest = folder.manifest
         mlflow.set_tags({"kind": "optimize", "gained": str(results["gained"]), "git": str(manifest["git"])})

@@ -8,31 +8,22 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from language_models.failure import describe
-from locomo.mlflow_log import AT_ONCE, open_database
+from locomo.mlflow_log import AT_ONCE, run_of, told
 from locomo.run_folder import RunFolder
 from training import figures
 
 
 def log_training(folder: RunFolder, results: dict[str, Any]) -> str:
     """Returns a sentence on where it went. A failure of MLflow is such a sentence too: all of it is in the folder."""
-    try:
-        return f"MLflow run {_log(folder, results)} in mydb.sqlite"
-    except ImportError:
-        return "MLflow is not installed, so nothing was logged; say --no-mlflow to run without it."
-    except Exception as error:  # noqa: BLE001 - MLflow is a view of the folder; no fault of its may fail the training
-        return f"MLflow could not log this training ({describe(error)}); everything is in {folder.path}."
+    return told(folder, "training", lambda: _log(folder, results))
 
 
 def _log(folder: RunFolder, results: dict[str, Any]) -> str:
-    mlflow = open_database()
+    import mlflow
     from mlflow.entities import Metric
 
     manifest = folder.manifest
-    known = folder.path / "mlflow_run_id"  # a training that was resumed after it was logged stays one run
-    run_id = known.read_text() if known.exists() else None
-    with mlflow.start_run(run_id=run_id, run_name=None if run_id else folder.path.name) as active:
-        known.write_text(active.info.run_id)
+    with run_of(folder) as (active, _):
         mlflow.set_tags({"kind": f"train/{results['mode']}", "git": str(manifest["git"]), "alarm": results["alarm"]})
         parameters = {
             **manifest["config"],
