@@ -67,7 +67,9 @@ class PlainAdapter(dspy.Adapter):
             return dict.fromkeys(outputs, reply)
         texts = _by_label(list(outputs), reply)
         parsed = {name: _read(texts.get(name, ""), kind) for name, kind in outputs.items()}
-        *_, answer = outputs
+        *others, answer = outputs
+        # What the examples write for an empty text is an empty text; only an answer may say "none" and mean it.
+        parsed |= {name: "" for name in others if str(parsed[name]).rstrip(".").lower() == NOTHING}
         if not parsed[answer]:
             raise AdapterParseError("PlainAdapter", signature, completion, message="the reply holds no answer")
         return parsed

@@ -74,6 +74,7 @@ REED = talk(
         (" 3, 7\nStatus: answered\nAnswer: Sourdough", ([3, 7], "answered", "", "Sourdough")),
         ("Lines: 3, 7\nStatus: answered\nAnswer: Sourdough", ([3, 7], "answered", "", "Sourdough")),
         ("none\nStatus: more\nLookup: prize, award\nAnswer: none yet", ([], "more", "prize, award", "none yet")),
+        ("none\nStatus: more\nLookup: none\nAnswer: none", ([], "more", "", "none")),
         ("**Lines:** 3\n**Status:** Answered.\n**Answer:** *Sourdough*", ([3], "answered", "", "Sourdough")),
         ('{"lines": [3, 7], "status": "absent", "answer": "No information available"}',
          ([3, 7], "absent", "", "No information available")),
