@@ -19,16 +19,16 @@ from locomo.certificate import judged, sentence
 from locomo.certify import Certifier
 from locomo.controls import CONTROLS, Refusal
 from locomo.dataset import CATEGORIES, STAND_INS, DataError, aside, load
-from locomo.evaluate import Task, conversation_tokens, plan, prompt_overhead, window_budget
+from locomo.evaluate import Task, conversation_tokens, plan, window_budget
+from locomo.forecast import forecast
 from locomo.llm_judge import Judge, shared_family
-from locomo.metrics import options
 from locomo.outfit import LoadForm, Unfit, check_taken, check_url, print_as, try_store
 from locomo.probes import WrongAnswersError
 from locomo.programs import Program, ProgramError, load_for
 from locomo.provenance import digest, recalling_code
 from locomo.run_folder import Key
 from locomo.split_data import held_out_part, parse, part, sample
-from memory_system import DEFAULT_BUDGET_TOKENS, Memory, State, TokenCounter, Utf8Bytes, show
+from memory_system import DEFAULT_BUDGET_TOKENS, Memory, TokenCounter, Utf8Bytes
 from ranking import late
 from ranking.ranker import SHIPPED
 from reading.abstention import Rule
@@ -353,7 +353,7 @@ class Choice:
             self.say(f"No model is asked; tokens are counted by {self.count.name}.")
         else:
             judge = f"{self.judge_model.name} ({self.config['judge']})" if self.judge_model else "nobody"
-            self.say(f"{self.reader.name} answers, {judge} judges; forecast: at most {self._forecast(done)}.")
+            self.say(f"{self.reader.name} answers, {judge} judges; forecast: at most {forecast(self, done)}.")
             self._announce_judge()
         systems = {task.system: 0 for task in self.tasks}
         counts = Counter(question.category for question in self.questions)
@@ -378,49 +378,6 @@ class Choice:
             self.say(f"The judge has no certificate; it is measured first: {self.certifier.forecast()}.")
         else:
             self.say(sentence(judged(found, max_false_accept=self.config["max_false_accept"])))
-
-    def _forecast(self, done: Collection[Key]) -> str:
-        """An upper bound on calls, tokens and dollars, but for retries and for memories that call a model to write."""
-        assert self.reader
-        tasks = [task for task in self.tasks if task.key not in done]
-        asked = {task.key: f"{task.question.text} {options(task.question, task.form)}" for task in tasks}
-        longest = max(asked.values(), key=len, default="")
-        overhead = {name: prompt_overhead(self.reader, longest, memory) for name, memory in self.memories.items()}
-        rounds = {
-            name: 0 if isinstance(memory, Refusal) else max(1, memory.rounds) for name, memory in self.memories.items()
-        }
-        prompts = sum(
-            rounds[task.system]
-            * (overhead[task.system] + self._most_memory(task, self.whole[task.question.conversation]))
-            for task in tasks
-        )
-        calls = sum(rounds[task.system] for task in tasks)
-        replies = calls * self.reader.max_tokens
-        cost = accounting.forecast(self.reader, prompts, replies)
-        if self.judge_model:
-            graded = [task.question for task in tasks if task.question.gold is not None]
-            grading = sum(500 + self.judge_model.count(f"{q.text}{q.gold}") + self.reader.max_tokens for q in graded)
-            calls += len(graded)
-            prompts += grading
-            replies += len(graded) * self.judge_model.max_tokens
-            extra = accounting.forecast(self.judge_model, grading, len(graded) * self.judge_model.max_tokens)
-            cost = None if cost is None or extra is None else cost + extra
-        money = accounting.money(cost, self.reader, self.judge_model)
-        return f"{calls:,} calls, {prompts + replies:,} tokens, {money} without retries"
-
-    def _most_memory(self, task: Task, whole: int) -> int:
-        if task.system == "oracle":
-            turns = {
-                turn.id: turn for c in self.conversations if c.id == task.question.conversation for turn in c.turns
-            }
-            evidence = [turns[id] for id in task.question.evidence]
-            whole = show(
-                State(turns=evidence, lines=[turn.line for turn in evidence]),
-                range(len(evidence)),
-                self.count,
-                form=self.form,
-            ).tokens
-        return min(task.budget_tokens, whole)
 
     def answer_prompts(self) -> dict[str, str]:
         """System -> a short hash of what its reader is told, without the memory."""
