@@ -63,8 +63,10 @@ class Study:
         self.cost_limit: float | None = config["cost_limit"]
         self.notices: list[str] = []
         self.out = Path(config["out"] or "optimized_memory_qa.json")
-        if self.out.is_dir() or not self.out.parent.is_dir():
-            raise Refused(f"--out {self.out} is no file in a folder that is there; name one such as program.json.")
+        if self.out.is_dir():
+            raise Refused(f"--out {self.out} is a folder; name a file, such as {self.out / 'program.json'}.")
+        if not self.out.parent.is_dir():
+            raise Refused(f"--out {self.out}: there is no folder {self.out.parent}; mkdir -p {self.out.parent} first.")
         if not os.access(self.out.parent, os.W_OK):
             raise Refused(f"--out {self.out} is in a folder that cannot be written; name a file elsewhere.")
         if config["optimizer"] == "miprov2" and importlib.util.find_spec("optuna") is None:
