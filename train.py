@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -150,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from training.job import carry_out, export, plan, resume
 
         if args.resume:
-            return EXIT[resume(args.resume, arbor_url=args.arbor_url)]
+            return EXIT[resume(args.resume, arbor_url=args.arbor_url, cost_limit=args.cost_limit)]
         if args.dry_run:
             return EXIT[plan(config)]
         return EXIT[export(config) if args.export else carry_out(config)]
@@ -173,8 +174,9 @@ def _mistake(args: argparse.Namespace) -> str:
         return "--mode distill needs a teacher, such as --teacher openai/gpt-4o-mini."
     if args.teacher and args.mode not in ("sft", "distill"):
         return f"--teacher has no part in --mode {args.mode}; use --mode distill."
-    if args.teacher_api_base and not args.teacher:
-        return "--teacher-api-base needs --teacher, such as --teacher openai/NAME."
+    for flag in ("teacher_api_base", "teacher_price", "cost_limit"):
+        if getattr(args, flag) is not None and not args.teacher:
+            return f"{_flags([flag])} needs --teacher, such as --teacher openai/NAME."
     if args.export and args.mode != "train":
         return f"--export is for --mode train; leave out --mode {args.mode}."
     if args.rounds is None:
@@ -185,15 +187,41 @@ def _mistake(args: argparse.Namespace) -> str:
         return "--memory oracle shows the evidence and asks for the bare answer; leave out --rounds."
     if args.examples and args.backend == "arbor" and args.mode == "train":
         return "Arbor samples with the examples and trains without them; use --backend trl."
-    if args.unsloth and args.backend == "arbor":
-        return "--unsloth is for --backend trl."
+    if args.mode in OUTPUTS and (idle := _without_effect(args)):
+        return idle
     if args.memory == "oracle":
         args.budgets = args.budgets[-1:]
     if args.output_dir is None:
         args.output_dir = Path(OUTPUTS.get(args.mode, OUTPUTS["train"]))
-    if args.cost_limit is not None and not 0 < args.cost_limit < 1e6:
-        return f"--cost-limit is {args.cost_limit}; it is a number of dollars above 0."
+    if problem := _bad_cost_limit(args):
+        return problem
+    if args.push_to_hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", args.push_to_hub):
+        return f"--push-to-hub is {args.push_to_hub!r}; it is OWNER/NAME."
     return _number_out_of_range(args)
+
+
+OF_BACKEND = {
+    "arbor": ("inference_gpus", "training_gpus", "arbor_url", "arbor_config"),
+    "trl": ("attn", "packing", "unsloth", "vllm", "vllm_memory"),
+}
+OF_ADAPTER = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
+
+
+def _without_effect(args: argparse.Namespace) -> str:
+    """Flags that a training would leave unread."""
+    given = [name for name, value in vars(args).items() if value != parser().get_default(name)]
+    other = "trl" if args.backend == "arbor" else "arbor"
+    if idle := [name for name in OF_BACKEND[other] if name in given]:
+        return f"{_flags(idle)} is for --backend {other}; leave it out."
+    if args.mode != "train" and (idle := [name for name in ("vllm", "vllm_memory") if name in given]):
+        return f"{_flags(idle)} is for --mode train; leave it out."
+    if args.adapter and (idle := [name for name in OF_ADAPTER if name in given]):
+        return f"{_flags(idle)} is settled by --adapter {args.adapter}; leave it out."
+    return ""
+
+
+def _flags(names: Sequence[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
 RANGES = {
@@ -218,13 +246,20 @@ def _number_out_of_range(args: argparse.Namespace) -> str:
 
 
 def _beside_resume(args: argparse.Namespace) -> str:
-    plain: dict[str, Any] = vars(parser().parse_args([])) | {"resume": args.resume, "arbor_url": args.arbor_url}
-    extra = ", ".join(f"--{name.replace('_', '-')}" for name, value in vars(args).items() if value != plain[name])
-    return (
-        f"--resume takes the saved configuration and nothing but --arbor-url beside it, but got {extra}; leave it out."
-        if extra
-        else ""
-    )
+    plain: dict[str, Any] = vars(parser().parse_args([]))
+    beside = ("resume", "arbor_url", "cost_limit")
+    if extra := _flags([name for name, value in vars(args).items() if value != plain[name] and name not in beside]):
+        return (
+            "--resume takes the saved configuration and nothing but --arbor-url and --cost-limit beside it, but got "
+            f"{extra}; leave it out."
+        )
+    return _bad_cost_limit(args)
+
+
+def _bad_cost_limit(args: argparse.Namespace) -> str:
+    if args.cost_limit is not None and not 0 < args.cost_limit < 1e6:
+        return f"--cost-limit is {args.cost_limit}; it is a number of dollars above 0."
+    return ""
 
 
 def _refuse(why: str) -> int:

@@ -297,6 +297,39 @@ def test_what_refusals_mean(message: str, said: str) -> None:
     assert "\n" not in meaning
 
 
+@pytest.mark.parametrize("route", ["fine_tuning/grpo/checkpoint", "chat/completions"])
+def test_a_training_that_ended_before_its_last_checkpoint_or_validation_gets_both(
+    route: str, loopback: tuple[Arbor, str], here: Path
+) -> None:
+    arbor, url = loopback
+
+    def until_the_last(prompt: str, number: int) -> str:
+        if len(arbor.groups) == 4:
+            arbor.fail["fine_tuning/grpo/checkpoint"] = 500, {"message": "No space left on device"}
+        return scripted(prompt, number)
+
+    checkpoint = arbor._checkpoint
+
+    def and_then_fail(job: Any, content: dict[str, Any]) -> Any:
+        arbor.fail[route] = None
+        return checkpoint(job, content)
+
+    if route == "chat/completions":
+        arbor._checkpoint = and_then_fail  # type: ignore[method-assign]
+    else:
+        arbor.reply = until_the_last
+    flags = ["--eval-steps", "5", "--save-steps", "5"]
+    assert train.main([*FLAGS, *flags, "--arbor-url", url]) == 4
+    arbor.fail.clear()
+    arbor.reply, arbor._checkpoint = scripted, checkpoint  # type: ignore[method-assign]
+    assert train.main(["--resume", "grpo_checkpoints"]) == 0
+    folder = here / "grpo_checkpoints"
+    assert [line["step"] for line in lines(folder / "validation_scores.jsonl")] == [0, 5]
+    assert json.loads((folder / "best" / "training.json").read_text())["validation"]["step"] == 5
+    assert len(arbor.groups) == 5
+    assert [job.status for job in arbor.jobs.values()] == ["cancelled"]
+
+
 @pytest.mark.parametrize(
     ("route", "refusal", "said"),
     [

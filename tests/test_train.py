@@ -17,9 +17,9 @@ import train
 from language_models.call_store import SearchStopped
 from locomo.run_folder import RunFolder
 from tests.conftest import ROOT, Reply, Server, completion
-from training import adapters, teacher, trl_backend
+from training import adapters, supervised, teacher, trl_backend
 from training.export import ReadingPrompt
-from training.job import prepare
+from training.job import identity_of, prepare
 from training.reward import Case, gold_reply
 
 SAMPLE = str(ROOT / "data" / "sample.json")
@@ -50,6 +50,14 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--resume", "nowhere"], "nowhere"),
         (["--data", "nowhere.json"], "nowhere.json"),
         (["--mode", "evaluate", "--adapter", "nowhere"], "nowhere holds no adapter of train.py"),
+        (["--backend", "trl", "--adapter", "nowhere", *SMALL], "--adapter nowhere holds no LoRA adapter"),
+        (["--adapter", "x", "--backend", "trl", "--lora-rank", "8"], "--lora-rank is settled by --adapter x"),
+        (["--push-to-hub", "mine"], "--push-to-hub is 'mine'; it is OWNER/NAME."),
+        (["--attn", "sdpa", "--no-vllm"], "--attn, --vllm is for --backend trl; leave it out."),
+        (["--backend", "trl", "--training-gpus", "1"], "--training-gpus is for --backend arbor"),
+        (["--mode", "sft", "--vllm-memory", "0.5"], "--vllm-memory is for --mode train"),
+        (["--mode", "sft", "--cost-limit", "1"], "--cost-limit needs --teacher"),
+        (["--resume", "nowhere", "--cost-limit", "0"], "a number of dollars above 0"),
         (["--export", "verl", "--loss", "cispo", *SMALL], "--loss cispo has no counterpart in verl"),
     ],
 )
@@ -171,6 +179,25 @@ def test_the_model_card_states_the_datas_licence(sample: Any) -> None:
     assert adapters.notes(job, validation)["trained_on"] == ["sample-1"]
 
 
+@pytest.mark.parametrize("flag", ["--adapter", "--model"])
+def test_what_a_training_starts_from_keeps_its_licence_and_what_it_has_seen(flag: str) -> None:
+    settings = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "target_modules": ["v_proj", "q_proj"]}
+    Path("first").mkdir()
+    Path("first/adapter_config.json").write_text(json.dumps(settings))
+    notes = {"stand_in": "", "trained_on": ["conv-26"], "selected_on": ["conv-47"]}
+    Path("first/training.json").write_text(json.dumps(notes))
+    args = train.parser().parse_args(["--mode", "sft", "--memory", "oracle", *SMALL, flag, "first"])
+    assert not train._mistake(args)
+    job = prepare(vars(args))
+    found = adapters.notes(job, {"step": 3, "reward": 0.25})
+    assert found["trained_on"] == ["conv-26", "sample-1"]
+    assert "conv-47" in found["selected_on"]
+    assert "Made with LOCOMO" in found["licence"]
+    assert "license: cc-by-nc-4.0" in adapters.card(job, {"step": 3, "reward": 0.25})
+    if flag == "--adapter":
+        assert (job.values["lora_rank"], job.values["lora_targets"]) == (4, "q_proj,v_proj")
+
+
 def test_out_of_memory_names_a_knob() -> None:
     error = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
     values = {"batch_size": 8, "gradient_accumulation": 2, "max_completion_tokens": 128}
@@ -186,6 +213,38 @@ def test_the_script_runs_as_a_script() -> None:
     )
     assert done.returncode == train.USAGE
     assert done.stderr == "train.py: --mode distill needs a teacher, such as --teacher openai/gpt-4o-mini.\n"
+
+
+def test_a_resumed_training_learns_from_the_same_replies(server: Server, tmp_path: Path) -> None:
+    flags = ["--mode", "distill", "--memory", "oracle", *SMALL, "--teacher", "openai/teacher"]
+    args = train.parser().parse_args([*flags, "--teacher-api-base", server.url])
+    assert not train._mistake(args)
+    job = prepare(vars(args))
+    golds = {prompt.messages[-1]["content"]: gold_reply(prompt.case) for prompt in job.train}
+    broken = True
+
+    def reply(number: int, body: dict[str, Any]) -> Reply:
+        asked = body["messages"][-1]["content"]
+        return Reply(500, {"error": {"message": "down"}}) if broken and asked == last else completion(golds[asked])
+
+    last = list(golds)[-1]
+    server.answer = reply
+    with RunFolder.create(tmp_path / "run", {}) as folder:
+        found = supervised.targets(job, folder)
+        assert len(found) == len(job.train) - 1
+        broken = False
+        assert supervised.targets(job, folder) == found
+
+
+def test_a_limit_that_was_reached_can_be_raised() -> None:
+    command = ["--resume", "stopped", "--cost-limit", "5"]
+    assert not train._mistake(train.parser().parse_args(command))
+    was, now = ({"cost_limit": limit, "model": "x"} for limit in (1.0, 5.0))
+    args = train.parser().parse_args(["--mode", "sft", "--memory", "oracle", *SMALL])
+    assert not train._mistake(args)
+    job = prepare(vars(args))
+    first, second = (identity_of(replace(job, config={**job.config, **config})) for config in (was, now))
+    assert first == second
 
 
 def test_a_teacher_is_asked_once_and_learned_from_where_it_is_right(server: Server, tmp_path: Path) -> None:

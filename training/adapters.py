@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from language_models.failure import describe
 from locomo import programs
-from locomo.choice import Refused
 from locomo.dataset import aside
 from locomo.run_folder import RunFolder
 from memory_system import MemorySystem
 from training import figures
+from training.export import ReadingPrompt
 from training.job import Job, Outcome, licence
 from training.local_model import dense
 
@@ -98,6 +98,11 @@ def write_program(job: Job, note: Mapping[str, Any]) -> None:
 def notes(job: Job, validation: Mapping[str, Any]) -> dict[str, Any]:
     """What must be known to ask an adapter again, and to say what it has seen."""
     config = job.config
+
+    def seen(by: str, prompts: Sequence[ReadingPrompt]) -> list[str]:
+        before = (id for notes in job.before for id in notes[by])
+        return sorted({*before, *(prompt.conversation for prompt in prompts)})
+
     return {
         "model": config["model"],
         "mode": config["mode"],
@@ -111,18 +116,18 @@ def notes(job: Job, validation: Mapping[str, Any]) -> dict[str, Any]:
         "quantize": config["quantize"],
         "seed": config["seed"],
         "data": job.data.sha256,
-        "stand_in": job.data.stand_in,
-        "trained_on": sorted({prompt.conversation for prompt in job.train}),
-        "selected_on": sorted({prompt.conversation for prompt in job.validation}),
+        "stand_in": job.stand_in,
+        "trained_on": seen("trained_on", job.train),
+        "selected_on": seen("selected_on", job.validation),
         "validation": dict(validation),
-        "licence": licence(job.data),
+        "licence": licence(job.stand_in),
     }
 
 
 def card(job: Job, validation: Mapping[str, Any]) -> str:
     """The model card: what it is, what it was trained on, and under which terms."""
     config, values = job.config, job.values
-    free = bool(job.data.stand_in)
+    found, free = notes(job, validation), bool(job.stand_in)
     return f"""---
 base_model: {config["model"]}
 library_name: peft
@@ -137,15 +142,15 @@ LoRA adapter for `{config["model"]}`, made by adaptive-memory's `train.py --mode
     }
 (recipe `{config["recipe"]}`, seed {config["seed"]}). It answers questions from lines of a conversation's memory.
 
-{licence(job.data)}
+{found["licence"]}
 {
         "It may be given away under its base model's licence."
         if free
         else "The data allows no commercial use, and an adapter trained on it is not to be put to any."
     }
 
-Trained on {", ".join(sorted({prompt.conversation for prompt in job.train}))}; chosen on
-{", ".join(sorted({prompt.conversation for prompt in job.validation}))} (step {validation["step"]}, validation reward
+Trained on {", ".join(found["trained_on"])}; chosen on
+{", ".join(found["selected_on"])} (step {validation["step"]}, validation reward
 {validation["reward"]:.3f}). Whatever it scores there says nothing; use `train.py --mode evaluate`.
 
 | value | |
@@ -167,7 +172,8 @@ def merge(adapter: Path, to: Path) -> Path:
     merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
     merged.save_pretrained(str(to))
     AutoTokenizer.from_pretrained(str(adapter)).save_pretrained(str(to))
-    (to / "README.md").write_text((adapter / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
+    for name in ("README.md", "training.json"):
+        shutil.copy(adapter / name, to / name)
     return to
 
 
@@ -175,8 +181,6 @@ def push(adapter: Path, name: str) -> str:
     """Upload one adapter with its card, and nothing else; a sentence on how that went."""
     from huggingface_hub import HfApi
 
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise Refused(f"--push-to-hub is {name!r}; it is OWNER/NAME.")
     try:
         HfApi().create_repo(name, private=True, exist_ok=True)
         HfApi().upload_folder(repo_id=name, folder_path=str(adapter), commit_message="Adapter")

@@ -127,20 +127,16 @@ class Run:
         order = schedule(self.job.train, per_step=1, steps=self.job.steps, seed=self.job.config["seed"])
         if (at := self._attach()) is None:
             at = self._begin()
-        if not at:
+        if at:
+            self._settle(at)  # a kill may have come between a group and what follows it
+        else:
             self._validate(0)
         for step in range(at, self.job.steps):
             if self.stop.is_set():
                 self._aside("Stopped; the server goes on waiting, and costing.")
                 return "stopped"
             self._learn(step, self.job.train[order[step]])
-            done = step + 1
-            if done % self.job.eval_steps == 0 or done == self.job.steps:
-                # First the checkpoint: the trainer gives its weights to the server's model before it writes one.
-                checkpoint = self._save(done)
-                self._validate(done, checkpoint)
-            elif done % int(self.job.config["save_steps"]) == 0:
-                self._save(done)
+            self._settle(step + 1)
         try:
             self.server.end(self.id)
         except ArborError as error:  # everything is here by now
@@ -255,6 +251,16 @@ class Run:
         if warning := figures.alarm(figures.read_lines(self.folder.path / "steps.jsonl")):
             self._aside(warning)
 
+    def _settle(self, done: int) -> None:
+        """The checkpoint and the validation that are due after a step, where they are not there yet."""
+        validates = done % self.job.eval_steps == 0 or done == self.job.steps
+        if not validates and done % int(self.job.config["save_steps"]):
+            return
+        # First the checkpoint: the trainer gives its weights to the server's model before it writes one.
+        checkpoint = self._save(done) if self.kept < done else self.folder.path / f"checkpoint-{done}"
+        if validates and all(line["step"] != done for line in figures.read_lines(self.folder.path / SCORES)):
+            self._validate(done, checkpoint)
+
     def _ask(self, prompt: ReadingPrompt, *, n: int, temperature: float) -> list[Reply]:
         return self.server.complete(
             self.id,
@@ -275,10 +281,10 @@ class Run:
         before = [line["reward"] for line in figures.read_lines(file) if line["step"]]
         record: dict[str, Any] = {"step": step, "what": "validation", "reward": fmean(g.reward for g in grades)}
         record |= figures.of_grades(grades)
-        figures.append(file, record)
-        self._aside(figures.line(record))
         if checkpoint and record["reward"] > max(before, default=float("-inf")):
             self._keep(checkpoint, record)
+        figures.append(file, record)  # last: it says that this step is settled
+        self._aside(figures.line(record))
 
     def _keep(self, checkpoint: Path, record: dict[str, Any]) -> None:
         part = self.folder.path / "best.part"

@@ -10,6 +10,7 @@ a back end, or resumed by it.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ SIMULATED_CONVERSATIONS = 10
 @dataclass(frozen=True)
 class Job:
     """What a back end is given. `values` are the resolved hyper-parameters (training/recipes.py), `train` and
-    `validation` the prompts, `order` the positions in `train` that each step sees, if the back end takes prompts so."""
+    `validation` the prompts, `before` the notes of the adapter or merged model that it starts from."""
 
     config: Config
     values: recipes.Values
@@ -51,6 +52,12 @@ class Job:
     train: tuple[ReadingPrompt, ...]
     validation: tuple[ReadingPrompt, ...]
     notices: tuple[str, ...] = ()
+    before: tuple[Config, ...] = ()
+
+    @property
+    def stand_in(self) -> str:
+        """What all that was ever learned from stands in for; empty where LOCOMO is among it."""
+        return self.data.stand_in if all(notes["stand_in"] for notes in self.before) else ""
 
     @property
     def output(self) -> Path:
@@ -74,6 +81,8 @@ def prepare(config: Config) -> Job:
         values = recipes.resolve(config["recipe"], mode=config["mode"], backend=config["backend"], chosen=config)
     except recipes.RecipeError as error:
         raise Refused(str(error)) from error
+    if config["adapter"]:
+        values |= _shape_of(Path(config["adapter"]))
     data = data_of(config)
     parts = {name: part(data, name) for name in ("train", "validation")}
     count = counter_for()
@@ -111,7 +120,33 @@ def prepare(config: Config) -> Job:
             notices.append(f"{unlabelled} {name} questions have no usable evidence label, and are left out.")
     if not data.stand_in and (found := exporter.leaks_in(prompts["train"], leaks.HeldOut.of(data))):
         raise Refused(f"the training prompts hold {len(found)} held-out texts: {leaks.summary(found)[0]}.")
-    return Job(config, values, data, prompts["train"], prompts["validation"], tuple(notices))
+    return Job(config, values, data, prompts["train"], prompts["validation"], tuple(notices), _before(config))
+
+
+def _shape_of(adapter: Path) -> recipes.Values:
+    """The values that an adapter brings with it. Raises Refused."""
+    try:
+        found = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        targets = found["target_modules"]
+        return {
+            "lora_rank": found["r"],
+            "lora_alpha": found["lora_alpha"],
+            "lora_dropout": found["lora_dropout"],
+            "lora_targets": targets if isinstance(targets, str) else ",".join(sorted(targets)),
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Refused(
+            f"--adapter {adapter} holds no LoRA adapter (adapter_config.json); give the folder of one."
+        ) from error
+
+
+def _before(config: Config) -> tuple[Config, ...]:
+    folders = [Path(config[name]) for name in ("adapter", "model") if config[name]]
+    return tuple(
+        json.loads(file.read_text(encoding="utf-8"))
+        for folder in folders
+        if (file := folder / "training.json").is_file()
+    )
 
 
 def data_of(config: Mapping[str, Any]) -> Dataset:
@@ -152,7 +187,7 @@ def carry_out(config: Config) -> Outcome:
         "values": job.values,
         "identity": identity,
         "stand_in": job.data.stand_in,
-        "licence": licence(job.data),
+        "licence": licence(job.stand_in),
         **provenance(),
     }
     try:
@@ -165,12 +200,13 @@ def carry_out(config: Config) -> Outcome:
         return str(backend.train(job, folder))
 
 
-def resume(path: Path, *, arbor_url: str | None = None) -> Outcome:
-    """Go on with the training of a folder from its newest checkpoint, on another Arbor server if one is named. Refused
-    where anything else has changed since."""
+def resume(path: Path, *, arbor_url: str | None = None, cost_limit: float | None = None) -> Outcome:
+    """Go on with the training of a folder from its newest checkpoint, on another Arbor server if one is named, or with
+    more to spend. Refused where anything else has changed since."""
     try:
         manifest = read_manifest(path)
         config = {**manifest["config"], **({"arbor_url": arbor_url} if arbor_url else {})}
+        config["cost_limit"] = cost_limit or config["cost_limit"]
         job = prepare({**config, **{name: Path(config[name]) for name in PATHS if config.get(name)}})
         was = manifest["identity"]
     except RunFolderError as error:
@@ -214,7 +250,7 @@ def export(config: Config) -> Outcome:
 # ---------------------------------------------------------------- its parts
 
 PATHS = ("adapter", "output_dir", "out", "arbor_config", "run_dir")
-FREE = ("dry_run", "no_mlflow", "arbor_url", "push_to_hub", "output_dir")
+FREE = ("dry_run", "no_mlflow", "arbor_url", "push_to_hub", "output_dir", "cost_limit")
 """Flags that change nothing of what is trained."""
 BESIDE = ("adapters", "doctor", "engines", "evaluation", "figures", "local_engine", "mlflow_log")
 """Modules that change nothing of it either."""
@@ -257,9 +293,9 @@ def announcement(job: Job) -> list[str]:
     return lines + ([STAND_INS[job.data.stand_in]] if job.data.stand_in else [])
 
 
-def licence(data: Dataset) -> str:
-    """Under what terms what is learned from the data may be used."""
-    if data.stand_in:
+def licence(stand_in: str) -> str:
+    """Under what terms what is learned from data may be used."""
+    if stand_in:
         return "Made with conversations of this project's own words (MIT)."
     return f"Made with LOCOMO. {LICENCE}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from locomo.run_folder import RunFolder
@@ -10,6 +11,8 @@ from training.export import ReadingPrompt, schedule
 from training.job import Job
 from training.local_model import LocalModel
 from training.reward import gold_reply
+
+SETTLED = "targets.json"
 
 
 def trainer(job: Job, folder: RunFolder, local: LocalModel, callback: Any) -> Any:
@@ -54,9 +57,13 @@ def row(local: LocalModel, prompt: ReadingPrompt, reply: str) -> dict[str, Any]:
 
 
 def targets(job: Job, folder: RunFolder) -> dict[str, str]:
-    """Prompt id -> the reply to learn."""
+    """Prompt id -> the reply to learn. A teacher's are settled once: a call that failed then might not fail when a
+    training is resumed, and the order of its data would be another."""
     if not job.config["teacher"]:
         return {prompt.id: gold_reply(prompt.case) for prompt in job.train}
-    from training.teacher import answers
+    if not (folder.path / SETTLED).exists():
+        from training.teacher import answers
 
-    return answers(job, folder)
+        folder.write_json(SETTLED, answers(job, folder))
+    found: dict[str, str] = json.loads((folder.path / SETTLED).read_text(encoding="utf-8"))
+    return found

@@ -62,7 +62,7 @@ def answers(job: Job, folder: RunFolder) -> dict[str, str]:
         if limit and teacher.price:
             spent = teacher.price.usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
             if spent >= limit:
-                return f"${spent:,.2f} are spent and --cost-limit is ${limit:,.2f}"
+                return f"${spent:,.2f} are spent and --cost-limit is ${limit:,.2f}; a higher one goes beside --resume"
         return ""
 
     store = CallStore(folder.path / "teacher.jsonl", fail_share=FAILED_SHARE, may_call=may_call)

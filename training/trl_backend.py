@@ -245,6 +245,7 @@ def arguments_for_both(job: Job, folder: RunFolder, *, on_gpu: bool) -> dict[str
         "save_steps": job.config["save_steps"],
         "save_total_limit": 3,
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would log a loss that is not a number as 0
         "report_to": "none",
         "push_to_hub": False,
         "disable_tqdm": True,
@@ -279,10 +280,11 @@ def _callback(job: Job, folder: RunFolder, rewarding: Rewarding, validation: Val
             record |= rewarding.taken()
             figures.append(folder.path / "steps.jsonl", record)
             aside(f"{job.data.mark}{figures.line(record)}")
-            if not math.isfinite(record["loss"]):
+            if not all(math.isfinite(record.get(name, 0.0)) for name in ("loss", "grad_norm")):
                 self.outcome = "failed"
-                control.should_training_stop = True
-                aside(f"{job.data.mark}The loss is {record['loss']}; use a lower --learning-rate or --loss dr_grpo.")
+                control.should_training_stop, control.should_save = True, False
+                knob = "a lower --learning-rate" + (" or --loss dr_grpo" if "loss" in job.values else "")
+                aside(f"{job.data.mark}The loss or its gradient is not a number; use {knob}.")
             if not self.alarmed and (told := figures.alarm(figures.read_lines(folder.path / "steps.jsonl"))):
                 self.alarmed = True
                 aside(f"{job.data.mark}{told}")
@@ -297,9 +299,9 @@ def _callback(job: Job, folder: RunFolder, rewarding: Rewarding, validation: Val
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             checkpoint = folder.path / f"checkpoint-{state.global_step}"
             rewarding.save(checkpoint)
-            adapters.complete(checkpoint)
             if state.global_step % job.eval_steps == 0 or state.global_step == job.steps:
                 validation.look(state.global_step)
+            adapters.complete(checkpoint)  # a kill before this trains from the one before, and validates again
 
     return Watching()
 

@@ -53,7 +53,7 @@ def keep(job: Job, local: LocalModel, to: Path, record: dict[str, Any]) -> None:
     """Save the adapter, whole or not at all, with what is needed to ask it again."""
     part = to.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
-    local.model.save_pretrained(str(part))
+    local.model.save_pretrained(str(part), selected_adapters=["default"])  # with a KL term TRL adds a copy, "ref"
     local.tokenizer.save_pretrained(str(part))
     (part / "training.json").write_text(json.dumps(adapters.notes(job, record), indent=1) + "\n", encoding="utf-8")
     (part / "README.md").write_text(adapters.card(job, record), encoding="utf-8")
