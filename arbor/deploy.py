@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if mistake := _mistake(args):
         print(f"deploy.py: {mistake}", file=sys.stderr)
         return USAGE
-    for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
+    for number in STOPS:
         signal.signal(number, _interrupt)
     try:
         account = RunPod()
@@ -117,7 +117,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+STOPS = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+
+
 def _interrupt(*_: object) -> None:
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)  # giving back is not to be interrupted
     raise KeyboardInterrupt
 
 
@@ -205,9 +210,14 @@ def _terminate(account: RunPod, args: argparse.Namespace) -> None:
         ids = [args.terminate]
     else:
         ids = [load(args.file).get("pod", "")]
+    running = []
     for pod in filter(None, ids):
-        account.terminate(pod)
-        print(f"Given back: {pod}")
+        try:
+            print(f"Given back: {pod}" if account.terminate(pod) else f"RunPod has no machine {pod} any more.")
+        except PodError as error:
+            running.append(str(error))
+    if running:
+        raise PodError(" ".join(running))
     if not any(ids):
         print("There was nothing to give back.")
     if args.file.exists() and (args.all or load(args.file).get("pod", "") in ids):

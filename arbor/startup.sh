@@ -9,19 +9,21 @@ set -Eeuo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 home=${ARBOR_HOME:-/workspace/arbor}
 port=${ARBOR_PORT:-7453}
-training_gpus=${ARBOR_TRAINING_GPUS:-1}
 environment=$home/environment
 mkdir -p "$home/storage"
+# A login over SSH does not see what the machine was rented with.
+training_gpus=${ARBOR_TRAINING_GPUS:-$(cat "$home/training_gpus" 2>/dev/null || echo 1)}
+echo "$training_gpus" >"$home/training_gpus"
 
 give_back() {
   local query
-  while true; do
+  while true; do   # until the machine is gone, and this with it: both may say that all is well when nothing is
     echo "$(date -u +%FT%TZ) time is over: giving the machine back"
-    runpodctl remove pod "${RUNPOD_POD_ID:-}" && break
+    runpodctl remove pod "${RUNPOD_POD_ID:-}" || true
     # Its own key, which RunPod puts into every machine. Read from a file descriptor, so that no process list shows it.
     query="{\"query\": \"mutation { podTerminate(input: { podId: \\\"${RUNPOD_POD_ID:-}\\\" }) }\"}"
     curl -fsS -H 'Content-Type: application/json' -H @<(echo "Authorization: Bearer ${RUNPOD_API_KEY:-}") \
-      -d "$query" https://api.runpod.io/graphql && break
+      -d "$query" https://api.runpod.io/graphql || true
     sleep 30
   done
 }

@@ -77,7 +77,12 @@ class Account:
     """What is answered instead of renting."""
     lose_reply: bool = False
     """Whether the reply to renting never comes."""
+    stuck: str = ""
+    """The machine that cannot be given back."""
+    silent: int = 0
+    """How many questions about one machine are not answered."""
     on_poll: Callable[[], None] = lambda: None
+    on_terminate: Callable[[], None] = lambda: None
 
     def answer(self, handler: BaseHTTPRequestHandler, body: bytes) -> tuple[int, Any]:
         if handler.headers["Authorization"] != f"Bearer {KEY}":
@@ -90,14 +95,23 @@ class Account:
         if self.lose_reply and "podFindAndDeploy" in query:
             self._rent(query)
             return 500, "lost"
+        if (named := re.search(r'podTerminate.*podId: "(\w+)"', query)) and named[1] in (self.stuck, *self._gone()):
+            return 200, {"errors": [{"message": "pod not found to terminate"}]}
+        if self.silent and "pod(input" in query:
+            self.silent -= 1
+            return 502, "bad gateway"
         return 200, {"data": self._data(query)}
+
+    def _gone(self) -> set[str]:
+        return {f"pod{n + 1}" for n in range(len(self.created))} - set(self.pods)
 
     def _data(self, query: str) -> Any:
         if "podFindAndDeployOnDemand" in query:
             return {"podFindAndDeployOnDemand": self._rent(query)}
         if terminate := re.search(r'podTerminate\(input: \{ podId: "(\w+)" \}\)', query):
+            self.on_terminate()
             self.terminated.append(terminate[1])
-            self.pods.pop(terminate[1], None)
+            del self.pods[terminate[1]]
             return {"podTerminate": None}
         if one := re.search(r'pod\(input: \{podId: "(\w+)"\}\)', query):
             return {"pod": self._poll(one[1])}

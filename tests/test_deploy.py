@@ -58,7 +58,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RUNPOD_API_KEY", KEY)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
 
     def arbor(handler: Any, body: bytes) -> tuple[int, Any]:
         return 200, {"info": {"title": "Arbor API"}}
@@ -78,7 +78,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
         log = install_ssh(tmp_path / "bin", forward=int(server.rsplit(":", 1)[1]), home=home)
         monkeypatch.setenv("PATH", f"{log.parent}{os.pathsep}{os.environ['PATH']}")
         yield Desk(account, tmp_path, run, log)
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     assert not [query for query in account.queries if KEY in query]
 
 
@@ -194,6 +195,44 @@ def test_terminate_all_spares_the_machines_of_others(desk: Desk) -> None:
     assert desk.account.terminated[-1] == "mine"
 
 
+def test_one_machine_that_stays_keeps_no_other(desk: Desk) -> None:
+    desk.run("--gpu-type", "L40S")
+    desk.run("--gpu-type", "L40S", "--file", "other.json")
+    desk.account.stuck = "pod1"
+    code, said = desk.run("--terminate", "--all")
+    assert code == 1
+    assert "THE MACHINE pod1 MAY STILL RUN AND COST" in said
+    assert desk.account.terminated == ["pod2"]
+    assert (desk.folder / "arbor_pod.json").exists()
+
+
+def test_a_machine_that_gave_itself_back_is_not_feared_for(desk: Desk) -> None:
+    desk.run("--gpu-type", "L40S")
+    desk.account.pods.clear()
+    code, said = desk.run("--terminate")
+    assert (code, said) == (0, "RunPod has no machine pod1 any more.\n")
+    assert not (desk.folder / "arbor_pod.json").exists()
+
+
+def test_an_interrupt_does_not_keep_a_machine_from_being_given_back(desk: Desk) -> None:
+    desk.account.polls_until_up = 10**9
+    polls = iter(range(100))
+    desk.account.on_poll = lambda: os.kill(os.getpid(), signal.SIGINT) if next(polls) == 3 else None
+    desk.account.on_terminate = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    assert desk.run("--gpu-type", "L40S", "--wait")[0] == 4
+    assert desk.account.terminated == ["pod1"]
+    assert not (desk.folder / "arbor_pod.json").exists(), "what was begun was brought to its end"
+
+
+def test_waiting_outlasts_some_silence(desk: Desk) -> None:
+    desk.run("--gpu-type", "L40S")
+    desk.account.silent = 3
+    assert desk.run("--wait")[0] == 0
+    desk.account.silent = 10**9
+    assert desk.run("--wait")[0] == 1
+    assert desk.account.terminated == ["pod1"]
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "said"),
     [
@@ -254,6 +293,7 @@ STUBS = {
     chmod +x "$py" "${py%python}arbor" ;;
 esac""",
     "runpodctl": 'echo "runpodctl $*" >>"$LOG"',
+    "curl": 'echo "curl $*" >>"$LOG"; echo "{\\"errors\\": []}"',
 }
 
 
@@ -299,6 +339,9 @@ def test_startup_repairs_arbor_and_may_run_twice(machine: Callable[..., str], tm
     config = (tmp_path / "site-packages" / "configs" / "deepspeed_config.yaml").read_text()
     assert "zero_stage: 3" in config
     assert "num_processes: 2" in config
+    machine(lambda log: True)
+    config = (tmp_path / "site-packages" / "configs" / "deepspeed_config.yaml").read_text()
+    assert "num_processes: 2" in config, "as it was rented, also from a login that does not know"
     log = machine(lambda log: True, ARBOR_TRAINING_GPUS="1")
     assert log.count("installed") == 1, "installed once"
     time.sleep(0.3)
@@ -307,9 +350,14 @@ def test_startup_repairs_arbor_and_may_run_twice(machine: Callable[..., str], tm
     assert not (tmp_path / "home" / "failed").exists()
 
 
-def test_startup_gives_the_machine_back_at_its_end(machine: Callable[..., str]) -> None:
-    log = machine(lambda log: "runpodctl" in log, ARBOR_DEADLINE=str(int(time.time()) - 1))
+def test_startup_gives_the_machine_back_until_it_is_gone(machine: Callable[..., str], tmp_path: Path) -> None:
+    """Neither program's word is taken for it: an answer with status 200 may hold a refusal."""
+    sleep = tmp_path / "bin" / "sleep"
+    sleep.write_text("#!/bin/sh\nexec /bin/sleep 0.1\n")
+    sleep.chmod(0o755)
+    log = machine(lambda log: log.count("runpodctl") > 1, ARBOR_DEADLINE=str(int(time.time()) - 1))
     assert "runpodctl remove pod pod1" in log
+    assert 'podTerminate(input: { podId: \\"pod1\\" })' in log
 
 
 def test_a_failed_startup_says_where(machine: Callable[..., str], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import secrets
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +32,8 @@ STORAGE = "/workspace/arbor"
 IMAGE = "runpod/pytorch:2.8.0-py3.11-cuda12.8.1-cudnn-devel-ubuntu22.04"
 CUDA = ("12.8", "12.9")
 SENT = ("startup.sh", "requirements.txt", "deepspeed_config.yaml")
+PATIENCE = 6
+"""Questions in a row that RunPod may leave unanswered while a machine is waited for."""
 HERE = Path(__file__).resolve().parent.parent / "arbor"
 
 Record = dict[str, Any]
@@ -109,15 +111,18 @@ class RunPod:
             for pod in self.ask("get_pods")
         ]
 
-    def terminate(self, pod: str) -> None:
-        """Give a machine back, three times if need be: each minute costs."""
+    def terminate(self, pod: str) -> bool:
+        """Give a machine back, three times if need be: each minute costs. False where the account has none such."""
         for attempt in range(3):
             try:
                 self.ask("terminate_pod", pod)
-                return
+                return True
             except PodError as error:
                 last = error
                 time.sleep(attempt)
+        with suppress(PodError):
+            if all(other["id"] != pod for other in self.pods()):
+                return False
         raise PodError(
             f"THE MACHINE {pod} MAY STILL RUN AND COST: {last} Terminate it at https://console.runpod.io/pods."
         ) from last
@@ -241,7 +246,7 @@ def wait(
     """
     record = load(path)
     end = time.monotonic() + minutes * 60
-    said = ""
+    said, unanswered = "", 0
 
     def tell(text: str) -> None:
         nonlocal said
@@ -249,7 +254,14 @@ def wait(
             say(said := text)
 
     while time.monotonic() < end:
-        pod = account.ask("get_pod", record["pod"])
+        try:
+            pod, unanswered = account.ask("get_pod", record["pod"]), 0
+        except PodError as error:
+            if (unanswered := unanswered + 1) == PATIENCE:
+                raise
+            tell(str(error))
+            time.sleep(every_seconds)
+            continue
         if pod is None or pod.get("desiredStatus") in ("EXITED", "TERMINATED", "DEAD"):
             raise PodError(f"The machine {record['pod']} ended before its server answered; rent another.")
         if (address := _ssh_address(pod)) is None:
