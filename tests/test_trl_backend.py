@@ -135,11 +135,62 @@ def test_an_adapter_is_told_from_its_base_and_merged(model: Path, tmp_path: Path
     assert "changes nothing" not in line
     assert "adapter against base (what training did)" in said
     assert "adapter against base with style rules" in said
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["config"]["model"] == str(model), "whose adapter it is, not what --model would be"
     records = [json.loads(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()]
     assert {record["system"] for record in records} == {"adapter", "base", "base with style rules"}
     again = _run(*asked, "--no-mlflow", "--run-dir", "run", cwd=tmp_path)  # nothing is asked twice
     assert len((tmp_path / "run" / "records.jsonl").read_text().splitlines()) == len(records)
     assert "Log-probability" in again
+    assert "was chosen on sample-1, asked here" in again
+
+
+def test_a_kill_while_the_last_step_is_validated_loses_no_validation(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import train
+    from training.validation import Validation
+
+    monkeypatch.chdir(tmp_path)
+    look = Validation.look
+
+    def killed(self: Validation, step: int) -> None:
+        if step == 3:
+            raise SystemExit
+        look(self, step)
+
+    monkeypatch.setattr(Validation, "look", killed)
+    flags = [*GRPO, *SIZES, *SHORT, *REST, "--model", str(model), "--num-train-steps", "3", "--beta", "0.04"]
+    with pytest.raises(SystemExit):
+        train.main([*flags, "--eval-steps", "3"])
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--resume", "grpo_checkpoints"]) == 0
+    best = tmp_path / "grpo_checkpoints" / "best"
+    assert json.loads((best / "training.json").read_text())["validation"]["step"] == 3
+    assert not [path for path in best.iterdir() if path.is_dir()], "the adapter alone, not what TRL measures it against"
+
+
+def test_a_loss_that_is_not_a_number_ends_the_training(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    import train
+
+    monkeypatch.chdir(tmp_path)
+    broken = get_peft_model(AutoModelForCausalLM.from_pretrained(model), LoraConfig(r=4, task_type="CAUSAL_LM"))
+    for name, parameter in broken.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.constant_(parameter, float("nan"))
+    broken.save_pretrained("broken")
+    flags = ["--mode", "sft", "--data", SAMPLE, "--memory", "oracle", "--budgets", "128", *SIZES, *REST]
+    flags += ["--max-completion-tokens", "8", "--adapter", "broken", "--model", str(model)]
+    assert train.main([*flags, "--num-train-steps", "4"]) == 1
+    assert "is not a number; use a lower --learning-rate" in capsys.readouterr().err
+    assert len(_steps(tmp_path / "sft_checkpoints")) == 1
 
 
 class _Letters:

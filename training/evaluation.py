@@ -135,6 +135,13 @@ class Evaluation:
         memory.read.lm = self.models[ADAPTER if arm == ADAPTER else BASE].lm
         return memory
 
+    def cautions(self) -> list[str]:
+        """What flatters the adapter."""
+        chosen = sorted({c.id for c in self.conversations} & set(self.notes["selected_on"]))
+        if not chosen:
+            return []
+        return [f"The adapter's checkpoint was chosen on {', '.join(chosen)}, asked here: its gain is flattered."]
+
     def manifest(self) -> dict[str, Any]:
         """As evaluate.py writes it, so that its readers know what was asked."""
         prompts = {
@@ -142,7 +149,8 @@ class Evaluation:
             for name, memory in self.memories.items()
         }
         config = {
-            **{name: self.config[name] for name in ("mode", "model", "split", "num_test", "seed", "api_base", "attn")},
+            **{name: self.config[name] for name in ("mode", "split", "num_test", "seed", "api_base", "attn")},
+            "model": self.notes["model"],
             "no_mlflow": self.config["no_mlflow"],
             "adapter": str(self.adapter),
             "budgets": [self.budget],
@@ -229,7 +237,7 @@ def _conclude(evaluation: Evaluation, folder: RunFolder, fatal: str, *, stopped:
         "token_counter": evaluation.count.name,
         "left_out": {},
         "ledger": {"test_scored": asdict(looks) if looks else None, "broken": []},
-        "cautions": [],
+        "cautions": evaluation.cautions(),
     }
     _, table = conclude(folder, data, keys, facts, no_judge="no judge is asked", notes=[str(looks or "")])
     lines = [*table.splitlines(), "", *verdict(evaluation, records)]
@@ -309,6 +317,7 @@ def _announcement(evaluation: Evaluation) -> list[str]:
         f"without it under style rules: {len(evaluation.questions)} questions of {_ids(evaluation.conversations)} at "
         f"{evaluation.budget:,} tokens of memory ({notes['memory']}), {max(1, notes['rounds'])} round(s)."
     ]
+    lines += evaluation.cautions()
     return lines + ([STAND_INS[evaluation.data.stand_in]] if evaluation.data.stand_in else [])
 
 
