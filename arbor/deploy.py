@@ -129,6 +129,8 @@ def _interrupt(*_: object) -> None:
 def _mistake(args: argparse.Namespace) -> str:
     if args.all and args.terminate != "":
         return "--all goes with --terminate alone: python arbor/deploy.py --terminate --all"
+    if not args.file.parent.is_dir():
+        return f"--file {args.file} is in a folder that is not there: mkdir -p {shlex.quote(str(args.file.parent))}"
     if args.gpu_count < 2:
         return (
             "--gpu-count 1 is too few: Arbor needs one GPU to serve and one to train; give 2 or more, or train on one "

@@ -195,6 +195,16 @@ def test_terminate_all_spares_the_machines_of_others(desk: Desk) -> None:
     assert desk.account.terminated[-1] == "mine"
 
 
+def test_why_ssh_does_not_reach_the_machine_is_told(desk: Desk) -> None:
+    ssh = desk.ssh_log.with_name("ssh")
+    ssh.write_text("#!/bin/sh\necho 'root@203.0.113.7: Permission denied (publickey).' >&2\nexit 255\n")
+    code, said = desk.run("--gpu-type", "L40S", "--wait", "--wait-minutes", "0.005")
+    assert code == 1
+    assert "SSH does not reach it yet" in said
+    assert "Permission denied (publickey)" in said.splitlines()[-1]
+    assert desk.account.terminated == ["pod1"]
+
+
 def test_one_machine_that_stays_keeps_no_other(desk: Desk) -> None:
     desk.run("--gpu-type", "L40S")
     desk.run("--gpu-type", "L40S", "--file", "other.json")
@@ -239,6 +249,7 @@ def test_waiting_outlasts_some_silence(desk: Desk) -> None:
         (["--gpu-count", "1"], 2, "--backend trl"),
         (["--gpu-type", "TPU"], 1, "A100 PCIe, A100 SXM, L40S"),
         (["--all"], 2, "--terminate --all"),
+        (["--gpu-type", "L40S", "--file", "no/pod.json"], 2, "mkdir -p no"),
         (["--status"], 1, "not about a machine"),
     ],
 )

@@ -284,8 +284,11 @@ def _server(record: Record, path: Path) -> str:
     endpoint = of(record, path)
     try:
         failed = endpoint.run(f"cat {STORAGE}/failed 2>/dev/null || true")
-        if failed.strip():
-            raise PodError(f"The machine's startup failed: {' '.join(failed.split())[:300]}")
+    except EndpointError as error:
+        return f"The machine runs, and SSH does not reach it yet: {error}"
+    if failed.strip():
+        raise PodError(f"The machine's startup failed: {' '.join(failed.split())[:300]}")
+    try:
         with endpoint.open() as url:
             answer = requests.get(f"{url}/openapi.json", timeout=10)
             if answer.ok and "Arbor" in answer.json()["info"]["title"]:
