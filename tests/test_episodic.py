@@ -172,6 +172,22 @@ def test_the_goal_moves_less_each_time() -> None:
     assert codes.short[0].goal == codes.goal
 
 
+def test_a_codebook_may_have_no_ring() -> None:
+    codes = Codes(feature_dim=2, short_max=0)
+    codes.add(unit(1, 0), time=0.0)
+    assert (len(codes.short), len(codes.long)) == (0, 1)
+
+
+def test_a_codebook_takes_in_each_vector_once_beside_episodes_without_any() -> None:
+    store = open_store("memory:")
+    store.store_episode("team", Episode("0", "no vector", 0.0))
+    store.store_episode("team", Episode("1", "x", 1.0), unit(1, 0))
+    codes = Codes(feature_dim=2)
+    for _ in range(2):
+        codes.catch_up(store, "team")
+    assert codes.added == 1
+
+
 def test_agents_share_a_codebook_through_the_store(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).normal(size=(60, 32))
     one, two = (open_store(f"sqlite:///{tmp_path}/memory.db") for _ in range(2))
