@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -249,6 +250,19 @@ def test_near_duplicates_become_one_with_links_to_its_sources(opened: Open) -> N
     assert store.get("agent", ["4"])[0].sources == ("2", "1"), "sources of sources"
     store.change("agent", merge={"1": ["4"], "?": ["4"], "3": ["?", "2"]})
     assert [e.archived for e in store.get("agent", ["1", "2", "3", "4"])] == [True, True, False, False]
+
+
+def test_a_text_that_was_stored_very_often_is_merged_in_little_memory() -> None:
+    store = open_store("memory:")
+    store.store_episodes(
+        "agent", [Episode(f"{n:04}", "All well.", float(n)) for n in range(2500)], np.tile(np.ones(8), (2500, 1))
+    )
+    tracemalloc.start()
+    merged = store.consolidate("agent", at=NOW).merged
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert {id: len(others) for id, others in merged.items()} == {"0000": 2499}
+    assert peak < 60e6
 
 
 def test_what_is_deleted_is_gone(opened: Open) -> None:
