@@ -291,10 +291,11 @@ def _cursor(*place: str | float) -> str:
 def _parsed(cursor: str, length: int) -> Sequence[Any]:
     try:
         place = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        if len(place) != length or not isinstance(place[-1], str):
+        if len(place) != length or not isinstance(place[-1], str) or "\0" in place[-1]:
             raise ValueError(place)
+        place[-1].encode()  # raises for half a character
         return [float(number) for number in place[:-1]] + place[-1:]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise NotThere("this cursor is of no page; begin without one.") from error
 
 

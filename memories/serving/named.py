@@ -215,7 +215,7 @@ class NamedMemories:
             for last in (False, True):
                 known = {episode.id: episode for episode in self.store.get(named.scope, ids)}
                 turns = [self._turn(one, id, known.get(id)) for one, id in zip(said, ids, strict=True)]
-                turns.sort(key=lambda turn: turn.said_at)
+                turns.sort(key=episodes.at_of)
                 size = self.store.size(named.scope)
                 try:
                     episodes.observe(
@@ -332,7 +332,8 @@ class NamedMemories:
             raise Refused(f"a turn is of the year {said_at.year}; it may be of the years 2 to 9998.")
         session = said_at.toordinal() if one.session is None else one.session
         turn = Turn(id, one.speaker, one.text, session, said_at, one.caption)
-        if known and known.text != turn.line.rstrip("\n"):
+        at = None if one.said_at is None else episodes.at_of(turn)
+        if known and (known.text != turn.line.rstrip("\n") or at not in (None, known.at)):
             raise Taken(f"another turn has the id {id!r}, or another request had the same key; give this one its own.")
         return turn
 
