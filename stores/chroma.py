@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import numpy as np
 
+from stores.address import without_password
 from stores.episode import Episode, Size, StoreError, Vectors
 from stores.memory import InMemory, Scope
 from stores.store import DEFAULT_BITS, Postings, Store
@@ -193,7 +194,9 @@ def from_url(url: str) -> Chroma:
     bits = dict(parse_qsl(address.query)).get("bits", str(DEFAULT_BITS))
     path = unquote(address.path[1:])
     if bits not in ("2", "4") or not (address.hostname or path):
-        raise StoreError(f"{url!r} names no Chroma; write chroma:///folder or chroma://host:port, bits=2 or 4.")
+        raise StoreError(
+            f"{without_password(url)!r} names no Chroma; write chroma:///folder or chroma://host:port, bits=2 or 4."
+        )
     settings = Settings(anonymized_telemetry=False)
     try:
         client: Any
@@ -203,7 +206,9 @@ def from_url(url: str) -> Chroma:
             client = chromadb.PersistentClient(path=str(Path(path)), settings=settings)
         return Chroma(client, bits=int(bits))
     except Exception as error:  # Chroma raises ValueError, its own and its drivers' errors
-        raise StoreError(f"{url!r} cannot be opened as a Chroma store ({error}); see that it is there.") from error
+        raise StoreError(
+            f"{without_password(url)!r} cannot be opened as a Chroma store ({error}); see that it is there."
+        ) from error
 
 
 def _written(episode: Episode) -> dict[str, Any]:

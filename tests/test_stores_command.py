@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from stores import open_store
-from stores.__main__ import main, target_name
+from stores.__main__ import main
+from stores.address import without_password
 from stores.episode import Conflict, Episode
 from stores.migrate import migrate
 from stores.store import Store
@@ -111,6 +112,12 @@ def test_the_commands_say_what_they_did(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_password_is_not_said() -> None:
-    assert target_name("postgresql://me:secret@host/name") == "postgresql://me:…@host/name"
-    assert target_name("postgresql://me@host/name") == "postgresql://me@host/name"
-    assert target_name("sqlite:///a.db") == "sqlite:///a.db"
+    assert without_password("postgresql://me:secret@host/name") == "postgresql://me:…@host/name"
+    assert without_password("postgresql://me@host/name") == "postgresql://me@host/name"
+    assert without_password("sqlite:///a.db") == "sqlite:///a.db"
+    for hidden in (
+        "redis://h:6379/0?behind=postgresql%3A%2F%2Fme%3Asecret%40host%2Fname", "redis://:secret@h/0",
+        "postgresql://host/name?password=secret&user=me",
+    ):  # fmt: skip
+        assert "secret" not in without_password(hidden)
+        assert without_password(hidden).startswith(hidden[:8])

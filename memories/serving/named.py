@@ -42,6 +42,9 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 MOST_AT_ONCE = 1000
 """Turns observed, or episodes asked for, at a time."""
 
+MOST_TEXT_BYTES = 2**20
+"""Of a turn."""
+
 SWEEP_AFTER_SECONDS = 86_400
 """What is in no list for so long was left behind; before, it may be on its way."""
 
@@ -332,6 +335,12 @@ class NamedMemories:
             raise Refused(f"a turn is of the year {said_at.year}; it may be of the years 2 to 9998.")
         session = said_at.toordinal() if one.session is None else one.session
         turn = Turn(id, one.speaker, one.text, session, said_at, one.caption)
+        try:
+            size = len(turn.line.encode())
+        except UnicodeEncodeError as error:
+            raise Refused("a text is no UTF-8: it holds half a character; send it as UTF-8.") from error
+        if size > MOST_TEXT_BYTES:
+            raise Refused(f"a turn of {size:,} bytes is too long; send up to {MOST_TEXT_BYTES:,} in one.")
         at = None if one.said_at is None else episodes.at_of(turn)
         if known and (known.text != turn.line.rstrip("\n") or at not in (None, known.at)):
             raise Taken(f"another turn has the id {id!r}, or another request had the same key; give this one its own.")
