@@ -148,6 +148,14 @@ def test_every_store_finds_the_same_in_locomo(opened: Open, locomo: object) -> N
         assert found == expected, question.id
 
 
+def test_of_many_equal_ones_every_store_finds_those_of_the_smaller_ids(opened: Open) -> None:
+    made = [Episode(f"{n:03}", "", at=0.0) for n in reversed(range(250))]
+    store = opened()
+    store.store_episodes("agent", made, np.ones((250, DIMENSIONS)))
+    found = store.retrieve_similar("agent", "", np.ones(DIMENSIONS), 5, at=NOW, weights=Weights(beside=0.0))
+    assert [hit.episode.id for hit in found] == ["000", "001", "002", "003", "004"]
+
+
 def test_what_is_stored_is_there_after_a_restart(opened: Open) -> None:
     made, vectors = episodes(3, 60)
     store = opened()
