@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import ExitStack, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +30,7 @@ from prometheus_client import generate_latest
 from starlette.background import BackgroundTask
 
 from memories.serving.access import Access
-from memories.serving.guard import Guard, Measures, Rate
+from memories.serving.guard import MOST_CARTRIDGE_BYTES, Guard, Measures, Rate
 from memories.serving.messages import (
     AnswerIn,
     AnswerOut,
@@ -261,8 +262,8 @@ def _add_memory_routes(app: APIRouter, memories: NamedMemories) -> None:
 
     @app.put("/v1/memories/{name}/cartridge", openapi_extra={"requestBody": {"required": True, "content": BINARY}})
     async def put_cartridge(name: Name, request: Request, tenant: Tenant) -> MemoryOut:
-        """Put what a cartridge holds in the place of the memory, or of none. Until all of it is there, requests are
-        answered from the old one."""
+        """Put the turns of a cartridge in the place of the memory, or of none, for the system that it names. Until all
+        of it is there, requests are answered from the old one."""
         from memories.serving.carrying import import_cartridge
 
         with tempfile.NamedTemporaryFile(suffix=".cartridge") as file:
@@ -270,7 +271,8 @@ def _add_memory_routes(app: APIRouter, memories: NamedMemories) -> None:
                 await to_thread.run_sync(file.write, block, limiter=carrying)
             await to_thread.run_sync(file.flush, limiter=carrying)
             path = Path(file.name)
-            return out(await to_thread.run_sync(import_cartridge, memories, tenant, name, path, limiter=carrying))
+            put = partial(import_cartridge, memories, tenant, name, path, most_bytes=MOST_CARTRIDGE_BYTES)
+            return out(await to_thread.run_sync(put, limiter=carrying))
 
     @app.delete("/v1/memories/{name}/turns/{id}", status_code=204)
     def forget(name: Name, id: Id, tenant: Tenant, archive: bool = False) -> None:

@@ -17,6 +17,7 @@ pytest.importorskip("fastapi", reason="the service is not installed: pip install
 pytest.importorskip("prometheus_client", reason="the service is not installed: pip install '.[service]'")
 httpx = pytest.importorskip("httpx", reason="its client is not installed: pip install '.[dev]'")
 
+import memories.service  # noqa: E402
 from memories.serving.guard import MOST_BODY_BYTES, Rate  # noqa: E402
 from tests.conftest import completion, failure  # noqa: E402
 from tests.serving import in_process, in_thread  # noqa: E402
@@ -267,7 +268,9 @@ def test_a_service_that_ends_has_lost_nothing_that_it_acknowledged(tmp_path: Pat
         assert service.memories.store.check() == []
 
 
-def test_a_memory_goes_from_service_to_service_and_recalls_the_same(service: Any, tmp_path: Path, sample: Any) -> None:
+def test_a_memory_goes_from_service_to_service_and_recalls_the_same(
+    service: Any, tmp_path: Path, sample: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     conversation = sample.conversations[0]
     turns = [{"text": turn.text, "speaker": turn.speaker, "id": turn.id} for turn in conversation.turns]
     with in_thread(f"sqlite:///{tmp_path}/other.db") as other:
@@ -283,6 +286,8 @@ def test_a_memory_goes_from_service_to_service_and_recalls_the_same(service: Any
             assert other.get(f"{path}/turns").json() == service.get(f"{path}/turns").json()
         damaged = carried.content[:-200] + b"x" + carried.content[-199:]
         is_problem(other.put("/v1/memories/bm25/cartridge", content=damaged), 409)
+        monkeypatch.setattr(memories.service, "MOST_CARTRIDGE_BYTES", 100)
+        assert "may unpack to 100" in is_problem(other.put("/v1/memories/bm25/cartridge", content=carried.content), 409)
         assert other.get("/v1/memories/bm25").json()["turns"] == len(turns), "what was there still is"
 
 
