@@ -39,6 +39,7 @@ class Chroma(Store):
         self._client = client
         self._notes = self._collection("memory_notes")
         self._mirrors: dict[str, InMemory] = {}
+        self._numbers: dict[str, dict[str, int]] = {}  # of each scope's episodes, in the order of arrival
 
     def _collection(self, name: str) -> Any:
         return self._client.get_or_create_collection(
@@ -82,6 +83,7 @@ class Chroma(Store):
                     offset += len(ids)
             listed.sort(key=lambda numbered: (numbered[0], numbered[1].id))
             mirror = self._mirrors[scope] = InMemory()
+            self._numbers[scope] = {episode.id: number for number, episode in listed}
             if listed:
                 mirror.change(scope, add=[episode for _, episode in listed])
             mirror.known.setdefault(scope, Scope()).changes = changes
@@ -109,7 +111,10 @@ class Chroma(Store):
         del self._mirrors[scope]  # it is believed again once all of it is written
         after = list(mirror.scan(scope))
         known = {id(episode) for episode in before}
-        changed = [(n, episode) for n, episode in enumerate(after) if id(episode) not in known]
+        numbers = self._numbers[scope]
+        following = 1 + max(numbers.values(), default=-1)  # however many were removed before
+        numbers |= {e.id: following + n for n, e in enumerate(e for e in after if e.id not in numbers)}
+        changed = [(numbers[episode.id], episode) for episode in after if id(episode) not in known]
         for start in range(0, len(changed), _BATCH):
             self._put(scope, changed[start : start + _BATCH], mirror.kind)
         alone = self._changes(scope) == seen

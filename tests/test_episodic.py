@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,19 @@ def test_a_failure_in_idle_time_is_told_and_stops_nothing(tmp_path: Path, capsys
         idle.touch("one")
         assert done.wait(20)
     assert "'one' was not consolidated" in capsys.readouterr().err
+
+
+def test_a_text_that_was_stored_very_often_is_merged_in_little_memory() -> None:
+    store = open_store("memory:")
+    store.store_episodes(
+        "agent", [Episode(f"{n:04}", "All well.", float(n)) for n in range(2500)], np.tile(np.ones(8), (2500, 1))
+    )
+    tracemalloc.start()
+    merged = store.consolidate("agent", at=1.0).merged
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert {id: len(others) for id, others in merged.items()} == {"0000": 2499}
+    assert peak < 60e6
 
 
 # ---------------------------------------------------------------- the codebook

@@ -16,7 +16,8 @@ import pytest
 
 from language_models import encoders
 from memories.__main__ import default_url, main, parser
-from memories.serving.named import MOST_TEXT_BYTES
+from memories.serving.named import MOST_TEXT_BYTES, Named, NamedMemories, Said
+from stores.episode import Episode
 from tests.conftest import ROOT, HashEncoder
 
 
@@ -159,6 +160,23 @@ def test_nothing_heavy_is_imported_to_remember(tmp_path: Path) -> None:
     )
     environment = {**os.environ, "ADAPTIVE_MEMORY_URL": f"sqlite:///{tmp_path}/light.db", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, env=environment)
+
+
+def test_what_is_exchanged_while_it_is_removed_is_removed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memories = NamedMemories(f"sqlite:///{tmp_path}/named.db", encoder=HashEncoder())
+    memories.observe("ada", "default", [Said("a kayak")])
+    find = memories.find
+
+    def find_and_be_too_late(tenant: str, name: str) -> Named:
+        found = find(tenant, name)
+        other = Episode("1", "a bowl", 0.0)
+        memories.exchange(tenant, name, system="bm25", fill=lambda scope: memories.store.store_episode(scope, other))
+        return found
+
+    monkeypatch.setattr(memories, "find", find_and_be_too_late)
+    memories.delete("ada", "default")
+    assert memories.store.scopes() == []
+    memories.close()
 
 
 def test_the_default_store_is_in_the_users_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

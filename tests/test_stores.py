@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -260,19 +259,6 @@ def test_near_duplicates_become_one_with_links_to_its_sources(opened: Open) -> N
     assert [e.archived for e in store.get("agent", ["1", "2", "3", "4"])] == [True, True, False, False]
 
 
-def test_a_text_that_was_stored_very_often_is_merged_in_little_memory() -> None:
-    store = open_store("memory:")
-    store.store_episodes(
-        "agent", [Episode(f"{n:04}", "All well.", float(n)) for n in range(2500)], np.tile(np.ones(8), (2500, 1))
-    )
-    tracemalloc.start()
-    merged = store.consolidate("agent", at=NOW).merged
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert {id: len(others) for id, others in merged.items()} == {"0000": 2499}
-    assert peak < 60e6
-
-
 def test_what_is_deleted_is_gone(opened: Open) -> None:
     """A scope that was emptied and filled again finds nothing of what it held."""
     store, other = opened(), opened()
@@ -294,6 +280,18 @@ def test_what_is_deleted_is_gone(opened: Open) -> None:
     model.store_episodes("agent", fresh, fresh_vectors)
     assert results(other, "agent", 9) == results(store, "agent", 9) == results(model, "agent", 9)
     assert store.check() == []
+
+
+def test_the_order_of_arrival_outlives_removals_and_a_restart(opened: Open) -> None:
+    store, model = opened(), open_store("memory:")
+    for each in (store, model):
+        each.change("agent", add=[Episode(f"e{n}", "a kayak", 0.0) for n in range(4)])
+        each.delete("agent", ["e0"])
+        each.change("agent", add=[Episode("b", "a bowl", 0.0), Episode("a", "a lamp", 0.0)], uses={"e3": 1})
+        each.replace("agent", Episode("e1", "a reed", 0.0))
+    expected = [episode.id for episode in model.scan("agent")]
+    assert [episode.id for episode in store.scan("agent")] == expected == ["e2", "e3", "b", "a", "e1"]
+    assert [episode.id for episode in opened().scan("agent")] == expected
 
 
 def test_forgetting_archives_by_the_time_it_is_given(opened: Open) -> None:

@@ -165,10 +165,12 @@ class NamedMemories:
 
     def delete(self, tenant: str, name: str) -> int:
         """Remove a memory with all that it holds, for good. How many turns there were."""
-        named = self.find(tenant, name)
-        with self._listing:
+        self.find(tenant, name)
+        with self._listing, self.store.transaction():
+            self.store.change(_registry(tenant))  # from here on nobody exchanges it
+            listed = self.store.get(_registry(tenant), [name])
             self.store.delete(_registry(tenant), [name])
-        return self._clear(named.scope)
+        return sum(self._clear(_named(entry).scope) for entry in listed)
 
     def exchange(self, tenant: str, name: str, *, system: str, fill: Callable[[str], object]) -> Named:
         """Put a memory in the place of the one of a name, or of none, in one step: `fill` has stored all of it in the
