@@ -117,6 +117,8 @@ def application(
 
         security = TransportSecuritySettings(enable_dns_rebinding_protection=False)
         spoken = tools.streamable_http_app(stateless_http=True, json_response=True, transport_security=security)
+        for route in spoken.routes:
+            route.methods = {"POST"}  # nothing is ever sent unasked; a GET would wait for it without end
         app.router.routes.extend(spoken.routes)
     return app
 
