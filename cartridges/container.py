@@ -90,7 +90,7 @@ def write(
     entries = [_Entry(name, sizes[name], checks[name]) for name in NAMES if name in sizes]
     if sum(entry.length for entry in entries) > MOST_FILE_BYTES:
         raise CartridgeError("it would pass 4 GiB, which a cartridge cannot; save fewer memories in one")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.parent / f".{path.name}.{os.getpid()}.part"
     try:
         with part.open("wb") as file:
             for entry in entries:

@@ -9,13 +9,14 @@
     python -m memories serve                                  REST and MCP on http://127.0.0.1:8765
 
 All is kept in one SQLite file, or in the store that --memory-url or ADAPTIVE_MEMORY_URL names (stores/__init__.py).
-Exit codes: 0 done, 1 nothing found or failed, 2 usage.
+Exit codes: 0 done, 1 nothing found or failed, 2 usage, 4 stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         try:
             code: int = args.act(memories, args)
+            sys.stdout.flush()
         finally:
             memories.close()
     except (*TOLD, Usage) as error:
@@ -54,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        print(f"python -m memories {args.verb}: stopped; what was acknowledged is kept.", file=sys.stderr)
+        return 4
     return code
 
 
@@ -70,7 +75,9 @@ def default_url() -> str:
 def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--memory-url", metavar="URL", help="of the store; default ADAPTIVE_MEMORY_URL, or one file")
-    common.add_argument("--memory", metavar="NAME", help="which memory; default: default", default="default")
+    common.add_argument(
+        "--memory", type=_text, metavar="NAME", help="which memory; default: default", default="default"
+    )
     common.add_argument("--encoder", metavar="NAME", help="makes the vectors; default minilm")
     common.add_argument("--json", action="store_true", help="for machines")
     top = argparse.ArgumentParser(
@@ -84,14 +91,16 @@ def parser() -> argparse.ArgumentParser:
         return made
 
     add = verb("add", _add, "remember")
-    add.add_argument("text", nargs="+", help="one text in one or more words; - reads a line each from standard input")
-    add.add_argument("--speaker", default="user", metavar="NAME", help="who said it; default user")
+    add.add_argument(
+        "text", nargs="+", type=_text, help="one text in one or more words; - reads a line each from standard input"
+    )
+    add.add_argument("--speaker", type=_text, default="user", metavar="NAME", help="who said it; default user")
     add.add_argument("--at", type=_time, metavar="TIME", help="when, such as 2024-05-08T14:30; default now")
     add.add_argument("--system", metavar="NAME", help="of a new memory: who recalls from it; default episodic")
     recall = verb("recall", _recall, "what fits a question")
     ask = verb("ask", _ask, "a language model's answer from what fits")
     for each in (recall, ask):
-        each.add_argument("question", nargs="+")
+        each.add_argument("question", nargs="+", type=_text)
         each.add_argument(
             "--budget-tokens", type=_count, default=BUDGET_TOKENS, metavar="N", help="default %(default)s"
         )
@@ -101,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
     listed.add_argument("--limit", type=_count, default=20, metavar="N", help="default %(default)s")
     listed.add_argument("--memories", action="store_true", help="list the memories instead")
     forget = verb("forget", _forget, "let nothing find it again")
-    forget.add_argument("ids", nargs="*", metavar="ID", help="as `list` shows them")
+    forget.add_argument("ids", nargs="*", type=_text, metavar="ID", help="as `list` shows them")
     forget.add_argument("--for-good", action="store_true", help="remove it, instead of archiving it")
     forget.add_argument("--everything", action="store_true", help="remove the whole memory, for good")
     export = verb("export", _export, "write the memory to a file, a cartridge")
@@ -115,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--auth", action=argparse.BooleanOptionalAction, help="ask for tokens; default beyond this machine"
     )
-    serve.add_argument("--rate", type=float, default=100.0, metavar="N", help="requests a second a tenant; 0 for any")
+    serve.add_argument("--rate", type=_rate, default=100.0, metavar="N", help="requests a second a tenant; 0 for any")
     serve.add_argument("--consolidate-after", type=_count, default=0, metavar="SECONDS", help="without anything new")
     serve.add_argument("--model", metavar="NAME", help="who answers; default by the keys in the environment")
     serve.add_argument("--api-base", metavar="URL", help="of a server that speaks OpenAI's protocol")
@@ -133,7 +142,10 @@ def _add(memories: NamedMemories, args: argparse.Namespace) -> int:
 
     texts = [" ".join(args.text)]
     if texts == ["-"]:
-        texts = [line.rstrip("\n") for line in sys.stdin]
+        try:
+            texts = [line.rstrip("\n") for line in sys.stdin]
+        except UnicodeDecodeError as error:
+            raise Usage(f"standard input is no UTF-8 ({error}); nothing is remembered, send it as UTF-8.") from error
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise Usage("there is nothing to remember; give a text, or lines on standard input behind -.")
@@ -258,6 +270,24 @@ def _time(text: str) -> datetime:
         return datetime.fromisoformat(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no time; write one like 2024-05-08T14:30") from error
+
+
+def _text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no UTF-8") from error
+    return text
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 <= rate < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of requests from 0 on")
+    return rate
 
 
 def _count(text: str) -> int:

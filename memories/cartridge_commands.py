@@ -49,7 +49,12 @@ MUST_AGREE = ("holds", "system", "parameters", "weights", "embedding", "tokenize
 
 def described(path: Path, *, public_key: Path | None = None) -> str:
     """What a file holds, for people."""
-    manifest, digest, signed_by = open_manifest(path, public_key=public_key)
+    said = open_manifest(path, public_key=public_key)
+    with refusing(path):
+        return _described(*said)
+
+
+def _described(manifest: Mapping[str, Any], digest: str, signed_by: str) -> str:
     count, what = manifest["records"]["count"], "turns" if manifest["holds"] == "state" else "episodes"
     lines = {
         "memory": f"{count:,} {what} of the system {manifest['system']}",
@@ -69,7 +74,7 @@ def differences(one: Path, other: Path) -> Iterator[str]:
     for name in (*MUST_AGREE, "adapter", "scope"):
         if first[name] != second[name]:
             yield f"{name}: {json.dumps(first[name])} | {json.dumps(second[name])}"
-    mine, yours = ({str(row["id"]): row for row in open_records(path)} for path in (one, other))
+    mine, yours = map(_by_id, (one, other))
     for id in dict.fromkeys([*mine, *yours]):
         if id not in yours:
             yield f"- {id}: {_shown(mine[id])}"
@@ -85,8 +90,14 @@ def differences(one: Path, other: Path) -> Iterator[str]:
             yield f"{name} differs"
 
 
+def _by_id(path: Path) -> dict[str, rows.Row]:
+    listed = list(open_records(path))
+    with refusing(path):
+        return {str(row["id"]): row for row in listed}
+
+
 def _shown(row: Mapping[str, Any]) -> str:
-    return str(row.get("line", row["text"])).strip()
+    return str(row.get("line", row.get("text", ""))).strip()
 
 
 def merge(

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import groupby
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class Verified:
 
     def rows(self) -> Iterator[Any]:
         about = self.manifest["records"]
-        count, size = int(about["count"]), int(about["bytes"])
+        count, size = index(about["count"]), index(about["bytes"])
         stream = self._file.stream(container.RECORDS)
         return records.read(stream, count=count, size=size, most_bytes=self._most_bytes)
 

@@ -71,7 +71,8 @@ class Codes:
         row = row / max(float(np.linalg.norm(row)), 1e-12)
         entry = Entry(row.tobytes(), energy, time, self.added, self.goal)
         self.added += 1
-        self.short = [*self.short, entry][-self.short_max :]
+        self.short = [*self.short, entry]
+        del self.short[: max(0, len(self.short) - self.short_max)]
         cosines = self.matrix(self.long) @ row
         best = int(cosines.argmax()) if len(cosines) else -1
         if best >= 0 and cosines[best] >= self.consolidate_thresh:
@@ -112,8 +113,9 @@ class Codes:
         """Add what was stored in a scope since the last time. Agents that store into one scope and catch up have one
         codebook: its vectors are the store's, rotated and rounded."""
         kind = store.vectors()
-        for number, episode in enumerate(store.scan(scope)):
-            if kind and episode.codes and number >= self.added:
+        held = (episode for episode in store.scan(scope) if kind and episode.codes)
+        for number, episode in enumerate(held):
+            if kind and number >= self.added:
                 levels = kind.quantiser.levels(kind.quantiser.matrix([episode.codes]))[0]
                 self.add(levels, time=episode.at / 3600, energy=2 * episode.importance)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
 from cartridges.container import CartridgeError
+from memories.episodes import turn_of
 from memory_system import Turn
 from stores.episode import Episode
 
@@ -65,7 +67,11 @@ def episodes(rows: Iterable[Any], vectors: Iterator[bytes]) -> Iterator[Episode]
         codes = next(vectors, None) if has_vector else b""
         if codes is None:
             raise CartridgeError("it has fewer vectors than its records say")
-        yield Episode(**{**row, "sources": tuple(row["sources"]), "codes": codes})
+        episode = Episode(**{**row, "sources": tuple(row["sources"]), "codes": codes})
+        if not math.isfinite(episode.at + episode.importance) or episode.uses < 0:
+            raise CartridgeError("an episode of it has numbers that no episode has")
+        turn_of(episode)  # raises what is not a time, or not a session
+        yield episode
     if next(vectors, None) is not None:
         raise CartridgeError("it has more vectors than its records say")
 

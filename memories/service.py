@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import ExitStack, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +30,7 @@ from prometheus_client import generate_latest
 from starlette.background import BackgroundTask
 
 from memories.serving.access import Access
-from memories.serving.guard import Guard, Measures, Rate
+from memories.serving.guard import MOST_CARTRIDGE_BYTES, Guard, Measures, Rate
 from memories.serving.messages import (
     AnswerIn,
     AnswerOut,
@@ -116,6 +117,8 @@ def application(
 
         security = TransportSecuritySettings(enable_dns_rebinding_protection=False)
         spoken = tools.streamable_http_app(stateless_http=True, json_response=True, transport_security=security)
+        for route in spoken.routes:
+            route.methods = {"POST"}  # nothing is ever sent unasked; a GET would wait for it without end
         app.router.routes.extend(spoken.routes)
     return app
 
@@ -261,8 +264,8 @@ def _add_memory_routes(app: APIRouter, memories: NamedMemories) -> None:
 
     @app.put("/v1/memories/{name}/cartridge", openapi_extra={"requestBody": {"required": True, "content": BINARY}})
     async def put_cartridge(name: Name, request: Request, tenant: Tenant) -> MemoryOut:
-        """Put what a cartridge holds in the place of the memory, or of none. Until all of it is there, requests are
-        answered from the old one."""
+        """Put the turns of a cartridge in the place of the memory, or of none, for the system that it names. Until all
+        of it is there, requests are answered from the old one."""
         from memories.serving.carrying import import_cartridge
 
         with tempfile.NamedTemporaryFile(suffix=".cartridge") as file:
@@ -270,7 +273,8 @@ def _add_memory_routes(app: APIRouter, memories: NamedMemories) -> None:
                 await to_thread.run_sync(file.write, block, limiter=carrying)
             await to_thread.run_sync(file.flush, limiter=carrying)
             path = Path(file.name)
-            return out(await to_thread.run_sync(import_cartridge, memories, tenant, name, path, limiter=carrying))
+            put = partial(import_cartridge, memories, tenant, name, path, most_bytes=MOST_CARTRIDGE_BYTES)
+            return out(await to_thread.run_sync(put, limiter=carrying))
 
     @app.delete("/v1/memories/{name}/turns/{id}", status_code=204)
     def forget(name: Name, id: Id, tenant: Tenant, archive: bool = False) -> None:
@@ -291,10 +295,11 @@ def _cursor(*place: str | float) -> str:
 def _parsed(cursor: str, length: int) -> Sequence[Any]:
     try:
         place = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        if len(place) != length or not isinstance(place[-1], str):
+        if len(place) != length or not isinstance(place[-1], str) or "\0" in place[-1]:
             raise ValueError(place)
+        place[-1].encode()  # raises for half a character
         return [float(number) for number in place[:-1]] + place[-1:]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise NotThere("this cursor is of no page; begin without one.") from error
 
 

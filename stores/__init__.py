@@ -14,6 +14,7 @@ import threading
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
+from stores.address import without_password
 from stores.episode import StoreError
 
 if TYPE_CHECKING:
@@ -36,8 +37,12 @@ def open_store(url: str) -> Store:
     """
     scheme = url.partition(":")[0]
     if scheme not in SCHEMES:
-        raise StoreError(f"{url!r} names no store; it may begin with {', '.join(f'{name}:' for name in SCHEMES)}.")
-    return cast("Store", import_module(SCHEMES[scheme]).from_url(url))
+        known = ", ".join(f"{name}:" for name in SCHEMES)
+        raise StoreError(f"{without_password(url)!r} names no store; it may begin with {known}.")
+    try:
+        return cast("Store", import_module(SCHEMES[scheme]).from_url(url))
+    except ValueError as error:  # of urllib: brackets or a port that are none
+        raise StoreError(f"{without_password(url)!r} cannot be read ({error}); write it as {__name__} says.") from error
 
 
 _lock = threading.Lock()

@@ -5,7 +5,7 @@
     python -m stores compact sqlite:///memory.db                                 give back space
     python -m stores check sqlite:///memory.db                                   does the index agree with the texts?
 
-Exit codes: 0 done, 1 failed or found wrong, 2 usage.
+Exit codes: 0 done, 1 failed or found wrong, 2 usage, 4 stopped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 
 from stores import open_store
-from stores.address import file_of
+from stores.address import file_of, without_password
 from stores.episode import StoreError
 from stores.fusion import NAMED
 from stores.migrate import migrate
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with open_store(args.source) as store:
             if args.verb == "migrate":
                 with open_store(args.target) as target:
-                    print(f"{migrate(store, target):,} episodes are in {target_name(args.target)}.")
+                    print(f"{migrate(store, target):,} episodes are in {without_password(args.target)}.")
             elif args.verb == "consolidate":
                 at = time.time() if args.at is None else args.at
                 for scope in [args.scope] if args.scope else store.scopes():
@@ -61,13 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StoreError as error:
         print(f"python -m stores: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        again = "; the same command goes on where it was" if args.verb == "migrate" else ""
+        print(f"python -m stores: stopped{again}.", file=sys.stderr)
+        return 4
     return 0
-
-
-def target_name(url: str) -> str:
-    """A URL without its password."""
-    head, at, tail = url.rpartition("@")
-    return f"{head.rpartition(':')[0]}:…@{tail}" if at and head.count(":") > 1 else url
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""What the URL of a SQLite store says."""
+"""What URLs of stores say, and what of them may be printed."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -9,6 +10,12 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from stores.episode import StoreError
 
 OPTIONS = ("bits", "compression", "synchronous")
+
+
+def without_password(url: str) -> str:
+    """A URL as it may be printed, also where another one stands in it, percent-encoded."""
+    url = re.sub(r"(?i)((?://|%2F%2F)[^/@]*?(?::|%3A)).*(@|%40)", r"\1…\2", url)
+    return re.sub(r"(?i)(password(?:=|%3D))[^&]*", r"\1…", url)
 
 
 def options_of(url: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import numpy as np
 
+from stores.address import without_password
 from stores.episode import Episode, Size, StoreError, Vectors
 from stores.memory import InMemory, Scope
 from stores.store import DEFAULT_BITS, Postings, Store
@@ -38,6 +39,7 @@ class Chroma(Store):
         self._client = client
         self._notes = self._collection("memory_notes")
         self._mirrors: dict[str, InMemory] = {}
+        self._numbers: dict[str, dict[str, int]] = {}  # of each scope's episodes, in the order of arrival
 
     def _collection(self, name: str) -> Any:
         return self._client.get_or_create_collection(
@@ -81,6 +83,7 @@ class Chroma(Store):
                     offset += len(ids)
             listed.sort(key=lambda numbered: (numbered[0], numbered[1].id))
             mirror = self._mirrors[scope] = InMemory()
+            self._numbers[scope] = {episode.id: number for number, episode in listed}
             if listed:
                 mirror.change(scope, add=[episode for _, episode in listed])
             mirror.known.setdefault(scope, Scope()).changes = changes
@@ -108,7 +111,10 @@ class Chroma(Store):
         del self._mirrors[scope]  # it is believed again once all of it is written
         after = list(mirror.scan(scope))
         known = {id(episode) for episode in before}
-        changed = [(n, episode) for n, episode in enumerate(after) if id(episode) not in known]
+        numbers = self._numbers[scope]
+        following = 1 + max(numbers.values(), default=-1)  # however many were removed before
+        numbers |= {e.id: following + n for n, e in enumerate(e for e in after if e.id not in numbers)}
+        changed = [(numbers[episode.id], episode) for episode in after if id(episode) not in known]
         for start in range(0, len(changed), _BATCH):
             self._put(scope, changed[start : start + _BATCH], mirror.kind)
         alone = self._changes(scope) == seen
@@ -193,7 +199,9 @@ def from_url(url: str) -> Chroma:
     bits = dict(parse_qsl(address.query)).get("bits", str(DEFAULT_BITS))
     path = unquote(address.path[1:])
     if bits not in ("2", "4") or not (address.hostname or path):
-        raise StoreError(f"{url!r} names no Chroma; write chroma:///folder or chroma://host:port, bits=2 or 4.")
+        raise StoreError(
+            f"{without_password(url)!r} names no Chroma; write chroma:///folder or chroma://host:port, bits=2 or 4."
+        )
     settings = Settings(anonymized_telemetry=False)
     try:
         client: Any
@@ -203,7 +211,9 @@ def from_url(url: str) -> Chroma:
             client = chromadb.PersistentClient(path=str(Path(path)), settings=settings)
         return Chroma(client, bits=int(bits))
     except Exception as error:  # Chroma raises ValueError, its own and its drivers' errors
-        raise StoreError(f"{url!r} cannot be opened as a Chroma store ({error}); see that it is there.") from error
+        raise StoreError(
+            f"{without_password(url)!r} cannot be opened as a Chroma store ({error}); see that it is there."
+        ) from error
 
 
 def _written(episode: Episode) -> dict[str, Any]:

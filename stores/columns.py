@@ -12,6 +12,7 @@ import json
 import os
 import sqlite3
 from array import array
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,9 +26,18 @@ from stores.quantise import Quantiser
 SIDECAR_FROM = 50_000
 """Vectors of a scope from which there is a sidecar."""
 
+MOST_SCOPES, MOST_ROWS = 256, 500_000
+"""Columns that are kept for the next question."""
+
 _BLOCK_ROWS = 1024
 _READ_BYTES = 2**20
 _BATCH = 20_000
+
+
+def forget_the_oldest(known: OrderedDict[str, Columns]) -> None:
+    """Let go of those that were not asked for longest, the first ones, where there are too many."""
+    while len(known) > 1 and (len(known) > MOST_SCOPES or sum(map(len, known.values())) > MOST_ROWS):
+        known.popitem(last=False)
 
 
 def sidecar_of(path: Path, number: int) -> Path:
@@ -63,6 +73,9 @@ class Columns:
     def __del__(self) -> None:
         if self._sidecar:
             self._sidecar.close()
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
     def catch_up(self, file: sqlite3.Connection) -> None:
         """Take up what was added since; reads inside the caller's transaction."""

@@ -119,19 +119,17 @@ def duplicates(quantiser: Quantiser, episodes: Sequence[Episode], above: float) 
     codes = quantiser.matrix([episode.codes for episode in order])
     norms = quantiser.norms(codes)
     starts = range(0, len(order), _BLOCK)
-    near: dict[int, list[int]] = {}
+    groups: dict[int, list[int]] = {}
+    taken = np.zeros(len(order), bool)
     for start in starts:
         levels = quantiser.levels(codes[start : start + _BLOCK])
-        for other in starts[start // _BLOCK :]:
+        for other in starts[start // _BLOCK :]:  # first its own, which says who of it is taken
             products = levels @ quantiser.levels(codes[other : other + _BLOCK]).T
-            cosines = products / np.outer(norms[start : start + _BLOCK], norms[other : other + _BLOCK])
-            for first, second in zip(*np.nonzero(cosines > above), strict=True):
-                if start + first < other + second:
-                    near.setdefault(start + int(first), []).append(other + int(second))
-    groups, taken = [], set()
-    for position, others in sorted(near.items()):
-        others = [other for other in others if other not in taken]
-        if position not in taken and others:
-            groups.append([order[position], *(order[other] for other in others)])
-            taken |= {position, *others}
-    return groups
+            near = products / np.outer(norms[start : start + _BLOCK], norms[other : other + _BLOCK]) > above
+            near = np.triu(near, 1) if other == start else near
+            for row in np.flatnonzero(near.any(axis=1)).tolist():
+                if not taken[start + row]:
+                    chosen = other + np.flatnonzero(near[row] & ~taken[other : other + _BLOCK])
+                    groups.setdefault(start + row, []).extend(chosen.tolist())
+                    taken[chosen] = True
+    return [[order[n], *(order[other] for other in others)] for n, others in sorted(groups.items()) if others]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import TypeVar
 
@@ -29,7 +30,8 @@ def migrate(source: Store, target: Store, *, progress: bool = True) -> int:
         total, changed = sum(size.episodes + size.archived for size in sizes), 0
         with tqdm(total=total, unit="episode", desc="migrating", disable=None if progress else True) as bar:
             for scope in source.scopes():
-                changed += copy(source.scan(scope), target, scope, progress=bar.update)
+                with source.reading():
+                    changed += copy(source.scan(scope), target, scope, progress=bar.update)
         if not changed:
             return total
     raise StoreError("the source changes faster than it is copied; stop what writes to it, and migrate again.")
@@ -38,41 +40,43 @@ def migrate(source: Store, target: Store, *, progress: bool = True) -> int:
 def copy(
     episodes: Iterable[Episode], target: Store, scope: str, *, progress: Callable[[int], object] = lambda _: None
 ) -> int:
-    """Bring a scope up to these episodes, and say how many of them it did not have, or not as they are now."""
+    """Bring a scope up to these episodes, which are of one moment, and say how many of them it did not have, or not as
+    they are now."""
     archived: list[str] = []
+    behind: list[Episode] = []
     changed = 0
     for batch in batches(episodes):
-        behind = _behind(target, scope, batch)
-        _copy(target, scope, behind)
-        archived += [episode.id for episode in behind if episode.archived]
-        changed += len(behind)
+        ids = [episode.id for episode in batch]
+        known = {episode.id: episode for episode in target.get(scope, ids)}
+        for episode in batch:
+            if there := known.get(episode.id):
+                same_as(there, episode)
+                if set(episode.sources) > set(there.sources) or episode.uses > there.uses:
+                    behind.append(episode)
+        new = [episode for episode in batch if episode.id not in known]
+        if new:
+            target.change(scope, add=[replace(episode, archived=False) for episode in new])
+        gone = [e for e in batch if e.archived and not (e.id in known and known[e.id].archived)]
+        archived += [episode.id for episode in gone]
+        changed += len({episode.id for episode in (*new, *gone)})
         progress(len(batch))
-    for ids in batches(archived):  # last, for only what is not archived can be merged
+    # Once all are there, and before any is archived: only what is not archived can be merged.
+    for part in batches(behind):
+        changed += _merge(target, scope, part)
+    for ids in batches(archived):
         target.change(scope, archive=ids)
     return changed
 
 
-def _behind(target: Store, scope: str, batch: Sequence[Episode]) -> list[Episode]:
-    """The episodes that are not in the target, or not yet as archived, used and merged."""
-    known = {episode.id: episode for episode in target.get(scope, [episode.id for episode in batch])}
-    found = []
-    for episode in batch:
-        there = known.get(episode.id)
-        if there is None:
-            found.append(episode)
-            continue
-        same_as(there, episode)
-        merged = set(episode.sources) > set(there.sources) and not there.archived
-        if merged or (episode.archived and not there.archived) or episode.uses > there.uses:
-            found.append(episode)
-    return found
-
-
-def _copy(target: Store, scope: str, episodes: Sequence[Episode]) -> None:
-    target.change(scope, add=episodes)
+def _merge(target: Store, scope: str, episodes: Sequence[Episode]) -> int:
+    """Let episodes that are there stand for the others that they stand for now, and be used as often. How many it has
+    changed: what the target itself has archived or merged since stays as it is there."""
+    ids = [episode.id for episode in episodes]
+    before = target.get(scope, ids)
     target.change(scope, merge={episode.id: episode.sources for episode in episodes if episode.sources})
-    now = {episode.id: episode.uses for episode in target.get(scope, [episode.id for episode in episodes])}
-    target.change(scope, uses={e.id: e.uses - now[e.id] for e in episodes if e.uses > now[e.id]})
+    now = {episode.id: episode.uses for episode in target.get(scope, ids)}
+    target.change(scope, uses={e.id: e.uses - now[e.id] for e in episodes if e.uses > now.get(e.id, e.uses)})
+    return sum(was != is_now for was, is_now in zip(before, target.get(scope, ids), strict=False))
 
 
 T = TypeVar("T")

@@ -250,13 +250,14 @@ class Postgres(Store):
         kind = self.vectors()
         if kind is None:
             return []
-        levels = f"levels::halfvec({kind.dimensions})" if self._hnsw else "levels"
+        # Of many equal ones those of the smaller ids, unless the index is to choose, which knows of no ids.
+        levels, then = (f"levels::halfvec({kind.dimensions})", "") if self._hnsw else ("levels", ', id COLLATE "C"')
         with self.reading():
             if self._hnsw:
                 self._ask("SET LOCAL hnsw.iterative_scan = strict_order")
             rows = self._ask(
                 "SELECT row, codes FROM memory_episodes WHERE scope = %s AND NOT archived AND levels IS NOT NULL "
-                f"ORDER BY {levels} <=> %s::halfvec({kind.dimensions}) LIMIT %s",
+                f"ORDER BY {levels} <=> %s::halfvec({kind.dimensions}){then} LIMIT %s",
                 self._number(scope),
                 _listed(query),
                 k + SPARE,

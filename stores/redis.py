@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import numpy as np
 
+from stores.address import without_password
 from stores.episode import Episode, Found, Size, StoreError, Vectors
 from stores.fusion import DEFAULT, Weights
 from stores.store import Postings, Store
@@ -47,8 +48,11 @@ class Hot(Store):
         self._failure = redis.RedisError
         try:
             self._redis: Any = redis.Redis.from_url(url, socket_timeout=TIMEOUT_SECONDS)
-        except ValueError as error:
-            raise StoreError(f"{url!r} names no Redis ({error}); write redis://host:port/0.") from error
+            self._redis.connection_pool.make_connection()  # which looks at the options, and asks nobody
+        except (ValueError, TypeError) as error:
+            raise StoreError(
+                f"{without_password(url)!r} names no Redis ({error}); write redis://host:port/0."
+            ) from error
         self._usable = True
 
     def retrieve_similar(

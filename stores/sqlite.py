@@ -13,6 +13,7 @@ import os
 import sqlite3
 import threading
 import uuid
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,7 +24,7 @@ import numpy as np
 
 from ranking.text import terms
 from stores import address, tidying
-from stores.columns import Columns, sidecar_of
+from stores.columns import Columns, forget_the_oldest, sidecar_of
 from stores.episode import Episode, Size, StoreError, Vectors, same_as, standing_for
 from stores.payload import USUAL_IMPORTANCE, entries, episode_of, payload_of, text_of, without_text
 from stores.store import DEFAULT_BITS, Postings, Store
@@ -72,7 +73,7 @@ class SQLite(Store):
         self._lock = threading.RLock()
         self._process = os.getpid()
         self._depth = 0
-        self._columns: dict[str, Columns] = {}
+        self._columns: OrderedDict[str, Columns] = OrderedDict()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
@@ -362,6 +363,8 @@ class SQLite(Store):
             columns = Columns(*state, store=self._store_id, path=self.path)
             self._columns[scope] = columns
         columns.catch_up(self.file)
+        self._columns.move_to_end(scope)
+        forget_the_oldest(self._columns)
         return columns
 
     def _episode(self, fields: Sequence[Any]) -> Episode:

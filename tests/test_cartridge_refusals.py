@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from cartridges import container
 from cartridges.container import MANIFEST, MIMETYPE, RECORDS, STATE, TENSORS, VECTORS, Container, Spool
 from memories.cartridge import CartridgeError, load_cartridge, save_cartridge
+from memories.cartridge_commands import main
 from memory_system import Turn
 from tests.conftest import HashEncoder
 from tests.test_memory_contract import build, observed
@@ -277,6 +278,34 @@ def test_forged_content_is_refused_or_read(
 
     with suppress(CartridgeError):
         load(tmp_path / "one", made_anew(whole[name], tmp_path, change), name)
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [{"at": float("nan")}, {"at": 1e300}, {"importance": float("inf")}, {"uses": -1}, {"details": {"offset": 1e9}},
+     {"details": {"session": "x"}}],
+)  # fmt: skip
+def test_an_episode_that_could_never_be_shown_is_refused(
+    forged: dict[str, Any], whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    def change(manifest: dict[str, Any], files: dict[str, bytes]) -> None:
+        first, *rest = zstandard.ZstdDecompressor().decompressobj().decompress(files[RECORDS]).splitlines()
+        content = b"\n".join([json.dumps({**json.loads(first), **forged}).encode(), *rest, b""])
+        files[RECORDS] = zstandard.ZstdCompressor().compress(content)
+        manifest["records"]["bytes"] = len(content)
+
+    refused(tmp_path / "one", made_anew(whole["episodic"], tmp_path, change), "episodic")
+
+
+@pytest.mark.parametrize("records", [7, {"count": "x", "bytes": 1}, {}])
+def test_the_commands_refuse_what_is_made_to_be_none(
+    records: Any, whole: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "forged"
+    path.write_bytes(made_anew(whole["vector"], tmp_path, lambda manifest, files: manifest.update(records=records)))
+    for argv in (["inspect"], ["inspect", "--records"], ["verify"], ["diff", str(path)]):
+        assert main([*argv, str(path)]) == 3
+        assert capsys.readouterr().err.count("is refused: ") == 1
 
 
 def test_deep_json_is_refused(whole: dict[str, bytes], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,19 @@ def test_a_failure_in_idle_time_is_told_and_stops_nothing(tmp_path: Path, capsys
     assert "'one' was not consolidated" in capsys.readouterr().err
 
 
+def test_a_text_that_was_stored_very_often_is_merged_in_little_memory() -> None:
+    store = open_store("memory:")
+    store.store_episodes(
+        "agent", [Episode(f"{n:04}", "All well.", float(n)) for n in range(2500)], np.tile(np.ones(8), (2500, 1))
+    )
+    tracemalloc.start()
+    merged = store.consolidate("agent", at=1.0).merged
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert {id: len(others) for id, others in merged.items()} == {"0000": 2499}
+    assert peak < 60e6
+
+
 # ---------------------------------------------------------------- the codebook
 
 
@@ -170,6 +184,22 @@ def test_the_goal_moves_less_each_time() -> None:
     assert np.allclose(codes.dump()["goal"], [1, 1, 1])
     codes.add(unit(1, 0), time=0.0)
     assert codes.short[0].goal == codes.goal
+
+
+def test_a_codebook_may_have_no_ring() -> None:
+    codes = Codes(feature_dim=2, short_max=0)
+    codes.add(unit(1, 0), time=0.0)
+    assert (len(codes.short), len(codes.long)) == (0, 1)
+
+
+def test_a_codebook_takes_in_each_vector_once_beside_episodes_without_any() -> None:
+    store = open_store("memory:")
+    store.store_episode("team", Episode("0", "no vector", 0.0))
+    store.store_episode("team", Episode("1", "x", 1.0), unit(1, 0))
+    codes = Codes(feature_dim=2)
+    for _ in range(2):
+        codes.catch_up(store, "team")
+    assert codes.added == 1
 
 
 def test_agents_share_a_codebook_through_the_store(tmp_path: Path) -> None:

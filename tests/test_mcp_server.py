@@ -71,6 +71,10 @@ def test_over_http_each_tenant_by_itself(tmp_path: Path) -> None:
 
         anyio.run(talk, "ada")
         anyio.run(talk, "bob")
+        headers = {"Authorization": f"Bearer {service.access.grant('eve', at=0.0)}", "Accept": "text/event-stream"}
+        with service.stream("GET", "/mcp", headers=headers) as reply:  # which would never end
+            assert (reply.status_code, reply.headers["allow"]) == (405, "POST")
+            assert reply.headers["content-type"] == "application/problem+json"
         refused = service.post("/mcp", content=json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list"}))
         assert refused.status_code == 401
 

@@ -16,6 +16,8 @@ import pytest
 
 from language_models import encoders
 from memories.__main__ import default_url, main, parser
+from memories.serving.named import MOST_TEXT_BYTES, Named, NamedMemories, Said
+from stores.episode import Episode
 from tests.conftest import ROOT, HashEncoder
 
 
@@ -78,6 +80,11 @@ def test_lines_come_in_and_a_cartridge_goes_out(
         (["serve", "--host", "0.0.0.0"], "nobody has a token yet"),
         (["serve", "--host", "0.0.0.0", "--no-auth"], "tokens are always asked for"),
         (["serve", "--port", "70000"], "there is no port 70000"),
+        (["list", "--memory-url", "postgres://ada:s3cret@host/db"], "'postgres://ada:…@host/db' names no store"),
+        (["list", "--memory-url", "sqlite://["], "cannot be read"),
+        (["list", "--memory-url", "redis://host/0?no=1&behind=memory:"], "names no Redis"),
+        (["add", "a" * (MOST_TEXT_BYTES + 1)], "is too long"),
+        (["export", "."], "cannot be written"),
         (["token", "a/b"], "no tenant can be called 'a/b'"),
     ],
 )
@@ -88,6 +95,41 @@ def test_bad_input_is_one_sentence(capsys: pytest.CaptureFixture[str], argv: lis
     told = capsys.readouterr().err
     assert sentence in told
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["add", "caf\udce9"],
+        ["recall", "caf\udce9"],
+        ["forget", "\udce9"],
+        ["serve", "--rate", "nan"],
+        ["serve", "--rate=-1"],
+    ],
+)
+def test_an_argument_that_cannot_be_is_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(argv)
+    assert " is no " in capsys.readouterr().err
+
+
+def test_input_that_is_no_utf8_is_refused_whole(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for errors in ("strict", "surrogateescape"):  # as the locale has it
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\ncaf\xe9\n"), "utf-8", errors))
+        assert main(["add", "-"]) == 2
+        assert "no UTF-8" in capsys.readouterr().err
+    assert said(capsys, "list") == []
+
+
+def test_ctrl_c_is_no_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(encoders, "load", stop)
+    assert main(["add", "a"]) == 4
+    assert capsys.readouterr().err == "python -m memories add: stopped; what was acknowledged is kept.\n"
 
 
 def test_tokens_are_given_listed_and_taken_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -118,6 +160,23 @@ def test_nothing_heavy_is_imported_to_remember(tmp_path: Path) -> None:
     )
     environment = {**os.environ, "ADAPTIVE_MEMORY_URL": f"sqlite:///{tmp_path}/light.db", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, env=environment)
+
+
+def test_what_is_exchanged_while_it_is_removed_is_removed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memories = NamedMemories(f"sqlite:///{tmp_path}/named.db", encoder=HashEncoder())
+    memories.observe("ada", "default", [Said("a kayak")])
+    find = memories.find
+
+    def find_and_be_too_late(tenant: str, name: str) -> Named:
+        found = find(tenant, name)
+        other = Episode("1", "a bowl", 0.0)
+        memories.exchange(tenant, name, system="bm25", fill=lambda scope: memories.store.store_episode(scope, other))
+        return found
+
+    monkeypatch.setattr(memories, "find", find_and_be_too_late)
+    memories.delete("ada", "default")
+    assert memories.store.scopes() == []
+    memories.close()
 
 
 def test_the_default_store_is_in_the_users_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import signal
 import threading
 import time
@@ -16,6 +17,7 @@ pytest.importorskip("fastapi", reason="the service is not installed: pip install
 pytest.importorskip("prometheus_client", reason="the service is not installed: pip install '.[service]'")
 httpx = pytest.importorskip("httpx", reason="its client is not installed: pip install '.[dev]'")
 
+import memories.service  # noqa: E402
 from memories.serving.guard import MOST_BODY_BYTES, Rate  # noqa: E402
 from tests.conftest import completion, failure  # noqa: E402
 from tests.serving import in_process, in_thread  # noqa: E402
@@ -100,6 +102,21 @@ def test_pages_show_each_turn_once_whatever_comes_and_goes(service: Any) -> None
     rest = service.get("/v1/memories", params={"limit": 4, "cursor": first["next"]}).json()
     assert [m["name"] for m in first["memories"] + rest["memories"]] == ["diary", *(f"m{n}" for n in range(5))]
     assert "of no page" in is_problem(service.get("/v1/memories", params={"cursor": "abc"}), 404)
+    for place in ('["\\ud800"]', '["a", 1]', f'[{"9" * 400}, "a"]', '[1, "\\ud800"]', '[1, "\\u0000"]', "[" * 740):
+        cursor = base64.urlsafe_b64encode(place.encode()).decode().rstrip("=")
+        for path in ("/v1/memories", "/v1/memories/diary/turns"):
+            is_problem(service.get(path, params={"cursor": cursor}), 404)
+
+
+def test_times_with_and_without_a_zone_are_put_in_order(service: Any) -> None:
+    turns = [{"text": "b", "said_at": "2024-05-08T14:30:00"}, {"text": "a", "said_at": "2024-05-08T14:30:00+02:00"}]
+    service.put("/v1/memories/diary", json={})
+    assert service.post("/v1/memories/diary/observe", json={"turns": [*turns, {"text": "now"}]}).status_code == 201
+    listed = service.get("/v1/memories/diary/turns").json()["turns"]
+    assert [turn["text"] for turn in listed] == ["now", "b", "a"]
+    service.put("/v1/memories/ranked", json={"system": "adaptive"})
+    assert service.post("/v1/memories/ranked/observe", json={"turns": turns}).status_code == 201
+    assert service.post("/v1/memories/ranked/recall", json={"question": "a?"}).status_code == 200
 
 
 def test_a_request_that_is_repeated_is_remembered_once(service: Any) -> None:
@@ -112,6 +129,8 @@ def test_a_request_that_is_repeated_is_remembered_once(service: Any) -> None:
     assert service.get("/memory/stats").json()["turns"] == 1
     other = service.post("/memory/store", json={"text": "I bought a kayak."}, headers=key)
     assert "had the same key" in is_problem(other, 409)
+    dated = {**said, "said_at": "2024-05-08T14:30:00Z"}
+    assert "had the same key" in is_problem(service.post("/memory/store", json=dated, headers=key), 409)
     assert service.post("/memory/store", json=said).status_code == 201, "without a key it is another turn"
     assert service.get("/memory/stats").json()["turns"] == 2
 
@@ -148,11 +167,19 @@ def test_no_tenant_sees_anything_of_another(tmp_path: Path) -> None:
         assert service.get("/livez").status_code == service.get("/readyz").status_code == 200
 
 
+def test_who_asks_while_the_store_is_away_is_told_to_come_back(tmp_path: Path) -> None:
+    with in_thread(f"sqlite:///{tmp_path}/memory.db", auth=True) as service:
+        headers = {"Authorization": f"Bearer {service.access.grant('ada', at=1.0)}"}
+        service.memories.store.close()
+        assert "cannot do this" in is_problem(service.get("/memory/stats", headers=headers), 503)
+
+
 def test_what_is_too_much_or_malformed_is_refused_in_a_sentence(tmp_path: Path) -> None:
     rate = Rate(0.001, burst=11)
     with in_thread(f"sqlite:///{tmp_path}/memory.db", rate=rate, hosts=("127.0.0.1",)) as service:
         assert "not called 'evil.example'" in is_problem(service.get("/livez", headers={"host": "evil.example"}), 403)
         big = b'{"text": "' + b"a" * MOST_BODY_BYTES + b'"}'
+        is_problem(service.put("/v1/memories/cartridge", content=b"{}" + b" " * MOST_BODY_BYTES), 413)
         json = {"content-type": "application/json"}
         is_problem(service.post("/memory/store", content=big, headers=json), 413)
         is_problem(service.post("/memory/store", content=iter([big[:99], big[99:]]), headers=json), 413)
@@ -177,10 +204,12 @@ def test_a_method_that_is_not_there_is_told_those_that_are(service: Any) -> None
 def test_measures_count_what_passed(service: Any) -> None:
     service.get("/memory/stats")
     service.get("/v1/memories/nobody")
+    service.request("KAYAK", "/v1/memories")
     told = service.get("/metrics").text
     assert 'http_requests_total{method="GET",route="/memory/stats",status="200"} 1.0' in told
     assert 'http_requests_total{method="GET",route="/v1/memories/{name}",status="404"} 1.0' in told
     assert "nobody" not in told
+    assert "KAYAK" not in told, "anybody could fill the memory with methods"
     assert "process_resident_memory_bytes" in told
 
 
@@ -239,7 +268,9 @@ def test_a_service_that_ends_has_lost_nothing_that_it_acknowledged(tmp_path: Pat
         assert service.memories.store.check() == []
 
 
-def test_a_memory_goes_from_service_to_service_and_recalls_the_same(service: Any, tmp_path: Path, sample: Any) -> None:
+def test_a_memory_goes_from_service_to_service_and_recalls_the_same(
+    service: Any, tmp_path: Path, sample: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     conversation = sample.conversations[0]
     turns = [{"text": turn.text, "speaker": turn.speaker, "id": turn.id} for turn in conversation.turns]
     with in_thread(f"sqlite:///{tmp_path}/other.db") as other:
@@ -255,6 +286,8 @@ def test_a_memory_goes_from_service_to_service_and_recalls_the_same(service: Any
             assert other.get(f"{path}/turns").json() == service.get(f"{path}/turns").json()
         damaged = carried.content[:-200] + b"x" + carried.content[-199:]
         is_problem(other.put("/v1/memories/bm25/cartridge", content=damaged), 409)
+        monkeypatch.setattr(memories.service, "MOST_CARTRIDGE_BYTES", 100)
+        assert "may unpack to 100" in is_problem(other.put("/v1/memories/bm25/cartridge", content=carried.content), 409)
         assert other.get("/v1/memories/bm25").json()["turns"] == len(turns), "what was there still is"
 
 

@@ -88,6 +88,20 @@ def test_a_large_scope_is_read_from_a_sidecar_that_can_be_lost(tmp_path: Path, m
         assert not sidecar.exists(), "what is deleted stays nowhere"
 
 
+def test_what_is_kept_of_scopes_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columns, "MOST_SCOPES", 3)
+    with filled(tmp_path / "memory.db", 30) as store:
+        before = found(store)
+        for n in range(9):
+            store.store_episode(f"scope {n}", Episode("1", "kayak", 1.0), np.ones(64))
+            assert len(store.retrieve_similar(f"scope {n}", "kayak", np.ones(64), 5, at=NOW)) == 1
+        assert list(store._columns) == ["scope 6", "scope 7", "scope 8"]
+        assert found(store) == before
+        monkeypatch.setattr(columns, "MOST_ROWS", 20)
+        assert found(store) == before
+        assert list(store._columns) == ["agent"], "the one that is asked stays, however large"
+
+
 def test_two_episodes_score_differently(tmp_path: Path) -> None:
     """BM25 is of our own making, because FTS5's says 0 without positions; repetition and length count."""
     with open_store(f"sqlite:///{tmp_path}/memory.db") as store:

@@ -147,6 +147,14 @@ def test_every_store_finds_the_same_in_locomo(opened: Open, locomo: object) -> N
         assert found == expected, question.id
 
 
+def test_of_many_equal_ones_every_store_finds_those_of_the_smaller_ids(opened: Open) -> None:
+    made = [Episode(f"{n:03}", "", at=0.0) for n in reversed(range(250))]
+    store = opened()
+    store.store_episodes("agent", made, np.ones((250, DIMENSIONS)))
+    found = store.retrieve_similar("agent", "", np.ones(DIMENSIONS), 5, at=NOW, weights=Weights(beside=0.0))
+    assert [hit.episode.id for hit in found] == ["000", "001", "002", "003", "004"]
+
+
 def test_what_is_stored_is_there_after_a_restart(opened: Open) -> None:
     made, vectors = episodes(3, 60)
     store = opened()
@@ -272,6 +280,18 @@ def test_what_is_deleted_is_gone(opened: Open) -> None:
     model.store_episodes("agent", fresh, fresh_vectors)
     assert results(other, "agent", 9) == results(store, "agent", 9) == results(model, "agent", 9)
     assert store.check() == []
+
+
+def test_the_order_of_arrival_outlives_removals_and_a_restart(opened: Open) -> None:
+    store, model = opened(), open_store("memory:")
+    for each in (store, model):
+        each.change("agent", add=[Episode(f"e{n}", "a kayak", 0.0) for n in range(4)])
+        each.delete("agent", ["e0"])
+        each.change("agent", add=[Episode("b", "a bowl", 0.0), Episode("a", "a lamp", 0.0)], uses={"e3": 1})
+        each.replace("agent", Episode("e1", "a reed", 0.0))
+    expected = [episode.id for episode in model.scan("agent")]
+    assert [episode.id for episode in store.scan("agent")] == expected == ["e2", "e3", "b", "a", "e1"]
+    assert [episode.id for episode in opened().scan("agent")] == expected
 
 
 def test_forgetting_archives_by_the_time_it_is_given(opened: Open) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from stores import open_store
-from stores.__main__ import main, target_name
+from stores.__main__ import main
+from stores.address import without_password
 from stores.episode import Conflict, Episode
 from stores.migrate import migrate
 from stores.store import Store
@@ -54,6 +55,34 @@ def test_a_migration_takes_up_what_has_changed_and_leaves_the_rest(tmp_path: Pat
         assert target.check() == []
 
 
+@pytest.mark.parametrize("first", ["1", "2"])
+def test_a_migration_that_goes_on_after_a_consolidation_counts_nothing_twice(first: str) -> None:
+    """What stands for the other was copied before it, or after."""
+    made = {"1": Episode("1", "I sold the kayak", 1.0, uses=2), "2": Episode("2", "I sold the blue kayak", 2.0, uses=3)}
+    source, target, vector = open_store("memory:"), open_store("memory:"), np.ones(16)
+    source.store_episode("one", made.pop(first), vector)
+    migrate(source, target, progress=False)
+    source.store_episode("one", *made.values(), vector)
+    source.consolidate("one", at=3.0)
+    migrate(source, target, progress=False)
+    assert list(target.scan("one")) == list(source.scan("one"))
+    assert target.get("one", ["2"])[0].uses == 5
+
+
+def test_a_migration_ends_where_the_target_has_merged_by_itself() -> None:
+    source, target, vector = open_store("memory:"), open_store("memory:"), np.ones(16)
+    for each in (source, target):
+        each.store_episodes(
+            "one", [Episode("1", "a kayak", 1.0), Episode("2", "a kayak!", 2.0)], np.stack([vector] * 2)
+        )
+    target.store_episode("one", Episode("3", "the blue kayak", 3.0), vector)
+    for each in (source, target):
+        each.consolidate("one", at=4.0)
+    kept = list(target.scan("one"))
+    migrate(source, target, progress=False)
+    assert list(target.scan("one")) == kept
+
+
 def test_a_migration_into_another_text_is_refused(tmp_path: Path) -> None:
     with filled(f"sqlite:///{tmp_path}/a.db") as source, open_store("memory:") as target:
         target.store_episode("one", Episode("3", "another text", 3.0))
@@ -83,6 +112,12 @@ def test_the_commands_say_what_they_did(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_password_is_not_said() -> None:
-    assert target_name("postgresql://me:secret@host/name") == "postgresql://me:…@host/name"
-    assert target_name("postgresql://me@host/name") == "postgresql://me@host/name"
-    assert target_name("sqlite:///a.db") == "sqlite:///a.db"
+    assert without_password("postgresql://me:secret@host/name") == "postgresql://me:…@host/name"
+    assert without_password("postgresql://me@host/name") == "postgresql://me@host/name"
+    assert without_password("sqlite:///a.db") == "sqlite:///a.db"
+    for hidden in (
+        "redis://h:6379/0?behind=postgresql%3A%2F%2Fme%3Asecret%40host%2Fname", "redis://:secret@h/0",
+        "postgresql://host/name?password=secret&user=me",
+    ):  # fmt: skip
+        assert "secret" not in without_password(hidden)
+        assert without_password(hidden).startswith(hidden[:8])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
@@ -15,9 +16,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from memories.serving.access import Access
 from memories.serving.problems import problem
+from stores.episode import StoreError
 
 OPEN = ("/livez", "/readyz", "/openapi.json", "/docs")
 """What needs no token."""
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+"""Those that are counted by name: anybody can make up others."""
 
 MOST_BODY_BYTES = 2**20
 MOST_CARTRIDGE_BYTES = 2**28
@@ -118,7 +123,8 @@ class Guard:
             self._waiting -= 1
             self._measures.waiting.set(self._waiting)
             route = getattr(scope.get("route"), "path", "none")
-            self._measures.requests.labels(scope["method"], route, status).inc()
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self._measures.requests.labels(method, route, status).inc()
             self._measures.seconds.labels(route).observe(time.perf_counter() - started)
 
     async def _refusal(self, scope: Scope) -> Response | None:
@@ -137,11 +143,14 @@ class Guard:
             return problem(503, "Too many requests are waiting; try again.")
         if self._access is not None:
             kind, _, token = headers.get("authorization", "").partition(" ")
-            found = (
-                await to_thread.run_sync(self._access.tenant_of, token, limiter=self._doors)
-                if kind.lower() == "bearer"
-                else None
-            )
+            try:
+                found = (
+                    await to_thread.run_sync(self._access.tenant_of, token, limiter=self._doors)
+                    if kind.lower() == "bearer"
+                    else None
+                )
+            except StoreError as error:
+                return problem(503, str(error))
             if found is None:
                 if not self._rate.allows(caller):
                     return problem(429, "Too many requests with a wrong token; try again later.")
@@ -159,7 +168,8 @@ class Guard:
 
 
 def _most_bytes(scope: Scope) -> int:
-    return MOST_CARTRIDGE_BYTES if scope["path"].endswith("/cartridge") else MOST_BODY_BYTES
+    carried = re.fullmatch(r"/v1/memories/[^/]+/cartridge", scope["path"])
+    return MOST_CARTRIDGE_BYTES if carried else MOST_BODY_BYTES
 
 
 def _too_large(most: int) -> str:

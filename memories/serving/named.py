@@ -42,6 +42,9 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 MOST_AT_ONCE = 1000
 """Turns observed, or episodes asked for, at a time."""
 
+MOST_TEXT_BYTES = 2**20
+"""Of a turn."""
+
 SWEEP_AFTER_SECONDS = 86_400
 """What is in no list for so long was left behind; before, it may be on its way."""
 
@@ -162,10 +165,12 @@ class NamedMemories:
 
     def delete(self, tenant: str, name: str) -> int:
         """Remove a memory with all that it holds, for good. How many turns there were."""
-        named = self.find(tenant, name)
-        with self._listing:
+        self.find(tenant, name)
+        with self._listing, self.store.transaction():
+            self.store.change(_registry(tenant))  # from here on nobody exchanges it
+            listed = self.store.get(_registry(tenant), [name])
             self.store.delete(_registry(tenant), [name])
-        return self._clear(named.scope)
+        return sum(self._clear(_named(entry).scope) for entry in listed)
 
     def exchange(self, tenant: str, name: str, *, system: str, fill: Callable[[str], object]) -> Named:
         """Put a memory in the place of the one of a name, or of none, in one step: `fill` has stored all of it in the
@@ -215,7 +220,7 @@ class NamedMemories:
             for last in (False, True):
                 known = {episode.id: episode for episode in self.store.get(named.scope, ids)}
                 turns = [self._turn(one, id, known.get(id)) for one, id in zip(said, ids, strict=True)]
-                turns.sort(key=lambda turn: turn.said_at)
+                turns.sort(key=episodes.at_of)
                 size = self.store.size(named.scope)
                 try:
                     episodes.observe(
@@ -332,7 +337,14 @@ class NamedMemories:
             raise Refused(f"a turn is of the year {said_at.year}; it may be of the years 2 to 9998.")
         session = said_at.toordinal() if one.session is None else one.session
         turn = Turn(id, one.speaker, one.text, session, said_at, one.caption)
-        if known and known.text != turn.line.rstrip("\n"):
+        try:
+            size = len(turn.line.encode())
+        except UnicodeEncodeError as error:
+            raise Refused("a text is no UTF-8: it holds half a character; send it as UTF-8.") from error
+        if size > MOST_TEXT_BYTES:
+            raise Refused(f"a turn of {size:,} bytes is too long; send up to {MOST_TEXT_BYTES:,} in one.")
+        at = None if one.said_at is None else episodes.at_of(turn)
+        if known and (known.text != turn.line.rstrip("\n") or at not in (None, known.at)):
             raise Taken(f"another turn has the id {id!r}, or another request had the same key; give this one its own.")
         return turn
 
