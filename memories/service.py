@@ -59,7 +59,7 @@ from memories.serving.problems import Problem, described, install
 from stores.idle import WhenIdle
 
 BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-M_ARENA_MAX = -8  # of malloc.h
+M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3  # of malloc.h
 THREADS = 16
 """Requests worked on at a time. More would wait for the store and the encoder, and take memory."""
 
@@ -373,7 +373,8 @@ def serve(
 
 
 def _keep_few_heaps() -> None:
-    """glibc gives threads heaps of their own, and each one keeps what the largest of its requests took: with two for
-    all, resident memory stays what it is after the first minute."""
+    """glibc gives threads heaps of their own, and each one keeps what the largest of its requests took. With two for
+    all, and arrays outside of them, which go back to the system at once, resident memory stays what it is."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 64 * 1024)
