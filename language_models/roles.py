@@ -101,6 +101,7 @@ def load(
         tier = embedded.TIERS.get(name.removeprefix("embedded:"))
         revision = tier.sha256 if tier else embedded.sha256(path)
         return Model(name, lm, engine, engine.context_tokens, max_tokens, price_of(name, named=price), revision[:12])
+    _check_provider(name)
     client: dict[str, Any] = {"timeout": timeout_seconds}
     if api_base:
         client["api_base"] = api_base
@@ -119,6 +120,19 @@ def load(
         max_tokens=max_tokens,
         price=price_of(name, api_base=api_base, named=price),
     )
+
+
+def _check_provider(name: str) -> None:
+    """A misspelt name is told before a run begins, not by each of its questions."""
+    from litellm import BadRequestError, get_llm_provider
+
+    try:
+        get_llm_provider(name)
+    except BadRequestError as error:
+        raise ValueError(
+            f"the model {name!r} names no known provider; write embedded:tiny|small|base, or PROVIDER/NAME such as "
+            "openai/gpt-4o-mini."
+        ) from error
 
 
 def _check_address(url: str | None) -> None:

@@ -276,6 +276,11 @@ class Choice:
             rule = Rule.load(Path(self.config["abstention"]))
         except ValueError as error:
             raise Refused(f"--abstention: {error}") from error
+        if rule.fitted_on and not {c.id for c in self.data.conversations} & set(rule.fitted_on):
+            raise Refused(
+                f"--abstention: the rule was fitted on {', '.join(rule.fitted_on)}, which are no conversations of "
+                f"{self.data.path.name}; fit one on its validation conversations with python -m locomo.abstention."
+            )
         if seen := sorted({c.id for c in self.conversations} & set(rule.fitted_on)):
             raise Refused(
                 f"--abstention: the rule was fitted on {', '.join(seen)}, asked here; ask other conversations."

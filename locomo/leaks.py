@@ -244,6 +244,9 @@ def main(argv: list[str] | None = None) -> int:
     except _UNREADABLE as error:
         print(f"locomo.leaks: cannot read all of {str(path)!r} ({error}); nothing is said of it.", file=sys.stderr)
         return 2
+    if not read:
+        print(f"locomo.leaks: {', '.join(map(str, args.paths))} holds no text to read; name others.", file=sys.stderr)
+        return 2
     for line in summary(found):
         print(f"{data.mark}{line}")
     held = f"{len(places)} held-out conversations ({args.split})"

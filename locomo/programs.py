@@ -79,6 +79,8 @@ def load(path: Path) -> Program:
         own, instructions = fields(state["signature"]), state["signature"]["instructions"]
         if not isinstance(instructions, str) or not all(isinstance(name, str) for demo in demos for name in demo):
             raise TypeError("instructions are text, examples have named fields")
+    except FileNotFoundError as error:
+        raise ProgramError(f"{path} does not exist; write it with python optimize.py.") from error
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise ProgramError(f"{path} holds no program ({error!r}); write one with python optimize.py.") from error
     rounds = next((n for n in (1, 2) if own == fields(MemorySystem(rounds=n).read.signature.dump_state())), None)

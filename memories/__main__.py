@@ -4,7 +4,7 @@
     python -m memories recall "Who sold a kayak?"             what fits a question
     python -m memories ask "Who sold a kayak?"                a language model's answer from it
     python -m memories list                                   the latest; --memories lists the memories
-    python -m memories export FILE                            write it to a file; import FILE puts it back
+    python -m memories export FILE                            write it to a file; import FILE makes a memory of one
     python -m memories forget ID                              nothing finds it again; --for-good removes it
     python -m memories serve                                  REST and MCP on http://127.0.0.1:8765
 
@@ -117,6 +117,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("file", type=Path)
     imported = verb("import", _import, "put a cartridge in the place of the memory, or of none")
     imported.add_argument("file", type=Path)
+    imported.add_argument("--replace", action="store_true", help="what the memory holds is gone then")
     imported.add_argument("--reobserve", action="store_true", help="make vectors anew, where another encoder made them")
     serve = verb("serve", _serve, "answer over HTTP")
     serve.add_argument("--host", default="127.0.0.1", help="default %(default)s; others need tokens")
@@ -128,8 +129,10 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--consolidate-after", type=_count, default=0, metavar="SECONDS", help="without anything new")
     serve.add_argument("--model", metavar="NAME", help="who answers; default by the keys in the environment")
     serve.add_argument("--api-base", metavar="URL", help="of a server that speaks OpenAI's protocol")
-    token = verb("token", _token, "give a tenant of the service a token, or take it back")
-    token.add_argument("tenant", nargs="?", help="who gets a new token; without, those given out are listed")
+    token = verb("token", _token, "give a caller of the service a token, list or take back those given")
+    token.add_argument(
+        "tenant", nargs="?", metavar="NAME", help="who gets a new token, and sees only the memories made with it"
+    )
     token.add_argument("--revoke", metavar="ID", help="of a token, or a tenant with all of its tokens")
     return top
 
@@ -198,8 +201,14 @@ def _forget(memories: NamedMemories, args: argparse.Namespace) -> int:
 
 
 def _export(memories: NamedMemories, args: argparse.Namespace) -> int:
+    from memories.cartridge import CartridgeError, open_manifest
     from memories.serving.carrying import export_cartridge
 
+    if args.file.is_file() and args.file.stat().st_size:
+        try:
+            open_manifest(args.file)
+        except CartridgeError as error:
+            raise Usage(f"{args.file} is there and is no cartridge; name another file.") from error
     export_cartridge(memories, TENANT, args.memory, args.file)
     size = args.file.stat().st_size
     return _say(args, {"file": str(args.file), "bytes": size}, f"{args.memory} is in {args.file}, {size:,} bytes.")
@@ -208,6 +217,13 @@ def _export(memories: NamedMemories, args: argparse.Namespace) -> int:
 def _import(memories: NamedMemories, args: argparse.Namespace) -> int:
     from memories.serving.carrying import import_cartridge
 
+    there = {named.name for named in memories.all(TENANT)}
+    held = memories.size(TENANT, args.memory).episodes if args.memory in there else 0
+    if held and not args.replace:
+        raise Usage(
+            f"{args.memory} holds {held:,} turns, which would be gone; give --replace to put the file in their place, "
+            "or --memory NAME to have both."
+        )
     named = import_cartridge(memories, TENANT, args.memory, args.file, reobserve=args.reobserve)
     size = memories.size(TENANT, named.name)
     told = {"memory": named.name, "system": named.system, "turns": size.episodes}

@@ -12,7 +12,9 @@ from __future__ import annotations
 import base64
 import ctypes
 import json
+import os
 import platform
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import ExitStack, asynccontextmanager, nullcontext
@@ -56,6 +58,7 @@ from memories.serving.messages import (
 )
 from memories.serving.named import DEFAULT_NAME, Named, NamedMemories, NotThere, Refused
 from memories.serving.problems import Problem, described, install
+from stores.address import without_password
 from stores.idle import WhenIdle
 
 BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
@@ -358,18 +361,26 @@ def serve(
         raise Refused(f"{host} can be reached from elsewhere, where tokens are always asked for; leave --no-auth out.")
     access = Access(memories.store) if auth or not here else None
     if access and not access.keys():
-        raise Refused("nobody has a token yet; make one with python -m memories token TENANT.")
+        url = without_password(memories.memory_url)
+        raise Refused(f"{url} holds no token yet; make one with: python -m memories token NAME --memory-url {url}")
     _keep_few_heaps()
     memories.sweep()
     memories.encoder.ready()  # what cannot work is told before the first request
     hosts = ("127.0.0.1", "localhost", "[::1]")
     app = application(memories, tenant=tenant, access=access, rate=Rate(per_second), hosts=hosts)
+    try:
+        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        why = os.strerror(error.errno or 0)
+        raise Refused(f"port {port} of {host} is not free ({why}); name another with --port.") from error
     print(f"Serving on http://{host}:{port} (Ctrl-C ends it); what there is to ask: /docs", flush=True)
     with ExitStack() as stack:
         if consolidate_after_seconds:
             idle = WhenIdle(memories.store, after_seconds=consolidate_after_seconds, now=memories.now)
             memories.observed = stack.enter_context(idle).touch
-        uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False, timeout_graceful_shutdown=60)
+        stack.enter_context(listening)
+        settings = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=60)
+        uvicorn.Server(settings).run(sockets=[listening])
 
 
 def _keep_few_heaps() -> None:

@@ -60,6 +60,8 @@ class Rule:
             found = json.loads(path.read_bytes())
             weights = {name: float(found["weights"][name]) for name in Signals(False, None, None).vector()}
             return cls(weights, float(found["threshold"]), tuple(map(str, found.get("fitted_on", ()))))
+        except FileNotFoundError as error:
+            raise ValueError(f"{path} does not exist; write it with python -m locomo.abstention.") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path} holds no rule ({error!r}); write one with python -m locomo.abstention."

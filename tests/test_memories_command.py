@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tomllib
@@ -62,10 +63,26 @@ def test_lines_come_in_and_a_cartridge_goes_out(
     assert said(capsys, "import", file, "--memory", "other") == {"memory": "other", "system": "bm25", "turns": 2}
     first, second = (said(capsys, "recall", "kayak", "--memory", name) for name in ("diary", "other"))
     assert first == second
-    Path(file).write_bytes(b"PK")
     assert main(["import", file, "--memory", "other"]) == 2
+    assert "other holds 2 turns, which would be gone; give --replace" in capsys.readouterr().err
+    assert said(capsys, "import", file, "--memory", "other", "--replace")["turns"] == 2
+    Path(file).write_bytes(b"PK")
+    assert main(["export", file, "--memory", "other"]) == 2
+    assert "is there and is no cartridge; name another file" in capsys.readouterr().err
+    assert Path(file).read_bytes() == b"PK"
+    assert main(["import", file, "--memory", "other", "--replace"]) == 2
     assert "is refused" in capsys.readouterr().err
     assert said(capsys, "recall", "kayak", "--memory", "other") == second
+
+
+def test_a_port_that_is_taken_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("prometheus_client", reason="the service is not installed: pip install '.[service]'")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert main(["serve", "--port", str(port)]) == 2
+    told = capsys.readouterr()
+    assert f"port {port} of 127.0.0.1 is not free (Address already in use); name another with --port." in told.err
+    assert "Serving" not in told.out
 
 
 @pytest.mark.parametrize(
@@ -77,7 +94,10 @@ def test_lines_come_in_and_a_cartridge_goes_out(
         (["add", "a", "--system", "psychic"], "there is no memory system 'psychic'"),
         (["list", "--memory-url", "mysql://x"], "names no store"),
         (["forget"], "name the ids to forget"),
-        (["serve", "--host", "0.0.0.0"], "nobody has a token yet"),
+        (
+            ["serve", "--host", "0.0.0.0"],
+            "holds no token yet; make one with: python -m memories token NAME --memory-url",
+        ),
         (["serve", "--host", "0.0.0.0", "--no-auth"], "tokens are always asked for"),
         (["serve", "--port", "70000"], "there is no port 70000"),
         (["list", "--memory-url", "postgres://ada:s3cret@host/db"], "'postgres://ada:…@host/db' names no store"),

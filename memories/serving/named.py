@@ -140,7 +140,7 @@ class NamedMemories:
         if found is None and name == DEFAULT_NAME:
             found, _ = self.create(tenant, name)
         if found is None:
-            raise NotThere(f"there is no memory {name!r}; create it, or list those that there are.")
+            raise NotThere(f"there is no memory {name!r}; add something to it, or list those that there are.")
         return found
 
     def create(self, tenant: str, name: str, *, system: str = DEFAULT_SYSTEM) -> tuple[Named, bool]:
