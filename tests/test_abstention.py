@@ -183,6 +183,11 @@ def test_rounds_and_abstention_end_to_end(server: Any, tmp_path: Path) -> None:
         )
     )
     args = remote(server, "--systems", "adaptive", "--rounds", "2", "--abstention", "rule.json", "--run-dir", "run")
+    rule = json.loads((tmp_path / "rule.json").read_text())
+    (tmp_path / "other.json").write_text(json.dumps(rule | {"fitted_on": ["conv-47"]}))
+    refused = evaluate(*args, "--abstention", "other.json", "--dry-run", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "fitted on conv-47, which are no conversations of" in refused.stderr
     done = evaluate(*args, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "says enough where all evidence is shown: p = 0.00" in done.stdout
