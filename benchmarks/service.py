@@ -152,6 +152,7 @@ def main() -> int:
         "per_second": round(total / seconds, 1), "stored": load.stored, "errors": sum(load.failed.values()),
         "rss_empty_mb": empty, "rss_first_mb": seen[0][1:3],
         "rss_middle_mb": half[0][1:3], "rss_last_mb": seen[-1][1:3],
+        "own_mb_by_tenths": [round(seen[(len(seen) - 1) * tenth // 10][2], 1) for tenth in range(11)],
         "rss_slopes_mb_per_hour": [round(slope, 2) for slope in slopes],
         "ended": ended,
         "p50_p95_ms": {w: [round(float(np.percentile(ms, p)), 1) for p in (50, 95)]
