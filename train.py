@@ -209,7 +209,8 @@ OF_ADAPTER = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 
 def _without_effect(args: argparse.Namespace) -> str:
     """Flags that a training would leave unread."""
-    given = [name for name, value in vars(args).items() if value != parser().get_default(name)]
+    plain = vars(parser().parse_args([]))
+    given = [name for name, value in vars(args).items() if value != plain[name]]
     other = "trl" if args.backend == "arbor" else "arbor"
     if idle := [name for name in OF_BACKEND[other] if name in given]:
         return f"{_flags(idle)} is for --backend {other}; leave it out."

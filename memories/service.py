@@ -384,8 +384,8 @@ def serve(
 
 
 def _keep_few_heaps() -> None:
-    """glibc gives threads heaps of their own, and each one keeps what the largest of its requests took. With two for
-    all, and arrays outside of them, which go back to the system at once, resident memory stays what it is."""
+    """glibc gives threads heaps of their own, and each one keeps what the largest of its requests took: two serve all,
+    and arrays stand outside of them, so that they go back to the system at once."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 64 * 1024)
