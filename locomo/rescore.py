@@ -190,8 +190,13 @@ def _verify(folder: RunFolder, data: Dataset) -> None:
     was = folder.manifest["identity"].get("data")
     if was and was != data.sha256:
         raise RunFolderError(f"{folder.path} asked about other data than {data.path}; name its file with --data.")
+    if (records := folder.records()) and not any(record["answer"] is not None for record in records):
+        raise RunFolderError(
+            f"{folder.path} holds no answer to grade, only recalls; answer its questions with python evaluate.py "
+            "without --recall-only."
+        )
     known = {question.id for question in data.questions}
-    if strange := [r["question_id"] for r in folder.records() if r["question_id"] not in known]:
+    if strange := [r["question_id"] for r in records if r["question_id"] not in known]:
         raise RunFolderError(f"{folder.path} asked {strange[0]}, which {data.path} does not hold; name its --data.")
 
 

@@ -33,12 +33,18 @@ TENANT = "local"
 
 BUDGET_TOKENS = 2048
 
+READING = ("recall", "ask", "list", "forget", "export")
+"""Verbs that find nothing in a store that is not there yet."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     from memories.serving.named import TOLD, NamedMemories
+    from stores.address import must_be_there
 
     try:
+        if args.memory_url and args.verb in READING:  # the default one may be empty still
+            must_be_there(args.memory_url)
         memories = NamedMemories(
             args.memory_url or default_url(),
             encoder=args.encoder,
@@ -159,7 +165,7 @@ def _add(memories: NamedMemories, args: argparse.Namespace) -> int:
     for start in range(0, len(texts), MOST_AT_ONCE):
         said = [Said(text, args.speaker, args.at) for text in texts[start : start + MOST_AT_ONCE]]
         ids += memories.observe(TENANT, args.memory, said)
-    what = f"{len(ids)} turns" if len(ids) > 1 else ids[0]
+    what = f"{len(ids):,} turns" if len(ids) > 1 else ids[0]
     return _say(args, {"ids": ids}, f"Remembered {what} in {args.memory}.")
 
 
@@ -192,7 +198,7 @@ def _forget(memories: NamedMemories, args: argparse.Namespace) -> int:
         raise Usage("name the ids to forget, or --everything; `python -m memories list` shows ids.")
     if args.everything:
         count = memories.delete(TENANT, args.memory)
-        return _say(args, {"removed": count}, f"Removed {args.memory} with {count:,} turns, for good.")
+        return _say(args, {"removed": count}, f"Removed {args.memory} with {_turns(count)}, for good.")
     gone = memories.forget(TENANT, args.memory, args.ids, for_good=args.for_good)
     missing = [id for id in args.ids if id not in gone]
     what = "Removed for good" if args.for_good else "Forgot"
@@ -221,13 +227,13 @@ def _import(memories: NamedMemories, args: argparse.Namespace) -> int:
     held = memories.size(TENANT, args.memory).episodes if args.memory in there else 0
     if held and not args.replace:
         raise Usage(
-            f"{args.memory} holds {held:,} turns, which would be gone; give --replace to put the file in their place, "
+            f"{args.memory} holds {_turns(held)}, which would be gone; give --replace to put the file in their place, "
             "or --memory NAME to have both."
         )
     named = import_cartridge(memories, TENANT, args.memory, args.file, reobserve=args.reobserve)
     size = memories.size(TENANT, named.name)
     told = {"memory": named.name, "system": named.system, "turns": size.episodes}
-    return _say(args, told, f"{named.name} is now what {args.file} holds: {size.episodes:,} turns.")
+    return _say(args, told, f"{named.name} is now what {args.file} holds: {_turns(size.episodes)}.")
 
 
 def _serve(memories: NamedMemories, args: argparse.Namespace) -> int:
@@ -275,6 +281,10 @@ def _say(args: argparse.Namespace, told: Any, text: str, code: int = 0) -> int:
 def _told(episode: Episode) -> dict[str, Any]:
     at = datetime.fromtimestamp(episode.at, UTC).isoformat()
     return {"id": episode.id, "text": episode.text, "at": at, "uses": episode.uses}
+
+
+def _turns(count: int) -> str:
+    return "1 turn" if count == 1 else f"{count:,} turns"
 
 
 def _line(episode: Episode) -> str:

@@ -16,12 +16,13 @@ import os
 import platform
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import ExitStack, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Event, Thread
 from typing import Annotated, Any
 
 from anyio import CapacityLimiter, to_thread
@@ -31,6 +32,7 @@ from fastapi.security import HTTPBearer
 from prometheus_client import generate_latest
 from starlette.background import BackgroundTask
 
+from cartridges.container import CartridgeError
 from memories.serving.access import Access
 from memories.serving.guard import MOST_CARTRIDGE_BYTES, Guard, Measures, Rate
 from memories.serving.messages import (
@@ -63,6 +65,7 @@ from stores.idle import WhenIdle
 
 BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3  # of malloc.h
+TRIM_SECONDS = 10
 THREADS = 16
 """Requests worked on at a time. More would wait for the store and the encoder, and take memory."""
 
@@ -277,7 +280,10 @@ def _add_memory_routes(app: APIRouter, memories: NamedMemories) -> None:
             await to_thread.run_sync(file.flush, limiter=carrying)
             path = Path(file.name)
             put = partial(import_cartridge, memories, tenant, name, path, most_bytes=MOST_CARTRIDGE_BYTES)
-            return out(await to_thread.run_sync(put, limiter=carrying))
+            try:
+                return out(await to_thread.run_sync(put, limiter=carrying))
+            except CartridgeError as error:  # of what was sent, not of a file that the caller could find
+                raise Refused(str(error).replace(str(path), "What was sent")) from error
 
     @app.delete("/v1/memories/{name}/turns/{id}", status_code=204)
     def forget(name: Name, id: Id, tenant: Tenant, archive: bool = False) -> None:
@@ -363,7 +369,6 @@ def serve(
     if access and not access.keys():
         url = without_password(memories.memory_url)
         raise Refused(f"{url} holds no token yet; make one with: python -m memories token NAME --memory-url {url}")
-    _keep_few_heaps()
     memories.sweep()
     memories.encoder.ready()  # what cannot work is told before the first request
     hosts = ("127.0.0.1", "localhost", "[::1]")
@@ -375,6 +380,7 @@ def serve(
         raise Refused(f"port {port} of {host} is not free ({why}); name another with --port.") from error
     print(f"Serving on http://{host}:{port} (Ctrl-C ends it); what there is to ask: /docs", flush=True)
     with ExitStack() as stack:
+        stack.enter_context(_heaps_kept_small())
         if consolidate_after_seconds:
             idle = WhenIdle(memories.store, after_seconds=consolidate_after_seconds, now=memories.now)
             memories.observed = stack.enter_context(idle).touch
@@ -383,9 +389,23 @@ def serve(
         uvicorn.Server(settings).run(sockets=[listening])
 
 
-def _keep_few_heaps() -> None:
-    """glibc gives threads heaps of their own, and each one keeps what the largest of its requests took: two serve all,
-    and arrays stand outside of them, so that they go back to the system at once."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 64 * 1024)
+@contextmanager
+def _heaps_kept_small() -> Iterator[None]:
+    """glibc gives threads heaps of their own, and keeps in each what is free between two things that are not. Two heaps
+    serve all threads, arrays stand outside of them, and what is free goes back to the system every TRIM_SECONDS."""
+    if platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    libc, ended = ctypes.CDLL(None), Event()
+    libc.mallopt(M_ARENA_MAX, 2)
+    libc.mallopt(M_MMAP_THRESHOLD, 64 * 1024)
+
+    def trim() -> None:
+        while not ended.wait(TRIM_SECONDS):
+            libc.malloc_trim(0)
+
+    Thread(target=trim, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()

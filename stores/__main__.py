@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 
 from stores import open_store
-from stores.address import file_of, without_password
+from stores.address import must_be_there, without_password
 from stores.episode import StoreError
 from stores.fusion import NAMED
 from stores.migrate import migrate
@@ -39,10 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         verbs.add_parser(name, help=what).add_argument("source", metavar="URL")
     args = parser.parse_args(argv)
     try:
-        if args.source.startswith("sqlite:") and not (path := file_of(args.source)).exists():
-            raise StoreError(f"there is no store at {path}; name one that is there.")
+        must_be_there(args.source)
         with open_store(args.source) as store:
             if args.verb == "migrate":
+                if args.target == args.source:
+                    raise StoreError("a store cannot be copied into itself; name another one to copy it to.")
                 with open_store(args.target) as target:
                     print(f"{migrate(store, target):,} episodes are in {without_password(args.target)}.")
             elif args.verb == "consolidate":

@@ -28,6 +28,16 @@ def options_of(url: str) -> dict[str, Any]:
     return options
 
 
+def must_be_there(url: str) -> None:
+    """Raises StoreError where a URL names a file that is not there, for those who would only read it."""
+    try:
+        path = file_of(url) if url.startswith("sqlite:") else None
+    except ValueError:
+        return  # opening it says why
+    if path and not path.exists():
+        raise StoreError(f"there is no store at {path}; name one that is there.")
+
+
 def file_of(url: str) -> Path:
     """The file that it names."""
     address = urlsplit(url)

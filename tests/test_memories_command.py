@@ -49,7 +49,7 @@ def test_what_is_added_is_recalled_listed_and_forgotten(capsys: pytest.CaptureFi
     assert main(["list"]) == 0
     assert "2024-05-09 00:00" in capsys.readouterr().out
     assert main(["forget", "--everything"]) == 0
-    assert capsys.readouterr().out == "Removed default with 1 turns, for good.\n"
+    assert capsys.readouterr().out == "Removed default with 1 turn, for good.\n"
     assert said(capsys, "recall", "kayak", code=1)["text"] == ""
 
 
@@ -93,6 +93,7 @@ def test_a_port_that_is_taken_is_told(capsys: pytest.CaptureFixture[str]) -> Non
         (["add", "a", "--memory", "a/b"], "no memory can be called 'a/b'"),
         (["add", "a", "--system", "psychic"], "there is no memory system 'psychic'"),
         (["list", "--memory-url", "mysql://x"], "names no store"),
+        (["list", "--memory-url", "sqlite:////nowhere/memory.db"], "there is no store at /nowhere/memory.db"),
         (["forget"], "name the ids to forget"),
         (
             ["serve", "--host", "0.0.0.0"],

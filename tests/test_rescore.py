@@ -465,6 +465,14 @@ def test_a_folder_that_cannot_be_graded_is_refused(
     assert not server.requests
 
 
+def test_recalls_alone_are_not_graded(server: Server, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = [json.loads(line) | {"answer": None} for line in (run / "records.jsonl").read_text().splitlines()]
+    (run / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert again(server, run) == 2
+    assert "holds no answer to grade, only recalls" in capsys.readouterr().err
+    assert not server.requests
+
+
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [

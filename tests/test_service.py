@@ -285,9 +285,10 @@ def test_a_memory_goes_from_service_to_service_and_recalls_the_same(
             assert other.post(f"{path}/recall", json=body).json() == service.post(f"{path}/recall", json=body).json()
             assert other.get(f"{path}/turns").json() == service.get(f"{path}/turns").json()
         damaged = carried.content[:-200] + b"x" + carried.content[-199:]
-        is_problem(other.put("/v1/memories/bm25/cartridge", content=damaged), 409)
+        told = is_problem(other.put("/v1/memories/bm25/cartridge", content=damaged), 422)
+        assert told.startswith("What was sent is refused: ")
         monkeypatch.setattr(memories.service, "MOST_CARTRIDGE_BYTES", 100)
-        assert "may unpack to 100" in is_problem(other.put("/v1/memories/bm25/cartridge", content=carried.content), 409)
+        assert "may unpack to 100" in is_problem(other.put("/v1/memories/bm25/cartridge", content=carried.content), 422)
         assert other.get("/v1/memories/bm25").json()["turns"] == len(turns), "what was there still is"
 
 

@@ -107,6 +107,8 @@ def test_the_commands_say_what_they_did(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["migrate", f"sqlite:///{tmp_path}/typo.db", other]) == 2
     assert "there is no store at" in capsys.readouterr().err
     assert not (tmp_path / "typo.db").exists()
+    assert main(["migrate", url, url]) == 2
+    assert "cannot be copied into itself" in capsys.readouterr().err
     assert main(["check", "mysql://x"]) == 2
     assert "names no store" in capsys.readouterr().err
 

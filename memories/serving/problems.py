@@ -25,7 +25,7 @@ STATUS: dict[type[Exception], int] = {
     NotThere: 404,
     Taken: 409,
     Conflict: 409,
-    CartridgeError: 409,  # what it holds and what is here do not go together
+    CartridgeError: 409,  # what the memory holds, no cartridge can
     Refused: 422,
     NoModel: 503,
     EncoderUnavailable: 503,
@@ -74,10 +74,13 @@ def install(app: FastAPI) -> None:
             headers["Allow"] = ", ".join(sorted(described[path])).upper()  # of all its routes, not of the first
         return problem(error.status_code, _sentence(error), headers=headers)
 
-    def invalid(_: Request, error: Exception) -> JSONResponse:
+    def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         wrong = [{"where": ".".join(map(str, each["loc"])), "what": str(each["msg"])} for each in error.errors()]
-        return problem(422, f"{wrong[0]['where']}: {wrong[0]['what']}.", errors=wrong)
+        said = f"{wrong[0]['where']}: {wrong[0]['what']}."
+        if "json" not in request.headers.get("content-type", "json"):
+            said += " The body is read as JSON with the header Content-Type: application/json."
+        return problem(422, said, errors=wrong)
 
     def fault(_: Request, __: Exception) -> JSONResponse:
         return problem(500, "The service failed; it is written in its log.")
