@@ -79,13 +79,17 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, manifest: dict[str, Any]) -> RunFolder:
-        """Start a run in a new or empty folder. Raises RunFolderError when it holds anything already."""
-        path.mkdir(parents=True, exist_ok=True)
-        if any(entry.name != ".lock" for entry in path.iterdir()):
-            raise RunFolderError(
-                f"{path} is not empty; continue a run with --resume {path}, or name another folder with --run-dir."
-            )
-        folder = cls(path)
+        """Start a run in a new or empty folder. Raises RunFolderError when it holds anything already, or cannot be
+        written."""
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(entry.name != ".lock" for entry in path.iterdir()):
+                raise RunFolderError(
+                    f"{path} is not empty; continue a run with --resume {path}, or name another folder with --run-dir."
+                )
+            folder = cls(path)
+        except OSError as error:
+            raise RunFolderError(f"{path} cannot be written ({error.strerror}); name another folder.") from error
         folder.write_json("manifest.json", manifest)
         return folder
 

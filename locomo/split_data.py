@@ -176,8 +176,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     if not data.stand_in:
         path = DATA / "splits" / f"{args.split}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(folds if len(folds) > 1 else folds[0], indent=1) + "\n")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(folds if len(folds) > 1 else folds[0], indent=1) + "\n")
+        except OSError as error:
+            print(f"locomo.split_data: {path} cannot be written ({error.strerror}).", file=sys.stderr)
+            return 1
         print(f"written to data/splits/{path.name}")
     return 0
 

@@ -295,6 +295,9 @@ def test_a_folder_in_use_is_not_written_over(server: Server, tmp_path: Path) -> 
     assert done.returncode == 2
     assert "run is not empty" in done.stderr
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+    done = evaluate(*remote(server, "--run-dir", "run/thesis.txt/new"), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "run/thesis.txt/new cannot be written (Not a directory); name another folder." in done.stderr
 
 
 def test_the_embedded_model_runs_end_to_end(tiny: Path, tmp_path: Path) -> None:
