@@ -157,8 +157,13 @@ def _by_key(
         answerable = [pair for pair in pairs if pair[0].category in ANSWERABLE]
         if of := scores.by_question(answerable, "judge", own[0]):
             name = system if sum(other == system for other, _ in groups) == 1 else f"{system} @{budget:,}"
+            by_majority = scores.by_question(answerable, "judge", own[0], rule="majority")
+            majority = answer_keys.side_by_side(by_majority, errata.flagged)
             found[name] = {
-                **answer_keys.side_by_side(of, errata.flagged),
+                **{
+                    part: {**figures, "majority": majority[part]["accuracy"]}
+                    for part, figures in answer_keys.side_by_side(of, errata.flagged).items()
+                },
                 # The ceiling is that of the original key: under another a truthful reader may well be above it.
                 "alarms": answer_keys.alarms(of, [question for question, _ in answerable], errata.flagged)
                 if own[0].key == "original"
