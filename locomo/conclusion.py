@@ -39,7 +39,8 @@ def conclude(
 
     Args:
         keys: what was planned; what of it has no record is ungraded.
-        facts: what results.json says beside the figures: status, split, reader, and so on; `cautions` are added to.
+        facts: what results.json says beside the figures: status, split, reader, and so on; its `cautions` and those of
+            the manifest are added to.
         certificates: of judges, as they were measured, beside those that an earlier results.json holds; J of a judge
             without a passed one is withheld, unless verdicts were published with their answers, and no prompt of ours
             gave them.
@@ -131,6 +132,7 @@ def amounts(
         "comparisons": comparisons,
         "cautions": [
             *report.cautions(questions, data.questions, comparisons),
+            *manifest.get("cautions", ()),
             *facts.get("cautions", ()),
             *filter(None, [missing]),
             *alarms,
