@@ -152,13 +152,15 @@ def side_by_side(scores: Mapping[str, float], flagged: Collection[str]) -> dict[
 
 
 def sentence(system: str, parts: Mapping[str, Mapping[str, Any]]) -> str:
-    """`side_by_side` for people."""
+    """`side_by_side` for people; each part with its accuracy by `majority` of the repeats too."""
     listed = [
         f"{100 * part['accuracy']:.2f} on the {part['n']:,} {name} questions"
         for name, part in parts.items()
         if part["n"]
     ]
-    return f"{system}: J {', '.join(listed)}."
+    majority = [f"{100 * part['majority']:.2f}" for part in parts.values() if part["n"]]
+    repeated = any(part["majority"] != part["accuracy"] for part in parts.values())
+    return f"{system}: J {', '.join(listed)}" + (f"; by majority {', '.join(majority)}." if repeated else ".")
 
 
 def alarms(scores: Mapping[str, float], questions: Collection[Question], flagged: Collection[str]) -> list[str]:

@@ -20,7 +20,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from locomo import report, scores, table
+from locomo import correction, report, scores, table
 from locomo.comparisons import Entrant, corrected, place, versus
 from locomo.controls import CONTROLS
 from locomo.dataset import CATEGORIES, DataError, Dataset, Question, load
@@ -61,7 +61,7 @@ class Run:
             results = json.loads((path / "results.json").read_bytes())
             status, withheld = str(results["status"]), dict(results.get("withheld", {}))
         except (OSError, ValueError, KeyError, TypeError):
-            status, withheld = "not finished", {}
+            status, withheld = "not finished", correction.settle({}, records, [])
         return cls(name, manifest, status, records, frozenset(asked), withheld)
 
     @property

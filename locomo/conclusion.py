@@ -39,7 +39,8 @@ def conclude(
 
     Args:
         keys: what was planned; what of it has no record is ungraded.
-        facts: what results.json says beside the figures: status, split, reader, and so on; `cautions` are added to.
+        facts: what results.json says beside the figures: status, split, reader, and so on; its `cautions` and those of
+            the manifest are added to.
         certificates: of judges, as they were measured, beside those that an earlier results.json holds; J of a judge
             without a passed one is withheld, unless verdicts were published with their answers, and no prompt of ours
             gave them.
@@ -131,6 +132,7 @@ def amounts(
         "comparisons": comparisons,
         "cautions": [
             *report.cautions(questions, data.questions, comparisons),
+            *manifest.get("cautions", ()),
             *facts.get("cautions", ()),
             *filter(None, [missing]),
             *alarms,
@@ -157,8 +159,13 @@ def _by_key(
         answerable = [pair for pair in pairs if pair[0].category in ANSWERABLE]
         if of := scores.by_question(answerable, "judge", own[0]):
             name = system if sum(other == system for other, _ in groups) == 1 else f"{system} @{budget:,}"
+            by_majority = scores.by_question(answerable, "judge", own[0], rule="majority")
+            majority = answer_keys.side_by_side(by_majority, errata.flagged)
             found[name] = {
-                **answer_keys.side_by_side(of, errata.flagged),
+                **{
+                    part: {**figures, "majority": majority[part]["accuracy"]}
+                    for part, figures in answer_keys.side_by_side(of, errata.flagged).items()
+                },
                 # The ceiling is that of the original key: under another a truthful reader may well be above it.
                 "alarms": answer_keys.alarms(of, [question for question, _ in answerable], errata.flagged)
                 if own[0].key == "original"

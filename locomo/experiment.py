@@ -94,6 +94,7 @@ class Experiment(Choice):
             "questions": [question.id for question in self.questions],
             "answer_prompts": self.answer_prompts() if self.reader else {},
             "left_out": self.left_out,
+            "cautions": self.cautions,
             "stand_in": self.data.stand_in,
             "reader": self.reader.name if self.reader else None,
             "prices": accounting.prices(self.reader, self.judge_model),
@@ -199,7 +200,6 @@ class Experiment(Choice):
             "token_counter": self.count.name,
             "left_out": self.left_out,
             "ledger": {"test_scored": asdict(looks) if looks else None, "broken": broken},
-            "cautions": self.cautions,
         }
         rounds, told = self._rounds(records, keys)
         results, table = conclude(

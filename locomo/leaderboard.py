@@ -43,17 +43,30 @@ def board(run: Run, published: Sequence[Run]) -> str:
             raise NotABoard(f"{other.name} answers other data than {run.name}.")
     told = summary(run.manifest, run.results)
     asked = {q.id for q in run.data.questions if q.category in ANSWERABLE} & {r["question_id"] for r in run.records}
+    if not asked:
+        raise NotABoard(f"{run.name} asked no question of categories 1-4; name a run that did.")
+    left_out = [f"{name} is not in the table: {reason}." for name, reason in run.results["left_out"].items()]
     parts = [
         _heading(run, told, asked),
-        "\n".join(f"> {text}" for text in [*told["warnings"], *told["withheld"]]),
+        _quoted([*told["warnings"], *told["withheld"], *left_out]),
         grid(_ours(told)),
     ]
     if published:
         parts += [
             "Others' answers with others' verdicts, on the same questions and on all that they answered:",
+            _quoted(_merged(published)),
             grid([_OTHERS, *(row for other in published for row in _others(other, asked))]),
         ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _quoted(told: Sequence[str]) -> str:
+    return "\n".join(f"> {text}" for text in told)
+
+
+def _merged(published: Sequence[Run]) -> list[str]:
+    merges = [(other.name, merge) for other in published for merge in other.manifest["published"]["merges"]]
+    return [f"{name}: {merge['said']}" for name, merge in merges if merge["flagged"]]
 
 
 def _heading(run: Run, told: Results, asked: set[str]) -> str:
@@ -66,8 +79,13 @@ def _heading(run: Run, told: Results, asked: set[str]) -> str:
     if results["judge"]:
         parts.append(f"judged by {results['judge']}")
     for found in told["certificates"]:
-        accepts, rejects = (rate({**found[name], "value": found[name]["rate"]}) for name in _ERRORS if found.get(name))
-        parts.append(f"which accepts {accepts} % of wrong and rejects {rejects} % of right answers")
+        if found["passed"]:  # why another one failed stands with what is withheld
+            accepts, rejects = (rate({**found[name], "value": found[name]["rate"]}) for name in _ERRORS)
+            who = f"{found['judge']} ({found['prompt']})"
+            parts.append(f"{who} accepts {accepts} % of wrong and rejects {rejects} % of right answers")
+    judged = [measure for measure in told["measures"] if measure["judged"]]
+    if len(judged) > 1:
+        parts += [f"{measure['short']} is {measure['under']}" for measure in judged]
     return ", ".join(parts) + ". Brackets: 95 %, clustered by conversation."
 
 
@@ -83,6 +101,7 @@ def _ours(told: Results) -> list[list[str]]:
         "tokens",
         "system",
         *(measure["short"] for measure in measures),
+        f"n ({headline['short']})",
         *(["J corrected"] if corrected else []),
         "none to oracle, %",
         "tokens a question",
@@ -98,6 +117,7 @@ def _ours(told: Results) -> list[list[str]]:
                 row["shown_budget"],
                 f"{row['system']} (control)" if row["control"] else row["system"],
                 *(rate(row["scores"].get(measure["key"])) for measure in measures),
+                _n(scored),
                 *([rate(scored.get("corrected"))] if corrected else []),
                 rate(row["gap"].get(headline["key"])),
                 number(row["tokens"]),
@@ -108,23 +128,33 @@ def _ours(told: Results) -> list[list[str]]:
     return [header, *body]
 
 
+def _n(scored: Results) -> str:
+    ungraded = scored.get("ungraded")
+    return number(scored.get("n")) + (f", {ungraded:,} ungraded" if ungraded else "")
+
+
 def _value(row: Results, measure: str) -> float:
     return float((row["scores"].get(measure) or {}).get("value") or 0.0)
 
 
 def _against(comparisons: Sequence[Results], measure: str, row: Results, reference: str) -> Results | None:
-    """The paired difference of a row to the reference at the same budget, as a score with its p."""
-    for c in comparisons:
-        places = [(c[side]["system"], int(c[side]["budget"])) for side in "ab"]
-        mine = (row["system"], row["budget"])
-        if (c.get("grading") or c["measure"]) != measure or mine not in places or row["system"] == reference:
-            continue
-        if places[1 - places.index(mine)][0] != reference or (row["budget"] and c["level"] != row["budget"]):
-            continue
-        sign = 1 if places[0] == mine else -1
-        bounds = sorted(sign * c[bound] for bound in ("low", "high")) if c["low"] is not None else [None, None]
-        return {"value": sign * c["difference"], "low": bounds[0], "high": bounds[1], "p_holm": c.get("p_holm")}
-    return None
+    """The paired difference of a row to the reference at the same budget, as a score with its p. A row with a budget of
+    its own has one where the reference has only one budget."""
+    mine = (row["system"], row["budget"])
+    found = [
+        (c, sign)
+        for c in comparisons
+        for side, other, sign in (("a", "b", 1), ("b", "a", -1))
+        if (c.get("grading") or c["measure"]) == measure
+        and (c[side]["system"], int(c[side]["budget"])) == mine
+        and c[other]["system"] == reference != row["system"]
+    ]
+    found = [(c, sign) for c, sign in found if c["level"] == row["budget"]] or found
+    if len(found) != 1 or found[0][0]["difference"] is None:
+        return None
+    c, sign = found[0]
+    bounds = sorted(sign * c[bound] for bound in ("low", "high")) if c["low"] is not None else [None, None]
+    return {"value": sign * c["difference"], "low": bounds[0], "high": bounds[1], "p_holm": c.get("p_holm")}
 
 
 _OTHERS = ["others' answers", "read by", "J on these", "n", "J on all", "n"]
@@ -132,16 +162,19 @@ _OTHERS = ["others' answers", "read by", "J on these", "n", "J on all", "n"]
 
 def _others(run: Run, asked: set[str]) -> list[list[str]]:
     keys = [k for k in latest(run.records) if k[2] in asked]
-    same: dict[str, Any] = conclusion.amounts(run.manifest, run.records, [], run.data, keys, run.results)
+    certificates = run.results["certificates"]
+    same: dict[str, Any] = conclusion.amounts(
+        run.manifest, run.records, [], run.data, keys, run.results, certificates=certificates
+    )
     told = summary(run.manifest, run.results)
-    headline = told["measures"][0]["key"]
+    judged = next((measure["key"] for measure in told["measures"] if measure["judged"]), "")
     here = {row["system"]: row["scores"] for row in summary(run.manifest, same)["rows"]}
+    status = "" if run.results["status"] == "valid" else f" ({run.results['status'].upper()})"
     body = []
     for row in told["rows"]:
-        invalid = " (INVALID)" if run.results["status"] == "invalid" else ""
-        cells = [row["system"] + invalid, run.results["reader"] or "unknown"]
-        for scored in (here[row["system"]].get(headline), row["scores"].get(headline)):
-            cells += [rate(scored), number((scored or {}).get("n"))]
+        cells = [row["system"] + status, run.results["reader"] or "unknown"]
+        for scored in (here.get(row["system"], {}).get(judged) or {}, row["scores"].get(judged) or {}):
+            cells += [rate(scored), _n(scored)]
         body.append(cells)
     return body
 

@@ -88,6 +88,9 @@ def read(
         own = [_record(system, variant(entry), question, found, model, judge) for entry, question in mine]
         records += sorted(own, key=lambda record: place[record["question_id"]])
         if any(record["verdicts"] for record in own):
+            for record in own:
+                if not (record["verdicts"] or record["error"]):  # what their judge passed over is ungraded
+                    record["verdicts"] = [_verdict(None, 0, found, judge)]
             merges += [(system, merge) for merge in merged.merges([_majority(record) for record in own], subsets)]
     return Published(
         path,

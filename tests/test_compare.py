@@ -201,6 +201,15 @@ def test_what_is_withheld_is_not_compared(folder: Any, say: Any) -> None:
         assert "F1, with 95 % intervals" in say(*runs)[1]
 
 
+def test_a_run_that_has_not_ended_has_no_certificate(folder: Any, say: Any) -> None:
+    run = folder("run", a=right(range(6)), b=right([0]))
+    (run / "results.json").unlink()
+    assert "F1, with 95 % intervals" in say(run)[1]
+    code, _, err = say(run, "--measure", "judge")
+    assert code == 2
+    assert "is withheld in run: m/judge (strict, original) was not measured" in err
+
+
 def test_runs_without_verdicts_are_compared_by_f1_and_without_answers_by_recall(folder: Any, say: Any) -> None:
     def plain(question: Question) -> dict[str, Any]:
         return {**record("", question, "correct"), "verdicts": []}

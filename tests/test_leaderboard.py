@@ -11,6 +11,7 @@ import pytest
 
 from locomo import leaderboard, published
 from locomo.dataset import Dataset
+from locomo.evaluate import UNBOUNDED
 from tests.invented_run import certificate, invent, simulated
 from tests.test_published import audit_file, save
 
@@ -87,6 +88,76 @@ def test_others_answers_are_scored_on_the_questions_of_the_run(
     assert (percent(row[2]), row[3]) == (100.0, str(sum(right)))
     assert percent(row[4]) == pytest.approx(100 * mean(right), abs=0.051)
     assert row[5] == str(len(right))
+
+
+def test_a_row_with_a_budget_of_its_own_is_compared_at_one_budget_and_never_at_any(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    systems = ("adaptive", "bm25", "full_context", "none", "oracle")
+    for name, budgets in (("one", (512,)), ("two", (512, 1024))):
+        run = invent(tmp_path / name, data, systems=systems, budgets=budgets)
+        assert leaderboard.main([str(run)]) == 0
+        header, _, *body = cells(capsys.readouterr().out)
+        shown = {row[1].replace("\\", ""): row[header.index("J minus adaptive's")] for row in body}
+        judged = labels(run, data)
+        mine, reference = judged["full_context", UNBOUNDED], judged["adaptive", 512]
+        if name == "one":
+            both = mine.keys() & reference.keys()
+            expected = 100 * mean(mine[id] - reference[id] for id in both)
+            assert percent(shown["full_context"]) == pytest.approx(expected, abs=0.051)
+            assert shown["none (control)"] != "-"
+        else:
+            assert (shown["full_context"], shown["none (control)"]) == ("-", "-"), "at which budget would it be?"
+            assert shown["bm25"] != "-"
+
+
+def test_what_is_ungraded_left_out_or_merged_is_said(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = invent(tmp_path / "run", data)
+    results = json.loads((run / "results.json").read_text())
+    results["left_out"] = {"full_context": "the window is too small"}
+    (run / "results.json").write_text(json.dumps(results))
+    content = audit_file(data, lambda i: [i % 3 > 0])
+    ids = [entry["question_id"] for entries in content["detailed_results"].values() for entry in entries]
+    content["metadata"]["rerun"] = ids[::3]
+    published.write(published.read(save(content, tmp_path / "them.json"), data=data), tmp_path / "them", data=data)
+    assert leaderboard.main([str(run), str(tmp_path / "them")]) == 0
+    out = capsys.readouterr().out
+    assert "> full_context is not in the table: the window is too small." in out
+    assert "> them: MERGED: failures were asked again" in out
+    assert cells(out)[-1][0] == "them (INVALID)"
+    header, _, *body = cells(out)
+    judged = labels(run, data)
+    asked = sum(q.gold is not None for q in data.questions)
+    for row in body[: len(judged)]:
+        system = row[header.index("system")].removesuffix(" (control)")
+        n = len(judged[system, 0 if system == "none" else 1024])
+        assert row[header.index("n (J)")] == f"{n}" + (f", {asked - n} ungraded" if asked > n else "")
+
+
+def test_others_answers_without_verdicts_have_no_j(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = invent(tmp_path / "run", data)
+    theirs = published.read(save(audit_file(data, lambda i: []), tmp_path / "them.json"), data=data)
+    published.write(theirs, tmp_path / "them", data=data)
+    assert leaderboard.main([str(run), str(tmp_path / "them")]) == 0
+    assert cells(capsys.readouterr().out)[-1] == ["them", "reader-1", "-", "-", "-", "-"]
+
+
+def test_a_run_of_unanswerable_questions_is_no_board(
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = invent(tmp_path / "run", data)
+    traps = {q.id for q in data.questions if q.gold is None}
+    lines = [
+        line for line in (run / "records.jsonl").read_text().splitlines() if json.loads(line)["question_id"] in traps
+    ]
+    (run / "records.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    (run / "results.json").unlink()
+    assert leaderboard.main([str(run)]) == 2
+    assert "asked no question of categories 1-4" in capsys.readouterr().err
 
 
 def test_a_judge_that_failed_its_certificate_shows_no_accuracy(

@@ -320,6 +320,15 @@ def test_the_argument_holds_for_files_of_honest_runs() -> None:
     assert f"{sum(right[i] for i in again)} of the {len(again)} asked again are correct" in str(merge)
 
 
+def test_what_their_judge_passed_over_is_ungraded_and_too_much_of_it_invalid(data: Dataset, tmp_path: Path) -> None:
+    content = audit_file(data, lambda i: [] if i % 10 == 0 else [True])
+    found = read(save(content, tmp_path / "a.json"), data=data)
+    assert len(scores(found.records)) == len(asked(data)) - len(range(0, len(asked(data)), 10))
+    status, table = write(found, tmp_path / "run", data=data)
+    assert status == "invalid"
+    assert "INVALID: these figures are not to be used." in table
+
+
 def test_no_mark_is_read_where_there_are_no_verdicts(data: Dataset, tmp_path: Path) -> None:
     content = audit_file(data, lambda i: [])
     content["metadata"]["rerun"] = ["locomo_0_qa0"]

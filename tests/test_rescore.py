@@ -127,6 +127,16 @@ def test_a_judge_that_fails_its_certificate_shows_no_score(
     assert not json.loads((run / "results.json").read_text())["certificates"][0]["passed"]
 
 
+def test_what_the_run_warned_of_is_still_said(server: Server, run: Path) -> None:
+    told = "A budget of 64 tokens holds 60% of the mean conversation (107): above half, little is left to choose."
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**manifest, "cautions": [told]}))
+    server.answer = TRUE
+    assert again(server, run, more=PLAIN) == 0
+    assert told in json.loads((run / "results.json").read_text())["cautions"]
+    assert told in (run / "report.md").read_text().replace("\\", "")
+
+
 def test_a_certificate_outlives_a_resume(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LOCOMO_PATH", str(SAMPLE))

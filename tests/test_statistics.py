@@ -245,6 +245,11 @@ def test_a_paired_comparison_is_a_cluster_robust_regression_of_the_differences(r
         assert found.p_permutation == 2 / 2**10, "ten of ten conversations prefer the first"
         assert found.detectable == pytest.approx((2.262157162740992 + 0.883403859685) * robust.bse[0], abs=1e-9)
         assert found.wins + found.losses + found.ties == 1540
+        flips = stats.permutation_test((cluster_sums(np.subtract(a, b), clusters),), np.sum,
+                                       permutation_type="samples", n_resamples=10**6)  # fmt: skip
+        assert found.p_permutation == pytest.approx(flips.pvalue, abs=EXACT)
+    table = [[0, found.wins], [found.losses, 0]]
+    assert found.p_mcnemar == pytest.approx(contingency_tables.mcnemar(table, exact=True).pvalue, rel=EXACT)
     assert paired(first["mean"], second["mean"], clusters).p_mcnemar is None, "thirds are no wins and losses"
 
 

@@ -181,6 +181,7 @@ class Evaluation:
             "prices": accounting.prices(None, None),
             "unmetered": [],
             "trained": self.notes,
+            "cautions": self.cautions(),
             **provenance(),
         }
 
@@ -237,7 +238,6 @@ def _conclude(evaluation: Evaluation, folder: RunFolder, fatal: str, *, stopped:
         "token_counter": evaluation.count.name,
         "left_out": {},
         "ledger": {"test_scored": asdict(looks) if looks else None, "broken": []},
-        "cautions": evaluation.cautions(),
     }
     _, table = conclude(folder, data, keys, facts, no_judge="no judge is asked", notes=[str(looks or "")])
     lines = [*table.splitlines(), "", *verdict(evaluation, records)]
