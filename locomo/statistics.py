@@ -233,7 +233,7 @@ def sign_flip(sums: Sequence[float] | np.ndarray, *, seed: int = SEED) -> float:
 
 
 def detectable(standard_error: float, clusters: int) -> float:
-    """The smallest true difference found at p < 0.05, two-sided, in 80 % of repetitions, with a clustered t test:
+    """The smallest true difference found at p < 0.05, two-sided, in about 80 % of repetitions, with a clustered t test:
     (t(0.975) + t(0.80)) standard errors. Source: Bloom, Minimum detectable effects, Evaluation Review, 1995."""
     return (_t(clusters - 1, 0.975) + _t(clusters - 1, 0.80)) * standard_error
 

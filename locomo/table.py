@@ -173,7 +173,7 @@ def comparison_grid(found: Sequence[Results]) -> list[str]:
     title = (
         f"Paired on the same questions, {MEASURES[first['measure']]}{under}: clustered 95 % intervals; McNemar takes "
         f"questions for\nindependent, sign flips conversations; Holm over {families}; detectable: the smallest "
-        "true difference found in 80 % of repetitions"
+        "true difference found in about 80 % of repetitions"
     )
     return [grid(title, headers, body)]
 
