@@ -78,12 +78,12 @@ def _heading(run: Run, told: Results, asked: set[str]) -> str:
     ]
     if results["judge"]:
         parts.append(f"judged by {results['judge']}")
+    judged = [measure for measure in told["measures"] if measure["judged"]]
     for found in told["certificates"]:
         if found["passed"]:  # why another one failed stands with what is withheld
             accepts, rejects = (rate({**found[name], "value": found[name]["rate"]}) for name in _ERRORS)
-            who = f"{found['judge']} ({found['prompt']})"
+            who = "which" if len(judged) == 1 else f"{found['judge']} ({found['prompt']})"
             parts.append(f"{who} accepts {accepts} % of wrong and rejects {rejects} % of right answers")
-    judged = [measure for measure in told["measures"] if measure["judged"]]
     if len(judged) > 1:
         parts += [f"{measure['short']} is {measure['under']}" for measure in judged]
     return ", ".join(parts) + ". Brackets: 95 %, clustered by conversation."
