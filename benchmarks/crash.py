@@ -2,9 +2,10 @@
 
     python benchmarks/crash.py [--url sqlite:////tmp/crash.db] [--rounds 20] [--episodes 10000]
 
-Each round starts two writers on one store and kills both at a random moment. At the end two more write what is left, so
-that every round's resumed writes meet ids that are there already. Then every acknowledged episode is looked up, the
-scope is scanned for doubles, and the store checks its index against its texts. Exits 1 where anything is wrong.
+Each round starts two writers on one store and kills both in the middle of their inserts, at a random one. At the end
+two more write what is left, so that every round's resumed writes meet ids that are there already. Then every
+acknowledged episode is looked up, the scope is scanned for doubles and gaps, and the store checks its index against its
+texts. Exits 1 where anything is wrong.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from stores import open_store
 from stores.episode import Episode
 
 SCOPE = "crash"
+NAMES = ("a", "b")
 WORDS = "kayak bowl reed river lamp blue seven harbour violin bread stone winter".split()
 VECTOR = 32
 WRITER = """
@@ -52,42 +54,46 @@ def write(url: str, name: str, first: int, last: int) -> None:
             print(number, flush=True)
 
 
-def crash(url: str, *, rounds: int, episodes: int, seed: int = 0, most_seconds: float = 3.0) -> list[str]:
-    """What is wrong after so many rounds of kills, in sentences. Each of two writers stores half of `episodes`."""
+def crash(url: str, *, rounds: int, episodes: int, seed: int = 0) -> list[str]:
+    """What is wrong after so many rounds of kills, in sentences. Two writers store at least `episodes` in all."""
     draw = random.Random(seed)
-    names = ("a", "b")
-    acknowledged: dict[str, list[int]] = {name: [] for name in names}
+    acknowledged: dict[str, list[int]] = {name: [] for name in NAMES}
+    sentences = []
     for number in range(rounds + 1):
+        killed = number < rounds
         writers = {}
-        for name in names:
+        for name in NAMES:
             # Some of what was acknowledged is written again, as a client does that was not told.
             first = max(0, max(acknowledged[name], default=-1) - 2)
-            last = episodes // 2 if number == rounds else min(episodes // 2, first + episodes // rounds)
+            last = sys.maxsize if killed else episodes // 2  # who has finished cannot be killed
             code = WRITER.format(root=str(Path(__file__).parent.parent), url=url, name=name, first=first, last=last)
             writers[name] = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-        if number < rounds:
-            for writer in writers.values():
-                assert writer.stdout
-                acknowledged_line = writer.stdout.readline()  # both are under way
-                acknowledged[next(n for n, w in writers.items() if w is writer)] += map(int, acknowledged_line.split())
-            time.sleep(draw.uniform(0, most_seconds))
+        if killed:
+            for name in (*NAMES, *draw.randint(0, episodes // rounds) * [NAMES[number % 2]]):  # both are under way
+                stdout = writers[name].stdout
+                assert stdout
+                acknowledged[name] += map(int, stdout.readline().split())
             for writer in writers.values():
                 writer.send_signal(signal.SIGKILL)
         for name, writer in writers.items():
             told, _ = writer.communicate()
             # A line that was cut off acknowledges nothing.
             acknowledged[name] += [int(line) for line in told.splitlines(keepends=True) if line.endswith("\n")]
-    return wrong(url, {f"{name}-{number}" for name in names for number in acknowledged[name]}, names, episodes)
+            if writer.returncode != (-signal.SIGKILL if killed else 0):
+                sentences.append(f"A writer of round {number + 1} ended by itself, with {writer.returncode}.")
+    return sentences + wrong(url, {f"{name}-{number}" for name in NAMES for number in acknowledged[name]}, episodes)
 
 
-def wrong(url: str, acknowledged: set[str], names: tuple[str, ...], episodes: int) -> list[str]:
+def wrong(url: str, acknowledged: set[str], episodes: int) -> list[str]:
     with open_store(url) as store:
         found = Counter(known.id for known in store.scan(SCOPE))
         sentences = [f"{len(lost)} acknowledged episodes are lost."] if (lost := acknowledged - set(found)) else []
         if doubles := [id for id, count in found.items() if count > 1]:
             sentences.append(f"{len(doubles)} episodes are there twice.")
-        if len(found) != len(names) * (episodes // 2):
-            sentences.append(f"{len(found)} episodes are there, and {len(names) * (episodes // 2)} were written.")
+        for name in NAMES:
+            numbers = sorted(number for of, number in map(_parsed, found) if of == name)
+            if len(numbers) < episodes // 2 or numbers != list(range(len(numbers))):
+                sentences.append(f"Of the episodes of writer {name}, some in between or at the end are not there.")
         for id in random.Random(0).sample(sorted(acknowledged), min(50, len(acknowledged))):
             asked, vector = episode(*_parsed(id))
             best = store.retrieve_similar(SCOPE, asked.text, vector, 1, at=0.0)

@@ -121,9 +121,11 @@ def parser() -> argparse.ArgumentParser:
     forget.add_argument("--everything", action="store_true", help="remove the whole memory, for good")
     export = verb("export", _export, "write the memory to a file, a cartridge")
     export.add_argument("file", type=Path)
+    export.add_argument("--sign-with", metavar="PEM", type=Path, help="an Ed25519 key")
     imported = verb("import", _import, "put a cartridge in the place of the memory, or of none")
     imported.add_argument("file", type=Path)
     imported.add_argument("--replace", action="store_true", help="what the memory holds is gone then")
+    imported.add_argument("--public-key", metavar="PEM", type=Path, help="refuse what this Ed25519 key has not signed")
     imported.add_argument("--reobserve", action="store_true", help="make vectors anew, where another encoder made them")
     serve = verb("serve", _serve, "answer over HTTP")
     serve.add_argument("--host", default="127.0.0.1", help="default %(default)s; others need tokens")
@@ -215,7 +217,7 @@ def _export(memories: NamedMemories, args: argparse.Namespace) -> int:
             open_manifest(args.file)
         except CartridgeError as error:
             raise Usage(f"{args.file} is there and is no cartridge; name another file.") from error
-    export_cartridge(memories, TENANT, args.memory, args.file)
+    export_cartridge(memories, TENANT, args.memory, args.file, sign_with=args.sign_with)
     size = args.file.stat().st_size
     return _say(args, {"file": str(args.file), "bytes": size}, f"{args.memory} is in {args.file}, {size:,} bytes.")
 
@@ -230,7 +232,9 @@ def _import(memories: NamedMemories, args: argparse.Namespace) -> int:
             f"{args.memory} holds {_turns(held)}, which would be gone; give --replace to put the file in their place, "
             "or --memory NAME to have both."
         )
-    named = import_cartridge(memories, TENANT, args.memory, args.file, reobserve=args.reobserve)
+    named = import_cartridge(
+        memories, TENANT, args.memory, args.file, public_key=args.public_key, reobserve=args.reobserve
+    )
     size = memories.size(TENANT, named.name)
     told = {"memory": named.name, "system": named.system, "turns": size.episodes}
     return _say(args, told, f"{named.name} is now what {args.file} holds: {_turns(size.episodes)}.")

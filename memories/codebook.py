@@ -49,6 +49,7 @@ class Codes:
             two is in the ring only.
         age_beta: energy fades by exp(-age_beta) an hour.
         goal_dim: of the goal, a moving average of what `aim` is given, which moves less each time.
+        last: the id of the episode that was taken in last from a store.
     """
 
     feature_dim: int
@@ -64,6 +65,7 @@ class Codes:
     goal: bytes = b""
     goals: int = 0
     added: int = 0
+    last: str = ""
 
     def add(self, vector: np.ndarray, *, time: float, energy: float = 1.0) -> None:
         """Take in a vector, shape (feature_dim,), at some time in hours."""
@@ -110,14 +112,17 @@ class Codes:
         }  # fmt: skip
 
     def catch_up(self, store: Store, scope: str) -> None:
-        """Add what was stored in a scope since the last time. Agents that store into one scope and catch up have one
-        codebook: its vectors are the store's, rotated and rounded."""
+        """Add what was stored in a scope since the last time, or all anew where some of it was removed for good. Agents
+        that store into one scope and catch up have one codebook: its vectors are the store's, rotated and rounded."""
         kind = store.vectors()
-        held = (episode for episode in store.scan(scope) if kind and episode.codes)
-        for number, episode in enumerate(held):
-            if kind and number >= self.added:
-                levels = kind.quantiser.levels(kind.quantiser.matrix([episode.codes]))[0]
-                self.add(levels, time=episode.at / 3600, energy=2 * episode.importance)
+        held = [episode for episode in store.scan(scope) if episode.codes]
+        if self.added and [episode.id for episode in held[self.added - 1 : self.added]] != [self.last]:
+            self.short, self.long, self.added = [], [], 0
+        for episode in held[self.added :]:
+            assert kind
+            levels = kind.quantiser.levels(kind.quantiser.matrix([episode.codes]))[0]
+            self.add(levels, time=episode.at / 3600, energy=2 * episode.importance)
+            self.last = episode.id
 
     def matrix(self, entries: Sequence[Entry]) -> np.ndarray:
         """Their vectors, shape (entries, feature_dim)."""

@@ -283,7 +283,7 @@ def _add_memory_routes(app: APIRouter, memories: NamedMemories) -> None:
             try:
                 return out(await to_thread.run_sync(put, limiter=carrying))
             except CartridgeError as error:  # of what was sent, not of a file that the caller could find
-                raise Refused(str(error).replace(str(path), "What was sent")) from error
+                raise CartridgeError(str(error).replace(str(path), "What was sent")) from error
 
     @app.delete("/v1/memories/{name}/turns/{id}", status_code=204)
     def forget(name: Name, id: Id, tenant: Tenant, archive: bool = False) -> None:

@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
+
+from stores import SCHEMES
+from tests import servers
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -186,6 +190,32 @@ def server() -> Iterator[Server]:
     yield script
     http.shutdown()
     http.server_close()
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with servers.postgres(tmp_path_factory.mktemp("postgres")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with servers.redis(tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
+@pytest.fixture(params=[scheme for scheme in SCHEMES if scheme != "redis+unix"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty store, of every back end that is here."""
+    if request.param == "memory":
+        return "memory:"
+    if request.param == "postgresql":
+        return servers.fresh_schema(request.getfixturevalue("postgres_url"))
+    if request.param == "chroma":
+        pytest.importorskip("chromadb", reason="ChromaDB is not here: pip install '.[stores]'")
+        return f"chroma:///{tmp_path}/chroma"
+    url = f"sqlite:///{tmp_path}/memory.db"
+    return f"{request.getfixturevalue('redis_url')}?behind={quote(url, safe='')}" if request.param == "redis" else url
 
 
 @pytest.fixture(scope="session")

@@ -214,5 +214,10 @@ def test_agents_share_a_codebook_through_the_store(tmp_path: Path) -> None:
     yours.catch_up(two, "team")
     assert mine == yours
     assert mine.added == 60
+    one.delete("team", ["17"])  # and one more, so that as many are there as before
+    one.store_episode("team", Episode("60", "x", 60.0), vectors[17])
+    mine.catch_up(one, "team")
+    (fresh := Codes(feature_dim=32)).catch_up(two, "team")
+    assert mine == fresh != yours
     one.close()
     two.close()

@@ -20,6 +20,7 @@ from memories.__main__ import default_url, main, parser
 from memories.serving.named import MOST_TEXT_BYTES, Named, NamedMemories, Said
 from stores.episode import Episode
 from tests.conftest import ROOT, HashEncoder
+from tests.test_cartridge import keys
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +74,22 @@ def test_lines_come_in_and_a_cartridge_goes_out(
     assert main(["import", file, "--memory", "other", "--replace"]) == 2
     assert "is refused" in capsys.readouterr().err
     assert said(capsys, "recall", "kayak", "--memory", "other") == second
+
+
+def test_only_what_a_key_has_signed_is_imported_where_that_is_asked(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (key, public), (forger, _) = keys(tmp_path, "ours"), keys(tmp_path, "theirs")
+    said(capsys, "add", "a kayak")
+    for name, how in (("signed", ["--sign-with", str(key)]), ("forged", ["--sign-with", str(forger)]), ("bare", [])):
+        said(capsys, "export", str(tmp_path / name), *how)
+    for name, told in (("forged", "which is not the key of"), ("bare", "it is not signed")):
+        argv = ["import", str(tmp_path / name), "--memory", "other", "--public-key", str(public)]
+        assert main(argv) == 2
+        assert told in capsys.readouterr().err
+    assert [memory["name"] for memory in said(capsys, "list", "--memories")] == ["default"]
+    argv = ["import", str(tmp_path / "signed"), "--memory", "other", "--public-key", str(public)]
+    assert said(capsys, *argv)["turns"] == 1
 
 
 def test_a_port_that_is_taken_is_told(capsys: pytest.CaptureFixture[str]) -> None:

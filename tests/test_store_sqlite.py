@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.crash import crash
 from ranking.text import terms
 from stores import columns, open_store, sqlite
 from stores.episode import Episode, StoreError
@@ -35,10 +34,6 @@ def filled(path: Path, count: int = 300, *, options: str = "", dimensions: int =
 def found(store: SQLite) -> list[object]:
     vectors = np.random.default_rng(1).normal(size=(8, 64))
     return [store.retrieve_similar("agent", "blue kayak 17", vector, 5, at=NOW) for vector in vectors]
-
-
-def test_nothing_acknowledged_is_lost_when_writers_are_killed(tmp_path: Path) -> None:
-    assert crash(f"sqlite:///{tmp_path}/memory.db", rounds=2, episodes=160, most_seconds=0.3) == []
 
 
 def test_compacting_makes_it_smaller_and_changes_nothing(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
-from stores import SCHEMES, open_store
+from benchmarks.crash import crash
+from stores import open_store
 from stores.episode import Conflict, Episode, StoreError
 from stores.fusion import DAY, DEFAULT, SEED, Weights
+from stores.migrate import migrate
 from stores.store import Store
 from tests import servers
 from tests.conftest import HashEncoder
@@ -33,41 +35,15 @@ WEIGHTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with servers.postgres(tmp_path_factory.mktemp("postgres")) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with servers.redis(tmp_path_factory.mktemp("redis")) as url:
-        yield url
-
-
-@pytest.fixture(params=[scheme for scheme in SCHEMES if scheme != "redis+unix"])
-def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
+@pytest.fixture
+def opened(store_url: str) -> Iterator[Open]:
     """Opens one and the same store, as often as it is called; what is open at the end is closed."""
     stores: list[Store] = []
-    if request.param == "memory":
-        stores.append(open_store("memory:"))
 
-        def again() -> Store:
-            return stores[0]
-    else:
-        if request.param == "postgresql":
-            url = servers.fresh_schema(request.getfixturevalue("postgres_url"))
-        else:
-            url = f"sqlite:///{tmp_path}/memory.db"
-            if request.param == "chroma":
-                pytest.importorskip("chromadb", reason="ChromaDB is not here: pip install '.[stores]'")
-                url = f"chroma:///{tmp_path}/chroma"
-            if request.param == "redis":
-                url = f"{request.getfixturevalue('redis_url')}?behind={quote(url, safe='')}"
-
-        def again() -> Store:
-            stores.append(open_store(url))
-            return stores[-1]
+    def again() -> Store:
+        if store_url != "memory:" or not stores:
+            stores.append(open_store(store_url))
+        return stores[-1]
 
     yield again
     for store in stores:
@@ -166,6 +142,23 @@ def test_what_is_stored_is_there_after_a_restart(opened: Open) -> None:
     assert results(again, "agent", 3) == before
     assert again.vectors() == kind
     assert [replace(e, codes=b"") for e in again.get("agent", [made[9].id, "?", made[2].id])] == [made[9], made[2]]
+
+
+@pytest.mark.parametrize("store_url", ["sqlite", "postgresql", "redis"], indirect=True)  # Chroma takes one writer
+def test_nothing_acknowledged_is_lost_when_writers_are_killed(store_url: str) -> None:
+    assert crash(store_url, rounds=2, episodes=160) == []
+
+
+def test_a_migration_into_a_store_and_out_of_it_changes_nothing(opened: Open) -> None:
+    made, vectors = episodes(11, 60)
+    source, store, back = open_store("memory:"), opened(), open_store("memory:")
+    source.store_episodes("agent", made, vectors, encoder="hash")
+    ids = [episode.id for episode in made]
+    source.change("agent", archive=ids[:2], merge={ids[5]: ids[6:9]}, uses={ids[5]: 2})
+    assert migrate(source, store, progress=False) == migrate(store, back, progress=False) == 60
+    assert list(source.scan("agent")) == list(store.scan("agent")) == list(back.scan("agent"))
+    assert results(source, "agent", 11) == results(store, "agent", 11) == results(back, "agent", 11)
+    assert store.check() == []
 
 
 def test_two_handles_see_each_other(opened: Open) -> None:

@@ -25,7 +25,7 @@ STATUS: dict[type[Exception], int] = {
     NotThere: 404,
     Taken: 409,
     Conflict: 409,
-    CartridgeError: 409,  # what the memory holds, no cartridge can
+    CartridgeError: 409,  # its description says bytes, and these are: they do not go together with what is here
     Refused: 422,
     NoModel: 503,
     EncoderUnavailable: 503,
