@@ -24,12 +24,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memories.serving import TENANT, default_url
+
 if TYPE_CHECKING:
     from memories.serving.named import NamedMemories
     from stores.episode import Episode
-
-TENANT = "local"
-"""Whose memories the command line speaks of, and a service that asks for no token."""
 
 BUDGET_TOKENS = 2048
 
@@ -70,12 +69,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 class Usage(ValueError):
     """What was asked cannot be; the message is one sentence."""
-
-
-def default_url() -> str:
-    """ADAPTIVE_MEMORY_URL, else one file in the user's data folder."""
-    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return os.environ.get("ADAPTIVE_MEMORY_URL") or f"sqlite:///{data / 'adaptive-memory' / 'memory.db'}"
 
 
 def parser() -> argparse.ArgumentParser:

@@ -18,6 +18,7 @@ from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import Field
 
+from memories.serving import TENANT, default_url
 from memories.serving.messages import MemoryOut, StoredOut, Tokens, TurnOut
 from memories.serving.named import DEFAULT_NAME, TOLD, NamedMemories, Said
 
@@ -101,8 +102,6 @@ def _told() -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     import anyio
-
-    from memories.__main__ import TENANT, default_url
 
     parser = argparse.ArgumentParser(prog="python -m memories.mcp_server", description="Memories over MCP's stdio.")
     parser.add_argument("--memory-url", metavar="URL", help="of the store; default ADAPTIVE_MEMORY_URL, or one file")

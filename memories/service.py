@@ -10,19 +10,16 @@ until there is a reply: its turns are remembered once. What was acknowledged is 
 from __future__ import annotations
 
 import base64
-import ctypes
 import json
 import os
-import platform
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import ExitStack, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Event, Thread
 from typing import Annotated, Any
 
 from anyio import CapacityLimiter, to_thread
@@ -35,6 +32,7 @@ from starlette.background import BackgroundTask
 from cartridges.container import CartridgeError
 from memories.serving.access import Access
 from memories.serving.guard import MOST_CARTRIDGE_BYTES, Guard, Measures, Rate
+from memories.serving.heaps import small_heaps
 from memories.serving.messages import (
     AnswerIn,
     AnswerOut,
@@ -64,8 +62,6 @@ from stores.address import without_password
 from stores.idle import WhenIdle
 
 BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3  # of malloc.h
-TRIM_SECONDS = 10
 THREADS = 16
 """Requests worked on at a time. More would wait for the store and the encoder, and take memory."""
 
@@ -380,32 +376,10 @@ def serve(
         raise Refused(f"port {port} of {host} is not free ({why}); name another with --port.") from error
     print(f"Serving on http://{host}:{port} (Ctrl-C ends it); what there is to ask: /docs", flush=True)
     with ExitStack() as stack:
-        stack.enter_context(_heaps_kept_small())
+        stack.enter_context(small_heaps())
         if consolidate_after_seconds:
             idle = WhenIdle(memories.store, after_seconds=consolidate_after_seconds, now=memories.now)
             memories.observed = stack.enter_context(idle).touch
         stack.enter_context(listening)
         settings = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=60)
         uvicorn.Server(settings).run(sockets=[listening])
-
-
-@contextmanager
-def _heaps_kept_small() -> Iterator[None]:
-    """glibc gives threads heaps of their own, and keeps in each what is free between two things that are not. Two heaps
-    serve all threads, arrays stand outside of them, and what is free goes back to the system every TRIM_SECONDS."""
-    if platform.libc_ver()[0] != "glibc":
-        yield
-        return
-    libc, ended = ctypes.CDLL(None), Event()
-    libc.mallopt(M_ARENA_MAX, 2)
-    libc.mallopt(M_MMAP_THRESHOLD, 64 * 1024)
-
-    def trim() -> None:
-        while not ended.wait(TRIM_SECONDS):
-            libc.malloc_trim(0)
-
-    Thread(target=trim, daemon=True).start()
-    try:
-        yield
-    finally:
-        ended.set()

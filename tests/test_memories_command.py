@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from language_models import encoders
-from memories.__main__ import default_url, main, parser
+from memories.__main__ import main, parser
+from memories.serving import default_url
 from memories.serving.named import MOST_TEXT_BYTES, Named, NamedMemories, Said
 from stores.episode import Episode
 from tests.conftest import ROOT, HashEncoder
