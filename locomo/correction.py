@@ -39,7 +39,9 @@ def rogan_gladen(
     right, wrong = corrected, 1 - corrected
     down = math.hypot(apparent - low, wrong * (false_accept["high"] - f), right * (s_high - s)) / youden
     up = math.hypot(high - apparent, wrong * (f - false_accept["low"]), right * (s - s_low)) / youden
-    return corrected, (max(0.0, min(1.0, unbounded - down)), max(0.0, min(1.0, unbounded + up))), ""
+    if unbounded - down > 1 or unbounded + up < 0:  # also the whole interval: the certificate is not of these answers
+        return None, None, "no accuracy with this judge's measured errors gives such a score"
+    return corrected, (max(0.0, unbounded - down), min(1.0, unbounded + up)), ""
 
 
 RAW = ("judge_n", "judge_ungraded", "judge_tokens")

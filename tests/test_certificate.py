@@ -372,6 +372,16 @@ def test_there_is_no_correction_for_a_coin() -> None:
     assert rogan_gladen(0.05, None, error(0.1), error(0.05))[0] == 0.0, "never below nothing right"
 
 
+@pytest.mark.parametrize(("apparent", "accepts", "rejects"), [(0.99, 0.0, 0.3), (0.01, 0.3, 0.0)])
+def test_there_is_no_correction_for_what_these_errors_cannot_give(
+    apparent: float, accepts: float, rejects: float
+) -> None:
+    errors = error(accepts, 10**6), error(rejects, 10**6)
+    corrected, interval, reason = rogan_gladen(apparent, (apparent - 0.005, apparent + 0.005), *errors)
+    assert (corrected, interval) == (None, None)
+    assert "no accuracy" in reason
+
+
 def test_the_corrected_intervals_hold() -> None:
     generator = np.random.default_rng(11)
     truth, accepts, rejects, inside, draws = 0.55, 0.08, 0.06, 0, 1000
