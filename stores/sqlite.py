@@ -82,7 +82,7 @@ class SQLite(Store):
         try:
             self.file.execute(f"PRAGMA busy_timeout = {int(1000 * BUSY_SECONDS)}")
             self.file.execute("PRAGMA page_size = 8192")  # rows of 250 bytes leave less of it empty
-            self.file.execute("PRAGMA journal_mode = WAL")
+            tidying.write_ahead(self.file, seconds=BUSY_SECONDS)
             self.file.execute(f"PRAGMA synchronous = {synchronous}")
             self._make()
             self.load_codec()

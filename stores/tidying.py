@@ -1,8 +1,10 @@
-"""A SQLite store made small, and found right or wrong."""
+"""A SQLite store's file made ready, made small, and found right or wrong."""
 
 from __future__ import annotations
 
 import hashlib
+import sqlite3
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,19 @@ RETRAIN_GROWTH = 8
 """A dictionary is trained again when there are so many times the episodes."""
 
 _BATCH = 1000  # rows rewritten in one transaction, so that other processes get their turn
+
+
+def write_ahead(file: sqlite3.Connection, *, seconds: float) -> None:
+    """Set a file to WAL. While another process does, SQLite says at once that it is locked, whatever its timeout."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            file.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+        time.sleep(0.01)
 
 
 def compact(store: SQLite) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -224,3 +225,11 @@ def test_a_text_that_would_fill_the_memory_is_refused() -> None:
         Codec({}).unpack(-1, bomb)
     with pytest.raises(ValueError, match="cannot be stored"):
         Codec({}).pack(bytes(MOST_BYTES + 1))
+
+
+def test_several_make_one_file_at_the_same_time(tmp_path: Path) -> None:
+    for number in range(20):
+        with ThreadPoolExecutor(8) as pool:
+            made = list(pool.map(SQLite, [tmp_path / f"{number}.db"] * 8))
+        for store in made:
+            store.close()
