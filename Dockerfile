@@ -1,17 +1,17 @@
 # The service on one core and in under 2 GB, memories in /data:
 #
-#   docker build -t adaptive-memory .
-#   docker run --cpus 1 --memory 2g -v memories:/data adaptive-memory python -m memories token ada
-#   docker run --cpus 1 --memory 2g -v memories:/data -p 8765:8765 adaptive-memory
+#   docker build -t memometer .
+#   docker run --cpus 1 --memory 2g -v memories:/data memometer memometer token ada
+#   docker run --cpus 1 --memory 2g -v memories:/data -p 8765:8765 memometer
 FROM python:3.12-slim
 
 ENV OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MALLOC_ARENA_MAX=2 PYTHONUNBUFFERED=1 \
-    ADAPTIVE_MEMORY_URL=sqlite:////data/memory.db EMBEDDED_MODELS_DIR=/models
+    MEMOMETER_URL=sqlite:////data/memory.db EMBEDDED_MODELS_DIR=/models
 
 WORKDIR /app
 COPY . .
 RUN pip install --no-cache-dir -c constraints.txt '.[service,mcp]' \
-    && python -c "from language_models import encoders; encoders.load(cached=False)" \
+    && python -c "from memometer.models import encoders; encoders.load(cached=False)" \
     && useradd --create-home memories && mkdir /data && chown memories /data
 
 USER memories
@@ -19,4 +19,4 @@ VOLUME /data
 EXPOSE 8765
 HEALTHCHECK CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8765/readyz')"]
 # exec form: SIGTERM reaches the service, which then finishes what it has begun
-CMD ["python", "-m", "memories", "serve", "--host", "0.0.0.0"]
+CMD ["memometer", "serve", "--host", "0.0.0.0"]

@@ -8,7 +8,7 @@ What is remembered is a value (`State`) that the caller holds; what remembers is
     recall = memory.recall(state, question, budget_tokens=2048)   # recall.tokens <= 2048, always
     memory(state=state, question=question).answer                 # the same, read by dspy's language model
 
-A new memory system is a subclass with one method, `recall`, and a line in `memories/__init__.py`.
+A new memory system is a subclass with one method, `recall`, and a line in `memometer/systems/__init__.py`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,7 @@ from typing import ClassVar, Generic, TypeVar, cast
 import dspy
 import numpy as np
 
-from ranking import dates, late
-from ranking.features import POOL, Features, features
-from ranking.index import Index
-from ranking.late import TokenMap, TokenVectors
-from ranking.ranker import SHIPPED, SHIPPED_WITH_ENCODER, Ranker
-from ranking.ranker import load as load_ranker
-from ranking.text import names
-from reading.abstention import Rule, Signals, gap, named_speaker
-from reading.packing import (
+from memometer.budget import (
     DEFAULT_BUDGET_TOKENS,
     BudgetExceeded,
     BudgetTooSmall,
@@ -43,8 +35,16 @@ from reading.packing import (
     pack,
     show,
 )
-from reading.rounds import read
-from reading.signatures import ABSTENTION, ANSWER_EXAMPLES, READ_EXAMPLES, Answer, Read, ReadOn
+from memometer.reader.abstention import Rule, Signals, gap, named_speaker
+from memometer.reader.multi_round import read
+from memometer.reader.signatures import ABSTENTION, ANSWER_EXAMPLES, READ_EXAMPLES, Answer, Read, ReadOn
+from memometer.retrieval import dates, late_interaction
+from memometer.retrieval.features import POOL, Features, features
+from memometer.retrieval.late_interaction import TokenMap, TokenVectors
+from memometer.retrieval.ranker import SHIPPED, SHIPPED_WITH_ENCODER, Ranker
+from memometer.retrieval.ranker import load as load_ranker
+from memometer.retrieval.tokenize import names
+from memometer.retrieval.turn_index import Index
 
 __all__ = [
     "DEFAULT_BUDGET_TOKENS",
@@ -85,7 +85,7 @@ class Memory(dspy.Module, Generic[S]):
     """True for a system whose `observe` calls dspy's language model."""
 
     needs_encoder: ClassVar[bool] = False
-    """True for a system that is nothing without an `encoder` (language_models/encoders.py)."""
+    """True for a system that is nothing without an `encoder` (memometer/models/encoders.py)."""
 
     takes_token_encoder: ClassVar[bool] = False
     """True for a system that takes one that gives token vectors, and does without."""
@@ -94,7 +94,7 @@ class Memory(dspy.Module, Generic[S]):
     """True for a system that takes `rounds`, `question_budget` and `abstention`."""
 
     takes_memory_url: ClassVar[bool] = False
-    """True for a system that takes `memory_url`, and then keeps its episodes in that store (stores/)."""
+    """True for a system that takes `memory_url`, and then keeps its episodes in that store (memometer/store/)."""
 
     shows_turns: ClassVar[bool] = True
     """False for a system that shows what a model wrote, which has no fields to print in another form."""
@@ -180,10 +180,11 @@ class MemorySystem(Memory[IndexedState]):
 
     Args:
         ranker: how turns are ranked; None for the weights that come with the project.
-        encoder: matches by meaning as well (language_models/encoders.py); None matches by words alone.
+        encoder: matches by meaning as well (memometer/models/encoders.py); None matches by words alone.
         token_map: what the ranker was fitted with, where there is an encoder; None for the one that comes with the
             project. A state holds vectors of its map: it is read with the map that wrote it.
-        rounds: how often the reader may be asked, with lines to cite and a status (`reading.signatures.Read`), and
+        rounds: how often the reader may be asked, with lines to cite and a status
+        (`memometer.reader.signatures.Read`), and
             with more memory each time that it asks for more; 0 asks once for the bare answer, as every system does.
         question_budget: a hard bound on all tokens of all rounds of a question; None leaves it to the rounds.
         abstention: when to abstain; None leaves it to what the reader says.
@@ -198,7 +199,7 @@ class MemorySystem(Memory[IndexedState]):
         *,
         count: TokenCounter | None = None,
         ranker: Ranker | None = None,
-        encoder: late.Encoder | None = None,
+        encoder: late_interaction.Encoder | None = None,
         token_map: TokenMap | None = None,
         rounds: int = 0,
         question_budget: int | None = None,
@@ -231,7 +232,7 @@ class MemorySystem(Memory[IndexedState]):
         return self.ranker or load_ranker(SHIPPED_WITH_ENCODER if self.encoder else SHIPPED)
 
     def _token_map(self) -> TokenMap:
-        token_map = self.token_map or late.load(late.SHIPPED)
+        token_map = self.token_map or late_interaction.load(late_interaction.SHIPPED)
         assert self.encoder
         if token_map.encoder not in ("", self.encoder.name):
             raise ValueError(
@@ -248,7 +249,9 @@ class MemorySystem(Memory[IndexedState]):
         state.index.add(turns)
         if self.encoder:
             token_map = self._token_map()
-            token_map.append(state.vectors, self.encoder.compact([late.document(turn) for turn in turns], token_map))
+            token_map.append(
+                state.vectors, self.encoder.compact([late_interaction.document(turn) for turn in turns], token_map)
+            )
         super().observe(state, turns)
 
     def scores(self, state: IndexedState, question: str, lookups: Sequence[str] = ()) -> np.ndarray:
@@ -317,7 +320,11 @@ class MemorySystem(Memory[IndexedState]):
         gap = _speaker_gap(state.index, question, scores[()])
         shown = Recall(reading.text, self.count(reading.text), reading.rounds[-1].turn_ids, speaker_gap=gap)
         return dspy.Prediction(
-            answer=reading.answer, recall=shown, status=reading.status, cited=reading.cited, rounds=reading.rounds
+            answer=reading.answer,
+            recall=shown,
+            status=reading.status,
+            cited=reading.cited,
+            rounds=reading.rounds,
         )
 
     def _attributed(self, state: IndexedState, question: str, cited: Sequence[str]) -> bool | None:

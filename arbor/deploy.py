@@ -27,8 +27,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.endpoint import FILE
-from training.pods import (
+from memometer.train.arbor_endpoint import FILE
+from memometer.train.runpod import (
     IMAGE,
     PREFIX,
     SENT,

@@ -33,8 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-import memories
-from memories.cartridge import load_cartridge, open_manifest, save_cartridge
+from memometer import systems
+from memometer.cartridge.cartridge import load_cartridge, open_manifest, save_cartridge
 from memory_system import Memory, Turn
 
 DIMENSIONS = 384
@@ -77,7 +77,7 @@ def turns(count: int) -> list[Turn]:
 
 
 def build(system: str) -> Memory[Any]:
-    kind = memories.load(system)
+    kind = systems.load(system)
     return kind(encoder=RandomVectors()) if kind.needs_encoder else kind()
 
 
@@ -109,7 +109,7 @@ def save(system: str, count: int, path: Path, out: Any) -> None:
 
 
 def load(system: str, path: Path, out: Any) -> None:
-    encoder = {"encoder": RandomVectors()} if memories.load(system).needs_encoder else {}
+    encoder = {"encoder": RandomVectors()} if systems.load(system).needs_encoder else {}
     open_manifest(path)  # what is imported at first use is
     started = time.perf_counter()
     open_manifest(path)

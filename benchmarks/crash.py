@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from stores import open_store
-from stores.episode import Episode
+from memometer.store import open_store
+from memometer.store.episode import Episode
 
 SCOPE = "crash"
 NAMES = ("a", "b")

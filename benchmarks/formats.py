@@ -20,11 +20,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from language_models.tokens import counter_for
 from locomo.dataset import ANSWERABLE, load
 from locomo.metrics import evidence_recall
 from locomo.split_data import part
-from memories.toon import FORMATS, form
+from memometer.reader.context_formats import FORMATS, form
+from memometer.token_counters import counter_for
 from memory_system import MemorySystem, TokenCounter, best_first, pack, show
 
 

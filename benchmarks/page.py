@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from locomo import publish, view
+from memometer.report import viewer, write
 from tests.chromium import Page, browser, program
 from tests.invented_run import invent, simulated
 
@@ -73,11 +73,11 @@ def main() -> int:
         place.mkdir(parents=True, exist_ok=True)
         data = simulated(place / "data.json", conversations=10)
         run = invent(place / "run", data, systems=SYSTEMS, budgets=(20_000,))
-        (followed,) = view.follow([run])
+        (followed,) = viewer.follow([run])
         started = time.perf_counter()
         read = followed.run()
         reading = time.perf_counter() - started
-        publish.write([read], run)
+        write.write([read], run)
         writing = time.perf_counter() - started - reading
         megabytes = (run / "report.html").stat().st_size / 1e6
         print(f"SIMULATED  {len(data.questions):,} questions x {len(SYSTEMS)} systems: {len(read.records):,} answers")

@@ -24,11 +24,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from language_models.tokens import Tiktoken
 from locomo.dataset import ANSWERABLE, Conversation, DataError, Question, Session, load
 from locomo.metrics import evidence_recall
 from locomo.split_data import SPLITS
-from memories.rich import Rich
+from memometer.systems.fact_augmented import Rich
+from memometer.token_counters import Tiktoken
 from memory_system import Memory, MemorySystem, Turn
 
 BUDGETS = (512, 1_024, 2_048, 4_096)
@@ -76,14 +76,14 @@ def ask_model(name: str, sessions: Sequence[Session], replies: Replies) -> None:
     """Ask for the sessions that are not in the replies yet."""
     import dspy
 
-    from language_models import roles
-    from language_models.meter import metered
-    from language_models.plain_adapter import PlainAdapter
+    from memometer.models import resolve_models
+    from memometer.models.plain_adapter import PlainAdapter
+    from memometer.models.usage import metered
 
     missing = [session for session in sessions if session.number not in replies.sessions]
     if not missing:
         return
-    model, memory = roles.load(name), Rich()
+    model, memory = resolve_models.load(name), Rich()
     for session in missing:
         with metered() as usage, dspy.context(lm=model.lm, adapter=PlainAdapter()):
             lines = memory.listed(session.turns)

@@ -34,9 +34,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from language_models.tokens import Tiktoken
 from locomo.dataset import Question
-from locomo.simulate import history
+from locomo.synthetic.simulate import history
+from memometer.token_counters import Tiktoken
 from memory_system import MemorySystem, Turn
 
 SIZES = (1_000, 3_000, 10_000, 30_000, 100_000, 280_000)

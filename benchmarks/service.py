@@ -112,7 +112,7 @@ def main() -> int:
     lines = list(texts(turns(), max(args.turns, 2000)))
     address = f"http://127.0.0.1:{PORT}"
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "memories", "serve", "--port", str(PORT), "--rate", "0",
+        command = [sys.executable, "-m", "memometer", "serve", "--port", str(PORT), "--rate", "0",
                    "--memory-url", f"sqlite:///{folder}/memory.db", "--encoder", args.encoder]  # fmt: skip
         process = subprocess.Popen(command, cwd=Path(__file__).resolve().parent.parent)
         try:

@@ -37,9 +37,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from stores import fusion, open_store
-from stores.episode import Episode
-from stores.fusion import DEFAULT, REACH, Weights
+from memometer.store import hybrid_scoring, open_store
+from memometer.store.episode import Episode
+from memometer.store.hybrid_scoring import DEFAULT, REACH, Weights
 
 DIMENSIONS = 384
 SCOPE = "agent"
@@ -95,7 +95,7 @@ def build(path: str, lines: list[str], count: int, bits: int, out: Any) -> None:
 
 def ask(path: str, weights: str, lines: list[str], out: Any) -> None:
     """Open a store beside an encoder, ask, and say what it took."""
-    from language_models.bert import Bert
+    from memometer.models.bert import Bert
 
     encoder = Bert(Path(weights), name="minilm")
     draw = random.Random(1)
@@ -163,9 +163,9 @@ def plain_bytes(lines: list[str], folder: Path) -> float:
 
 def evidence(bits: int) -> dict[str, list[float]]:
     """Evidence recall at 10, 20 and 50 over categories 1-4: by vectors alone and fused, in float32 and as stored."""
-    from language_models import encoders
     from locomo.dataset import ANSWERABLE, load
     from locomo.metrics import evidence_recall
+    from memometer.models import encoders
 
     encoder = encoders.load()
     found: dict[str, list[list[float]]] = {}
@@ -191,14 +191,18 @@ def evidence(bits: int) -> dict[str, list[float]]:
 
 
 def rescored(
-    hits: list[fusion.Found], exact: dict[str, np.ndarray], asked: np.ndarray, made: list[Episode], weights: Weights
+    hits: list[hybrid_scoring.Found],
+    exact: dict[str, np.ndarray],
+    asked: np.ndarray,
+    made: list[Episode],
+    weights: Weights,
 ) -> list[str]:
     """The ids of all episodes by what they would score with float32 vectors."""
     lexical = {hit.episode.id: hit.lexical for hit in hits}
     dense = {id: float(vector @ asked) for id, vector in exact.items()}
     fits = {n: weights.lexical * lexical[e.id] + weights.dense * dense[e.id] for n, e in enumerate(made)}
     windows = {n: range(max(0, n - REACH), min(len(made), n + REACH + 1)) for n in fits}
-    beside = fusion.fit_beside(fits, {n: episode.at for n, episode in enumerate(made)}, windows)
+    beside = hybrid_scoring.fit_beside(fits, {n: episode.at for n, episode in enumerate(made)}, windows)
     return [made[n].id for n in sorted(fits, key=lambda n: (-(fits[n] + weights.beside * beside[n]), made[n].id))]
 
 
@@ -234,7 +238,7 @@ def main() -> int:
         figures["plain_file_bytes"] = plain_bytes(lines, folder)
         figures |= apart(build, path, lines, count, args.bits)
         figures["store_mb"] = on_disk(folder) / MB
-        weights = Path(os.environ.get("EMBEDDED_MODELS_DIR", Path.home() / ".cache/adaptive-memory/models"))
+        weights = Path(os.environ.get("EMBEDDED_MODELS_DIR", Path.home() / ".cache/memometer/models"))
         if (weights / "all-MiniLM-L6-v2" / "model.safetensors").exists():
             figures |= apart(ask, path, str(weights / "all-MiniLM-L6-v2"), lines)
         figures["disk_mb"] = on_disk(folder) / MB  # with the sidecar, where there is one

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.chromium import browser
 
 ROOT = Path(__file__).resolve().parent.parent
-SIMULATE = "-m locomo.simulate --seed 1 --conversations 10 --out simulated.json"
+SIMULATE = "-m locomo.synthetic.simulate --seed 1 --conversations 10 --out simulated.json"
 EVALUATE = (
     "evaluate.py --data simulated.json --recall-only --split all --num-test 400 --no-mlflow --run-dir simulated "
     "--systems adaptive,bm25,recent --budgets 512,2048,8192"

@@ -1,6 +1,6 @@
 """LOCOMO as typed values: found or downloaded, verified byte for byte, its known faults repaired or listed.
 
-    python -m locomo.dataset [--data FILE]      prints the invariants, exits 1 on any mismatch
+    memometer data [--data FILE]      prints the invariants, exits 1 on any mismatch
 
 Source: https://github.com/snap-research/locomo at the pinned commit, CC BY-NC 4.0; never part of this project.
 """
@@ -30,10 +30,11 @@ LICENCE = (
     "LOCOMO (Maharana et al., 2024, github.com/snap-research/locomo) is licensed CC BY-NC 4.0: "
     "attribution, no commercial use. https://creativecommons.org/licenses/by-nc/4.0/"
 )
-DATA = Path(__file__).resolve().parent.parent / "data"
-SAMPLE = DATA / "sample.json"
+DATA = Path("data")
+"""Where LOCOMO is looked for, and downloaded to: a folder below the working folder."""
+SAMPLE = Path(__file__).resolve().parent / "sample.json"
 SIMULATED = "simulated"
-"""The key that every conversation of a file by `locomo.simulate` has, and no conversation of LOCOMO's."""
+"""The key that every conversation of a file by `locomo.synthetic.simulate` has, and no conversation of LOCOMO's."""
 
 CATEGORIES = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop", 5: "adversarial"}
 """The integer in the file and what it means. Most published tables rotate these names."""
@@ -143,14 +144,16 @@ def load(data: str | Path | None = None, *, say: Callable[[str], None] = aside) 
         try:
             download(path, say=say)
         except OSError as error:
-            say(f"No LOCOMO file and no way to download it ({type(error).__name__}); using data/sample.json instead.")
+            say(
+                f"No LOCOMO file and no way to download it ({type(error).__name__}); using the built-in sample instead."
+            )
             path = SAMPLE
     return read(path)
 
 
 STAND_INS = {
-    "SAMPLE": "This is data/sample.json, a stand-in: no figure below says anything about a memory.",
-    "SIMULATED": "This is simulated (locomo.simulate): no figure below is a LOCOMO score.",
+    "SAMPLE": "This is the built-in sample, a stand-in: no figure below says anything about a memory.",
+    "SIMULATED": "This is simulated (locomo.synthetic.simulate): no figure below is a LOCOMO score.",
 }
 """What is not LOCOMO and is read all the same, and what to say of it."""
 
@@ -247,7 +250,7 @@ def download(path: Path, *, url: str = URL, sha256: str = SHA256, say: Callable[
     import requests
     from filelock import FileLock
 
-    from locomo import progress
+    from memometer.run import progress
 
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -334,7 +337,7 @@ def invariants(raw: list[dict[str, Any]]) -> dict[str, int | str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m locomo.dataset", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(prog="memometer data", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", metavar="FILE", help="locomo10.json (default: LOCOMO_PATH, data/, the network)")
     args = parser.parse_args(argv)
     try:
@@ -355,7 +358,3 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{'ok   ' if ok else 'WRONG'} {name}: {found[name]}" + ("" if ok else f" (expected {expected})"))
     print(f"{data.path.name}, sha256 {data.sha256}: {len(EXPECTED) - wrong} of {len(EXPECTED)} invariants hold")
     return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

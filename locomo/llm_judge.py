@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import dspy
 
-from language_models.embedded import TIERS
-from language_models.failure import FATAL, describe, without_keys
-from language_models.meter import metered
-from language_models.plain_adapter import PlainAdapter
+from memometer.models.embedded import TIERS
+from memometer.models.errors import FATAL, describe, without_keys
+from memometer.models.plain_adapter import PlainAdapter
+from memometer.models.usage import metered
 
 Label = Literal["correct", "wrong", "ungraded"]
 
@@ -142,7 +142,7 @@ def shared_family(one: str, other: str) -> str:
     """The family, or families, that two models belong to by their names; empty for none that is known.
 
     Models prefer answers of their own kind, so a judge of the reader's family may favour it. Names as for
-    `language_models.roles.load`: an embedded tier is what its file is, and a model is its own family.
+    `memometer.models.resolve_models.load`: an embedded tier is what its file is, and a model is its own family.
     """
     names = [_file(name).lower() for name in (one, other)]
     shared = [

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from functools import lru_cache
 
 from locomo.dataset import Question
-from ranking.text import stem
+from memometer.retrieval.tokenize import stem
 
 ABSTENTION = "No information available"
 NOT_MENTIONED = "Not mentioned in the conversation"

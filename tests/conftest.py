@@ -17,7 +17,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
-from stores import SCHEMES
+from memometer.store import SCHEMES
 from tests import servers
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
@@ -110,7 +110,7 @@ def writing() -> Iterator[None]:
     """In here, memories write with the Scribe, as the evaluation loop lets them write with its reader."""
     import dspy
 
-    from language_models.plain_adapter import PlainAdapter
+    from memometer.models.plain_adapter import PlainAdapter
 
     lm = dspy.LM("local/scribe", engine=Scribe(), temperature=0.0, max_tokens=64, cache=False)
     with dspy.context(lm=lm, adapter=PlainAdapter()):
@@ -242,7 +242,7 @@ def sample() -> Any:
 @pytest.fixture(scope="session")
 def tiny() -> Path:
     """The weights of the smallest embedded model."""
-    from language_models.embedded import WeightsUnavailable, weights
+    from memometer.models.embedded import WeightsUnavailable, weights
 
     try:
         return weights("tiny")

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from locomo.conclusion import amounts
 from locomo.dataset import Dataset, read
-from locomo.evaluate import UNBOUNDED
-from locomo.provenance import provenance
-from locomo.simulate import as_json, conversation
+from locomo.synthetic.simulate import as_json, conversation
+from memometer.harness.loop import UNBOUNDED
+from memometer.harness.results import amounts
+from memometer.run.environment import provenance
 
 SKILL = {"adaptive": 0.72, "bm25": 0.55, "session": 0.5, "recent": 0.3, "full_context": 0.66, "summary": 0.42,
          "none": 0.05, "oracle": 0.9}  # fmt: skip

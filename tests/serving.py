@@ -28,9 +28,9 @@ def in_thread(
     import httpx
     import uvicorn
 
-    from memories.service import application
-    from memories.serving.access import Access
-    from memories.serving.named import NamedMemories
+    from memometer.serve.auth import Access
+    from memometer.serve.rest import application
+    from memometer.serve.tenants import NamedMemories
 
     memories = NamedMemories(memory_url, encoder=HashEncoder(), model=model, api_base=api_base)
     access = Access(memories.store) if auth else None
@@ -75,7 +75,7 @@ def in_process(memory_url: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]
 
 
 if __name__ == "__main__":
-    from memories.service import serve
-    from memories.serving.named import NamedMemories
+    from memometer.serve.rest import serve
+    from memometer.serve.tenants import NamedMemories
 
     serve(NamedMemories(sys.argv[1], encoder=HashEncoder()), tenant="local", host="127.0.0.1", port=int(sys.argv[2]))

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from locomo import abstention, reading
 from locomo.dataset import Question
+from memometer.reader.abstention import Rule, Signals
+from memometer.reader.signatures import ABSTENTION
+from memometer.report import multi_round_analysis
+from memometer.stats import abstention
 from memory_system import MemorySystem, Utf8Bytes
-from reading.abstention import Rule, Signals
-from reading.signatures import ABSTENTION
 from tests.test_evaluate import evaluate, records, remote, results
 
 SINGLE = Question("conv-1", 0, "What did Nadia pay?", 4, "120 euros", ("D1:1",))
@@ -100,7 +101,7 @@ def test_the_fitted_rule_keeps_false_abstentions_down(tmp_path: Path) -> None:
     rule.save(tmp_path / "rule.json")
     assert Rule.load(tmp_path / "rule.json") == rule
     (tmp_path / "rule.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"holds no rule.*python -m locomo.abstention"):
+    with pytest.raises(ValueError, match=r"holds no rule.*memometer fit-abstention"):
         Rule.load(tmp_path / "rule.json")
     with pytest.raises(ValueError, match="answerable and unanswerable"):
         abstention.fit([pair for pair in pairs if pair[0].gold])
@@ -132,34 +133,34 @@ def test_asking_is_held_against_the_evidence() -> None:
         (SWAPPED, record(SWAPPED, "x", rounds=[told(True, "more", "D1:1")])),  # there is nothing to find
         (OTHER, record(OTHER, None, error="LMServerError: x")),
     ]
-    found = reading.figures(pairs, {"a": 100.0, "b": 350.0}, [100, 200])
+    found = multi_round_analysis.figures(pairs, {"a": 100.0, "b": 350.0}, [100, 200])
     assert (found["p"], found["p_n"], found["f"], found["f_n"]) == (0.5, 2, 1.0, 1)
     assert 0 < found["p_interval"][0] < 0.5 < found["p_interval"][1] < 1
-    assert "p = 0.50 [0.09, 0.91] n=2" in reading.sentence(found, 2)
-    nothing = reading.figures([], {}, [100, 200])
-    assert reading.sentence(nothing, 2).endswith("some is missing: f unknown (n=0)")
+    assert "p = 0.50 [0.09, 0.91] n=2" in multi_round_analysis.sentence(found, 2)
+    nothing = multi_round_analysis.figures([], {}, [100, 200])
+    assert multi_round_analysis.sentence(nothing, 2).endswith("some is missing: f unknown (n=0)")
 
 
 def test_rounds_against_one_shot_by_hand() -> None:
     needed = [100.0, 100.0, 400.0, float("inf")]
-    contexts = reading.contexts_of(400, 3)
+    contexts = multi_round_analysis.contexts_of(400, 3)
     assert contexts == [100, 200, 400]
-    perfect = reading.compare(needed, contexts=contexts, fixed_tokens=50, p=1, f=0)
+    perfect = multi_round_analysis.compare(needed, contexts=contexts, fixed_tokens=50, p=1, f=0)
     assert perfect.rounds == 0.75
     assert perfect.total_tokens == (2 * 150 + 2 * (150 + 250 + 450)) / 4
     assert perfect.one_shot == 0.75
-    cached = reading.compare(needed, contexts=contexts, fixed_tokens=50, p=1, f=0, cached_price=0)
+    cached = multi_round_analysis.compare(needed, contexts=contexts, fixed_tokens=50, p=1, f=0, cached_price=0)
     assert cached.total_tokens == (2 * 150 + 2 * (150 + 100 + 200)) / 4
     assert cached.one_shot == 0.5
-    hasty = reading.compare(needed, contexts=contexts, fixed_tokens=50, p=1, f=1)
+    hasty = multi_round_analysis.compare(needed, contexts=contexts, fixed_tokens=50, p=1, f=1)
     assert (hasty.rounds, hasty.one_shot, hasty.total_tokens) == (0.5, 0.5, 150)
-    assert reading.least_p(needed, contexts=contexts, fixed_tokens=50, f=1) == 0.1
-    assert reading.least_p([110.0] * 4, contexts=contexts, fixed_tokens=50, f=0.9) is None
+    assert multi_round_analysis.least_p(needed, contexts=contexts, fixed_tokens=50, f=1) == 0.1
+    assert multi_round_analysis.least_p([110.0] * 4, contexts=contexts, fixed_tokens=50, f=0.9) is None
 
 
 def test_the_memory_that_a_question_needs(sample: Any) -> None:
     memory = MemorySystem(count=Utf8Bytes())
-    needed = reading.needed_tokens(lambda _: memory, sample.conversations, sample.questions, [400, 800])
+    needed = multi_round_analysis.needed_tokens(lambda _: memory, sample.conversations, sample.questions, [400, 800])
     assert len(needed) == sum(bool(q.evidence) and q.category != 5 for q in sample.questions)
     assert min(needed.values()) < 800
 

@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import evaluate
-from language_models import roles
-from language_models.meter import metered, metered_in
-from language_models.plain_adapter import PlainAdapter
-from language_models.prices import Price, price_of
-from locomo import accounting
-from locomo.accounting import Spending, dollars
 from locomo.dataset import Question
-from locomo.frontier import areas, frontier, total_tokens
-from locomo.run_folder import read_records
+from memometer.models import resolve_models
+from memometer.models.plain_adapter import PlainAdapter
+from memometer.models.prices import Price, price_of
+from memometer.models.usage import metered, metered_in
+from memometer.run import cost
+from memometer.run.cost import Spending, dollars
+from memometer.run.folder import read_records
+from memometer.stats.pareto import areas, frontier, total_tokens
 from memory_system import Memory, Recall, State
 from tests.conftest import ROOT, Reply, Server, completion
 from tests.test_evaluate import remote, results
@@ -78,7 +78,7 @@ class Rewriter(Memory[State]):
 
 def test_recall_and_answer_are_metered_apart(server: Server) -> None:
     server.answer = lambda number, body: completion("x", prompt_tokens=[7, 100][number - 1], completion_tokens=number)
-    lm = roles.load("openai/scripted", api_base=server.url, retries=0).lm
+    lm = resolve_models.load("openai/scripted", api_base=server.url, retries=0).lm
     memory = Rewriter()
     with metered() as whole, metered_in(memory.read) as answering, dspy.context(lm=lm, adapter=PlainAdapter()):
         memory(state=memory.new(), question="Who?", budget_tokens=10)
@@ -92,7 +92,7 @@ def test_tokens_read_from_a_cache_are_seen(server: Server) -> None:
     told = json.loads(body)
     told["usage"]["prompt_tokens_details"] = {"cached_tokens": 64}
     server.answer = lambda number, body: (status, headers, json.dumps(told).encode())
-    lm = roles.load("openai/scripted", api_base=server.url, retries=0).lm
+    lm = resolve_models.load("openai/scripted", api_base=server.url, retries=0).lm
     with metered() as usage, dspy.context(lm=lm, adapter=PlainAdapter()):
         dspy.Predict("question -> answer")(question="Who?")
     assert (usage.prompt_tokens, usage.cached_tokens) == (100, 64)
@@ -103,7 +103,7 @@ def test_every_stage_is_paid_for_and_adds_up() -> None:
                 "cached": 0.0, "completion": 0.0, "source": "local"}}}  # fmt: skip
     verdict = {"label": "correct", "judge": "embedded/base", "prompt": "strict", "prompt_tokens": 50,
                "completion_tokens": 1, "unreported": 0, "seconds": 0.5}  # fmt: skip
-    found = accounting.figures(
+    found = cost.figures(
         manifest,
         [
             record(**usage(2, 130, 15), verdicts=[verdict]),
@@ -128,14 +128,14 @@ def test_every_stage_is_paid_for_and_adds_up() -> None:
     assert found["systems"]["b"]["budgets"]["100"]["answer"]["usd"] == 0.0
     assert found["total"]["usd"] is None
     assert found["total"]["calls"] == 4 + 1 + 3 + 3
-    local = accounting.figures(manifest, [record(verdicts=[verdict])], [], [question()])["systems"]["a"]
+    local = cost.figures(manifest, [record(verdicts=[verdict])], [], [question()])["systems"]["a"]
     assert dollars(local["budgets"]["100"]["judge"]) == "local"
 
 
 def test_what_is_not_metered_has_no_price() -> None:
     manifest = {"reader": "reader", "prices": {"reader": PRICE}, "unmetered": ["a"]}
     ingest = {"system": "a", "conversation": "c", "error": "", "seconds": 3.0, **usage(0, 0, 0)}
-    found = accounting.figures(manifest, [record()], [ingest], [question()])["systems"]["a"]
+    found = cost.figures(manifest, [record()], [ingest], [question()])["systems"]["a"]
     assert found["ingest"]["usd"] is None
     assert found["budgets"]["100"]["recall"]["usd"] is None
     assert found["budgets"]["100"]["answer"]["usd"] == pytest.approx(120e-6)
@@ -144,7 +144,7 @@ def test_what_is_not_metered_has_no_price() -> None:
 def test_an_older_record_does_not_say_what_its_recall_took() -> None:
     old = record()
     del old["answering"], old["cached_tokens"]
-    stages = accounting.figures({}, [old], [], [question()])["systems"]["a"]["budgets"]["100"]
+    stages = cost.figures({}, [old], [], [question()])["systems"]["a"]["budgets"]["100"]
     assert stages["answer"]["prompt_tokens"] == 100
     assert stages["recall"]["seconds"] is None
 

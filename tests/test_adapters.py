@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import stores
-from memories.dspy_tools import Retriever, tools
-from memories.serving.named import NamedMemories
+from memometer import store as stores
+from memometer.serve.dspy_tools import Retriever, tools
+from memometer.serve.tenants import NamedMemories
 from tests.conftest import HashEncoder
 
 labels = st.sampled_from(["users", "ada", "bob", "docs"])
@@ -38,7 +38,7 @@ def test_langgraphs_store_holds_what_langgraphs_own_holds(puts: list[Any], wante
     pytest.importorskip("langgraph.store.base", reason="LangGraph is not here: pip install '.[langgraph]'")
     from langgraph.store.memory import InMemoryStore
 
-    from memories.langgraph_store import LangGraphStore
+    from memometer.serve.langgraph_store import LangGraphStore
 
     model: Any = InMemoryStore()
     ours: Any = LangGraphStore("memory:", encoder=HashEncoder())
@@ -65,7 +65,7 @@ def test_langgraphs_store_holds_what_langgraphs_own_holds(puts: list[Any], wante
 
 def test_langgraphs_store_finds_by_meaning_and_keeps_what_it_was_told(tmp_path: Path) -> None:
     pytest.importorskip("langgraph.store.base", reason="LangGraph is not here: pip install '.[langgraph]'")
-    from memories.langgraph_store import LangGraphStore
+    from memometer.serve.langgraph_store import LangGraphStore
 
     url = f"sqlite:///{tmp_path}/memory.db"
     clock = iter(range(1, 100))

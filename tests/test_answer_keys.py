@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from locomo import answer_keys, simulate
-from locomo.answer_keys import ErrataError, alarms, ceilings, load, read, side_by_side
 from locomo.dataset import Dataset
 from locomo.dataset import read as read_data
+from locomo.synthetic import simulate
+from memometer.judging import label_sets
+from memometer.judging.label_sets import ErrataError, alarms, ceilings, load, read, side_by_side
 
 KINDS = ("HALLUCINATION", "TEMPORAL_ERROR", "WRONG_CITATION")
 
@@ -125,11 +126,11 @@ def test_the_ceiling_is_what_a_truthful_reader_gets(data: Dataset, draw: st.Data
 
 
 def test_the_command_prints_the_ceilings(data: Dataset, errata: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert answer_keys.main(["--errata", str(errata), "--data", str(data.path)]) == 0
+    assert label_sets.main(["--errata", str(errata), "--data", str(data.path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(line.startswith("SIMULATED  ") for line in lines)
     assert lines[0].endswith("wrong citations")
-    assert answer_keys.main(["--errata", str(data.path), "--data", str(data.path)]) == 2
+    assert label_sets.main(["--errata", str(data.path), "--data", str(data.path)]) == 2
     assert "is no errata file" in capsys.readouterr().err
 
 

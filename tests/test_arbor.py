@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 
 import train
+from memometer.train import arbor_client, prompt_dataset
+from memometer.train.arbor_client import ArborServer
+from memometer.train.reward import grade
 from tests.arbor_loopback import Arbor
 from tests.conftest import ROOT
 from tests.rented import install_ssh, serving
-from training import arbor_server, export
-from training.arbor_server import ArborServer
-from training.reward import grade
 
 SAMPLE = str(ROOT / "data" / "sample.json")
 FLAGS = [
@@ -84,7 +84,7 @@ def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             try:
                 ArborServer(url).check()
                 break
-            except arbor_server.ServerGone:
+            except arbor_client.ServerGone:
                 time.sleep(0.1)
         yield url
     finally:
@@ -92,9 +92,9 @@ def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process.wait()
 
 
-def order(folder: Path, steps: int = 5) -> list[export.ReadingPrompt]:
-    prompts = export.read(folder / "train.jsonl")
-    return [prompts[n] for n in export.schedule(prompts, per_step=1, steps=steps, seed=0)]
+def order(folder: Path, steps: int = 5) -> list[prompt_dataset.ReadingPrompt]:
+    prompts = prompt_dataset.read(folder / "train.jsonl")
+    return [prompts[n] for n in prompt_dataset.schedule(prompts, per_step=1, steps=steps, seed=0)]
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -292,7 +292,7 @@ def test_the_seed_recipe_runs_and_says_what_it_does(
     ],
 )
 def test_what_refusals_mean(message: str, said: str) -> None:
-    meaning = arbor_server.meaning("fine_tuning/grpo/initialize", 500, {"type": "X", "message": message})
+    meaning = arbor_client.meaning("fine_tuning/grpo/initialize", 500, {"type": "X", "message": message})
     assert said in meaning
     assert "\n" not in meaning
 
@@ -359,7 +359,7 @@ def test_a_trainer_that_died_is_noticed_and_its_log_read(
 ) -> None:
     """The server goes on answering, with the batches of before."""
     arbor, url = loopback
-    monkeypatch.setattr(arbor_server, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(arbor_client, "STALL_SECONDS", 0.5)
     status = arbor._status_of
 
     def stale(name: str, job: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import dspy
 import pytest
 from dspy.utils.exceptions import LMError
 
-from language_models.call_store import CallStore, SearchStopped, StoredLM
+from memometer.models.replay_cache import CallStore, SearchStopped, StoredLM
 from tests.conftest import Reply, Server, completion, failure
 
 pytestmark = pytest.mark.filterwarnings("ignore:OpenAI-style messages")

@@ -15,11 +15,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-import memories
-from cartridges import tensors
-from cartridges.container import Container
-from language_models.tokens import HuggingFace, Tiktoken
-from memories.cartridge import (
+from memometer import systems
+from memometer.cartridge import tensors
+from memometer.cartridge.cartridge import (
     CartridgeError,
     Slot,
     adapter_into,
@@ -28,13 +26,15 @@ from memories.cartridge import (
     open_records,
     save_cartridge,
 )
-from memories.codebook import Codebook
-from memories.episodic import Episodic
+from memometer.cartridge.container import Container
+from memometer.reader.abstention import Rule
+from memometer.retrieval.late_interaction import TokenMap
+from memometer.store import open_store, opened
+from memometer.store.episode import Episode
+from memometer.systems.codebook import Codebook
+from memometer.systems.episodic import Episodic
+from memometer.token_counters import HuggingFace, Tiktoken
 from memory_system import Memory, MemorySystem, Turn
-from ranking.late import TokenMap
-from reading.abstention import Rule
-from stores import open_store, opened
-from stores.episode import Episode
 from tests.conftest import HashEncoder, HashTokenEncoder
 from tests.test_memory_contract import any_ranker, build, conversations, observed, recalled
 
@@ -73,7 +73,7 @@ def adaptive(**parameters: Any) -> MemorySystem:
 # ---------------------------------------------------------------- what is saved is what is loaded
 
 
-@pytest.mark.parametrize("name", memories.SYSTEMS)
+@pytest.mark.parametrize("name", systems.SYSTEMS)
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(turns=conversations())
 def test_every_system_comes_back_as_it_was(name: str, tmp_path: Path, turns: list[Turn]) -> None:
@@ -92,7 +92,7 @@ def test_every_system_comes_back_as_it_was(name: str, tmp_path: Path, turns: lis
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes(), "equal content is an equal file"
 
 
-@pytest.mark.parametrize("name", memories.SYSTEMS)
+@pytest.mark.parametrize("name", systems.SYSTEMS)
 def test_an_empty_memory_comes_back(name: str, tmp_path: Path) -> None:
     memory = build(name)
     save_cartridge(tmp_path / "empty", memory, memory.new())
@@ -139,14 +139,14 @@ def test_parameters_weights_and_prompts_go_along(tmp_path: Path, sample: Any) ->
 
 
 def test_the_prompts_are_a_program_that_optimize_would_write(tmp_path: Path) -> None:
-    from locomo import programs
+    from memometer.reader import program_file
 
     memory = MemorySystem()
     memory.read.signature = memory.read.signature.with_instructions("Read well.")
     save_cartridge(tmp_path / "one", memory, memory.new())
     with Container(tmp_path / "one") as file:
         (tmp_path / "program.json").write_bytes(file.read("program/program.json", most=100_000))
-    assert programs.load(tmp_path / "program.json").state["signature"]["instructions"] == "Read well."
+    assert program_file.load(tmp_path / "program.json").state["signature"]["instructions"] == "Read well."
 
 
 def test_a_codebook_keeps_its_parameters_and_its_goal(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_vectors_of_another_encoder_are_refused_or_made_again(name: str, tmp_pat
     with pytest.raises(CartridgeError, match="its vectors are of hash, and the encoder given is other; give that one"):
         load_cartridge(tmp_path / "one", encoder=OtherEncoder())
     cartridge = load_cartridge(tmp_path / "one", encoder=OtherEncoder(), reobserve=True)
-    memory = memories.load(name)(encoder=OtherEncoder())
+    memory = systems.load(name)(encoder=OtherEncoder())
     state = observed(memory, turns)
     for question in sample.questions:
         assert cartridge.memory.recall(cartridge.state, question.text, 200) == memory.recall(state, question.text, 200)
@@ -204,11 +204,11 @@ def test_what_a_model_wrote_is_not_written_again(tmp_path: Path, sample: Any) ->
 def test_an_encoder_that_is_not_given_is_loaded_when_it_is_needed(
     tmp_path: Path, sample: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from language_models import encoders
+    from memometer.models import encoders
 
     named = HashEncoder()
     named.name = "folder-0123456789ab"
-    memory = memories.load("vector")(encoder=named)
+    memory = systems.load("vector")(encoder=named)
     state = observed(memory, list(sample.conversations[0].turns))
     save_cartridge(tmp_path / "one", memory, state)
     asked: list[Any] = []
@@ -338,7 +338,7 @@ def test_a_required_signature_refuses_what_another_signed_or_nobody(tmp_path: Pa
     manifest, *_ = open_manifest(tmp_path / "forged")
     assert manifest == open_manifest(tmp_path / "signed")[0]
     # The signature of one on the content of another, with all sums made anew.
-    from cartridges import container
+    from memometer.cartridge import container
 
     with Container(tmp_path / "signed") as file:
         stolen = file.read(container.SIGNATURE, most=1000)
@@ -412,7 +412,7 @@ def test_what_cannot_be_saved_is_said_and_leaves_nothing(tmp_path: Path) -> None
     memory = build("vector")
     state = observed(memory, [Turn("1", "A", "b", 1, datetime(2024, 1, 1))])
     with pytest.raises(CartridgeError, match="the memory has no encoder; give it the one that made the vectors"):
-        save_cartridge(tmp_path / "one", memories.load("vector")(), state)
+        save_cartridge(tmp_path / "one", systems.load("vector")(), state)
     state.turns[0] = replace(state.turns[0], text="\ud83d")
     with pytest.raises(CartridgeError, match="a text holds half a character"):
         save_cartridge(tmp_path / "one", memory, state)

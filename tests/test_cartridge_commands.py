@@ -1,4 +1,4 @@
-"""`python -m memories.cartridge`, as a user runs it."""
+"""`memometer cartridge`, as a user runs it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from memories.cartridge import load_cartridge, save_cartridge
-from memories.cartridge_commands import main, merge
-from memories.episodic import Episodic
+from memometer.cartridge.cartridge import load_cartridge, save_cartridge
+from memometer.cartridge.commands import main, merge
+from memometer.store.hybrid_scoring import SEED
+from memometer.systems.episodic import Episodic
 from memory_system import MemorySystem
-from stores.fusion import SEED
 from tests.conftest import ROOT, HashEncoder
 from tests.test_cartridge import held, keys
 from tests.test_memory_contract import build, observed
@@ -66,7 +66,7 @@ def test_what_is_no_cartridge_is_refused(tmp_path: Path, capsys: pytest.CaptureF
     for verb in (["inspect"], ["verify"], ["diff", tmp_path / "text"], ["merge", "--out", tmp_path / "out"]):
         code, _, err = run(capsys, *verb, tmp_path / "text")
         assert code == 3
-        assert err == f"python -m memories.cartridge: {tmp_path}/text is refused: it is cut off, or no cartridge.\n"
+        assert err == f"memometer cartridge: {tmp_path}/text is refused: it is cut off, or no cartridge.\n"
 
 
 def test_diff_tells_records_and_parameters_apart(
@@ -146,6 +146,6 @@ def test_what_cannot_be_one_is_said(tmp_path: Path, sample: Any) -> None:
 
 
 def test_the_command_runs(files: dict[str, Path]) -> None:
-    command = [sys.executable, "-m", "memories.cartridge", "verify", str(files["first"])]
+    command = [sys.executable, "-m", "memometer", "cartridge", "verify", str(files["first"])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

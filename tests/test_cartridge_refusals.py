@@ -18,10 +18,10 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cartridges import container
-from cartridges.container import MANIFEST, MIMETYPE, RECORDS, STATE, TENSORS, VECTORS, Container, Spool
-from memories.cartridge import CartridgeError, load_cartridge, save_cartridge
-from memories.cartridge_commands import main
+from memometer.cartridge import container
+from memometer.cartridge.cartridge import CartridgeError, load_cartridge, save_cartridge
+from memometer.cartridge.commands import main
+from memometer.cartridge.container import MANIFEST, MIMETYPE, RECORDS, STATE, TENSORS, VECTORS, Container, Spool
 from memory_system import Turn
 from tests.conftest import HashEncoder
 from tests.test_memory_contract import build, observed

@@ -18,17 +18,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import evaluate
-from language_models import roles
-from locomo import certificate, certify
-from locomo.certificate import judged, macro, measure, self_test
-from locomo.correction import apply, rogan_gladen
 from locomo.dataset import Conversation, Dataset, Question, read
 from locomo.llm_judge import PROMPTS, Judge, parse_label, shared_family
 from locomo.metrics import token_f1
-from locomo.probes import WrongAnswersError, calibration, draw, moved_dates, read_wrong_answers, rewordings
 from locomo.split_data import SPLITS
-from locomo.statistics import wilson
-from ranking.dates import find
+from memometer.judging import calibrate, judge_calibration
+from memometer.judging.calibration_set import (
+    WrongAnswersError,
+    calibration,
+    draw,
+    moved_dates,
+    read_wrong_answers,
+    rewordings,
+)
+from memometer.judging.judge_calibration import judged, macro, measure, self_test
+from memometer.judging.misclassification import apply, rogan_gladen
+from memometer.models import resolve_models
+from memometer.retrieval.dates import find
+from memometer.stats.intervals import wilson
 from tests.conftest import ROOT, Reply, Server, completion, failure, shown, truthful
 
 SAMPLE = ROOT / "data" / "sample.json"
@@ -64,7 +71,7 @@ SETS = draw(DATA, 10, wrong=WRONG)
 
 
 def judge(server: Server, *, prompt: str = "strict") -> Judge:
-    return Judge(roles.load("openai/judge", api_base=server.url, retries=0, max_tokens=16).lm, prompt=prompt)
+    return Judge(resolve_models.load("openai/judge", api_base=server.url, retries=0, max_tokens=16).lm, prompt=prompt)
 
 
 # ------------------------------------------------------------ what it is shown
@@ -245,9 +252,9 @@ def test_each_judge_gets_the_right_certificate(
     assert found["ungraded"] == (1.0 if accepts is None else 0.0)
     assert sum(entry["n"] + entry["ungraded"] for entry in found["sets"].values()) == 70
     assert (found["stability"]["flipped"] > 3) == (answer is coin)
-    assert found["parser"] == {"cases": len(certificate.BAD_REPLIES) + 3, "failed": []}
-    assert reason in certificate.sentence(found)
-    assert "specific_wrong" in certificate.table(found)
+    assert found["parser"] == {"cases": len(judge_calibration.BAD_REPLIES) + 3, "failed": []}
+    assert reason in judge_calibration.sentence(found)
+    assert "specific_wrong" in judge_calibration.table(found)
 
 
 def test_the_sets_that_a_judge_fails_at_are_named(server: Server) -> None:
@@ -271,7 +278,7 @@ def test_a_parser_that_searches_for_a_word_is_caught(server: Server) -> None:
     found = judged(measure(lax, SETS, repeats=1, num_threads=8))
     assert "INCORRECT" in found["parser"]["failed"]
     assert not found["passed"]
-    assert "its parser misreads" in certificate.sentence(found)
+    assert "its parser misreads" in judge_calibration.sentence(found)
     assert self_test(parse_label)["failed"] == []
 
 
@@ -279,17 +286,17 @@ def test_repeats_are_asked_for_and_not_replayed(server: Server) -> None:
     server.answer = truthful(SETS)
     lm = dspy.LM("openai/judge", api_base=server.url, api_key="none", temperature=0.0, max_tokens=16, cache=True)
     measure(Judge(lm), SETS, repeats=3, num_threads=8)
-    assert len(server.requests) == 70 + 2 * certificate.STEADY
+    assert len(server.requests) == 70 + 2 * judge_calibration.STEADY
     assert len({json.dumps(body) for body in server.requests}) == 70
 
 
 def test_a_judge_that_cannot_be_reached_is_not_measured(server: Server) -> None:
     server.answer = lambda number, body: failure(500)
-    with pytest.raises(certificate.Unmeasured, match="calls to the judge failed"):
+    with pytest.raises(judge_calibration.Unmeasured, match="calls to the judge failed"):
         measure(judge(server), SETS, num_threads=4)
     assert len(server.requests) < 20
     server.answer = lambda number, body: failure(500) if number % 4 == 0 else completion("yes")
-    with pytest.raises(certificate.Unmeasured, match="of 110 calls to the judge failed"):
+    with pytest.raises(judge_calibration.Unmeasured, match="of 110 calls to the judge failed"):
         measure(judge(server), SETS, num_threads=8)
 
 
@@ -302,7 +309,7 @@ def test_a_measurement_that_is_stopped_is_none(server: Server) -> None:
         return completion("yes")
 
     server.answer = answer
-    with pytest.raises(certificate.Unmeasured, match="was stopped"):
+    with pytest.raises(judge_calibration.Unmeasured, match="was stopped"):
         measure(judge(server), SETS, num_threads=2, stop=stop)
     assert len(server.requests) < 10
 
@@ -426,23 +433,23 @@ def test_a_certificate_is_of_one_model_prompt_server_and_data(
 
     def identity(**other: Any) -> dict[str, str]:
         asked = {"revision": "", "address": "http://a", "data": "d", "wrong": None, **other}
-        return certificate.identify(asked.pop("judge", judge(server)), **asked)
+        return judge_calibration.identify(asked.pop("judge", judge(server)), **asked)
 
-    whole = certificate.keep({"date": "2026-11-21T10:00:00Z"}, identity(), per_set=25)
+    whole = judge_calibration.keep({"date": "2026-11-21T10:00:00Z"}, identity(), per_set=25)
     day = datetime(2026, 11, 22, tzinfo=UTC)
-    assert certificate.kept(identity(), per_set=25, now=day) == whole
-    assert certificate.kept(identity(), per_set=26, now=day) is None
-    assert certificate.kept(identity(), now=day + timedelta(days=31)) is None, "the model may be another by then"
+    assert judge_calibration.kept(identity(), per_set=25, now=day) == whole
+    assert judge_calibration.kept(identity(), per_set=26, now=day) is None
+    assert judge_calibration.kept(identity(), now=day + timedelta(days=31)) is None, "the model may be another by then"
     others = [{"revision": "r"}, {"address": "http://b"}, {"data": "e"}, {"wrong": wrong},
               {"judge": judge(server, prompt="lenient")}]  # fmt: skip
-    assert all(certificate.kept(identity(**other), now=day) is None for other in others)
-    certificate.keep({"date": "2026-11-21T10:00:00Z"}, identity(revision="r"), per_set=25)
-    assert certificate.kept(identity(revision="r"), now=day + timedelta(days=999)), "weights do not age"
-    more = certificate.keep({"date": "2026-11-21T10:00:00Z"}, identity(wrong=wrong), per_set=25)
-    assert certificate.kept(identity(), now=day) == more, "what was measured on more will do"
+    assert all(judge_calibration.kept(identity(**other), now=day) is None for other in others)
+    judge_calibration.keep({"date": "2026-11-21T10:00:00Z"}, identity(revision="r"), per_set=25)
+    assert judge_calibration.kept(identity(revision="r"), now=day + timedelta(days=999)), "weights do not age"
+    more = judge_calibration.keep({"date": "2026-11-21T10:00:00Z"}, identity(wrong=wrong), per_set=25)
+    assert judge_calibration.kept(identity(), now=day) == more, "what was measured on more will do"
     for path in (tmp_path / "certificates").iterdir():
         path.write_text('{"date": 3}')
-    assert certificate.kept(identity(), now=day) is None
+    assert judge_calibration.kept(identity(), now=day) is None
 
 
 def command(server: Server, *more: str) -> list[str]:
@@ -456,22 +463,22 @@ def test_the_command_measures_once(
     monkeypatch.setenv("EMBEDDED_MODELS_DIR", str(tmp_path))
     monkeypatch.delenv("LOCOMO_WRONG_ANSWERS", raising=False)
     server.answer = truthful(draw(read(SAMPLE), 25))
-    assert certify.main(command(server)) == 3, "eleven questions are too few"
+    assert calibrate.main(command(server)) == 3, "eleven questions are too few"
     first = capsys.readouterr()
     assert "SAMPLE  openai/judge (strict) failed its certificate" in first.out
     assert "The set of specific wrong answers is left out" in first.out
     assert all(line.startswith("SAMPLE") for line in first.out.splitlines())
     asked = len(server.requests)
-    assert certify.main(command(server, "--max-false-accept", "1")) == 0
+    assert calibrate.main(command(server, "--max-false-accept", "1")) == 0
     assert "is certified" in capsys.readouterr().out
     assert len(server.requests) == asked, "from the cache"
-    assert certify.main(command(server, "--again", "--repeats", "1")) == 3
+    assert calibrate.main(command(server, "--again", "--repeats", "1")) == 3
     assert len(server.requests) > asked
     (kept,) = (tmp_path / "certificates").iterdir()
     assert not [q.text for q in read(SAMPLE).questions if q.text in kept.read_text()], "no text of the data"
     asked = len(server.requests)
     kept.write_text(json.dumps({name: value for name, value in json.loads(kept.read_text()).items() if name != "sets"}))
-    assert certify.main(command(server)) == 3
+    assert calibrate.main(command(server)) == 3
     assert len(server.requests) > asked, "what another version kept is measured again"
 
 
@@ -481,7 +488,7 @@ def test_a_certificate_that_cannot_be_kept_counts_once(
     (tmp_path / "file").touch()
     monkeypatch.setenv("EMBEDDED_MODELS_DIR", str(tmp_path / "file"))
     server.answer = truthful(draw(read(SAMPLE), 25))
-    assert certify.main(command(server, "--max-false-accept", "1")) == 0
+    assert calibrate.main(command(server, "--max-false-accept", "1")) == 0
     said = capsys.readouterr()
     assert "is certified" in said.out
     assert "The certificate cannot be kept" in said.err
@@ -496,7 +503,7 @@ def test_what_cannot_be_measured_is_one_sentence_and_not_kept(
 ) -> None:  # fmt: skip
     monkeypatch.setenv("EMBEDDED_MODELS_DIR", str(tmp_path))
     server.answer = lambda number, body: reply
-    assert certify.main(command(server)) == 1
+    assert calibrate.main(command(server)) == 1
     assert told in capsys.readouterr().err
     assert len(server.requests) < most
     assert not (tmp_path / "certificates").exists()
@@ -524,7 +531,7 @@ def test_a_mistake_is_one_sentence(
     drop = ["--judge-api-base"] if "embedded:huge" in args else []
     for name in drop:
         del own[own.index(name) : own.index(name) + 2]
-    assert certify.main([*own, *args]) == 2
+    assert calibrate.main([*own, *args]) == 2
     said = capsys.readouterr().err
     assert message in said
     assert "pw@" not in said
@@ -535,7 +542,7 @@ def test_evaluate_knows_the_same_prompts_and_limit() -> None:
     """Its flags are read before anything heavy is imported, so they stand there a second time."""
     actions = {action.dest: action for action in evaluate.parser()._actions}
     assert actions["judge"].choices == list(PROMPTS)
-    assert actions["max_false_accept"].default == certificate.MAX_FALSE_ACCEPT
+    assert actions["max_false_accept"].default == judge_calibration.MAX_FALSE_ACCEPT
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`python -m locomo.compare` on run folders: what it prints, and what it refuses in one sentence."""
+"""`memometer compare` on run folders: what it prints, and what it refuses in one sentence."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from locomo import compare
 from locomo.dataset import SAMPLE, SIMULATED, Question, read
-from locomo.run_folder import RunFolder
+from memometer.report import compare
+from memometer.run.folder import RunFolder
 from tests.test_report import JUDGE, record
 
 Answer = Callable[[Question], dict[str, Any]]
@@ -238,7 +238,7 @@ def test_runs_without_verdicts_are_compared_by_f1_and_without_answers_by_recall(
 def test_a_mistake_is_one_sentence(folder: Any, say: Any, args: list[str], message: str) -> None:
     code, out, err = say(folder("one", a=right([1]), b=right([2])), *args)
     assert (code, out) == (2, "")
-    assert err.startswith("locomo.compare: ")
+    assert err.startswith("memometer.report.compare: ")
     assert err.count("\n") == 1
     assert message in err
 

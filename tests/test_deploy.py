@@ -274,7 +274,7 @@ def test_keys(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_start_command_carries_its_files() -> None:
-    from training.pods import start_command
+    from memometer.train.runpod import start_command
 
     command = start_command()
     assert not set(command) & set('"\\\n'), "the client puts it between double quotes as it is"

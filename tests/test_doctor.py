@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 import train
+from memometer.train import gpu_memory
+from memometer.train.gpu_memory import SHAPES
+from memometer.train.hyperparameters import RECIPES
 from tests.arbor_loopback import Arbor
 from tests.conftest import ROOT
 from tests.rented import serving
-from training import memory_need
-from training.memory_need import SHAPES
-from training.recipes import RECIPES
 
 SAMPLE = str(ROOT / "data" / "sample.json")
 REQUIRES = {
@@ -242,25 +242,25 @@ def test_adapter_parameters() -> None:
 
 
 def test_shapes_are_found_by_name_and_by_file(tmp_path: Path) -> None:
-    assert memory_need.shape_of("Qwen/Qwen2.5-Coder-1.5B-Instruct") == SHAPES["qwen2.5-1.5b"]
-    assert memory_need.shape_of("meta-llama/Llama-3.2-3B-Instruct") == SHAPES["llama-3.2-3b"]
-    assert memory_need.shape_of("embedded:tiny") == SHAPES["smollm2-135m"]
-    assert memory_need.shape_of("nobody/nothing") is None
+    assert gpu_memory.shape_of("Qwen/Qwen2.5-Coder-1.5B-Instruct") == SHAPES["qwen2.5-1.5b"]
+    assert gpu_memory.shape_of("meta-llama/Llama-3.2-3B-Instruct") == SHAPES["llama-3.2-3b"]
+    assert gpu_memory.shape_of("embedded:tiny") == SHAPES["smollm2-135m"]
+    assert gpu_memory.shape_of("nobody/nothing") is None
     config = {
         "num_hidden_layers": 2, "hidden_size": 8, "intermediate_size": 16, "num_attention_heads": 2, "vocab_size": 10,
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert memory_need.shape_of(str(tmp_path)) == memory_need.Shape(2, 8, 16, 2, 2, 4, 10, True)
+    assert gpu_memory.shape_of(str(tmp_path)) == gpu_memory.Shape(2, 8, 16, 2, 2, 4, 10, True)
 
 
 def test_more_of_anything_takes_more_memory() -> None:
     values = RECIPES["current"]["trl"]
     shape = SHAPES["qwen2.5-3b"]
-    least = memory_need.training(shape, values, backend="trl").gb
+    least = gpu_memory.training(shape, values, backend="trl").gb
     for change in ("batch_size", "lora_rank", "max_prompt_tokens", "max_completion_tokens"):
-        assert memory_need.training(shape, {**values, change: 2 * values[change]}, backend="trl").gb > least
-    assert memory_need.training(shape, values, backend="trl", quantize=True).gb < least
-    assert memory_need.training(SHAPES["qwen2.5-7b"], values, backend="trl").gb > least
+        assert gpu_memory.training(shape, {**values, change: 2 * values[change]}, backend="trl").gb > least
+    assert gpu_memory.training(shape, values, backend="trl", quantize=True).gb < least
+    assert gpu_memory.training(SHAPES["qwen2.5-7b"], values, backend="trl").gb > least
     arbor = RECIPES["current"]["arbor"]
-    one, two = (memory_need.training(shape, arbor, backend="arbor", gpus=n).gb for n in (1, 2))
+    one, two = (gpu_memory.training(shape, arbor, backend="arbor", gpus=n).gb for n in (1, 2))
     assert two < one

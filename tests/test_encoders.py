@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from language_models import encoders
-from language_models.bert import Bert
-from language_models.encoders import Cached, Encoder, EncoderUnavailable
-from language_models.weights import WeightsUnavailable
-from language_models.weights import models_folder as users_folder
+from memometer.models import encoders
+from memometer.models.bert import Bert
+from memometer.models.downloads import WeightsUnavailable
+from memometer.models.downloads import models_folder as users_folder
+from memometer.models.encoders import Cached, Encoder, EncoderUnavailable
 from tests.conftest import ROOT, HashEncoder, Server, embeddings, failure
 
 MODELS = users_folder()  # the user's, before each test gets its own
@@ -328,7 +328,7 @@ def test_without_a_usable_cache_everything_is_computed(
 def test_two_processes_and_a_kill_leave_the_cache_whole(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
-        "from language_models.encoders import Cached; from tests.conftest import HashEncoder\n"
+        "from memometer.models.encoders import Cached; from tests.conftest import HashEncoder\n"
         "cached = Cached(HashEncoder(), folder=Path(sys.argv[1]))\n"
         "for i in range(10**6):\n"
         "    cached([f'text {i} {j % 3}' for j in range(20)])\n"

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memories.codebook import Codes
-from memories.episodic import Episodic, Seed
+from memometer.store import open_store, opened
+from memometer.store.consolidation import WhenIdle
+from memometer.store.episode import Episode
+from memometer.store.hybrid_scoring import DAY, DEFAULT, Weights
+from memometer.systems.codebook import Codes
+from memometer.systems.episodic import Episodic, Seed
 from memory_system import Memory, Turn
-from stores import open_store, opened
-from stores.episode import Episode
-from stores.fusion import DAY, DEFAULT, Weights
-from stores.idle import WhenIdle
 from tests.conftest import HashEncoder
 
 START = datetime(2024, 1, 1)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from locomo.dataset import read
-from locomo.probes import draw
+from memometer.judging.calibration_set import draw
 from tests.conftest import ROOT, Reply, Server, completion, failure, shown, truthful
 
 SECRET = "sk-test-0123456789abcdefghij"

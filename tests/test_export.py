@@ -13,16 +13,16 @@ from dspy import lm15
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from language_models.plain_adapter import PlainAdapter
-from language_models.tokens import counter_for
 from locomo.dataset import Conversation, Question
-from locomo.leaks import HeldOut
 from locomo.split_data import part
+from memometer.harness.contamination import HeldOut
+from memometer.models.plain_adapter import PlainAdapter
+from memometer.token_counters import counter_for
+from memometer.train import prompt_dataset
+from memometer.train.anonymize_speakers import renamed
+from memometer.train.prompt_dataset import ReadingPrompt, chosen, leaks_in, reading_prompts, schedule
+from memometer.train.reward import Case
 from memory_system import MemorySystem
-from training import export
-from training.export import ReadingPrompt, chosen, leaks_in, reading_prompts, schedule
-from training.renaming import renamed
-from training.reward import Case
 
 
 class Insatiable:
@@ -98,8 +98,8 @@ def test_rounds_need_budgets_that_double(sample: Any) -> None:
 def test_files_give_back_what_was_written(sample: Any, tmp_path: Path) -> None:
     conversation = sample.conversations[0]
     prompts = _exported(conversation, list(conversation.questions[:3]), budgets=[64], rounds=1)
-    export.write(prompts, tmp_path / "train.jsonl")
-    assert list(export.read(tmp_path / "train.jsonl")) == prompts
+    prompt_dataset.write(prompts, tmp_path / "train.jsonl")
+    assert list(prompt_dataset.read(tmp_path / "train.jsonl")) == prompts
 
 
 def test_questions_are_labelled_and_few_are_traps(locomo: Any) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from locomo.run_folder import read_records
+from memometer.run.folder import read_records
 from tests.invented_run import invent, simulated
 
 pytest.importorskip("pandas", reason="pandas is an extra")
@@ -20,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_row_for_every_system_and_budget(folder: Path) -> None:
-    from locomo.frames import runs_df
+    from memometer.report.dataframes import runs_df
 
     frame = runs_df([folder, folder.parent / "run"]).drop_duplicates(["system", "budget_tokens"])
     systems = json.loads((folder / "results.json").read_text())["systems"]
@@ -35,7 +35,7 @@ def test_a_row_for_every_system_and_budget(folder: Path) -> None:
 
 
 def test_a_row_for_every_attempt(folder: Path) -> None:
-    from locomo.frames import runs_df, samples_df
+    from memometer.report.dataframes import runs_df, samples_df
 
     frame = samples_df([folder])
     assert len(frame) == len(read_records(folder))
@@ -51,7 +51,7 @@ def test_a_row_for_every_attempt(folder: Path) -> None:
 def test_without_pandas_it_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    from locomo.frames import runs_df
+    from memometer.report.dataframes import runs_df
 
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match=r"pip install -c constraints.txt '.\[pandas\]'"):

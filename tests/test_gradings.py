@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locomo.gradings import Grading, gradings, prompt_hashes, score
+from memometer.judging.graders import Grading, gradings, prompt_hashes, score
 
 STRICT = Grading("m/judge", "strict")
 LABELS = ("correct", "wrong", "ungraded")

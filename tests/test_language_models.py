@@ -15,14 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from language_models import embedded, roles
-from language_models.embedded import Embedded, WeightsUnavailable, weights
-from language_models.failure import describe, redact
-from language_models.meter import metered
-from language_models.plain_adapter import PlainAdapter
-from language_models.tokens import counter_for
+from memometer.models import embedded, resolve_models
+from memometer.models.embedded import Embedded, WeightsUnavailable, weights
+from memometer.models.errors import describe, redact
+from memometer.models.plain_adapter import PlainAdapter
+from memometer.models.usage import metered
+from memometer.reader.signatures import Answer
+from memometer.token_counters import counter_for
 from memory_system import MemorySystem, Turn, Utf8Bytes
-from reading.signatures import Answer
 from tests.conftest import Server, completion, failure
 
 
@@ -69,15 +69,15 @@ def test_a_wrong_tokenizer_is_one_sentence(tmp_path: Path) -> None:
     ],
 )
 def test_a_key_picks_its_provider(monkeypatch: pytest.MonkeyPatch, keys: list[str], model: str) -> None:
-    for key in roles.PROVIDER_DEFAULTS:
+    for key in resolve_models.PROVIDER_DEFAULTS:
         monkeypatch.delenv(key, raising=False)
     for key in keys:
         monkeypatch.setenv(key, "a-key-for-tests")
-    assert roles.default_model() == model
+    assert resolve_models.default_model() == model
 
 
 def test_published_windows_and_prices_are_known() -> None:
-    model = roles.load("openai/gpt-4o-mini")
+    model = resolve_models.load("openai/gpt-4o-mini")
     assert model.context_tokens == 128_000
     assert model.price is not None
     assert 0 < model.price.cached < model.price.prompt < model.price.completion < 1e-4
@@ -101,7 +101,7 @@ def test_calls_and_tokens_are_metered_with_and_without_a_report(server: Server) 
     del bare["usage"]
     unreported = (200, {"Content-Type": "application/json"}, json.dumps(bare).encode())
     server.answer = lambda number, body: [completion("x"), unreported, failure(500)][number - 1]
-    lm = roles.load("openai/scripted", api_base=server.url, retries=0).lm
+    lm = resolve_models.load("openai/scripted", api_base=server.url, retries=0).lm
     with metered() as usage, dspy.context(lm=lm, adapter=PlainAdapter()):
         for _ in range(3):
             with suppress(dspy.utils.exceptions.LMServerError):
@@ -111,7 +111,7 @@ def test_calls_and_tokens_are_metered_with_and_without_a_report(server: Server) 
 
 def test_a_rate_limit_is_waited_out(server: Server) -> None:
     server.answer = lambda number, body: failure(429, Retry_After="0.1") if number < 3 else completion("fine")
-    lm = roles.load("openai/scripted", api_base=server.url, retries=2).lm
+    lm = resolve_models.load("openai/scripted", api_base=server.url, retries=2).lm
     with dspy.context(lm=lm, adapter=PlainAdapter()):
         assert dspy.Predict(Answer)(memory="m", question="q").answer == "fine"
     assert len(server.requests) == 3
@@ -121,7 +121,7 @@ def test_nobody_waits_for_a_daily_quota(server: Server, monkeypatch: pytest.Monk
     waited: list[float] = []
     monkeypatch.setattr("dspy.clients.execution.time.sleep", waited.append)
     server.answer = lambda number, body: failure(429, "quota \ud83d", Retry_After="86400")
-    lm = roles.load("openai/scripted", api_base=server.url, retries=3).lm
+    lm = resolve_models.load("openai/scripted", api_base=server.url, retries=3).lm
     with pytest.raises(dspy.LMRateLimitError) as raised:
         lm("hello")
     assert waited == [120.0] * 3

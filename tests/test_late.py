@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from language_models import encoders
-from language_models.bert import Bert
-from language_models.encoders import CachedTokens, TokenEncoder
+from memometer.models import encoders
+from memometer.models.bert import Bert
+from memometer.models.encoders import CachedTokens, TokenEncoder
+from memometer.retrieval import late_interaction, late_interaction_fit
+from memometer.retrieval.late_interaction import TokenMap, TokenVectors
+from memometer.retrieval.late_interaction_fit import Draw, Lesson, Texts, fit, loss
 from memory_system import Turn
-from ranking import late, late_training
-from ranking.late import TokenMap, TokenVectors
-from ranking.late_training import Draw, Lesson, Texts, fit, loss
 from tests.conftest import HashEncoder, HashTokenEncoder
 from tests.test_encoders import LAYERS, TEXTS, WIDTH, write_bert
 
@@ -121,7 +121,7 @@ def test_an_encoder_says_whether_it_gives_token_vectors(tmp_path: Path) -> None:
 
 def test_a_document_is_the_turn_with_its_day() -> None:
     turn = Turn("D1:1", "Nadia", "The  reed", 1, datetime(2024, 5, 8, 13), "a bowl")
-    assert late.document(turn) == "8 May 2024. Nadia: The reed [image: a bowl]"
+    assert late_interaction.document(turn) == "8 May 2024. Nadia: The reed [image: a bowl]"
 
 
 def test_the_identity_map_is_plain_maxsim() -> None:
@@ -152,7 +152,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     token_map = random_map()
     question = ENCODER.compact(["Where is the reed?"], token_map)[0]
     whole = token_map.similarities(kept(token_map), question)
-    monkeypatch.setattr(late, "BLOCK", 3)
+    monkeypatch.setattr(late_interaction, "BLOCK", 3)
     assert np.allclose(token_map.similarities(kept(token_map), question)["late"], whole["late"], atol=1e-6)
 
 
@@ -194,7 +194,7 @@ def test_observed_at_once_or_by_session_is_the_same_value(tmp_path: Path) -> Non
 def test_a_map_is_the_same_from_disk(tmp_path: Path) -> None:
     token_map = random_map()
     token_map.save(tmp_path / "map.npz")
-    again = late.load(tmp_path / "map.npz")
+    again = late_interaction.load(tmp_path / "map.npz")
     assert again.digest == token_map.digest != random_map(seed=4).digest
     assert (again.fitted_on, again.encoder, again.made_by) == (("conv-1", "conv-2"), "hash", "")
     assert ENCODER.compact(TURNS, again) == ENCODER.compact(TURNS, token_map)
@@ -210,7 +210,7 @@ def test_a_file_without_a_map_is_one_sentence(tmp_path: Path, content: bytes | N
     if content is not None:
         (tmp_path / "map.npz").write_bytes(content)
     with pytest.raises(ValueError, match="holds no token map"):
-        late.load(tmp_path / "map.npz")
+        late_interaction.load(tmp_path / "map.npz")
 
 
 # ------------------------------------------------------------------ fitting
@@ -272,7 +272,7 @@ def test_fitting_is_deterministic_and_ranks_a_conversation_not_seen() -> None:
 
 
 def test_a_step_sees_all_evidence_and_others() -> None:
-    field = late_training._Field(lesson(1))
+    field = late_interaction_fit._Field(lesson(1))
     draw = field.draw(np.array([1, 2, 3]), 12, np.random.default_rng(0))
     assert (draw.evidence.sum(axis=1) == 1).all()
     assert 6 <= draw.evidence.shape[1] <= 3 + 6 + 6

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from locomo import leaderboard, published
 from locomo.dataset import Dataset
-from locomo.evaluate import UNBOUNDED
+from memometer.harness import import_results
+from memometer.harness.loop import UNBOUNDED
+from memometer.report import leaderboard
 from tests.invented_run import certificate, invent, simulated
 from tests.test_published import audit_file, save
 
@@ -80,8 +81,8 @@ def test_others_answers_are_scored_on_the_questions_of_the_run(
     asked = {json.loads(line)["question_id"] for line in (run / "records.jsonl").read_text().splitlines()}
     answerable = [q for q in data.questions if q.gold is not None]
     right = [q.id in asked for q in answerable]  # on the run's questions all, on the others none
-    theirs = published.read(save(audit_file(data, lambda i: [right[i]] * 3), tmp_path / "them.json"), data=data)
-    published.write(theirs, tmp_path / "them", data=data)
+    theirs = import_results.read(save(audit_file(data, lambda i: [right[i]] * 3), tmp_path / "them.json"), data=data)
+    import_results.write(theirs, tmp_path / "them", data=data)
     assert leaderboard.main([str(run), str(tmp_path / "them")]) == 0
     row = cells(capsys.readouterr().out)[-1]
     assert row[:2] == ["them", "reader-1"]
@@ -121,7 +122,9 @@ def test_what_is_ungraded_left_out_or_merged_is_said(
     content = audit_file(data, lambda i: [i % 3 > 0])
     ids = [entry["question_id"] for entries in content["detailed_results"].values() for entry in entries]
     content["metadata"]["rerun"] = ids[::3]
-    published.write(published.read(save(content, tmp_path / "them.json"), data=data), tmp_path / "them", data=data)
+    import_results.write(
+        import_results.read(save(content, tmp_path / "them.json"), data=data), tmp_path / "them", data=data
+    )
     assert leaderboard.main([str(run), str(tmp_path / "them")]) == 0
     out = capsys.readouterr().out
     assert "> full_context is not in the table: the window is too small." in out
@@ -140,8 +143,8 @@ def test_others_answers_without_verdicts_have_no_j(
     data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = invent(tmp_path / "run", data)
-    theirs = published.read(save(audit_file(data, lambda i: []), tmp_path / "them.json"), data=data)
-    published.write(theirs, tmp_path / "them", data=data)
+    theirs = import_results.read(save(audit_file(data, lambda i: []), tmp_path / "them.json"), data=data)
+    import_results.write(theirs, tmp_path / "them", data=data)
     assert leaderboard.main([str(run), str(tmp_path / "them")]) == 0
     assert cells(capsys.readouterr().out)[-1] == ["them", "reader-1", "-", "-", "-", "-"]
 
@@ -173,14 +176,14 @@ def test_a_judge_that_failed_its_certificate_shows_no_accuracy(
 
 @pytest.mark.parametrize(
     ("swap", "said"),
-    [(True, "holds others' answers"), (False, "is no import of python -m locomo.published")],
+    [(True, "holds others' answers"), (False, "is no import of memometer import-results")],
 )
 def test_runs_in_the_wrong_place_are_refused(
     data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], swap: bool, said: str
 ) -> None:
     run = invent(tmp_path / "run", data)
-    theirs = published.read(save(audit_file(data, lambda i: [True]), tmp_path / "them.json"), data=data)
-    published.write(theirs, tmp_path / "them", data=data)
+    theirs = import_results.read(save(audit_file(data, lambda i: [True]), tmp_path / "them.json"), data=data)
+    import_results.write(theirs, tmp_path / "them", data=data)
     arguments = [tmp_path / "them", run] if swap else [run, run]
     assert leaderboard.main([str(a) for a in arguments]) == 2
     assert said in capsys.readouterr().err

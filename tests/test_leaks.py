@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from locomo import leaks, simulate
-from locomo.choice import Choice, Refused
 from locomo.dataset import Conversation, Dataset
-from locomo.leaks import HeldOut, scan, texts_of, words
+from locomo.synthetic import simulate
+from memometer.harness import contamination
+from memometer.harness.contamination import HeldOut, scan, texts_of, words
+from memometer.harness.plan import Choice, Refused
 from tests.conftest import ROOT
 
 
@@ -39,7 +40,7 @@ def file(talk: Conversation, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def kinds(found: list[leaks.Leak]) -> set[tuple[str, str]]:
+def kinds(found: list[contamination.Leak]) -> set[tuple[str, str]]:
     return {(leak.kind, leak.of) for leak in found}
 
 
@@ -70,7 +71,7 @@ def test_a_short_answer_counts_beside_its_question_only(talk: Conversation, inde
     question = next(q for q in talk.questions if q.gold and len(words(q.gold)) <= 2)
     assert question.gold
     assert not scan([("x", question.gold), ("y", f"{question.gold} {question.gold}, yes, 2022")], index)
-    demo = list(leaks.texts_in("p.json", {"demos": [{"question": question.text, "answer": question.gold}]}))
+    demo = list(contamination.texts_in("p.json", {"demos": [{"question": question.text, "answer": question.gold}]}))
     assert kinds(scan(demo, index)) >= {("question", question.id), ("answer", question.id)}
 
 
@@ -130,21 +131,21 @@ def test_the_command_says_where_and_never_much(
     turn = long_turn(talk)
     bad.write_text(f"{talk.questions[0].text}\n{turn.text}")
     good.write_text("Nothing of it stands here.")
-    assert leaks.main([str(good), "--data", str(file)]) == 0
-    assert leaks.main([str(bad), str(good), "--data", str(file)]) == 3
+    assert contamination.main([str(good), "--data", str(file)]) == 0
+    assert contamination.main([str(bad), str(good), "--data", str(file)]) == 3
     out = capsys.readouterr().out
     assert f"{bad}: 1 held-out question, first {talk.questions[0].id}" in out
     assert f"{bad}: 1 held-out turn, first {talk.id} {turn.id}" in out
-    assert all(len(part.split("”")[0]) <= leaks.EXCERPT for part in out.split("“")[1:])
+    assert all(len(part.split("”")[0]) <= contamination.EXCERPT for part in out.split("“")[1:])
     assert turn.text not in out
-    assert leaks.main([str(tmp_path / "nowhere"), "--data", str(file)]) == 2
-    assert leaks.main([str(good), "--data", str(file), "--split", "train"]) == 2
+    assert contamination.main([str(tmp_path / "nowhere"), "--data", str(file)]) == 2
+    assert contamination.main([str(good), "--data", str(file), "--split", "train"]) == 2
     err = capsys.readouterr().err
     assert "nowhere" in err
     assert "--split train holds nothing out" in err
     torn = tmp_path / "torn.gz"
     torn.write_bytes(gzip.compress(turn.text.encode())[:-9])
-    assert leaks.main([str(torn), "--data", str(file)]) == 2
+    assert contamination.main([str(torn), "--data", str(file)]) == 2
     assert "cannot read all of" in capsys.readouterr().err
 
 
@@ -152,17 +153,17 @@ def test_a_leaked_example_stops_an_evaluation(talk: Conversation, file: Path, mo
     import dspy
 
     import evaluate
-    import memories
-    from reading import signatures
+    from memometer import systems
+    from memometer.reader import signatures
 
     config = vars(evaluate.parser().parse_args(["--recall-only", "--data", str(file), "--rounds", "1"]))
     config["rounds"] = None
-    Choice(config, memories.load)
+    Choice(config, systems.load)
     leaked = dspy.Example(memory="-", question=talk.questions[0].text, lines=[], status="absent", answer="-")
     monkeypatch.setitem(signatures.READ_EXAMPLES, signatures.Read, [leaked])
     config["rounds"] = 1
     with pytest.raises(Refused, match=r"has leaked.*the prompt 'read' of adaptive: 1 held-out question"):
-        Choice(config, memories.load)
+        Choice(config, systems.load)
 
 
 def test_the_shipped_files_hold_nothing_of_locomo(locomo: Dataset) -> None:

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import evaluate
-import memories
-from locomo import ledger
-from locomo.experiment import Experiment
-from locomo.run_folder import RunFolder
+from memometer import systems
+from memometer.harness.runner import Experiment
+from memometer.run import test_set_usage
+from memometer.run.folder import RunFolder
 from tests.conftest import ROOT
 
 Attempts = list[dict[str, Any]]
@@ -33,7 +33,7 @@ def run(folder: str, *flags: str) -> dict[str, Any]:
     """A recall-only run on the sample, and its results."""
     config = vars(evaluate.parser().parse_args(["--recall-only", "--systems", "simple", *flags]))
     config = {name: value for name, value in config.items() if name not in ("resume", "run_dir", "dry_run")}
-    Experiment(config, memories.load).start(Path(folder))
+    Experiment(config, systems.load).start(Path(folder))
     return results(folder)
 
 
@@ -60,9 +60,9 @@ def test_looks_at_the_test_split_are_counted(capsys: pytest.CaptureFixture[str])
 
 def test_a_resumed_run_is_one_look_and_leaves_its_mark_in_the_ledger() -> None:
     run("a", "--budgets", "64")
-    Experiment.resume(Path("a"), memories.load)()
+    Experiment.resume(Path("a"), systems.load)()
     assert results("a")["ledger"]["test_scored"] == {"configuration": 1, "all": 1}
-    assert len(ledger.lines()) == 2, "lines are only ever added"
+    assert len(test_set_usage.lines()) == 2, "lines are only ever added"
 
 
 def test_what_is_in_the_ledger_already_is_kept(working_folder: Path) -> None:
@@ -72,18 +72,18 @@ def test_what_is_in_the_ledger_already_is_kept(working_folder: Path) -> None:
     assert run("a", "--budgets", "64")["ledger"]["test_scored"] == {"configuration": 1, "all": 4}
     content = Path("runs", "ledger.jsonl").read_bytes()
     assert content.startswith(b"\xff no line\n[1]\n" + torn + b"\n{")
-    assert ledger.main([]) == 0
+    assert test_set_usage.main([]) == 0
 
 
 def test_other_data_is_counted_apart() -> None:
     run("a", "--budgets", "64")
-    looks = ledger.count(ledger.lines(), configuration="x", data="other")
+    looks = test_set_usage.count(test_set_usage.lines(), configuration="x", data="other")
     assert (looks.configuration, looks.all) == (0, 0)
 
 
 def test_processes_at_once_are_all_counted(working_folder: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from locomo import ledger; from locomo.run_folder import RunFolder\n"
+        "import sys; from pathlib import Path; from locomo import ledger; from memometer.run.folder import RunFolder\n"
         "for i in range(25):\n"
         "    manifest = {'config': {}, 'identity': {'data': 'd'}, 'created_at': 'now'}\n"
         "    with RunFolder.create(Path(f'{sys.argv[1]}-{i}'), manifest) as folder:\n"
@@ -97,7 +97,7 @@ def test_processes_at_once_are_all_counted(working_folder: Path) -> None:
     ]
     last = [int(process.communicate(timeout=60)[0]) for process in started]
     assert max(last) == 75
-    assert len(ledger.lines()) == 75
+    assert len(test_set_usage.lines()) == 75
 
 
 def attempt(id: str, number: int, error: str = "") -> dict[str, Any]:
@@ -116,39 +116,45 @@ def test_only_failed_attempts_may_be_repeated(plan: dict[str, tuple[int, bool]],
     records: Attempts = []
     while any(queues.values()):
         records.append(queues[random.choice([id for id, queue in queues.items() if queue])].pop(0))
-    assert ledger.broken(records) == []
+    assert test_set_usage.broken(records) == []
     for i, record in enumerate(records):
         if not record["error"]:  # asked once more after the answer
             again = attempt(record["question_id"], record["attempt"] + 1)
-            told = ledger.broken([*records, again])
+            told = test_set_usage.broken([*records, again])
             assert told == [f"{record['question_id']} (s, 1) was answered and asked again."]
         elif any(later["question_id"] == record["question_id"] for later in records[i + 1 :]):
-            told = ledger.broken(records[:i] + records[i + 1 :])  # a failed attempt taken out
+            told = test_set_usage.broken(records[:i] + records[i + 1 :])  # a failed attempt taken out
             assert told
             assert "was due" in told[0]
 
 
 def test_a_run_with_an_answer_asked_again_is_invalid(capsys: pytest.CaptureFixture[str]) -> None:
     run("a", "--budgets", "64")
-    assert ledger.main(["a"]) == 0
+    assert test_set_usage.main(["a"]) == 0
     lines = Path("a", "records.jsonl").read_text().splitlines()
     again = {**json.loads(lines[0]), "attempt": 2}
     with Path("a", "records.jsonl").open("a") as file:
         file.write(json.dumps(again) + "\n")
-    assert Experiment.resume(Path("a"), memories.load)() == "invalid"
+    assert Experiment.resume(Path("a"), systems.load)() == "invalid"
     found = results("a")
     assert found["status"] == "invalid"
     assert len(found["ledger"]["broken"]) == 1
     assert "INVALID: only failed attempts may be repeated" in Path("a", "table.txt").read_text()
     assert "are ungraded, more than" not in capsys.readouterr().out
-    assert ledger.main(["a"]) == 3
+    assert test_set_usage.main(["a"]) == 3
     assert "INVALID" in capsys.readouterr().out
-    assert ledger.main(["nowhere"]) == 2
+    assert test_set_usage.main(["nowhere"]) == 2
 
 
 def test_the_count_needs_no_open_run(working_folder: Path) -> None:
     manifest = {"config": {"seed": 1, "retries": 2}, "identity": {"data": "d"}, "created_at": "t"}
     with RunFolder.create(working_folder / "x", manifest) as folder:
-        assert str(ledger.look(folder, questions=1, status="valid")).startswith("The test split has been scored once")
-    assert ledger.configuration(manifest) == ledger.configuration({**manifest, "config": {"seed": 1, "retries": 0}})
-    assert ledger.configuration(manifest) != ledger.configuration({**manifest, "config": {"seed": 2, "retries": 2}})
+        assert str(test_set_usage.look(folder, questions=1, status="valid")).startswith(
+            "The test split has been scored once"
+        )
+    assert test_set_usage.configuration(manifest) == test_set_usage.configuration(
+        {**manifest, "config": {"seed": 1, "retries": 0}}
+    )
+    assert test_set_usage.configuration(manifest) != test_set_usage.configuration(
+        {**manifest, "config": {"seed": 2, "retries": 2}}
+    )

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from language_models import roles
 from locomo.llm_judge import PROMPTS, RULES, Judge, parse_label
+from memometer.models import resolve_models
 from tests.conftest import Server, completion, failure
 
 
@@ -38,7 +38,7 @@ def test_only_the_two_words_are_labels(reply: str) -> None:
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_a_judge_grades_with_its_own_model_and_prompt(server: Server, prompt: str) -> None:
     server.answer = lambda number, body: completion("yes", prompt_tokens=90, completion_tokens=1)
-    judge = Judge(roles.load("openai/scripted", api_base=server.url).lm, prompt=prompt)
+    judge = Judge(resolve_models.load("openai/scripted", api_base=server.url).lm, prompt=prompt)
     verdict = judge("Who?", "Nadia", "It was Nadia.")
     assert (verdict.label, verdict.raw, verdict.prompt_tokens, verdict.completion_tokens) == ("correct", "yes", 90, 1)
     sent = server.requests[0]
@@ -55,7 +55,7 @@ def test_every_prompt_asks_for_a_label_alone_and_names_its_rule() -> None:
 
 
 def test_the_prompts_have_different_hashes() -> None:
-    lm = roles.load("openai/scripted", api_base="http://127.0.0.1:1/v1").lm
+    lm = resolve_models.load("openai/scripted", api_base="http://127.0.0.1:1/v1").lm
     assert len({Judge(lm, prompt=prompt).prompt_hash for prompt in PROMPTS}) == len(PROMPTS)
 
 
@@ -71,7 +71,7 @@ def test_the_prompts_have_different_hashes() -> None:
 )
 def test_what_is_no_label_is_ungraded_with_its_reason(server: Server, reply: object, reason: str, raw: str) -> None:
     server.answer = lambda number, body: reply  # type: ignore[return-value]
-    judge = Judge(roles.load("openai/scripted", api_base=server.url, retries=0).lm)
+    judge = Judge(resolve_models.load("openai/scripted", api_base=server.url, retries=0).lm)
     verdict = judge("Who?", "Nadia", "Oskar")
     assert verdict.label == "ungraded"
     assert reason in verdict.reason
@@ -83,4 +83,4 @@ def test_a_rejected_key_ends_the_judging(server: Server) -> None:
 
     server.answer = lambda number, body: failure(401)
     with pytest.raises(LMAuthError):
-        Judge(roles.load("openai/scripted", api_base=server.url, retries=0).lm)("Who?", "Nadia", "Oskar")
+        Judge(resolve_models.load("openai/scripted", api_base=server.url, retries=0).lm)("Who?", "Nadia", "Oskar")

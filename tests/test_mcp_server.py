@@ -17,8 +17,8 @@ import httpx2
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 
-from memories.mcp_server import server
-from memories.serving.named import NamedMemories
+from memometer.serve.mcp_server import server
+from memometer.serve.tenants import NamedMemories
 from tests.conftest import ROOT, HashEncoder
 from tests.serving import in_thread
 

@@ -9,11 +9,11 @@ import dspy
 import pytest
 from dspy import lm15
 
-import memories
-from language_models.plain_adapter import PlainAdapter
-from locomo.experiment import Experiment, Refused
-from memories import entity, knowledge_graph
-from memories.notes import REPLY_TOKENS, sentences
+from memometer import systems
+from memometer.harness.runner import Experiment, Refused
+from memometer.models.plain_adapter import PlainAdapter
+from memometer.systems import entity, knowledge_graph
+from memometer.systems.notes import REPLY_TOKENS, sentences
 from memory_system import Memory, Turn
 from tests.conftest import HashEncoder
 
@@ -61,7 +61,7 @@ def observe(memory: Memory[Any], writer: Writer, turns: list[Turn] = TURNS, stat
 
 
 def build(name: str) -> Memory[Any]:
-    kind = memories.load(name)
+    kind = systems.load(name)
     return kind(encoder=HashEncoder()) if kind.needs_encoder else kind()
 
 
@@ -197,7 +197,7 @@ def test_what_a_system_needs_is_asked_for_before_the_run(monkeypatch: pytest.Mon
     def refused(*words: str) -> str:
         config = vars(evaluate.parser().parse_args(["--data", str(SAMPLE), "--recall-only", *words]))
         with pytest.raises(Refused) as refusal:
-            Experiment(config, memories.load)
+            Experiment(config, systems.load)
         return str(refusal.value)
 
     assert "summary writes its memory with a model, and --recall-only asks none" in refused("--systems", "summary")

@@ -1,4 +1,4 @@
-"""`python -m memories`, as a person and as a script use it."""
+"""`memometer`, as a person and as a script use it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from language_models import encoders
-from memories.__main__ import main, parser
-from memories.serving import default_url
-from memories.serving.named import MOST_TEXT_BYTES, Named, NamedMemories, Said
-from stores.episode import Episode
+from memometer.models import encoders
+from memometer.serve import default_url
+from memometer.serve.commands import main, parser
+from memometer.serve.tenants import MOST_TEXT_BYTES, Named, NamedMemories, Said
+from memometer.store.episode import Episode
 from tests.conftest import ROOT, HashEncoder
 from tests.test_cartridge import keys
 
@@ -27,7 +27,7 @@ from tests.test_cartridge import keys
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store of its own, and an encoder that needs no weights."""
-    monkeypatch.setenv("ADAPTIVE_MEMORY_URL", f"sqlite:///{tmp_path}/memory.db")
+    monkeypatch.setenv("MEMOMETER_URL", f"sqlite:///{tmp_path}/memory.db")
     monkeypatch.setattr(encoders, "load", lambda name=None, **how: HashEncoder())
 
 
@@ -115,7 +115,7 @@ def test_a_port_that_is_taken_is_told(capsys: pytest.CaptureFixture[str]) -> Non
         (["forget"], "name the ids to forget"),
         (
             ["serve", "--host", "0.0.0.0"],
-            "holds no token yet; make one with: python -m memories token NAME --memory-url",
+            "holds no token yet; make one with: memometer token NAME --memory-url",
         ),
         (["serve", "--host", "0.0.0.0", "--no-auth"], "tokens are always asked for"),
         (["serve", "--port", "70000"], "there is no port 70000"),
@@ -170,7 +170,7 @@ def test_ctrl_c_is_no_traceback(capsys: pytest.CaptureFixture[str], monkeypatch:
 
     monkeypatch.setattr(encoders, "load", stop)
     assert main(["add", "a"]) == 4
-    assert capsys.readouterr().err == "python -m memories add: stopped; what was acknowledged is kept.\n"
+    assert capsys.readouterr().err == "memometer add: stopped; what was acknowledged is kept.\n"
 
 
 def test_tokens_are_given_listed_and_taken_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -195,11 +195,11 @@ def test_nothing_heavy_is_imported_to_remember(tmp_path: Path) -> None:
     script = (
         "import sys; from tests.conftest import HashEncoder\n"
         "from language_models import encoders; encoders.load = lambda *a, **k: HashEncoder()\n"
-        "from memories.__main__ import main\n"
+        "from memometer.serve.commands import main\n"
         "assert main(['add', 'a kayak']) == main(['recall', 'kayak']) == 0\n"
         "assert not {'dspy', 'litellm', 'fastapi', 'scipy'} & set(sys.modules)"
     )
-    environment = {**os.environ, "ADAPTIVE_MEMORY_URL": f"sqlite:///{tmp_path}/light.db", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "MEMOMETER_URL": f"sqlite:///{tmp_path}/light.db", "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, env=environment)
 
 
@@ -221,9 +221,9 @@ def test_what_is_exchanged_while_it_is_removed_is_removed_too(tmp_path: Path, mo
 
 
 def test_the_default_store_is_in_the_users_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("ADAPTIVE_MEMORY_URL")
+    monkeypatch.delenv("MEMOMETER_URL")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    assert default_url() == f"sqlite:///{tmp_path}/adaptive-memory/memory.db"
+    assert default_url() == f"sqlite:///{tmp_path}/memometer/memory.db"
 
 
 def test_the_image_runs_a_command_that_there_is() -> None:
@@ -234,6 +234,6 @@ def test_the_image_runs_a_command_that_there_is() -> None:
     assert set(extras) <= set(project["optional-dependencies"])
     *_, command = [json.loads(line.removeprefix("CMD ")) for line in dockerfile.splitlines() if line.startswith("CMD ")]
     args = parser().parse_args(command[3:])
-    assert command[:3] == ["python", "-m", "memories"]
+    assert command[:3] == ["memometer"]
     assert (args.verb, args.host, args.port) == ("serve", "0.0.0.0", 8765)
     assert "EXPOSE 8765" in dockerfile

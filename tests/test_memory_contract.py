@@ -1,4 +1,4 @@
-"""What every memory system must keep to, whatever it remembers. A new system is covered by being named in memories/."""
+"""The contract of every memory system. A new system is covered as soon as memometer.systems names it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import memories
-from language_models.tokens import HuggingFace, Tiktoken
-from locomo.controls import CONTROLS, Oracle
+from memometer import systems
+from memometer.harness.baselines import CONTROLS, Oracle
+from memometer.retrieval.features import features
+from memometer.retrieval.late_interaction import TokenMap
+from memometer.retrieval.ranker import Ranker
+from memometer.retrieval.turn_index import Index
+from memometer.token_counters import HuggingFace, Tiktoken
 from memory_system import BudgetExceeded, BudgetTooSmall, Memory, MemorySystem, Recall, TokenCounter, Turn, Utf8Bytes
-from ranking.features import features
-from ranking.index import Index
-from ranking.late import TokenMap
-from ranking.ranker import Ranker
 from tests.conftest import HashEncoder, HashTokenEncoder, writing
 
 
@@ -37,7 +37,7 @@ def any_ranker() -> Ranker:
 
 
 SYSTEMS = {
-    **{name: memories.load(name) for name in memories.SYSTEMS},
+    **{name: systems.load(name) for name in systems.SYSTEMS},
     **CONTROLS,
     "adaptive in rounds": partial(MemorySystem, rounds=2),
     "adaptive with an encoder": partial(
@@ -227,4 +227,4 @@ def test_a_memory_that_breaks_its_budget_is_found_out(sample: Any) -> None:
 
 def test_an_unknown_system_is_answered_with_the_known_ones() -> None:
     with pytest.raises(KeyError, match="known: adaptive, bm25, .*, recent, rich, session, simple"):
-        memories.load("mem1")
+        systems.load("mem1")

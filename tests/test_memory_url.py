@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 import evaluate
-import memories
 from locomo.dataset import SAMPLE
-from locomo.experiment import Experiment, Refused
-from memories.codebook import Codebook
-from memories.episodes import episode_of, turn_of
-from memories.episodic import Episodic
+from memometer import systems as memories
+from memometer.harness.runner import Experiment, Refused
+from memometer.store import open_store, opened
+from memometer.store.turn_conversion import episode_of, turn_of
+from memometer.systems.codebook import Codebook
+from memometer.systems.episodic import Episodic
 from memory_system import Turn
-from stores import open_store, opened
 from tests.conftest import HashEncoder
 from tests.test_memory_contract import build, observed
 
@@ -74,9 +74,9 @@ def test_a_turn_comes_back(speaker: str, said: str) -> None:
 def test_a_run_with_a_store_finds_what_a_run_without_finds(
     tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from locomo import choice
+    from memometer.harness import plan
 
-    monkeypatch.setattr(choice, "load_encoder", lambda name, say: HashEncoder())
+    monkeypatch.setattr(plan, "load_encoder", lambda name, say: HashEncoder())
     monkeypatch.chdir(tmp_path)
     found = []
     for name, more in (("plain", []), ("stored", ["--memory-url", url])):
@@ -111,9 +111,9 @@ def test_a_run_with_a_store_finds_what_a_run_without_finds(
 def test_a_url_that_cannot_be_used_is_refused(
     url: str, systems: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from locomo import choice
+    from memometer.harness import plan
 
-    monkeypatch.setattr(choice, "load_encoder", lambda name, say: HashEncoder())
+    monkeypatch.setattr(plan, "load_encoder", lambda name, say: HashEncoder())
     monkeypatch.chdir(tmp_path)
     words = ["--data", str(SAMPLE), "--recall-only", "--no-mlflow", "--systems", systems, "--memory-url", url]
     with pytest.raises(Refused, match=told):

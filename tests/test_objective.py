@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from locomo.dataset import Conversation, Question, Session
 from locomo.metrics import ABSTENTION, official_f1
-from locomo.objective import Objective, Reply, answer_score, feedback, figures, span
+from memometer.benchmarks.reward import Objective, Reply, answer_score, feedback, figures, span
 from memory_system import Turn
 
 SAID_AT = datetime(2023, 5, 8, 14)

@@ -19,11 +19,11 @@ import pytest
 
 import evaluate
 import optimize
-from locomo.acquaintance import Acquaintance
 from locomo.dataset import Conversation
-from locomo.simulate import as_json
+from locomo.synthetic.conversation import Acquaintance
+from locomo.synthetic.simulate import as_json
+from memometer.optimize.search import Optimization
 from memory_system import MemorySystem
-from optimization.search import Optimization
 from tests.conftest import ROOT, Reply, Server, completion, failure
 
 MAGIC = "Always look twice."
@@ -315,8 +315,8 @@ def test_a_judge_helps_when_it_is_certified_and_reports_nothing(
     assert "openai/judge has no certificate" in capfd.readouterr().err
     assert not server.requests
     certified = {"passed": True}
-    monkeypatch.setattr("optimization.study.Certifier.kept", lambda self: certified)
-    monkeypatch.setattr("optimization.study.judged", lambda found: found)
+    monkeypatch.setattr("memometer.optimize.plan.Certifier.kept", lambda self: certified)
+    monkeypatch.setattr("memometer.optimize.plan.judged", lambda found: found)
     assert optimize.main(words) == 0
     assert {body["model"] for body in server.requests} == {"scripted", "judge"}
     assert "openai/judge helps to judge" in capfd.readouterr().err
@@ -348,12 +348,12 @@ def test_what_the_sealed_conversations_hold_gets_into_no_program(server: Server,
 def test_a_program_is_evaluated_with_any_model_and_refused_with_what_is_held_out(
     server: Server, simulated: Path, capfd: Any
 ) -> None:
-    from locomo import programs
+    from memometer.reader import program_file
 
     server.answer = scripted(simulated, learns=True)
     memory = MemorySystem(rounds=1)
     memory.read.signature = memory.read.signature.with_instructions(MAGIC)
-    programs.save(memory.read, Path("good.json"), {"rounds": 1, "trained_on": ["simulated-3-1"]})
+    program_file.save(memory.read, Path("good.json"), {"rounds": 1, "trained_on": ["simulated-3-1"]})
     words = ["--data", str(simulated), "--model", "openai/another", "--api-base", server.url, "--tokenizer",
              "cl100k_base", "--context-window", "8000", "--systems", "adaptive", "--num-test", "6", "--budget-tokens",
              "300", "--no-mlflow"]  # fmt: skip
@@ -363,19 +363,19 @@ def test_a_program_is_evaluated_with_any_model_and_refused_with_what_is_held_out
     assert figures["objective"]["mean"] > 0.7
     assert (
         json.loads(Path("run/manifest.json").read_text())["identity"]["program"]
-        == programs.load(Path("good.json")).digest
+        == program_file.load(Path("good.json")).digest
     )
-    programs.save(MemorySystem(rounds=1).read, Path("good.json"), {"rounds": 1})
+    program_file.save(MemorySystem(rounds=1).read, Path("good.json"), {"rounds": 1})
     capfd.readouterr()
     assert evaluate.main(["--resume", "run"]) == 2
     assert "was begun with another answer prompts, program than there is now" in capfd.readouterr().err
 
     demo = dict(memory.read.demos[0]) | {"memory": f"# Fri 5 May 2023\n1 Nadia: {CANARY}", "question": "What sings?"}
     memory.read.demos = [demo]
-    programs.save(memory.read, Path("bad.json"), {"rounds": 1})
+    program_file.save(memory.read, Path("bad.json"), {"rounds": 1})
     assert evaluate.main([*words, "--program", "bad.json", "--run-dir", "refused"]) == 3
     assert "what is held out has leaked" in capfd.readouterr().err
-    programs.save(MemorySystem(rounds=3).read, Path("other.json"), {"rounds": 3})
+    program_file.save(MemorySystem(rounds=3).read, Path("other.json"), {"rounds": 3})
     assert evaluate.main([*words, "--program", "other.json", "--rounds", "1", "--dry-run"]) == 2
     assert "use --rounds 3, or leave --rounds out" in capfd.readouterr().err
     assert evaluate.main([*words, "--program", "other.json", "--dry-run"]) == 0

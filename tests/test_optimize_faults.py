@@ -14,7 +14,7 @@ import pytest
 
 import evaluate
 import optimize
-from language_models.call_store import CallStore
+from memometer.models.replay_cache import CallStore
 from tests.conftest import Reply, Server, completion, failure
 from tests.test_optimize import _in_a_folder_of_its_own, fields, flags, golds, results, simulated
 

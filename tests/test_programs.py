@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import optimize
-from locomo import programs
 from locomo.dataset import Dataset
 from locomo.split_data import SPLITS, part
+from memometer.optimize.optimizers import EFFORTS, OPTIMIZERS, size
+from memometer.optimize.plan import Study
+from memometer.optimize.program import cut, example_of, excerpt
+from memometer.reader import program_file
+from memometer.reader.signatures import READ_EXAMPLES, Read
 from memory_system import MemorySystem
-from optimization.asked import cut, example_of, excerpt
-from optimization.optimizers import EFFORTS, OPTIMIZERS, size
-from optimization.study import Study
-from reading.signatures import READ_EXAMPLES, Read
 from tests.conftest import ROOT
 
 
@@ -28,12 +28,12 @@ def test_a_program_is_what_dspy_saves_and_reads(tmp_path: Path) -> None:
     memory.read.signature = memory.read.signature.with_instructions("Be brief.\n\nDé & ‘quotes’")
     memory.read.demos = memory.read.demos[:1]
     memory.read.lm = dspy.LM("openai/x", api_key="sk-secret-0123456789", api_base="http://10.0.0.1/v1")
-    programs.save(memory.read, tmp_path / "p.json", {"trained_on": ["conv-26"], "selected_on": ["conv-47"]})
+    program_file.save(memory.read, tmp_path / "p.json", {"trained_on": ["conv-26"], "selected_on": ["conv-47"]})
     text = (tmp_path / "p.json").read_text()
     assert "sk-secret" not in text
     assert "10.0.0.1" not in text
     assert memory.read.lm, "what is saved is a copy"
-    program = programs.load(tmp_path / "p.json")
+    program = program_file.load(tmp_path / "p.json")
     by_dspy, by_us = MemorySystem(rounds=1), MemorySystem(rounds=1)
     by_dspy.load(tmp_path / "p.json")
     program.into(by_us)
@@ -47,45 +47,45 @@ def test_a_program_is_what_dspy_saves_and_reads(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_told_as_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        programs.save(MemorySystem().read, tmp_path / "nowhere" / "program.json", {})
+        program_file.save(MemorySystem().read, tmp_path / "nowhere" / "program.json", {})
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 2, 3])
 def test_a_program_belongs_to_its_signature(rounds: int, tmp_path: Path) -> None:
-    programs.save(MemorySystem(rounds=rounds).read, tmp_path / "p.json", {"rounds": rounds})
-    program = programs.load(tmp_path / "p.json")
+    program_file.save(MemorySystem(rounds=rounds).read, tmp_path / "p.json", {"rounds": rounds})
+    program = program_file.load(tmp_path / "p.json")
     assert program.rounds == rounds
     program.into(MemorySystem(rounds=rounds))
-    with pytest.raises(programs.ProgramError, match=f"use --rounds {rounds}"):
+    with pytest.raises(program_file.ProgramError, match=f"use --rounds {rounds}"):
         program.into(MemorySystem(rounds=1 if rounds != 1 else 0))
 
 
 def test_what_is_no_program_is_refused_in_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "p.json"
-    programs.save(MemorySystem(rounds=1).read, path, {})
+    program_file.save(MemorySystem(rounds=1).read, path, {})
     good = json.loads(path.read_text())
     bad: list[Any] = [[], {}, {"read": 1}, {"read": {"signature": good["read"]["signature"]}},
                       {"read": good["read"] | {"demos": [1]}}, {"read": good["read"] | {"signature": {}}}]  # fmt: skip
     for value in [*(json.dumps(each) for each in bad), "no json", "\x00"]:
         path.write_text(value)
-        with pytest.raises(programs.ProgramError, match="holds no program"):
-            programs.load(path)
-    with pytest.raises(programs.ProgramError, match=r"nowhere.json does not exist; write it with"):
-        programs.load(tmp_path / "nowhere.json")
+        with pytest.raises(program_file.ProgramError, match="holds no program"):
+            program_file.load(path)
+    with pytest.raises(program_file.ProgramError, match=r"nowhere.json does not exist; write it with"):
+        program_file.load(tmp_path / "nowhere.json")
     other = dspy.Predict("question -> answer")
-    programs.save(other, path, {})
-    with pytest.raises(programs.ProgramError, match="another signature"):
-        programs.load(path)
+    program_file.save(other, path, {})
+    with pytest.raises(program_file.ProgramError, match="another signature"):
+        program_file.load(path)
 
 
 def test_a_file_sets_nothing_but_the_prompt(tmp_path: Path) -> None:
     path = tmp_path / "p.json"
-    programs.save(MemorySystem(rounds=1).read, path, {})
+    program_file.save(MemorySystem(rounds=1).read, path, {})
     saved = json.loads(path.read_text())
     saved["read"] |= {"forward": "broken", "config": {"n": 50}, "lm": {"model": "openai/x", "api_base": "http://evil"}}
     path.write_text(json.dumps(saved))
     memory = MemorySystem(rounds=1)
-    programs.load(path).into(memory)
+    program_file.load(path).into(memory)
     assert callable(memory.read.forward)
     assert memory.read.config == {}
     assert memory.read.lm is None
@@ -93,12 +93,14 @@ def test_a_file_sets_nothing_but_the_prompt(tmp_path: Path) -> None:
 
 def test_a_program_is_not_asked_what_it_was_made_from(tmp_path: Path) -> None:
     path = tmp_path / "p.json"
-    programs.save(MemorySystem(rounds=1).read, path, {"trained_on": ["conv-26"], "selected_on": ["conv-47"]})
-    with pytest.raises(programs.ProgramError, match="made from conv-26, asked here"):
-        programs.load_for(path, ["conv-26", "conv-42"])
-    assert programs.load_for(path, ["conv-26"], stand_in=True)[1] == "The program was made from conv-26, asked here."
-    assert "chosen by its answers on conv-47" in programs.load_for(path, ["conv-47"])[1]
-    assert programs.load_for(path, ["conv-42"])[1] == ""
+    program_file.save(MemorySystem(rounds=1).read, path, {"trained_on": ["conv-26"], "selected_on": ["conv-47"]})
+    with pytest.raises(program_file.ProgramError, match="made from conv-26, asked here"):
+        program_file.load_for(path, ["conv-26", "conv-42"])
+    assert (
+        program_file.load_for(path, ["conv-26"], stand_in=True)[1] == "The program was made from conv-26, asked here."
+    )
+    assert "chosen by its answers on conv-47" in program_file.load_for(path, ["conv-47"])[1]
+    assert program_file.load_for(path, ["conv-42"])[1] == ""
 
 
 MEMORY = "# Mon 1 May 2023\n1 A: one\n2 B: 2 two\n# Tue 2 May 2023\n3 A: three\n4 B: four\n5 A: five\n"
@@ -173,8 +175,8 @@ def test_instructions_are_paid_from_the_questions_budget() -> None:
     (conversation,) = made.data.conversations
     state = with_more.new()
     with_more.observe(state, conversation.turns)
-    from language_models.plain_adapter import PlainAdapter
-    from reading.rounds import inputs_of, prompt_tokens
+    from memometer.models.plain_adapter import PlainAdapter
+    from memometer.reader.multi_round import inputs_of, prompt_tokens
 
     long = plain.read.signature.instructions + " Be careful." * 60
     with_more.read.signature = with_more.read.signature.with_instructions(long)

@@ -15,16 +15,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import memories
-from locomo import ledger, published, simulate
-from locomo.choice import Refused
 from locomo.dataset import Dataset
 from locomo.dataset import read as read_data
-from locomo.experiment import Experiment
-from locomo.merged import Subset, log10_chance, merges
-from locomo.published import PublishedError, read, scores, write
-from locomo.report import results as figures
-from locomo.run_folder import RunFolder, key
+from locomo.synthetic import simulate
+from memometer import systems
+from memometer.harness import import_results
+from memometer.harness.import_results import PublishedError, read, scores, write
+from memometer.harness.plan import Refused
+from memometer.harness.rerun_detection import Subset, log10_chance, merges
+from memometer.harness.runner import Experiment
+from memometer.report.aggregate import results as figures
+from memometer.run import test_set_usage
+from memometer.run.folder import RunFolder, key
 
 Entries = list[dict[str, Any]]
 
@@ -241,7 +243,7 @@ def test_the_flag_is_printed_and_kept(data: Dataset, tmp_path: Path, capsys: pyt
     ids = [entry["question_id"] for entries in content["detailed_results"].values() for entry in entries]
     content["metadata"]["retried"] = [ids[i] for i in again]
     path = save(content, tmp_path / "m.json")
-    assert published.main([str(path), "--run-dir", str(tmp_path / "runs"), "--data", str(data.path)]) == 3
+    assert import_results.main([str(path), "--run-dir", str(tmp_path / "runs"), "--data", str(data.path)]) == 3
     assert "m: MERGED: failures were asked again, and every untouched answer is correct" in capsys.readouterr().out
     for name in ("manifest.json", "results.json"):
         kept = json.loads((tmp_path / "runs" / "m" / name).read_text())["published"]["merges"]
@@ -362,26 +364,26 @@ def test_one_command_imports_many_and_refuses_all_or_none(
         ([tmp_path / "nowhere.json"], "cannot read"),
         ([good], "two files of one name would go to one folder"),
     ]:
-        assert published.main([str(good), *map(str, refused), *flags]) == 2
+        assert import_results.main([str(good), *map(str, refused), *flags]) == 2
         err = capsys.readouterr().err
         assert message in err
         assert err.count("\n") == 1
-    assert published.main([str(good), "--format", "mem0", *flags]) == 2
+    assert import_results.main([str(good), "--format", "mem0", *flags]) == 2
     assert not (tmp_path / "runs").exists(), "nothing is written where anything is refused"
-    assert published.main([str(good), str(other), *flags]) == 0
+    assert import_results.main([str(good), str(other), *flags]) == 0
     out = capsys.readouterr().out
     assert all(line.startswith("SIMULATED") for line in out.splitlines())
     assert f"Written to {runs}/a" in out
-    assert published.main([str(good), *flags]) == 2
+    assert import_results.main([str(good), *flags]) == 2
     assert f"{runs}/a holds something already" in capsys.readouterr().err
     before = Path(runs, "a", "results.json").read_bytes()
     Path(runs, "a", "results.json").unlink()  # as a kill leaves it
-    assert published.main([str(other), "--run-dir", runs, "--data", str(data.path)]) == 2
-    assert published.main([str(good), *flags]) == 0, "of the same file"
+    assert import_results.main([str(other), "--run-dir", runs, "--data", str(data.path)]) == 2
+    assert import_results.main([str(good), *flags]) == 0, "of the same file"
     assert json.loads(Path(runs, "a", "results.json").read_bytes())["systems"] == json.loads(before)["systems"]
-    assert ledger.main([f"{runs}/a", f"{runs}/b"]) == 0
+    assert test_set_usage.main([f"{runs}/a", f"{runs}/b"]) == 0
     with pytest.raises(Refused, match=r"a holds answers that others published; they cannot be asked again here\.$"):
-        Experiment.resume(tmp_path / "runs" / "a", memories.load)
+        Experiment.resume(tmp_path / "runs" / "a", systems.load)
 
 
 def test_names_given_stand_where_the_file_has_none(data: Dataset, tmp_path: Path) -> None:

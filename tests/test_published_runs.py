@@ -7,10 +7,11 @@ from statistics import mean
 
 import pytest
 
-from locomo import answer_keys, published
 from locomo.dataset import Dataset
-from locomo.published import read, scores, write
-from locomo.run_folder import RunFolder
+from memometer.harness import import_results
+from memometer.harness.import_results import read, scores, write
+from memometer.judging import label_sets
+from memometer.run.folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -48,20 +49,18 @@ def test_the_flagged_questions_of_a_published_run(
     audit = locomo.path.parent / "locomo_audit_errors.json"
     if not audit.exists():
         pytest.skip("the audit is not here: put its errors.json beside LOCOMO's file as locomo_audit_errors.json")
-    flagged = answer_keys.read(audit, data=locomo).flagged
+    flagged = label_sets.read(audit, data=locomo).flagged
     name = "full-context-gpt-4.1-mini-cot"
     of = scores(read(shared / f"{name}.json", data=locomo).records)
 
     def found(by: dict[str, float]) -> list[tuple[float, int]]:
-        return [
-            (round(100 * part["accuracy"], 2), part["n"]) for part in answer_keys.side_by_side(by, flagged).values()
-        ]
+        return [(round(100 * part["accuracy"], 2), part["n"]) for part in label_sets.side_by_side(by, flagged).values()]
 
     # 94.80 is what the source gives, by majority; the mean of the three verdicts is 94.75.
     assert found({id: float(score > 0.5) for id, score in of.items()}) == [(94.80, 1441), (61.62, 99)]
     assert found(of) == [(94.75, 1441), (61.62, 99)]
     flags = ["--run-dir", str(tmp_path), "--errata", str(audit), "--data", str(locomo.path)]
-    assert published.main([str(shared / f"{name}.json"), *flags]) == 0
+    assert import_results.main([str(shared / f"{name}.json"), *flags]) == 0
     out = capsys.readouterr().out
     assert "J 94.75 on the 1,441 clean questions, 61.62 on the 99 flagged questions; by majority 94.80, 61.62." in out
     assert out.count("ALARM") == 2, "above the ceiling in categories 1 and 4"

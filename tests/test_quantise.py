@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from stores.quantise import Quantiser
+from memometer.store.quantise import Quantiser
 
 DIMENSIONS = [1, 3, 16, 100, 384, 1536]
 

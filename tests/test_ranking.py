@@ -16,14 +16,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import ranking.features as features_module
-from locomo import date_rule, retrieval
+import memometer.retrieval.features as features_module
+from benchmarks import temporal_coverage
+from memometer.harness import fit_ranker
+from memometer.retrieval import dates, late_interaction, ranker, stemmer
+from memometer.retrieval.features import features
+from memometer.retrieval.ranker import SHIPPED, SHIPPED_WITH_ENCODER, Example, Ranker
+from memometer.retrieval.tokenize import grams, names, terms
+from memometer.retrieval.turn_index import Index
 from memory_system import MemorySystem, Turn
-from ranking import dates, late, porter, ranker
-from ranking.features import features
-from ranking.index import Index
-from ranking.ranker import SHIPPED, SHIPPED_WITH_ENCODER, Example, Ranker
-from ranking.text import grams, names, terms
 from tests.conftest import ROOT, HashTokenEncoder
 
 MONDAY = date(2023, 5, 8)
@@ -145,7 +146,7 @@ def test_no_text_and_no_day_break_the_date_rule(text: str, said: date) -> None:
 
 
 def test_the_date_rule_covers_the_temporal_answers(locomo: Any) -> None:
-    ways = date_rule.counted(locomo.conversations)
+    ways = temporal_coverage.counted(locomo.conversations)
     assert ways.total() == 254
     assert 1 - ways["missed"] / ways.total() >= 0.70
 
@@ -239,7 +240,7 @@ def test_what_is_shipped_says_what_it_has_seen_and_holds_no_text(path: Path) -> 
     table = json.loads(path.read_text())
     texts = [value for value in table.values() if isinstance(value, str)]
     assert all(len(text) < 100 for text in [*texts, *table["names"]])
-    names = late.load(late.SHIPPED)
+    names = late_interaction.load(late_interaction.SHIPPED)
     assert (names.fitted_on, names.encoder) == (shipped.fitted_on, ranker.load(SHIPPED_WITH_ENCODER).encoder)
 
 
@@ -257,13 +258,13 @@ def test_a_fold_has_never_seen_what_it_is_asked(locomo: Any, monkeypatch: pytest
         seen.append({c.id for c in conversations})
         return ranker.fit(lessons(8), rows=20, epochs=1, fitted_on=sorted(seen[-1])), None
 
-    monkeypatch.setattr(retrieval, "fit", fit)
-    found = retrieval.folds(locomo, ["conv-26", "conv-50"])
+    monkeypatch.setattr(fit_ranker, "fit", fit)
+    found = fit_ranker.folds(locomo, ["conv-26", "conv-50"])
     assert set(found) == {"conv-26", "conv-50"}
     for held_out, (weights, _) in found.items():
         assert held_out not in weights.fitted_on
         assert len(weights.fitted_on) == 9
-    retrieval.folds(locomo, ["conv-26"])
+    fit_ranker.folds(locomo, ["conv-26"])
     assert len(seen) == 2, "the second time they are read from disk"
 
 
@@ -295,4 +296,4 @@ def test_the_stemmer_is_the_official_scorers(locomo: Any) -> None:
         start = "".join(draw.choices("abdeilostyz", k=draw.randrange(6)))
         words.add(start + "".join(draw.choices(endings, k=draw.randrange(4))))
     words |= {"skies", "dying", "news", "innings", "proceed", "sky", "straße", "été", "42"}
-    assert [word for word in sorted(words) if porter.stem(word) != theirs.stem(word)] == []
+    assert [word for word in sorted(words) if stemmer.stem(word) != theirs.stem(word)] == []

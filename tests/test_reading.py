@@ -14,13 +14,13 @@ from dspy.utils.exceptions import AdapterParseError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from language_models.embedded import ONE_LINE, _form
-from language_models.plain_adapter import PlainAdapter
-from language_models.tokens import Tiktoken
+from memometer.models.embedded import ONE_LINE, _form
+from memometer.models.plain_adapter import PlainAdapter
+from memometer.reader.abstention import gap, named_speaker
+from memometer.reader.multi_round import MESSAGE_TOKENS, QuestionBudgetTooSmall
+from memometer.reader.signatures import LAST, NOT_LAST, READ_EXAMPLES, Read, ReadOn
+from memometer.token_counters import Tiktoken
 from memory_system import MemorySystem, Turn, Utf8Bytes
-from reading.abstention import gap, named_speaker
-from reading.rounds import MESSAGE_TOKENS, QuestionBudgetTooSmall
-from reading.signatures import LAST, NOT_LAST, READ_EXAMPLES, Read, ReadOn
 from tests.test_memory_contract import conversations, lines, observed
 
 REPLY_TOKENS = 40

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from locomo.run_folder import RunFolder
+from memometer.run.folder import RunFolder
 from memory_system import Memory, Utf8Bytes
 from tests.conftest import ROOT
 from tests.invented_run import invent, simulated
@@ -39,7 +39,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     env = {k: v for k, v in os.environ.items() if k not in ("TOGETHER_API_KEY", "OPENAI_API_KEY")}
     env["LOCOMO_PATH"] = str(ROOT / "data" / "sample.json")
-    env["ADAPTIVE_MEMORY_URL"] = f"sqlite:///{cwd / 'memory.db'}"
+    env["MEMOMETER_URL"] = f"sqlite:///{cwd / 'memory.db'}"
     words = command.split()
     assert words[0].endswith("python"), command
     return subprocess.run([sys.executable, *words[1:]], cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
@@ -104,7 +104,7 @@ def test_a_sweep_is_a_run_with_a_run_for_each_system_and_budget(
 ) -> None:
     import mlflow
 
-    from locomo.mlflow_log import log_run
+    from memometer.report.mlflow_runs import log_run
 
     monkeypatch.chdir(checkout)  # where the database is already: making one takes long
     data = simulated(tmp_path / "data.json", conversations=2)

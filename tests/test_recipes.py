@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.recipes import NAMES, RECIPES, RecipeError, prompts_per_step, resolve
+from memometer.train.hyperparameters import NAMES, RECIPES, RecipeError, prompts_per_step, resolve
 
 
 @pytest.mark.parametrize("backend", ["arbor", "trl"])

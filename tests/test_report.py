@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from locomo import report
 from locomo.dataset import Question
-from locomo.table import as_text
+from memometer.report import aggregate
+from memometer.report.terminal import as_text
 
 JUDGE = {"judge": "m/judge", "prompt": "strict", "prompt_hash": "a1", "reason": "", "prompt_tokens": 9,
          "completion_tokens": 1}  # fmt: skip
@@ -38,14 +38,14 @@ def record(system: str, question: Question, label: str | None, **more: Any) -> d
 def run(asked: list[Question], **systems: Callable[[Question], dict[str, Any]]) -> dict[str, Any]:
     records = [{**make(question), "system": name} for name, make in systems.items() for question in asked]
     keys = [(r["system"], r["budget_tokens"], r["question_id"], r["form"]) for r in records]
-    comparisons = report.compared(records, asked, keys)
+    comparisons = aggregate.compared(records, asked, keys)
     return {
-        "systems": report.results(records, asked, keys),
+        "systems": aggregate.results(records, asked, keys),
         "comparisons": comparisons,
-        "cautions": report.cautions(asked, asked, comparisons),
+        "cautions": aggregate.cautions(asked, asked, comparisons),
         "subset": False,
-        "share": report.ungraded_share(records, keys),
-        "failures": report.memory_failures(records, keys),
+        "share": aggregate.ungraded_share(records, keys),
+        "failures": aggregate.memory_failures(records, keys),
     }
 
 
@@ -180,7 +180,7 @@ def test_budgets_are_compared_level_by_level() -> None:
     places += [("oracle", 512, 1.0), ("oracle", 1024, 1.0)]
     records = [made for place in places for made in at(*place)]
     keys = [(r["system"], r["budget_tokens"], r["question_id"], r["form"]) for r in records]
-    found = [c for c in report.compared(records, asked, keys) if c["measure"] == "judge"]
+    found = [c for c in aggregate.compared(records, asked, keys) if c["measure"] == "judge"]
     assert [(c["a"]["system"], c["a"]["budget"], c["b"]["system"], c["b"]["budget"]) for c in found] == [
         ("a", 512, "b", 512), ("a", 512, "whole", 9000), ("b", 512, "whole", 9000),
         ("a", 1024, "b", 1024), ("a", 1024, "whole", 9000), ("b", 1024, "whole", 9000)]  # fmt: skip
@@ -208,10 +208,10 @@ def test_two_gradings_stand_apart() -> None:
 
 def test_what_a_reader_has_to_know_first() -> None:
     asked = questions(conversations=4)
-    told = report.cautions(asked[:-1], asked, [])
+    told = aggregate.cautions(asked[:-1], asked, [])
     assert told[0].startswith("4 conversations are few: intervals rest on t with 3 degrees of freedom")
     assert "below 0.125" in told[0]
     assert told[1:] == ["A subset: 23 of 24 questions in categories 1-5."]
-    assert report.few_clusters(10, 30).endswith("no p of 30 sign-flip tests can be below 0.06 after Holm.")
-    assert report.few_clusters(1).startswith("One conversation: no interval")
-    assert report.cautions(questions(11), questions(11), []) == []
+    assert aggregate.few_clusters(10, 30).endswith("no p of 30 sign-flip tests can be below 0.06 after Holm.")
+    assert aggregate.few_clusters(1).startswith("One conversation: no interval")
+    assert aggregate.cautions(questions(11), questions(11), []) == []

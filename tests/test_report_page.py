@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from locomo.page_data import Run
-from locomo.publish import write
-from locomo.run_folder import read_manifest, read_records
-from locomo.view import follow
+from memometer.report.viewer import follow
+from memometer.report.viewer_data import Run
+from memometer.report.write import write
+from memometer.run.folder import read_manifest, read_records
 from tests.chromium import Page, browser, program
 from tests.invented_run import certificate, invent, simulated
 from tests.test_view import serving

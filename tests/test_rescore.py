@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 
 import evaluate
-from locomo import rescore, view
 from locomo.dataset import read
-from locomo.gradings import Grading
 from locomo.llm_judge import PROMPTS, Judge
-from locomo.panel import panel, verdict
-from locomo.probes import draw
-from locomo.provenance import provenance
-from locomo.run_folder import RunFolder
-from locomo.summary import flat
+from memometer.harness import rescore
+from memometer.judging.calibration_set import draw
+from memometer.judging.graders import Grading
+from memometer.judging.judge_sensitivity import panel, verdict
+from memometer.report import viewer
+from memometer.report.summary import flat
+from memometer.run.environment import provenance
+from memometer.run.folder import RunFolder
 from tests.conftest import ROOT, Reply, Server, completion, failure, shown, truthful
 from tests.test_evaluate import remote
 
@@ -155,9 +156,7 @@ def test_a_judge_that_was_not_measured_shows_no_score_until_it_is(server: Server
     assert again(server, run, more=PLAIN) == 0
     assert len(server.requests) == 22
     assert "judge" not in figures(run)
-    assert (
-        "was not measured; python -m locomo.rescore RUN --judge-model openai/judge" in (run / "table.txt").read_text()
-    )
+    assert "was not measured; memometer rescore RUN --judge-model openai/judge" in (run / "table.txt").read_text()
     assert again(server, run, more=CERTIFIED) == 0
     assert len(verdicts(run)) == 22
     assert figures(run)["judge"] == pytest.approx(8 / 11)
@@ -505,8 +504,8 @@ def test_what_is_damaged_or_of_another_kind_is_refused_in_a_sentence(
     assert err.count("\n") == 1
     assert not server.requests
     if file != "results.json":  # made anew where it is no use
-        assert view.main([str(run), "--export", str(run / "page")]) == 2
-        assert "locomo.view: " in capsys.readouterr().err
+        assert viewer.main([str(run), "--export", str(run / "page")]) == 2
+        assert "memometer.report.viewer: " in capsys.readouterr().err
 
 
 def test_a_grading_is_named_by_judge_prompt_and_key() -> None:

@@ -14,11 +14,11 @@ from typing import Any
 
 from dspy.utils.exceptions import LMTransportError
 
-from language_models import roles
-from language_models.failure import is_of_a_model
-from locomo.evaluate import plan, run
-from locomo.run_folder import RunFolder
-from memories.summary import Summary
+from memometer.harness.loop import plan, run
+from memometer.models import resolve_models
+from memometer.models.errors import is_of_a_model
+from memometer.run.folder import RunFolder
+from memometer.systems.summary import Summary
 from memory_system import Memory
 from tests.conftest import ROOT, Reply, Server, completion, failure
 from tests.test_evaluate import SECRET, evaluate, everything, records, remote, results
@@ -258,7 +258,7 @@ def test_a_conversation_that_cannot_be_read_is_blamed_on_the_memory_or_on_its_mo
     server: Server, tmp_path: Path, sample: Any
 ) -> None:
     server.answer = lambda number, body: failure(500)
-    reader = roles.load("openai/scripted", api_base=server.url, tokenizer="o200k_base", retries=0)
+    reader = resolve_models.load("openai/scripted", api_base=server.url, tokenizer="o200k_base", retries=0)
     systems = {"writes": Summary(count=reader.count), "broken": Broken(count=reader.count)}
     tasks = plan(systems, sample.questions[:2], budgets=[150])
     with RunFolder.create(tmp_path / "run", {}) as folder:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from language_models.tokens import counter_for
 from locomo.split_data import part
-from training.export import ReadingPrompt, chosen, reading_prompts
-from training.reward import MORE, Case, gold_reply, grade, reward
+from memometer.token_counters import counter_for
+from memometer.train.prompt_dataset import ReadingPrompt, chosen, reading_prompts
+from memometer.train.reward import MORE, Case, gold_reply, grade, reward
 
 SHOWN = tuple(f"D1:{n}" for n in range(1, 9))
 COMPLETE = Case(4, ("Sourdough",), ("D1:2",), SHOWN, "read_on")

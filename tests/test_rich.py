@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memories.rich import Fact, Rich, add, parse, world_time
+from memometer.systems.fact_augmented import Fact, Rich, add, parse, world_time
 from memory_system import MemorySystem
 from tests.test_memories import TURNS, Writer, observe
 

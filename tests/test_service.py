@@ -17,8 +17,8 @@ pytest.importorskip("fastapi", reason="the service is not installed: pip install
 pytest.importorskip("prometheus_client", reason="the service is not installed: pip install '.[service]'")
 httpx = pytest.importorskip("httpx", reason="its client is not installed: pip install '.[dev]'")
 
-import memories.service  # noqa: E402
-from memories.serving.guard import MOST_BODY_BYTES, Rate  # noqa: E402
+from memometer.serve import rest  # noqa: E402
+from memometer.serve.middleware import MOST_BODY_BYTES, Rate  # noqa: E402
 from tests.conftest import completion, failure  # noqa: E402
 from tests.serving import in_process, in_thread  # noqa: E402
 
@@ -221,7 +221,7 @@ def test_measures_count_what_passed(service: Any) -> None:
 
 
 def test_any_system_recalls_from_the_same_turns(service: Any, sample: Any) -> None:
-    import memories
+    from memometer import systems
 
     conversation = sample.conversations[0]
     turns = [
@@ -235,7 +235,7 @@ def test_any_system_recalls_from_the_same_turns(service: Any, sample: Any) -> No
             service.post(f"/v1/memories/{system}/observe", json={"turns": part})
             body = {"question": conversation.questions[0].text, "budget_tokens": 300}
             told = service.post(f"/v1/memories/{system}/recall", json=body).json()
-        memory = memories.load(system)(count=service.memories.count)
+        memory = systems.load(system)(count=service.memories.count)
         state = memory.new()
         memory.observe(state, conversation.turns)
         assert told["text"] == memory.recall(state, conversation.questions[0].text, 300).text
@@ -294,7 +294,7 @@ def test_a_memory_goes_from_service_to_service_and_recalls_the_same(
         damaged = carried.content[:-200] + b"x" + carried.content[-199:]
         told = is_problem(other.put("/v1/memories/bm25/cartridge", content=damaged), 409)
         assert told.startswith("What was sent is refused: ")
-        monkeypatch.setattr(memories.service, "MOST_CARTRIDGE_BYTES", 100)
+        monkeypatch.setattr(rest, "MOST_CARTRIDGE_BYTES", 100)
         assert "may unpack to 100" in is_problem(other.put("/v1/memories/bm25/cartridge", content=carried.content), 409)
         assert other.get("/v1/memories/bm25").json()["turns"] == len(turns), "what was there still is"
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from locomo import dataset, simulate
-from locomo.acquaintance import RATES
+from locomo import dataset
 from locomo.dataset import Conversation, Question, Session
-from locomo.invent import Draw, Names, relative_date, vocabulary
 from locomo.split_data import part
+from locomo.synthetic import simulate
+from locomo.synthetic.conversation import RATES
+from locomo.synthetic.templates import Draw, Names, relative_date, vocabulary
 
 MADE = [simulate.conversation(1, number) for number in (1, 2, 3)]
 ASKED = [(conversation, question) for conversation in MADE for question in conversation.questions]

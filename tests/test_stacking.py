@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memometer.train import arbor_endpoint, merge_lora
 from tests.arbor_loopback import write_adapter
 from tests.rented import install_ssh
-from training import endpoint, stacking
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def adapter(folder: Path, a: Any, b: Any, *, alpha: float = 4) -> Path:
     rank = len(a)
     (folder / "adapter_config.json").write_text(json.dumps({"r": rank, "lora_alpha": alpha * rank}))
     names = {"x.lora_A.weight": a, "x.lora_B.weight": b}
-    stacking._write(folder / "adapter_model.safetensors", dict.fromkeys(names, "F32"), names)
+    merge_lora._write(folder / "adapter_model.safetensors", dict.fromkeys(names, "F32"), names)
     return folder
 
 
@@ -42,8 +42,8 @@ def test_stacked_adapters_do_what_both_do(
         (random.standard_normal((r, inputs), "f4"), random.standard_normal((outputs, r), "f4")) for r in (first, second)
     ]
     one, other = (adapter(folder / str(n), *pair) for n, pair in enumerate(pairs))
-    stacking.stack(one, other, folder / "both")
-    kinds, found = stacking._read(folder / "both" / stacking.WEIGHTS)
+    merge_lora.stack(one, other, folder / "both")
+    kinds, found = merge_lora._read(folder / "both" / merge_lora.WEIGHTS)
     assert set(kinds.values()) == {"F32"}
     a, b = found["x.lora_A.weight"].view("f4"), found["x.lora_B.weight"].view("f4")
     np.testing.assert_allclose(b @ a, sum(b @ a for a, b in pairs), rtol=1e-4, atol=1e-4)
@@ -59,32 +59,32 @@ def test_stacked_adapters_are_safetensors(tmp_path: Path) -> None:
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
         matrices = {"x.lora_A.weight": np.ones((2, 3), "f2"), "x.lora_B.weight": np.ones((4, 2), "f2")}
-        save_file(matrices, tmp_path / name / stacking.WEIGHTS)
+        save_file(matrices, tmp_path / name / merge_lora.WEIGHTS)
         (tmp_path / name / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 4}')
         folders.append(tmp_path / name)
-    stacking.stack(*folders, tmp_path / "both")
-    found = load_file(tmp_path / "both" / stacking.WEIGHTS)
+    merge_lora.stack(*folders, tmp_path / "both")
+    found = load_file(tmp_path / "both" / merge_lora.WEIGHTS)
     assert {name: matrix.shape for name, matrix in found.items()} == {
         "x.lora_A.weight": (4, 3),
         "x.lora_B.weight": (4, 4),
     }
     (folders[1] / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 8}')
     with pytest.raises(ValueError, match="scale differently"):
-        stacking.stack(*folders, tmp_path / "both")
+        merge_lora.stack(*folders, tmp_path / "both")
 
 
 def test_an_endpoint_is_a_url_or_a_file(here: Path) -> None:
-    assert endpoint.read(None).url == "http://127.0.0.1:7453"
-    assert endpoint.read("https://example.org:1/v1/").url == "https://example.org:1"
+    assert arbor_endpoint.read(None).url == "http://127.0.0.1:7453"
+    assert arbor_endpoint.read("https://example.org:1/v1/").url == "https://example.org:1"
     (here / "arbor_pod.json").write_text('{"name": "not waited for yet"}')
-    with pytest.raises(endpoint.EndpointError, match="--wait"):
-        endpoint.read(None)
+    with pytest.raises(arbor_endpoint.EndpointError, match="--wait"):
+        arbor_endpoint.read(None)
     for text in ("{", "[]", '{"ssh": 1}'):
         (here / "arbor_pod.json").write_text(text)
-        with pytest.raises(endpoint.EndpointError):
-            endpoint.read(None)
+        with pytest.raises(arbor_endpoint.EndpointError):
+            arbor_endpoint.read(None)
     (here / "arbor_pod.json").write_text('{"ssh": {"host": "h", "port": 2222, "key": "/k"}}')
-    found = endpoint.read(None)
+    found = arbor_endpoint.read(None)
     assert found.ssh[-1] == "root@h"
     assert found.ssh[1:3] == ("-p", "2222")
 
@@ -93,12 +93,12 @@ def test_an_endpoint_is_a_url_or_a_file(here: Path) -> None:
 def test_folders_are_copied_whole_or_not_at_all(remote: bool, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = install_ssh(here / "bin", forward=9, home=here / "machine")
     monkeypatch.setenv("PATH", f"{log.parent}{os.pathsep}{os.environ['PATH']}")
-    found = endpoint.Endpoint("http://127.0.0.1:9", ("ssh", "root@h") if remote else ())
+    found = arbor_endpoint.Endpoint("http://127.0.0.1:9", ("ssh", "root@h") if remote else ())
     write_adapter(here / "a folder's", {"r": 1, "lora_alpha": 1}, "m", 3)
     found.fetch(str(here / "a folder's"), here / "copy")
     assert {path.name for path in (here / "copy").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     there = Path(found.send(here / "copy", str(here / "sent")))
     assert (there / "adapter_config.json").exists()
-    with pytest.raises(endpoint.EndpointError, match="nowhere"):
+    with pytest.raises(arbor_endpoint.EndpointError, match="nowhere"):
         found.fetch(str(here / "nowhere"), here / "other")
     assert not (here / "other").exists()

@@ -19,7 +19,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from locomo.dataset import DATA
-from locomo.statistics import (
+from memometer.stats.intervals import (
     bootstrap,
     cluster_sums,
     clustered_mean,

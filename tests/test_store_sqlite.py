@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ranking.text import terms
-from stores import columns, open_store, sqlite
-from stores.episode import Episode, StoreError
-from stores.fusion import DAY
-from stores.sqlite import SQLite
-from stores.text import MOST_BYTES, Codec, train
+from memometer.retrieval.tokenize import terms
+from memometer.store import open_store, scan_cache, sqlite
+from memometer.store.compression import MOST_BYTES, Codec, train
+from memometer.store.episode import Episode, StoreError
+from memometer.store.hybrid_scoring import DAY
+from memometer.store.sqlite import SQLite
 
 NOW = 9 * DAY
 
@@ -59,8 +59,8 @@ def test_a_large_scope_is_read_from_a_sidecar_that_can_be_lost(tmp_path: Path, m
     with filled(path) as store:
         expected = found(store)
     assert not list(tmp_path.glob("*.vectors"))
-    monkeypatch.setattr(columns, "SIDECAR_FROM", 200)
-    monkeypatch.setattr(columns, "_BATCH", 50)
+    monkeypatch.setattr(scan_cache, "SIDECAR_FROM", 200)
+    monkeypatch.setattr(scan_cache, "_BATCH", 50)
     with filled(path, 0) as store:
         assert found(store) == expected
         (sidecar,) = tmp_path.glob("*.vectors")
@@ -85,7 +85,7 @@ def test_a_large_scope_is_read_from_a_sidecar_that_can_be_lost(tmp_path: Path, m
 
 
 def test_what_is_kept_of_scopes_does_not_grow_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(columns, "MOST_SCOPES", 3)
+    monkeypatch.setattr(scan_cache, "MOST_SCOPES", 3)
     with filled(tmp_path / "memory.db", 30) as store:
         before = found(store)
         for n in range(9):
@@ -93,7 +93,7 @@ def test_what_is_kept_of_scopes_does_not_grow_without_end(tmp_path: Path, monkey
             assert len(store.retrieve_similar(f"scope {n}", "kayak", np.ones(64), 5, at=NOW)) == 1
         assert list(store._columns) == ["scope 6", "scope 7", "scope 8"]
         assert found(store) == before
-        monkeypatch.setattr(columns, "MOST_ROWS", 20)
+        monkeypatch.setattr(scan_cache, "MOST_ROWS", 20)
         assert found(store) == before
         assert list(store._columns) == ["agent"], "the one that is asked stays, however large"
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from benchmarks.crash import crash
-from stores import open_store
-from stores.episode import Conflict, Episode, StoreError
-from stores.fusion import DAY, DEFAULT, SEED, Weights
-from stores.migrate import migrate
-from stores.store import Store
+from memometer.store import open_store
+from memometer.store.episode import Conflict, Episode, StoreError
+from memometer.store.hybrid_scoring import DAY, DEFAULT, SEED, Weights
+from memometer.store.migrate import migrate
+from memometer.store.protocol import Store
 from tests import servers
 from tests.conftest import HashEncoder
 

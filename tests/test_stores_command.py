@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stores import open_store
-from stores.__main__ import main
-from stores.address import without_password
-from stores.episode import Conflict, Episode
-from stores.migrate import migrate
-from stores.store import Store
+from memometer.store import open_store
+from memometer.store.commands import main
+from memometer.store.episode import Conflict, Episode
+from memometer.store.migrate import migrate
+from memometer.store.protocol import Store
+from memometer.store.url import without_password
 
 
 def filled(url: str, count: int = 40) -> Store:

@@ -18,16 +18,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import evaluate
-import memories
-from language_models.tokens import Tiktoken
-from locomo.controls import Oracle
 from locomo.dataset import SAMPLE
-from locomo.experiment import Experiment, Refused
-from memories.toon import FORMATS, form, record
+from memometer import systems
+from memometer.harness.baselines import Oracle
+from memometer.harness.runner import Experiment, Refused
+from memometer.reader.context_formats import FORMATS, form, record
+from memometer.token_counters import Tiktoken
 from memory_system import BudgetTooSmall, Memory, Turn, Utf8Bytes, show
 from tests.test_memory_contract import build, conversations, observed
 
-SYSTEMS = [name for name in memories.SYSTEMS if memories.load(name).shows_turns]
+SYSTEMS = [name for name in systems.SYSTEMS if systems.load(name).shows_turns]
 READ: dict[str, Callable[[str], Any]] = {
     "toon": toons.loads,
     "json": json.loads,
@@ -93,7 +93,7 @@ def test_the_budget_is_filled(name: str, sample: Any) -> None:
 
 def test_lines_are_the_default_and_no_format_is_unknown() -> None:
     assert form("lines") is None
-    assert [memories.form(name) is None for name in FORMATS] == [True, False, False, False, False]
+    assert [systems.form(name) is None for name in FORMATS] == [True, False, False, False, False]
     with pytest.raises(ValueError, match="the format 'xml' is not known; it may be lines, toon, json, yaml, csv"):
         form("xml")
     (choices,) = [a.choices for a in evaluate.parser()._actions if a.dest == "context_format"]
@@ -107,10 +107,10 @@ def config(*words: str) -> dict[str, Any]:
 def test_what_cannot_be_printed_so_is_refused() -> None:
     words = ("--context-format", "toon", "--systems")
     with pytest.raises(Refused, match="adaptive is read in rounds, which cite numbered lines; leave out either --roun"):
-        Experiment({**config(*words, "adaptive"), "rounds": 2}, memories.load, memories.form)
+        Experiment({**config(*words, "adaptive"), "rounds": 2}, systems.load, systems.form)
     for system in ("summary", "entity", "evolving", "knowledge_graph", "summary_buffer"):
-        assert not memories.load(system).shows_turns
-    experiment = Experiment(config(*words, "bm25,adaptive"), memories.load, memories.form)
+        assert not systems.load(system).shows_turns
+    experiment = Experiment(config(*words, "bm25,adaptive"), systems.load, systems.form)
     assert {memory.form.name for memory in experiment.memories.values() if memory.form} == {"toon"}
     assert all(memory.form for memory in experiment.memories.values()), "the controls too"
 

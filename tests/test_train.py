@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 import train
-from language_models.call_store import SearchStopped
-from locomo.run_folder import RunFolder
+from memometer.models.replay_cache import SearchStopped
+from memometer.run.folder import RunFolder
+from memometer.train import adapters, distillation, supervised, trl_backend
+from memometer.train.plan import identity_of, prepare
+from memometer.train.prompt_dataset import ReadingPrompt
+from memometer.train.reward import Case, gold_reply
 from tests.conftest import ROOT, Reply, Server, completion
-from training import adapters, supervised, teacher, trl_backend
-from training.export import ReadingPrompt
-from training.job import identity_of, prepare
-from training.reward import Case, gold_reply
 
 SAMPLE = str(ROOT / "data" / "sample.json")
 SMALL = ["--budgets", "64,128", "--num-train", "8", "--num-val", "4", "--num-train-steps", "3", "--data", SAMPLE]
@@ -136,9 +136,9 @@ def test_verl_gets_parquet_and_a_reward(capsys: pytest.CaptureFixture[str]) -> N
     spec.loader.exec_module(module)
     info = rows[0]["extra_info"]
     best = gold_reply(Case.of_json(json.loads(info["case"])))
-    found = module.compute_score("adaptive-memory", best, rows[0]["reward_model"]["ground_truth"], info)
+    found = module.compute_score("memometer", best, rows[0]["reward_model"]["ground_truth"], info)
     assert found["score"] > 0
-    assert module.compute_score("adaptive-memory", "", "x", info)["score"] == -1.0
+    assert module.compute_score("memometer", "", "x", info)["score"] == -1.0
 
 
 def test_the_test_split_cannot_be_trained_on(locomo: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -261,11 +261,11 @@ def test_a_teacher_is_asked_once_and_learned_from_where_it_is_right(server: Serv
 
     server.answer = reply
     with RunFolder.create(tmp_path / "run", {}) as folder:
-        found = teacher.answers(job, folder)
+        found = distillation.answers(job, folder)
         assert len(server.requests) == len(job.train)
         assert set(found.values()) == {golds[asked] for asked in right}
-        assert teacher.answers(job, folder) == found
+        assert distillation.answers(job, folder) == found
         assert len(server.requests) == len(job.train)
     dear = replace(job, config={**job.config, "cost_limit": 1e-6})
     with RunFolder.create(tmp_path / "dear", {}) as folder, pytest.raises(SearchStopped, match="--cost-limit"):
-        teacher.answers(dear, folder)
+        distillation.answers(dear, folder)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from training import figures
-from training.reward import MORE, Case, grade
-from training.rewarding import LEAST, Rewarding
+from memometer.train import metrics
+from memometer.train.reward import MORE, Case, grade
+from memometer.train.trl_reward import LEAST, Rewarding
 
 
 def _steps(reward: float, strict: float, *, seed: int = 0) -> list[dict[str, Any]]:
@@ -24,17 +24,17 @@ def _steps(reward: float, strict: float, *, seed: int = 0) -> list[dict[str, Any
 
 
 def test_an_alarm_when_the_reward_rises_and_nothing_else_does() -> None:
-    assert "ALARM" in figures.alarm(_steps(0.3, 0.0))
-    assert "ALARM" in figures.alarm(_steps(0.3, -0.1))
-    assert not figures.alarm(_steps(0.3, 0.2))
-    assert not figures.alarm(_steps(0.0, 0.0))
-    assert not figures.alarm(_steps(0.3, 0.0)[:30])
-    false = sum(bool(figures.alarm(_steps(0.0, 0.0, seed=seed))) for seed in range(200))
+    assert "ALARM" in metrics.alarm(_steps(0.3, 0.0))
+    assert "ALARM" in metrics.alarm(_steps(0.3, -0.1))
+    assert not metrics.alarm(_steps(0.3, 0.2))
+    assert not metrics.alarm(_steps(0.0, 0.0))
+    assert not metrics.alarm(_steps(0.3, 0.0)[:30])
+    false = sum(bool(metrics.alarm(_steps(0.0, 0.0, seed=seed))) for seed in range(200))
     assert false < 20
 
 
 def test_groups_without_variance_are_counted() -> None:
-    found = figures.of_groups([0.0, 1.0, 0.5, 0.5, 0.2, 0.2], 2)
+    found = metrics.of_groups([0.0, 1.0, 0.5, 0.5, 0.2, 0.2], 2)
     assert found["zero_variance"] == pytest.approx(2 / 3)
     assert found["group_variance"] == pytest.approx(0.25 / 3)
 
@@ -48,7 +48,7 @@ def test_replies_are_counted_by_what_they_are() -> None:
         grade(case, ""),
         grade(missing, "none\nStatus: more\nAnswer: none"),
     ]
-    found = figures.of_grades(grades)
+    found = metrics.of_grades(grades)
     assert (found["ungraded"], found["absent"], found["more"]) == (0.25, 0.25, 0.25)
     assert (found["strict"], found["f1"]) == (0.5, 0.5)
 
@@ -56,11 +56,11 @@ def test_replies_are_counted_by_what_they_are() -> None:
 def test_figures_are_rewound_to_a_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "steps.jsonl"
     for step in range(1, 6):
-        figures.append(path, {"step": step, "reward": step / 10})
+        metrics.append(path, {"step": step, "reward": step / 10})
     with path.open("a") as file:
         file.write('{"step": 6, "rew')  # a kill in the middle of a write
-    figures.rewind(path, 3)
-    assert [line["step"] for line in figures.read_lines(path)] == [1, 2, 3]
+    metrics.rewind(path, 3)
+    assert [line["step"] for line in metrics.read_lines(path)] == [1, 2, 3]
 
 
 class _At:

@@ -149,7 +149,7 @@ def test_a_kill_while_the_last_step_is_validated_loses_no_validation(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import train
-    from training.validation import Validation
+    from memometer.train.checkpoint_selection import Validation
 
     monkeypatch.chdir(tmp_path)
     look = Validation.look
@@ -210,9 +210,9 @@ class _Letters:
 
 def test_the_reward_rises_where_there_is_something_to_learn(model: Path, tmp_path: Path) -> None:
     import train
-    from locomo.run_folder import RunFolder
-    from training import trl_backend
-    from training.job import prepare
+    from memometer.run.folder import RunFolder
+    from memometer.train import trl_backend
+    from memometer.train.plan import prepare
 
     flags = [*GRPO, "--num-train", "8", "--num-val", "3", *SHORT, *REST, "--batch-size", "8", "--num-generations", "8"]
     args = train.parser().parse_args(

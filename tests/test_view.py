@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from locomo import page_data, report_text, view
-from locomo.publish import packed
-from locomo.run_folder import RunFolder, read_lines
-from locomo.summary import summary
+from memometer.report import markdown, viewer, viewer_data
+from memometer.report.summary import summary
+from memometer.report.write import packed
+from memometer.run.folder import RunFolder, read_lines
 from tests.invented_run import invent, simulated
 
 
@@ -36,7 +36,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 @contextmanager
 def serving(*paths: Path) -> Iterator[str]:
-    served = view.server(list(paths), 0)
+    served = viewer.server(list(paths), 0)
     thread = threading.Thread(target=served.serve_forever, daemon=True)
     thread.start()
     try:
@@ -87,13 +87,13 @@ def wait_for_news(url: str, stamp: str) -> dict[str, Any]:
 
 
 def test_later_verdicts_are_seen_beside_their_answers(run: Path) -> None:
-    (followed,) = view.follow([run])
+    (followed,) = viewer.follow([run])
     before = followed.run()
     record = next(r for r in before.records if r["verdicts"])
     with RunFolder.reopen(run) as folder:
         key = (record["system"], record["budget_tokens"], record["question_id"], record["form"])
         folder.append_verdict(key, {**record["verdicts"][0], "key": "corrected", "raw": "later"})
-    rows = page_data.Rows(followed.data)
+    rows = viewer_data.Rows(followed.data)
     earlier = rows.of(followed.records)
     assert followed.read_on() != ""
     changed = [(a, b) for a, b in zip(earlier, rows.of(followed.records), strict=True) if a != b]
@@ -124,7 +124,7 @@ def test_what_cannot_be_read_is_one_sentence(
     prepare: Any, message: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepare(run)
-    assert view.main([str(run), "--export", str(run / "out")]) == 2
+    assert viewer.main([str(run), "--export", str(run / "out")]) == 2
     told = capsys.readouterr().err
     assert message in told
     assert len(told.splitlines()) == 1
@@ -137,7 +137,7 @@ def other_data(run: Path) -> None:
 
 
 def test_two_runs_are_exported_side_by_side(run: Path, finished: Path, tmp_path: Path) -> None:
-    assert view.main([str(run), str(finished), "--export", str(tmp_path / "out")]) == 0
+    assert viewer.main([str(run), str(finished), "--export", str(tmp_path / "out")]) == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"report.md", "report.tex", "report.html"}
     text = (tmp_path / "out" / "report.md").read_text()
@@ -145,11 +145,11 @@ def test_two_runs_are_exported_side_by_side(run: Path, finished: Path, tmp_path:
 
 
 def test_runs_are_paired_system_by_system(finished: Path) -> None:
-    (followed,) = view.follow([finished])
+    (followed,) = viewer.follow([finished])
     one = followed.run()
     worse = [{**r, "recall": {**r["recall"], "turn_ids": []}} if r["system"] == "adaptive" else r for r in one.records]
-    other = page_data.Run("other", one.manifest, worse, one.results, one.data)
-    found = page_data.between([one, other])
+    other = viewer_data.Run("other", one.manifest, worse, one.results, one.data)
+    found = viewer_data.between([one, other])
     assert {c["measure"] for c in found} == {"judge", "f1", "evidence_recall"}
     for c in found:
         assert (c["a"]["run"], c["b"]["run"]) == ("run", "other")
@@ -160,12 +160,12 @@ def test_runs_are_paired_system_by_system(finished: Path) -> None:
 
 
 def test_runs_of_one_name_are_told_apart(run: Path, finished: Path) -> None:
-    assert [followed.name for followed in view.follow([run, finished])] == [str(run), str(finished)]
+    assert [followed.name for followed in viewer.follow([run, finished])] == [str(run), str(finished)]
 
 
 def test_what_was_recalled_is_kept_as_ranges() -> None:
-    assert page_data.ranges([5, 1, 2, 3, 3, 9]) == "1-3,5,9"
-    assert page_data.ranges([]) == ""
+    assert viewer_data.ranges([5, 1, 2, 3, 3, 9]) == "1-3,5,9"
+    assert viewer_data.ranges([]) == ""
 
 
 def test_the_content_is_the_same_bytes_for_the_same_run(finished: Path) -> None:
@@ -181,7 +181,7 @@ def told(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def test_the_markdown_holds_every_figure_of_the_table(finished: Path) -> None:
     found, results = told(finished)
-    text = report_text.markdown("a_run", found, results)
+    text = markdown.markdown("a_run", found, results)
     assert text.startswith("# a\\_run\n")
     for system, entry in results["systems"].items():
         for figures in entry["budgets"].values():
@@ -200,7 +200,7 @@ def test_the_markdown_holds_every_figure_of_the_table(finished: Path) -> None:
 def test_the_latex_is_escaped_and_whole(finished: Path) -> None:
     found, _ = told(finished)
     found["rows"][0]["system"] = r"a_b & 50% {x} #1 $5 ~^\\"
-    text = report_text.latex("run", found)
+    text = markdown.latex("run", found)
     assert r"a\_b \& 50\% \{x\} \#1 \$5 \textasciitilde{}\textasciicircum{}\textbackslash{}\textbackslash{}" in text
     body = text.split("\\midrule\n")[1].split("\\bottomrule")[0].strip().splitlines()
     assert len(body) == len(found["rows"])
@@ -221,7 +221,7 @@ def test_a_run_that_is_not_a_paragon_says_so(finished: Path) -> None:
 
 def test_a_run_that_has_not_ended_shows_no_accuracy_of_an_unmeasured_judge(run: Path) -> None:
     (run / "results.json").unlink()
-    (followed,) = view.follow([run])
+    (followed,) = viewer.follow([run])
     found = summary(followed.manifest, followed.run().results)
     assert [measure["key"] for measure in found["measures"]] == ["f1", "evidence_recall"]
     assert all(comparison["grading"] is None for comparison in found["comparisons"])

@@ -1,0 +1,85 @@
+"""How many of the temporal questions' dates the date rule derives, without a model.
+
+    python benchmarks/temporal_coverage.py [--data FILE]
+
+Counted are the answers of category 2 that are a date. One is derived when the rule, applied to an evidence turn, gives
+it (`day`, `month`, `year`), or gives a span that holds it (`within`); it is anchored when it is told relative to the
+day on which an evidence turn with a relative expression was said (`the week before 9 June 2023`), or is that day.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from datetime import date
+
+from locomo.dataset import Conversation, DataError, Question, load
+from memometer.retrieval import dates
+from memory_system import Turn
+
+RELATIVE = re.compile(r"\b(?:before|after|week|weekend|early|late|end|beginning|around|few)\b", re.IGNORECASE)
+ANY_DAY = date(2023, 6, 1)
+
+
+def how(question: Question, evidence: Iterable[Turn]) -> str | None:
+    """How the rule comes to the gold date: one of the words above, `session day`, `missed`; None for no date."""
+    gold = question.gold or ""
+    absolute = [when for when in dates.find(gold, ANY_DAY) if not when.relative]
+    years = set(re.findall(r"\b(?:19|20)\d\d\b", gold))
+    if not years:
+        return None
+    days = [when.start for when in absolute if when.precision == "day"]
+    months = {(when.start.year, when.start.month) for when in absolute if when.precision == "month"}
+    ways = set()
+    for turn in evidence:
+        said = turn.said_at.date()
+        found = dates.find(turn.text, said)
+        for day in days:
+            if RELATIVE.search(gold):
+                ways |= {"anchored"} if day == said and found else set()
+                continue
+            ways |= {"day" for when in found if when.precision == "day" and when.start == day}
+            ways |= {"within" for when in found if when.precision != "day" and when.start <= day <= when.end}
+            ways |= {"session day"} if day == said else set()
+        if not days:
+            starts = {(when.start.year, when.start.month) for when in found if when.precision != "year"}
+            ways |= {"month"} if months & starts else set()
+            if not months:
+                ways |= {"year" for when in found if str(when.start.year) in years}
+    order = ("day", "month", "year", "within", "anchored", "session day")
+    return next((way for way in order if way in ways), "missed")
+
+
+def counted(conversations: Iterable[Conversation]) -> Counter[str]:
+    """Way -> number of dates among the golds of category 2."""
+    ways: Counter[str] = Counter()
+    for conversation in conversations:
+        turns = {turn.id: turn for turn in conversation.turns}
+        for question in conversation.questions:
+            if question.category == 2 and (way := how(question, [turns[id] for id in question.evidence])):
+                ways[way] += 1
+    return ways
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--data", metavar="FILE")
+    try:
+        data = load(p.parse_args(argv).data)
+    except DataError as error:
+        print(f"date_rule: {error}", file=sys.stderr)
+        return 2
+    ways = counted(data.conversations)
+    total = ways.total()
+    for way, n in ways.most_common():
+        print(f"{data.mark}{n:4d}  {way}")
+    if total:
+        print(f"{data.mark}{total - ways['missed']} of {total} dates, {1 - ways['missed'] / total:.1%}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

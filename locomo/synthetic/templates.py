@@ -1,0 +1,154 @@
+"""Words for simulated conversations: sentences with blanks, invented names with a Zipf-like tail, relative dates.
+
+The words are this project's own and stand in data/simulation.toml and data/simulation-talk.toml.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+import tomllib
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from memometer.retrieval.dates import written
+
+T = TypeVar("T")
+Slots = Mapping[str, str | Sequence[str]]
+"""What fills the blanks of a sentence; one of a sequence is drawn each time."""
+
+IMPLIED = {"some": {"kind"}, "venue": {"spot"}}
+CONCENTRATION, DISCOUNT = 12.0, 0.6
+"""Of the names: how many are new at first, and how fast new ones go on appearing (their number grows as n ** 0.6)."""
+
+
+class Draw:
+    """Seeded choices, made of `random()` alone: the one method whose results Python promises never to change."""
+
+    def __init__(self, seed: str) -> None:
+        self.random = random.Random(seed).random
+
+    def chance(self, probability: float) -> bool:
+        return self.random() < probability
+
+    def pick(self, options: Sequence[T]) -> T:
+        return options[int(self.random() * len(options))]
+
+    def between(self, low: int, high: int) -> int:
+        """A whole number, both ends included."""
+        return low + int(self.random() * (high - low + 1))
+
+    def lengthy(self, median: float, spread: float) -> float:
+        """A length: log-normal, `spread` being the standard deviation of its logarithm."""
+        return median * math.exp(spread * (sum(self.random() for _ in range(12)) - 6))
+
+    def wait(self, mean: float) -> float:
+        """The time to the next event: exponential."""
+        return -mean * math.log(1 - self.random())
+
+
+class Names:
+    """Invented names. A name is drawn again the likelier the oftener it was drawn (Pitman-Yor): few are common, most
+    are rare, and new ones never stop, as in real text.
+
+    Args:
+        kind: the list to build from: place, person or title.
+        taken: names that must not be invented.
+    """
+
+    def __init__(self, draw: Draw, kind: str, taken: Collection[str] = ()) -> None:
+        self.draw = draw
+        self.starts, self.ends = vocabulary()["names"][f"{kind}_start"], vocabulary()["names"][f"{kind}_end"]
+        self.joint = " " if kind == "title" else ""
+        self.known = set(taken)
+        self.drawn: list[str] = []
+
+    def __call__(self) -> str:
+        fresh = (CONCENTRATION + DISCOUNT * len(self.known)) / (CONCENTRATION + len(self.drawn))
+        name = self._invent() if self.draw.chance(fresh) else self.draw.pick(self.drawn)
+        self.drawn.append(name)
+        return name
+
+    def _invent(self) -> str:
+        name = self.draw.pick(self.starts)
+        while True:  # a name that is taken grows by another syllable
+            name += self.joint + self.draw.pick(self.ends)
+            if name not in self.known:
+                self.known.add(name)
+                return name
+
+
+@cache
+def vocabulary() -> dict[str, Any]:
+    """The two word files as one dictionary: a string of one line is a list of words, a longer one of sentences."""
+    tables: dict[str, Any] = {}
+    for name in ("simulation.toml", "simulation-talk.toml"):
+        tables |= tomllib.loads((Path(__file__).parent / name).read_text(encoding="utf-8"))
+
+    def split(value: Any, key: str) -> Any:
+        if isinstance(value, dict):
+            return {key: split(inner, key) for key, inner in value.items()}
+        if key in ("some", "name", "gold"):
+            return value
+        return value.strip().split("\n") if "\n" in value else [word.strip() for word in value.split(",")]
+
+    return {key: split(value, key) for key, value in tables.items()}
+
+
+@cache
+def blanks(sentence: str) -> frozenset[str]:
+    """The slots that a sentence has blanks for."""
+    return frozenset(re.findall(r"\{(\w+)\}", sentence))
+
+
+def said_by(line: str) -> frozenset[str]:
+    """The slots that a line lets one know: those of its blanks, and what these imply."""
+    named = blanks(line)
+    return named.union(*(IMPLIED.get(blank, ()) for blank in named))
+
+
+def fill(draw: Draw, sentence: str, slots: Slots) -> str:
+    """The sentence with its {slots} filled and each <word> replaced by a synonym; articles and capitals put right."""
+    synonyms = vocabulary()["synonyms"]
+
+    def choose(match: re.Match[str]) -> str:
+        options = slots[match[1]] if match[1] else synonyms[match[2]]
+        return options if isinstance(options, str) else draw.pick(options)
+
+    while "{" in sentence or "<" in sentence:  # what fills a blank may have blanks of its own
+        sentence = re.sub(r"\{(\w+)\}|<(\w+)>", choose, sentence)
+    sentence = re.sub(r"\b([Aa]) (?=[aeiouAEIOU])", r"\1n ", sentence)
+    return re.sub(r"(^|[.!?] )([a-z])", lambda match: match[1] + match[2].upper(), sentence)
+
+
+NUMBERS = ("two", "three", "four", "five", "six")
+
+
+def relative_date(draw: Draw, said_at: datetime) -> tuple[str, str]:
+    """(words said on that day, the date they mean), such as ("last week", "the week before 8 May 2023").
+
+    The date is as exact as the words are: a day, the weekday or week before the day of speaking, a month, a year.
+    """
+    n = draw.between(0, len(NUMBERS) - 1)
+    kind = draw.pick(("day", "day", "now", "ago", "weekday", "weekday", "week", "weekend", "weeks", "month", "year"))
+    today = written(said_at)
+    if kind == "day":
+        return draw.pick(("yesterday", "last night")), written(said_at - timedelta(days=1))
+    if kind == "now":
+        return draw.pick(("today", "this morning")), today
+    if kind == "ago":
+        return f"{NUMBERS[n]} days ago", written(said_at - timedelta(days=n + 2))
+    if kind == "weekday":
+        name = f"{said_at - timedelta(days=draw.between(1, 6)):%A}"
+        return f"last {name}", f"the {name} before {today}"
+    if kind in ("week", "weekend"):
+        return f"last {kind}", f"the {kind} before {today}"
+    if kind == "weeks":
+        return f"{NUMBERS[n]} weeks ago", f"{NUMBERS[n]} weeks before {today}"
+    if kind == "month":
+        return "last month", f"{said_at.replace(day=1) - timedelta(days=1):%B %Y}"
+    return (f"{NUMBERS[n]} years ago", f"{said_at.year - n - 2}") if n else ("last year", f"{said_at.year - 1}")

@@ -1,0 +1,1 @@
+"""Measure, improve and train the memory of conversational agents."""

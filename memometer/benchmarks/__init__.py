@@ -1,0 +1,1 @@
+"""Benchmarks: conversations, questions about them, and how an answer is scored."""

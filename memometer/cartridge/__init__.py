@@ -1,0 +1,1 @@
+"""Cartridges: the state of a memory system as one portable file."""

@@ -1,0 +1,1 @@
+"""Plan an evaluation, run it over every conversation, and resume it."""

@@ -1,0 +1,167 @@
+"""Ranking weights from evidence labels, without a model: those that are shipped, and one set a fold for honest figures.
+
+A question trains the ranking with its evidence turns; questions without evidence, and category 5, train nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+import memory_system
+from locomo.dataset import ANSWERABLE, Conversation, Dataset
+from locomo.metrics import evidence_recall
+from memometer import budget as packing
+from memometer import retrieval
+from memometer.models.downloads import models_folder
+from memometer.models.encoders import TokenEncoder
+from memometer.retrieval import late_interaction, late_interaction_fit, ranker
+from memometer.retrieval.features import features
+from memometer.retrieval.late_interaction import TokenMap, TokenVectors
+from memometer.retrieval.late_interaction_fit import Lesson
+from memometer.retrieval.ranker import Example, Ranker
+from memometer.retrieval.turn_index import Index
+from memometer.run import progress
+from memometer.run.environment import digest
+from memory_system import MemorySystem, TokenCounter, pack
+
+Weights = tuple[Ranker, TokenMap | None]
+
+HELD_OUT_TOGETHER = 2
+"""Conversations a fold where there is an encoder: its map is fitted several times a fold."""
+
+PARTS = 3
+"""The ranker learns from similarities of maps that have not seen the question: the conversations are taken in so many
+parts, and each is compared with a map fitted on the others."""
+
+
+def evidence_of(conversation: Conversation) -> list[list[int]]:
+    """The positions of each question's evidence turns; none for a question that teaches nothing."""
+    position = {turn.id: n for n, turn in enumerate(conversation.turns)}
+    return [
+        sorted(position[id] for id in question.evidence) if question.category in ANSWERABLE else []
+        for question in conversation.questions
+    ]
+
+
+def examples(
+    conversation: Conversation, similarities: Sequence[Mapping[str, np.ndarray]] | None = None
+) -> list[Example]:
+    """One example a question with evidence. `similarities` has an entry a question."""
+    index = Index()
+    index.add(conversation.turns)
+    return [
+        Example(features(index, question.text, similarities[n] if similarities else None), tuple(evidence))
+        for n, (question, evidence) in enumerate(zip(conversation.questions, evidence_of(conversation), strict=True))
+        if evidence
+    ]
+
+
+def lesson(conversation: Conversation, encoder: TokenEncoder) -> Lesson:
+    """What a map is fitted on: turns and questions encoded, 100 MB and 25 seconds a conversation."""
+    turns = encoder.tokens([late_interaction.document(turn) for turn in conversation.turns])
+    questions = encoder.tokens([question.text for question in conversation.questions])
+    return Lesson(turns=turns, questions=questions, evidence=evidence_of(conversation))
+
+
+def similarities(taught: Lesson, token_map: TokenMap) -> list[dict[str, np.ndarray]]:
+    """How near each turn of a lesson is to each of its questions, by a map."""
+    vectors = TokenVectors()
+    token_map.append(vectors, [token_map.compact(*turn) for turn in taught.turns])
+    return [token_map.similarities(vectors, token_map.compact(*question)) for question in taught.questions]
+
+
+def fit(
+    conversations: Sequence[Conversation],
+    lessons: Mapping[str, Lesson] | None = None,
+    *,
+    encoder: str = "",
+    seed: int = 0,
+    made_by: str = "",
+) -> Weights:
+    """Weights fitted on conversations, with a map where their `lessons` are given (by id, of the encoder named)."""
+    names = tuple(conversation.id for conversation in conversations)
+    token_map = None
+    labelled: list[Example] = []
+    if lessons is None:
+        labelled = [example for conversation in conversations for example in examples(conversation)]
+    else:
+        for n in range(min(PARTS, len(conversations))):
+            part = conversations[n::PARTS]
+            others = [lessons[c.id] for c in conversations if c not in part]
+            unseen = late_interaction_fit.fit(others, seed=seed)
+            labelled += [e for c in part for e in examples(c, similarities(lessons[c.id], unseen))]
+        fitted = late_interaction_fit.fit([lessons[id] for id in names], seed=seed)
+        token_map = replace(fitted, fitted_on=names, encoder=encoder, made_by=made_by)
+    weights = ranker.fit(labelled, seed=seed, fitted_on=names)
+    return replace(weights, encoder=encoder, made_by=made_by), token_map
+
+
+def folds(data: Dataset, asked: Sequence[str], encoder: TokenEncoder | None = None) -> dict[str, Weights]:
+    """For each conversation of `asked` weights that have not seen its labels, kept on disk.
+
+    Without an encoder they are fitted on all other conversations, in minutes; with one, on those of the other
+    folds of two conversations each, in a quarter of an hour.
+    """
+    sources = [
+        *Path(retrieval.__path__[0]).glob("*.py"),
+        Path(__file__),
+        Path(memory_system.__file__),
+        Path(packing.__file__),
+    ]
+    code = digest([path.read_text(encoding="utf-8") for path in sorted(sources)])
+    folder = models_folder() / "folds" / digest([data.sha256, code, encoder.name if encoder else ""])
+    folder.mkdir(parents=True, exist_ok=True)
+    n = -(-len(data.conversations) // HELD_OUT_TOGETHER) if encoder else len(data.conversations)
+    groups = [data.conversations[i::n] for i in range(n)]
+    wanted = [group for group in groups if any(conversation.id in asked for conversation in group)]
+    lessons: dict[str, Lesson] | None = None
+    weights: dict[str, Weights] = {}
+    for group in progress.bar(wanted, desc="fitting the ranking, fold by fold", unit="fold", leave=False):
+        name = "+".join(conversation.id for conversation in group)
+        path, map_path = folder / f"{name}.json", folder / f"{name}.npz"
+        if not path.exists():
+            if encoder and lessons is None:
+                lessons = {c.id: lesson(c, encoder) for c in data.conversations}
+            others = [conversation for conversation in data.conversations if conversation not in group]
+            fitted, token_map = fit(others, lessons, encoder=encoder.name if encoder else "")
+            if token_map:
+                _whole(token_map.save, map_path)
+            _whole(fitted.save, path)  # last: a fold is there when this is
+        found: Weights = (ranker.load(path), late_interaction.load(map_path) if encoder else None)
+        weights |= {conversation.id: found for conversation in group}
+        learned_from = {*found[0].fitted_on, *(found[1].fitted_on if found[1] else ())}
+        if seen := learned_from & {conversation.id for conversation in group}:
+            raise RuntimeError(f"the weights in {path} have seen {', '.join(sorted(seen))}; delete them.")
+    return weights
+
+
+def _whole(save: Callable[[Path], None], path: Path) -> None:
+    """Write a file that is there whole or not at all, whatever ends the process."""
+    parts = path.with_suffix(f".{os.getpid()}{path.suffix}")
+    save(parts)
+    parts.replace(path)
+
+
+def recalls(
+    conversations: Iterable[Conversation], memory: MemorySystem, budgets: Sequence[int], count: TokenCounter
+) -> dict[str, list[float]]:
+    """Mean evidence recall over categories 1-4 at each budget: of the memory, and of its untrained first score."""
+    found: dict[str, list[list[float]]] = {"untrained": [], "fitted": []}
+    for conversation in conversations:
+        state = memory.new()
+        for session in conversation.sessions:
+            memory.observe(state, session.turns)
+        for question in conversation.questions:
+            if question.category not in ANSWERABLE or not question.evidence:
+                continue
+            looked = memory.features(state, question.text)
+            for name, scores in (("untrained", looked.first), ("fitted", memory.scores(state, question.text))):
+                order = np.argsort(-scores, kind="stable").tolist()
+                shown = [pack(state, order, budget, count).turn_ids for budget in budgets]
+                found[name].append([evidence_recall(question.evidence, ids) or 0.0 for ids in shown])
+    return {name: np.mean(rows, axis=0).tolist() for name, rows in found.items()}

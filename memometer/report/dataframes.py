@@ -1,0 +1,105 @@
+"""Runs as pandas data frames, for whoever wants to look further. Needs pandas (the extra of that name).
+
+from memometer.report.dataframes import runs_df, samples_df
+runs_df(["runs/A", "runs/B"]).pivot(index="system", columns=["run", "budget_tokens"], values="f1")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from locomo.metrics import chosen_option, evidence_recall, official_f1
+from memometer.judging.graders import gradings, score
+from memometer.report.summary import flat
+from memometer.report.viewer import Followed, follow
+from memometer.run.cost import numbers
+from memometer.run.folder import key, latest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def runs_df(folders: Iterable[str | Path]) -> pd.DataFrame:
+    """One row a run, system and budget, categories 1-4.
+
+    Columns: `run`, `system`, `budget_tokens`, `status`, `questions`, `ungraded`; those of
+    `memometer.report.summary.flat`: each
+    measure with `_low`, `_high`, `_n` and `_ungraded`; `usd_`, `tokens_`, `calls_` and `seconds_` of ingest, recall,
+    answer and judge, with `usd_` empty where it is not known.
+    """
+    return _pandas().DataFrame([row for followed in _follow(folders) for row in _run_rows(followed)])
+
+
+def samples_df(folders: Iterable[str | Path]) -> pd.DataFrame:
+    """One row an attempt at a question.
+
+    Columns: `run`, `system`, `budget_tokens`, `question_id`, `conversation`, `category`, `form`, `attempt`, `counts`
+    (whether it is the attempt that counts), `question`, `gold`, `answer`, `error`, `f1`, `evidence_recall`,
+    `context_tokens`, `prompt_tokens`, `completion_tokens`, `calls`, `seconds`; for each grading a column of its name
+    with the share of its repeats that say correct, empty where ungraded.
+    """
+    return _pandas().DataFrame([row for followed in _follow(folders) for row in _sample_rows(followed)])
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError("data frames need pandas: pip install -c constraints.txt '.[pandas]'") from error
+    return pandas
+
+
+def _follow(folders: Iterable[str | Path]) -> list[Followed]:
+    followed = follow([Path(folder) for folder in folders])
+    for each in followed:
+        each.read_on()
+    return followed
+
+
+def _run_rows(followed: Followed) -> Iterable[dict[str, Any]]:
+    results = followed.run().results
+    for system, entry in results["systems"].items():
+        for budget, figures in entry["budgets"].items():
+            yield {
+                "run": followed.name,
+                "system": system,
+                "budget_tokens": int(budget),
+                "status": results["status"],
+                "questions": figures["questions"],
+                "ungraded": figures["ungraded"],
+                **flat(figures, results.get("withheld", {})),
+                **numbers(results.get("accounting", {"systems": {}}), system, budget),
+            }
+
+
+def _sample_rows(followed: Followed) -> Iterable[dict[str, Any]]:
+    questions = {question.id: question for question in followed.data.questions}
+    counting = latest(followed.records)
+    known = gradings(followed.records)
+    for record in followed.records:
+        question, answer = questions[record["question_id"]], record["answer"]
+        shown = record["recall"]["turn_ids"]
+        yield {
+            "run": followed.name,
+            "system": record["system"],
+            "budget_tokens": record["budget_tokens"],
+            "question_id": question.id,
+            "conversation": question.conversation,
+            "category": question.category,
+            "form": record["form"],
+            "attempt": record["attempt"],
+            "counts": counting[key(record)] is record,
+            "question": question.text,
+            "gold": question.gold,
+            "answer": answer,
+            "error": record["error"],
+            "f1": None if answer is None else official_f1(question, chosen_option(question, record["form"], answer)),
+            "evidence_recall": None
+            if record["error"] or shown is None
+            else evidence_recall(question.evidence, set(shown)),
+            "context_tokens": record["recall"]["tokens"],
+            **{name: record[name] for name in ("prompt_tokens", "completion_tokens", "calls", "seconds")},
+            **{grading.name: score(record, grading) for grading in known},
+        }

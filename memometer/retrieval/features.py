@@ -1,0 +1,356 @@
+"""The evidence for a turn's answering a question, as numbers: one row a turn, one named column a feature.
+
+Source of the terms: BM25 (Robertson and Zaragoza, 2009), score propagation to neighbouring turns, session scores,
+speaker and date match. Scores are normalised over the conversation's turns, so that weights learned on one
+conversation fit another.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import numpy as np
+
+from memometer.retrieval import dates
+from memometer.retrieval.bm25 import K1, idf, saturated
+from memometer.retrieval.tokenize import grams, names, stem, terms
+from memometer.retrieval.turn_index import SHAPE, Index, Postings
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+
+POOL = 2048
+"""Of longer histories so many turns are looked at closely; the rest follow in the order of the first score."""
+
+KINDS = {name: re.compile(pattern) for name, pattern in {
+    "when": r"^when\b|what (?:date|day|month|year)|which (?:month|year|date)",
+    "how_long": r"how long",
+    "how_many": r"how (?:many|much|often)",
+    "who": r"\bwho\b|whose",
+    "where": r"\bwhere\b|(?:what|which) (?:country|city|place|state)",
+    "why": r"\bwhy\b|reason",
+    "would": r"\bwould\b|likely|might|could",
+    "yes_no": r"^(?:is|are|was|were|does|do|did|has|have|can)\b",
+    "list": r"what (?:\w+ ){0,3}\w+s (?:has|have|does|do|did|are|were)\b|activities|hobbies|which \w+s\b",
+    "kind": r"what (?:kind|type)",
+    "feeling": r"\bfeel|\bthink|describe|reaction|motivat",
+    "picture": r"photo|picture|image|painting|poster|sign",
+    "plan": r"plan|going to|will|upcoming|next|goal|future",
+    "first": r"\bfirst\b|origin|start",
+    "recent": r"recent|last|latest|new|current",
+}.items()}  # fmt: skip
+"""What a question asks for, by its words."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """`positions` (n,) are the turns looked at closely, ascending; `matrix` (n, len(names)) their features;
+    `first` (turns,) the untrained score of every turn."""
+
+    names: tuple[str, ...]
+    positions: np.ndarray
+    matrix: Floats
+    first: Floats
+
+
+class Question:
+    """A question taken apart against one index: its terms, whom it names, which dates it gives."""
+
+    def __init__(self, index: Index, text: str) -> None:
+        lowered = text.lower()
+        self.terms = terms(text)
+        self.named = [n for n, speaker in enumerate(index.speakers) if names(text, speaker)]
+        """Numbers of the speakers whom the question names."""
+        every = {term for n in self.named for term in terms(index.speakers[n])}
+        self.content = sorted({term for term in self.terms if term not in every})
+        """Sorted, so that sums do not depend on the order of a set."""
+        self.words = [word for word in re.findall(r"[^\W_]+", lowered) if stem(word) not in every]
+        # Any day will do: a question is asked on no particular day, so that only absolute dates are used.
+        newest = date.fromordinal(index.session_days[-1]) if index.session_days else date(2000, 1, 1)
+        self.dates = [when for when in dates.find(text, newest) if not when.relative]
+        self.kinds = {name: float(bool(pattern.search(lowered))) for name, pattern in KINDS.items()}
+
+
+def _z(values: np.ndarray) -> np.ndarray:
+    spread = values.std()
+    return (values - values.mean()) / spread if spread > 1e-9 else np.zeros_like(values)
+
+
+class _Turns:
+    """The index as arrays, for one question."""
+
+    def __init__(self, index: Index) -> None:
+        self.n = len(index)
+        self.lengths = np.array(index.lengths, np.float32)
+        self.gram_lengths = np.array(index.gram_lengths, np.float32)
+        self.session = np.array(index.session, np.int32)
+        self.starts = np.array(index.session_starts, np.int64)
+        self.days = np.array(index.session_days, np.int32)
+        self.speaker = np.array(index.speaker, np.int32)
+        self.shape = np.array(index.shape, np.float32).reshape(self.n, len(SHAPE))
+        self.sizes = np.diff(np.append(self.starts, self.n))
+        self.same = {d: self.session[d:] == self.session[:-d] for d in (1, 2, 3)}
+
+    def shift(self, values: np.ndarray, distance: int) -> np.ndarray:
+        """Each turn's value moved to the turn `distance` later (earlier if negative), zero across sessions."""
+        moved = np.zeros_like(values)
+        d = abs(distance)
+        if self.n > d:
+            if distance > 0:
+                moved[d:] = values[:-d] * self.same[d]
+            else:
+                moved[:-d] = values[d:] * self.same[d]
+        return moved
+
+    def window(self, values: np.ndarray, reach: int = 1) -> np.ndarray:
+        """The sum over a turn and its neighbours up to `reach` turns away."""
+        return sum((self.shift(values, d) for r in range(1, reach + 1) for d in (r, -r)), start=values)
+
+    def spread(self, values: np.ndarray, near: float, far: float) -> np.ndarray:
+        """A turn's value with a share of its neighbours': an answer often stands next to the question's words."""
+        one = self.shift(values, 1) + self.shift(values, -1)
+        return values + near * one + far * (self.shift(values, 2) + self.shift(values, -2))
+
+    def best_of_session(self, values: np.ndarray) -> np.ndarray:
+        return np.maximum.reduceat(values, self.starts)
+
+
+_NOWHERE = Postings()
+
+
+def bm25(index: Index, query: list[str], lengths: np.ndarray) -> np.ndarray:
+    """Okapi BM25 of every turn, shape (turns,), over distinct query terms."""
+    n = len(index)
+    scores = np.zeros(n, np.float32)
+    mean = float(lengths.mean()) or 1.0 if n else 1.0
+    for term in sorted(set(query)):
+        found = index.postings.get(term, _NOWHERE)
+        at = np.array(found.positions, np.int64)
+        tf = np.array(found.counts, np.float32)
+        scores[at] += idf(n, len(at)) * saturated(tf, lengths[at], mean)
+    return scores
+
+
+def _lexical(index: Index, turns: _Turns, query: list[str]) -> dict[str, np.ndarray]:
+    """BM25 over turns, over windows of three and over sessions, and how much of the question stands in each."""
+    n, sessions = turns.n, len(turns.starts)
+    names = ("turn", "window", "wide", "covered", "window_covered", "matches", "rarest")
+    out = {name: np.zeros(n, np.float32) for name in names}
+    session = np.zeros(sessions, np.float32)
+    window_lengths, wide_lengths = turns.window(turns.lengths), turns.window(turns.lengths, 3)
+    session_lengths = np.add.reduceat(turns.lengths, turns.starts)
+    means = [float(x.mean()) or 1.0 for x in (turns.lengths, window_lengths, session_lengths, wide_lengths)]
+    total = highest = 0.0
+    for term in query:
+        found = index.postings.get(term, _NOWHERE)
+        at = np.array(found.positions, np.int64)
+        weight = idf(n, len(at))
+        total += weight
+        if not len(at):
+            continue
+        highest = max(highest, weight)
+        tf = np.zeros(n, np.float32)
+        tf[at] = np.array(found.counts, np.float32)
+        near = turns.window(tf)
+        wide = near + sum(turns.shift(tf, d) for d in (2, -2, 3, -3))
+        in_window, in_wide = np.flatnonzero(near), np.flatnonzero(wide)
+        by_session = np.bincount(turns.session[at], weights=tf[at], minlength=sessions).astype(np.float32)
+        out["turn"][at] += weight * saturated(tf[at], turns.lengths[at], means[0])
+        for name, held, counts, lengths, mean in (
+            ("window", in_window, near, window_lengths, means[1]),
+            ("wide", in_wide, wide, wide_lengths, means[3]),
+        ):
+            out[name][held] += idf(n, len(held)) * saturated(counts[held], lengths[held], mean)
+        session += idf(sessions, int(np.count_nonzero(by_session))) * saturated(by_session, session_lengths, means[2])
+        out["covered"][at] += weight
+        out["window_covered"][in_window] += weight
+        out["matches"][at] += 1
+        out["rarest"][at] = np.maximum(out["rarest"][at], weight)
+    out["covered"] /= total or 1.0
+    out["window_covered"] /= total or 1.0
+    out["matches"] /= max(1, len(query))
+    out["rarest"] /= highest or 1.0
+    out["session"] = session
+    return out
+
+
+def _dates(index: Index, turns: _Turns, question: Question) -> tuple[np.ndarray, np.ndarray]:
+    """How near each turn's session is to a date in the question, 0 to 2; and whether the turn means that date."""
+    by_session = np.zeros(len(turns.days), np.float32)
+    meant = np.zeros(turns.n, np.float32)
+    starts, ends = np.array(index.when_start, np.int64), np.array(index.when_end, np.int64)
+    at = np.array(index.when_turn, np.int64)
+    for when in question.dates:
+        first, last = when.start.toordinal(), when.end.toordinal()
+        within = (turns.days >= first) & (turns.days <= last)
+        after = turns.days - last
+        if when.precision == "day":
+            month, next_month = _month_of(when.start)
+            score = np.select(
+                [np.abs(turns.days - first) <= 1, (after > 0) & (after <= 10),
+                 (turns.days >= month) & (turns.days < next_month)], [2.0, 1.2, 0.5], 0.0,
+            )  # fmt: skip
+        else:
+            late = 31 if when.precision == "month" else 366
+            score = np.select([within, (after > 0) & (after <= late)], [1.0, 0.3], 0.0)
+        by_session = np.maximum(by_session, score.astype(np.float32))
+        meant[at[(starts <= last) & (ends >= first)]] = 1.0
+    return by_session[turns.session], meant
+
+
+def _month_of(day: date) -> tuple[int, int]:
+    """The ordinals of the first day of this month and of the next."""
+    following = date(day.year + day.month // 12, day.month % 12 + 1, 1)
+    return day.replace(day=1).toordinal(), following.toordinal()
+
+
+def features(index: Index, text: str, similarities: Mapping[str, np.ndarray] | None = None) -> Features:
+    """The features of the turns of a non-empty index for one question.
+
+    Args:
+        similarities: further scores of every turn, each of shape (turns,), from an encoder; they are treated as the
+            lexical score is.
+    """
+    turns = _Turns(index)
+    question = Question(index, text)
+    lexical = _lexical(index, turns, question.content)
+    letters = bm25(index, grams(" ".join(question.words)), turns.gram_lengths)
+    scores = {"lexical": lexical["turn"], "letters": letters, **(similarities or {})}
+    date_match, date_meant = _dates(index, turns, question)
+    speaker = np.full(turns.n, 0.5, np.float32)
+    if len(question.named) == 1:
+        speaker = (turns.speaker == question.named[0]).astype(np.float32)
+    session_score = _z(lexical["session"])[turns.session]
+    window = _z(lexical["window"])
+    z = {name: _z(values) for name, values in scores.items()}
+    timely = question.kinds["when"] or question.kinds["how_long"]
+
+    # Untrained: meaning counts for more than words, and needs less of the neighbours.
+    relevance = 0.7 * z["lexical"] + 0.3 * z["letters"]
+    near, far = 0.45, 0.2
+    if similarities:
+        relevance = 0.3 * relevance + 0.7 * sum(z[name] for name in similarities) / len(similarities)
+        near, far = 0.15, 0.2
+    first = turns.spread(relevance, near, far) + 0.35 * session_score + 2 * date_match + 0.8 * speaker + 0.3 * window
+    if timely:
+        first = first + 0.2 * np.minimum(turns.shape[:, SHAPE.index("dates")], 3)
+
+    pool = np.arange(turns.n)
+    if turns.n > POOL:
+        pool = np.sort(np.argpartition(-first, POOL)[:POOL])
+    columns: dict[str, np.ndarray] = {}
+    for name, values in scores.items():
+        columns[name] = z[name][pool]
+        columns[f"{name} of the best"] = values[pool] / (float(values.max()) or 1.0)
+        columns[f"{name} rank"] = _log_rank(z[name][pool])
+        for distance in (1, -1, 2, -2):
+            columns[f"{name} {distance:+d}"] = turns.shift(z[name], -distance)[pool]
+        columns[f"{name} spread"] = turns.spread(z[name], 0.3, 0.2)[pool]
+        best = turns.best_of_session(z[name])
+        columns[f"{name} session best"] = best[turns.session][pool]
+        columns[f"{name} session rank"] = _log_rank(best)[turns.session][pool]
+    columns["first"] = first[pool]
+    columns["first rank"] = _log_rank(first[pool])
+    columns["session"] = session_score[pool]
+    columns["window"] = window[pool]
+    columns["wide window"] = _z(lexical["wide"])[pool]
+    columns["echo"] = _z(_echo(index, first, question.content))[pool]
+    columns["content"] = _content(index, pool)
+    columns["pairs"] = _z(_pairs(index, turns, question.terms))[pool]
+    for name in ("covered", "window_covered", "matches", "rarest"):
+        columns[name] = lexical[name][pool]
+    columns["speaker"] = speaker[pool]
+    columns["speaker before"] = turns.shift(speaker, 1)[pool]
+    columns["speaker after"] = turns.shift(speaker, -1)[pool]
+    columns["date"] = date_match[pool]
+    columns["date meant"] = date_meant[pool]
+    for n, name in enumerate(SHAPE):
+        columns[name] = turns.shape[pool, n]
+    asks = turns.shape[:, SHAPE.index("holds_question")]
+    columns["question before"] = turns.shift(asks, 1)[pool]
+    columns["matching question before"] = turns.shift(asks * z["lexical"], 1)[pool]
+    place = (np.arange(turns.n) - turns.starts[turns.session]).astype(np.float32)
+    columns["place in session"] = place[pool]
+    columns["share of session"] = (place / np.maximum(1, turns.sizes[turns.session] - 1))[pool]
+    constants = {
+        **question.kinds,
+        "names one": float(len(question.named) == 1),
+        "names two": float(len(question.named) > 1),
+        "gives a date": float(bool(question.dates)),
+        "terms": len(question.content) / 5,
+        "best lexical": float(lexical["turn"].max()) / 10,
+    }
+    for name, value in constants.items():
+        columns[name] = np.full(len(pool), value, np.float32)
+    columns["dates if when"] = columns["dates"] * float(bool(timely))
+    columns["numbers if how many"] = columns["numbers"] * question.kinds["how_many"]
+    columns["image if picture"] = columns["image"] * question.kinds["picture"]
+    matrix = np.stack(list(columns.values()), axis=1).astype(np.float32)
+    return Features(tuple(columns), pool, matrix, first.astype(np.float32))
+
+
+def _echo(index: Index, first: np.ndarray, query: list[str], *, top: int = 8, most: int = 15) -> np.ndarray:
+    """Second hop: BM25 of every turn for the words that the best turns share and the question lacks, shape (turns,)."""
+    n = len(index)
+    weights: dict[str, float] = {}
+    best = np.argsort(-first, kind="stable")[:top] if n <= POOL else _top(first, top)
+    for rank, position in enumerate(best.tolist()):
+        start = index.ends[position - 1] if position else 0
+        for number in dict.fromkeys(index.sequence[start : index.ends[position]]):
+            term = index.vocabulary[number]
+            weights[term] = weights.get(term, 0.0) + idf(n, len(index.postings[term].positions)) / (rank + 2)
+    for term in query:
+        weights.pop(term, None)
+    chosen = sorted(weights, key=lambda term: -weights[term])[:most]
+    scores = np.zeros(n, np.float32)
+    for term in chosen:
+        found = index.postings[term]
+        at, tf = np.array(found.positions, np.int64), np.array(found.counts, np.float32)
+        scores[at] += weights[term] / weights[chosen[0]] * idf(n, len(at)) * tf * (K1 + 1) / (tf + K1)
+    return scores
+
+
+def _top(values: np.ndarray, n: int) -> np.ndarray:
+    best = np.sort(np.argpartition(-values, n)[:n])
+    return best[np.argsort(-values[best], kind="stable")]
+
+
+def _content(index: Index, positions: np.ndarray) -> np.ndarray:
+    """How much each of these turns says at all: the idf of its terms, summed, in tens, shape (positions,)."""
+    n = len(index)
+    ends = np.array(index.ends, np.int64)
+    stops, starts = ends[positions], np.append(0, ends[:-1])[positions]
+    lengths = stops - starts
+    at = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+    numbers, which = np.unique(np.array(index.sequence, np.int64)[at], return_inverse=True)
+    weights = [idf(n, len(index.postings[index.vocabulary[number]].positions)) / 10 for number in numbers.tolist()]
+    sums = np.append(0.0, np.cumsum(np.array(weights)[which] if weights else []))
+    last = np.cumsum(lengths)
+    return (sums[last] - sums[last - lengths]).astype(np.float32)
+
+
+def _pairs(index: Index, turns: _Turns, query: list[str]) -> np.ndarray:
+    """BM25 of every turn over pairs of neighbouring terms of the question, shape (turns,)."""
+    scores = np.zeros(turns.n, np.float32)
+    sequence, ends = np.array(index.sequence, np.int32), np.array(index.ends, np.int64)
+    mean = float(turns.lengths.mean()) or 1.0
+    for first, second in sorted(set(itertools.pairwise(query))):
+        if first not in index.numbers or second not in index.numbers:
+            continue
+        follows = np.flatnonzero((sequence[:-1] == index.numbers[first]) & (sequence[1:] == index.numbers[second]))
+        at = np.searchsorted(ends, follows, side="right")
+        at = at[ends[at] > follows + 1]  # not across two turns
+        held, counts = np.unique(at, return_counts=True)
+        lengths = turns.lengths[held]
+        scores[held] += idf(turns.n, len(held)) * saturated(counts.astype(np.float32), lengths, mean)
+    return scores
+
+
+def _log_rank(values: np.ndarray) -> np.ndarray:
+    rank = np.empty(len(values), np.float32)
+    rank[np.argsort(-values, kind="stable")] = np.arange(len(values), dtype=np.float32)
+    return np.log1p(rank)

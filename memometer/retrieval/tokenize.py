@@ -1,0 +1,49 @@
+"""Index terms: how a text is taken apart for lexical matching."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from memometer.retrieval import stemmer
+
+STOP_WORDS = frozenset(
+    """a about after again all also am an and any are as at be because been before being but by can could did do does
+    doing down during each for from further had has have having he her here hers him his how i if in into is it its
+    just me more most my no nor not now of off on once only or other our out over own same she should so some such
+    than that the their them then there these they this those through to too under until up very was we were what
+    when where which while who whom whose why will with would you your d ll m re s t ve""".split()
+)
+
+
+WORDS_TOO = frozenset("may mark rose grace hope faith joy art bill pat sue drew chase grant skip dawn".split())
+"""First names that are words of their own; others are stop words, such as Will."""
+
+
+@lru_cache(maxsize=200_000)
+def stem(word: str) -> str:
+    """The Porter stem of a lowercase word."""
+    return stemmer.stem(word)
+
+
+def terms(text: str) -> list[str]:
+    """Index terms: lowercased words and numbers, stop words dropped, Porter-stemmed."""
+    return [stem(word) for word in re.findall(r"[^\W_]+", text.lower()) if word not in STOP_WORDS]
+
+
+def names(text: str, person: str) -> bool:
+    """Whether a text names a person, by the first name at least. A name that is another word too (Will, May) wants its
+    capital, and at the start of a text, where any word has one, an `'s`."""
+    first = next(iter(person.split()), "")
+    if not first:
+        return False
+    found = list(re.finditer(rf"(?<![^\W_]){re.escape(first)}(?![^\W_])", text, re.IGNORECASE))
+    if first.lower() not in STOP_WORDS and first.lower() not in WORDS_TOO:
+        return bool(found)
+    return any(m.group() == first and (m.start() > 0 or text.startswith("'s", m.end())) for m in found)
+
+
+def grams(text: str) -> list[str]:
+    """Runs of four letters of each content word, its ends marked: `_<pho`, `_phot`, …; what stems miss."""
+    words = (f"<{word}>" for word in re.findall(r"[^\W_]+", text.lower()) if word not in STOP_WORDS)
+    return [f"_{word[i : i + 4]}" for word in words for i in range(max(1, len(word) - 3))]

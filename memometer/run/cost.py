@@ -1,0 +1,331 @@
+"""What a run cost: calls, tokens, seconds and dollars of ingest, recall, answer, judge and certificate apart.
+
+Every attempt is counted, the failed ones and the repeats of a resumed run too. Nothing is estimated: a call whose
+tokens nobody reported makes the sums that it belongs to lower bounds (`unreported`), and a price that is not known
+makes the dollars null. Calls to a provider's encoder are not metered: the dollars of its systems' ingest and recall are
+null too.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from locomo.dataset import Question
+from memometer.harness.loop import UNBOUNDED
+from memometer.models.prices import LOCAL, Price, price_of
+from memometer.models.resolve_models import Model
+from memometer.run.folder import Record, RunFolder
+from memometer.stats.pareto import areas, frontier
+from memory_system import Memory
+
+Results = dict[str, Any]
+Prices = Mapping[str, Price | None]
+
+COUNTED = ("calls", "unreported", "prompt_tokens", "completion_tokens", "cached_tokens")
+
+
+def prices(*models: Model | None) -> dict[str, Any]:
+    """For the manifest: by the names under which records and verdicts know a model, what a token of it costs."""
+    found: dict[str, Any] = {}
+    for model in filter(None, models):
+        told = asdict(model.price) if model.price else None
+        found |= {model.name: told, model.lm.model: told}
+    return found
+
+
+def prices_in(manifest: Mapping[str, Any]) -> dict[str, Price | None]:
+    """The prices as they were when the run began."""
+    return {name: Price(**told) if told else None for name, told in manifest.get("prices", {}).items()}
+
+
+def unmetered(memories: Mapping[str, Memory[Any]]) -> list[str]:
+    """The systems that ask a provider's encoder, whose calls nobody counts."""
+    encoders = {name: getattr(memory, "encoder", None) for name, memory in memories.items()}
+    return [name for name, encoder in encoders.items() if getattr(encoder, "is_paid", False)]
+
+
+def unknown_cost(reader: Model | None, judge: Model | None, memories: Mapping[str, Memory[Any]]) -> str:
+    """Why it cannot be known what a run costs, and what to do; empty where it can."""
+    for model, flag in ((reader, "--price"), (judge, "--judge-price")):
+        if model and model.price is None:
+            price = f"name it with {flag} PROMPT,REPLY in dollars per million tokens"
+            return f"the price of {model.name} is not known; {price}"
+    if names := unmetered(memories):
+        return f"the calls of {', '.join(names)} to a provider's encoder are not metered; use --encoder minilm"
+    return ""
+
+
+def forecast(model: Model, prompt_tokens: int, reply_tokens: int) -> float | None:
+    """Dollars of so many tokens, none of them cached; None where the price is not known."""
+    return None if model.price is None else model.price.usd(prompt_tokens, reply_tokens)
+
+
+def money(usd: float | None, *models: Model | None) -> str:
+    """An amount that these models cost, for people."""
+    if all(model.price is not None and model.price.source == LOCAL for model in models if model):
+        return "no money (local)"
+    return "a cost that is unknown (no price for this model)" if usd is None else f"${usd:,.2f}"
+
+
+def figures(
+    manifest: Mapping[str, Any],
+    records: Iterable[Record],
+    ingests: Iterable[Record],
+    questions: Iterable[Question],
+    measurings: Iterable[Record] = (),
+) -> Results:
+    """What results.json keeps under `accounting`.
+
+    `prices` as in the manifest; `systems.<name>` with `ingest` and, under `budgets.<tokens>`, `recall`, `answer` and
+    `judge`, each a stage: `calls`, `unreported`, `prompt_tokens`, `completion_tokens`, `cached_tokens` (part of the
+    prompt tokens), `seconds` (null where not measured), `usd` (null where not known), `local` (true where it cost
+    nothing because the model runs here). `certificate` is the stage of measuring judges for this run, all zero where
+    their certificates were there. `total` is the sum of all; `frontier` and `areas` as `frontier` and `areas` say.
+    """
+    known, unmetered = prices_in(manifest), set(manifest.get("unmetered", ()))
+    records, ingests, questions = list(records), list(ingests), list(questions)
+    attempts: dict[tuple[str, int], list[Record]] = defaultdict(list)
+    for record in records:
+        attempts[record["system"], record["budget_tokens"]].append(record)
+    readings: dict[str, list[Record]] = defaultdict(list)
+    for ingest in ingests:
+        readings[ingest["system"]].append(ingest)
+    reader = manifest.get("reader")
+    systems: dict[str, Results] = {
+        name: {"ingest": _stage([(part, reader) for part in parts], known), "budgets": {}}
+        for name, parts in readings.items()
+    }
+    for (name, budget), mine in attempts.items():
+        entry = systems.setdefault(name, {"ingest": _stage([], known), "budgets": {}})
+        entry["budgets"][str(budget)] = _stages(mine, known)
+    for name in unmetered & set(systems):
+        for stage in (systems[name]["ingest"], *(found["recall"] for found in systems[name]["budgets"].values())):
+            stage["usd"], stage["local"] = None, False
+    certificate = _stage([(measuring, measuring["judge"]) for measuring in measurings], known)
+    return {
+        "prices": dict(manifest.get("prices", {})),
+        "systems": systems,
+        "certificate": certificate,
+        "total": _total([*(stage for _, _, _, stage in each_stage(systems)), certificate]),
+        "frontier": frontier(records, ingests, questions),
+        "areas": areas(records, questions),
+    }
+
+
+def each_stage(systems: Mapping[str, Results]) -> list[tuple[str, str, str, Results]]:
+    """(system, budget, stage name, stage); the budget of an ingest is empty, for all budgets share it."""
+    return [
+        (name, budget, stage, found)
+        for name, entry in systems.items()
+        for budget, stages in (("", {"ingest": entry["ingest"]}), *entry["budgets"].items())
+        for stage, found in stages.items()
+    ]
+
+
+def _stages(records: Sequence[Record], known: Prices) -> Results:
+    """Recall, answer and judge of some attempts. A record without `answering` does not say what its recall took."""
+    answers, recalls = [], []
+    for record in records:
+        answering = record.get("answering")
+        answers.append((answering or record, record["model"]))
+        if answering:
+            rest = {name: record.get(name, 0) - answering[name] for name in (*COUNTED, "seconds")}
+            recalls.append((rest, record["model"]))
+    verdicts = [_call(verdict) for record in records for verdict in record["verdicts"]]
+    stages = {
+        "recall": _stage(recalls, known),
+        "answer": _stage(answers, known),
+        "judge": _stage([(verdict, verdict["judge"]) for verdict in verdicts], known),
+    }
+    if len(recalls) < len(records):
+        stages["recall"]["seconds"] = None
+    return stages
+
+
+def _call(verdict: Record) -> Record:
+    """A verdict is one call."""
+    return {"calls": 1, **verdict}
+
+
+def _stage(parts: Iterable[tuple[Record, str | None]], known: Prices) -> Results:
+    """The sum of what calls to some models cost; null where a part is not known, as of published answers."""
+    stage: Results = {**dict.fromkeys(COUNTED, 0), "seconds": 0.0, "usd": 0.0, "local": False}
+    for part, model in parts:
+        for name in COUNTED:
+            stage[name] = _plus(stage[name], part.get(name, 0))
+        stage["seconds"] = _plus(stage["seconds"], part.get("seconds"))
+        stage["usd"] = _plus(stage["usd"], usd(part, model, known))
+        stage["local"] |= bool(part.get("calls")) and model is not None and _is_local(model, known)
+    stage["local"] &= stage["usd"] == 0
+    return stage
+
+
+def usd(part: Record, model: str | None, known: Prices) -> float | None:
+    """Dollars of one record, verdict or reading; None where its tokens or the price of its model are not known."""
+    if part.get("calls") == 0:
+        return 0.0
+    price = _price(model, known)
+    prompt, completion = part.get("prompt_tokens"), part.get("completion_tokens")
+    if price is None or prompt is None or completion is None:
+        return None
+    return price.usd(prompt, completion, part.get("cached_tokens") or 0)
+
+
+def _price(model: str | None, known: Prices) -> Price | None:
+    if model is None:
+        return None
+    # A judge that came later stands in no manifest; of those only a local one has a price that is certain.
+    return known[model] if model in known else price_of(model) if model.startswith("embedded") else None
+
+
+def _is_local(model: str, known: Prices) -> bool:
+    price = _price(model, known)
+    return price is not None and price.source == LOCAL
+
+
+def _plus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a + b
+
+
+def _total(stages: Sequence[Results]) -> Results:
+    total: Results = {}
+    for name in (*COUNTED, "seconds", "usd"):
+        total[name] = 0
+        for stage in stages:
+            total[name] = _plus(total[name], stage[name])
+    return {**total, "local": total["usd"] == 0 and any(stage["local"] for stage in stages)}
+
+
+def numbers(accounting: Results, system: str, budget: str) -> dict[str, float | None]:
+    """`usd_`, `tokens_`, `calls_` and `seconds_` of each stage, of one system at one budget; the ingest is shared by
+    all its budgets."""
+    entry = accounting["systems"].get(system, {})
+    stages = {"ingest": entry.get("ingest"), **entry.get("budgets", {}).get(budget, {})}
+    found: dict[str, float | None] = {}
+    for name, stage in stages.items():
+        if stage:
+            found |= {f"{unit}_{name}": stage[unit] for unit in ("usd", "calls", "seconds")}
+            found[f"tokens_{name}"] = _plus(stage["prompt_tokens"], stage["completion_tokens"])
+    return found
+
+
+class Spending:
+    """Dollars that a run has cost so far, and the limit that it is kept to; None is none.
+
+    Calls in flight when the limit is reached are still paid, so a run may cost a little more than its limit.
+    """
+
+    def __init__(self, manifest: Mapping[str, Any], *, limit: float | None) -> None:
+        self.known = prices_in(manifest)
+        self.reader = manifest.get("reader")
+        self.limit = limit
+        self.usd = 0.0
+        self.blind = False
+
+    def follow(self, folder: RunFolder, stop: threading.Event) -> None:
+        """Count what the folder holds and what is appended to it, and set `stop` once the limit is reached."""
+
+        def count(file: str, line: Record) -> None:
+            self.add(file, line)
+            if self.reached:
+                stop.set()
+
+        for record in folder.records():
+            self.add("records.jsonl", record)
+        for ingest in folder.ingests():
+            self.add("ingest.jsonl", ingest)
+        for measuring in folder.measurings():
+            self.add("measuring.jsonl", measuring)
+        if self.reached:
+            stop.set()
+        folder.on_append = count
+
+    def add(self, file: str, line: Record) -> None:
+        """Count a line of records.jsonl, verdicts.jsonl, ingest.jsonl or measuring.jsonl."""
+        if file == "measuring.jsonl":
+            self._count(line, line["judge"], answered=True)
+            return
+        if file == "verdicts.jsonl":
+            verdicts = [line["verdict"]]
+        else:
+            verdicts = line.get("verdicts", [])
+            self._count(line, self.reader, answered=not line["error"])
+        for verdict in verdicts:
+            self._count(_call(verdict), verdict["judge"], answered=verdict["label"] != "ungraded")
+
+    def _count(self, part: Record, model: str | None, *, answered: bool) -> None:
+        self.blind |= answered and bool(part.get("unreported"))
+        self.usd += usd(part, model, self.known) or 0.0
+
+    @property
+    def reached(self) -> str:
+        """Why the limit ends the run, in one sentence; empty where it does not."""
+        if self.limit is None:
+            return ""
+        if self.blind:
+            return "--cost-limit cannot be kept: a server answered and did not say how many tokens it took."
+        if self.usd < self.limit:
+            return ""
+        return (
+            f"The run has cost ${self.usd:,.4f}, and --cost-limit is ${self.limit:,.4f}; go on with a higher one "
+            "beside --resume."
+        )
+
+
+def table(accounting: Results) -> str:
+    """What was paid, for people; empty where no model was asked."""
+    if not accounting["total"]["calls"]:
+        return ""
+    from tabulate import tabulate
+
+    aligned = ["left", "right", "left"] + ["right"] * (len(HEADERS) - 3)
+    grid = tabulate(rows(accounting), HEADERS, tablefmt="simple", colalign=aligned, disable_numparse=True)
+    return f"\nWhat it cost, all attempts counted\n{grid}\n"
+
+
+HEADERS = (
+    "system",
+    "budget",
+    "stage",
+    "calls",
+    "prompt tokens",
+    "of these cached",
+    "reply tokens",
+    "seconds",
+    "dollars",
+)
+
+
+def rows(accounting: Results) -> list[list[str]]:
+    """Cells under HEADERS, a row for every stage in which anything happened. `+` marks a lower bound (calls whose
+    tokens nobody reported), `?` what is not known."""
+    whole = [("judges", "", name, accounting[name]) for name in ("certificate",) if name in accounting]
+    total = [*whole, ("all", "", "", accounting["total"])]
+    return [
+        [system, f"{int(budget):,}" if budget and int(budget) < UNBOUNDED else budget and "all", name, *_cells(stage)]
+        for system, budget, name, stage in (*each_stage(accounting["systems"]), *total)
+        if stage["calls"] or stage["seconds"]
+    ]
+
+
+def _cells(stage: Results) -> list[str]:
+    more = "+" if stage["unreported"] else ""
+    tokens = [_shown(stage[name]) + more for name in ("prompt_tokens", "cached_tokens", "completion_tokens")]
+    return [_shown(stage["calls"]), *tokens, _shown(stage["seconds"], 1), dollars(stage)]
+
+
+def _shown(value: float | None, digits: int = 0) -> str:
+    return "?" if value is None else f"{value:,.{digits}f}"
+
+
+def dollars(stage: Results) -> str:
+    """`$0.1234`, `local` where a model of this machine did it, `?` where no price is known, `-` for nothing."""
+    if stage["usd"] is None:
+        return "?"
+    if not stage["calls"]:
+        return "-"
+    return "local" if stage["local"] else f"${stage['usd']:,.4f}{'+' if stage['unreported'] else ''}"

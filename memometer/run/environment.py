@@ -1,0 +1,56 @@
+"""Where a run's numbers come from: the code, the packages and the time, for its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("memometer", "dspy", "litellm", "mlflow-skinny", "nltk", "scipy", "tiktoken", "xllamacpp")
+
+
+def provenance() -> dict[str, Any]:
+    """Time (UTC), Python, package versions (None where not installed) and commit of this process."""
+    return {
+        "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "git": _commit(),
+    }
+
+
+def digest(value: object) -> str:
+    """A short hash of anything JSON can write, the same in every process."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def recalling_code() -> str:
+    """A hash of all that shapes what is recalled and read: a memory whose code or weights changed is another memory."""
+    root = Path(__file__).parent.parent
+    folders = ("systems", "retrieval", "reader", "store")
+    files = [root.parent / "memory_system.py", root / "budget.py", root / "harness" / "fit_ranker.py"]
+    files += [path for folder in folders for path in (root / folder).glob("*.*")]
+    return digest(
+        {str(path.relative_to(root.parent)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of this code, with + where the tree was changed; None outside a checkout."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,28 @@
+"""BM25: each turn by the words it shares with the question, and nothing else."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from memometer.retrieval.bm25_scorer import counted, scores
+from memory_system import Memory, Recall, State, Turn, best_first, pack
+
+
+@dataclass
+class CountedState(State):
+    """A State with the terms of each turn."""
+
+    terms: list[Counter[str]] = field(default_factory=list)
+
+
+class BM25(Memory[CountedState]):
+    """Turns by BM25 over the line, speaker included, without regard to what stands around them."""
+
+    state_type = CountedState
+
+    def observe(self, state: CountedState, turns: Sequence[Turn]) -> None:
+        state.terms.extend(counted(turn.line) for turn in turns)
+        super().observe(state, turns)
+
+    def recall(self, state: CountedState, question: str, budget_tokens: int) -> Recall:
+        return pack(state, best_first(scores(state.terms, question)), budget_tokens, self.count, form=self.form)

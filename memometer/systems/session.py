@@ -1,0 +1,51 @@
+"""Whole sessions: the context of an answer is always complete, and few sessions fit."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from memometer.retrieval.bm25_scorer import counted, scores
+from memory_system import Memory, Recall, State, Turn, best_first, show
+
+
+@dataclass
+class SessionState(State):
+    """A State with the terms of each session, and the cost of showing it."""
+
+    terms: dict[int, Counter[str]] = field(default_factory=dict)
+    tokens: dict[int, int] = field(default_factory=dict)
+
+
+class Session(Memory[SessionState]):
+    """Sessions by BM25 over all that was said in them; one that does not fit whole is skipped."""
+
+    state_type = SessionState
+
+    def observe(self, state: SessionState, turns: Sequence[Turn]) -> None:
+        first = len(state.turns)
+        super().observe(state, turns)
+        for turn, tokens in zip(turns, state.line_tokens[first:], strict=True):
+            state.terms.setdefault(turn.session, Counter()).update(counted(turn.line))
+            state.tokens.setdefault(turn.session, state.header_tokens[turn.session])
+            state.tokens[turn.session] += tokens
+
+    def recall(self, state: SessionState, question: str, budget_tokens: int) -> Recall:
+        sessions = list(state.terms)
+        chosen: list[int] = []
+        left = budget_tokens
+
+        def shown(sessions: list[int]) -> Recall:
+            positions = (i for i, turn in enumerate(state.turns) if turn.session in sessions)
+            return show(state, positions, self.count, form=self.form)
+
+        for i in best_first(scores(list(state.terms.values()), question)):
+            cost = shown([sessions[i]]).tokens if self.form else state.tokens[sessions[i]]
+            if cost <= left:
+                chosen.append(sessions[i])
+                left -= cost
+        while chosen:
+            recall = shown(chosen)
+            if recall.tokens <= budget_tokens:
+                return recall
+            chosen.pop()  # a tokenizer may join across lines after all
+        return Recall()

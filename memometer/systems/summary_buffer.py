@@ -1,0 +1,37 @@
+"""Summary and buffer: the newest turns as they were said, and a summary of what came before them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from memometer.systems.notes import Note, NotesState, show_notes
+from memometer.systems.summary import Summary
+from memory_system import Recall, Turn, pack
+
+
+@dataclass
+class SummariesState(NotesState):
+    """A NotesState with the running summary as it stood after each session."""
+
+    after: dict[int, list[Note]] = field(default_factory=dict)
+
+
+class SummaryBuffer(Summary[SummariesState]):
+    """The newest turns in up to half the budget; before them the summary as of the last session not shown whole.
+
+    Keeping each session's summary lets the budget, known only when asked, decide where the buffer begins.
+    """
+
+    state_type = SummariesState
+
+    def write(self, state: SummariesState, session: Sequence[Turn]) -> None:
+        super().write(state, session)
+        state.after[session[0].session] = state.notes
+
+    def recall(self, state: SummariesState, question: str, budget_tokens: int) -> Recall:
+        newest = pack(state, reversed(range(len(state.turns))), budget_tokens // 2, self.count)
+        shown = set(newest.turn_ids)
+        left_out = [turn.session for turn in state.turns if turn.id not in shown]
+        summary = state.after[left_out[-1]] if left_out else []
+        return show_notes(state, summary, range(len(summary)), budget_tokens, self.count, turns=newest)

@@ -1,0 +1,54 @@
+"""Vector memory: each turn by the cosine of its vector with the question's, as plain retrieval does it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import numpy as np
+
+from memometer.models import encoders
+from memometer.models.encoders import Encoder
+from memory_system import Memory, Recall, State, TokenCounter, Turn, best_first, pack
+
+
+@dataclass
+class VectorState(State):
+    """A State with each turn's vector, float32 of unit length, as bytes: a value that compares and is written down."""
+
+    vectors: list[bytes] = field(default_factory=list)
+
+
+class Vector(Memory[VectorState]):
+    """Turns by cosine. What is encoded is the date line and the turn as it is shown.
+
+    Args:
+        encoder: makes the vectors; None for the default one, loaded at first use.
+    """
+
+    state_type = VectorState
+    needs_encoder = True
+
+    def __init__(self, *, count: TokenCounter | None = None, encoder: Encoder | None = None) -> None:
+        super().__init__(count=count)
+        self.encoder = encoder
+
+    def observe(self, state: VectorState, turns: Sequence[Turn]) -> None:
+        # Session by session, because the last bits of a vector depend on what is encoded with it.
+        sessions = [list(session) for _, session in groupby(turns, key=lambda turn: turn.session)]
+        vectors = [self._encode([turn.header + turn.line for turn in session]) for session in sessions]
+        state.vectors.extend(row.tobytes() for rows in vectors for row in rows)
+        super().observe(state, turns)
+
+    def recall(self, state: VectorState, question: str, budget_tokens: int) -> Recall:
+        if not state.turns:
+            return Recall()
+        vectors = np.frombuffer(b"".join(state.vectors), np.float32).reshape(len(state.turns), -1)
+        cosine = vectors @ self._encode([question])[0]
+        return pack(state, best_first(cosine), budget_tokens, self.count, form=self.form)
+
+    def _encode(self, texts: Sequence[str]) -> np.ndarray:
+        if self.encoder is None:
+            self.encoder = encoders.load()
+        return self.encoder(texts)

@@ -1,0 +1,1 @@
+"""Train a reader's weights: supervised, distillation, or GRPO through TRL or an Arbor server."""

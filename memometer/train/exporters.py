@@ -1,0 +1,289 @@
+"""The same prompts and the same reward for engines of others, where one machine is not enough: verl, and verifiers with
+prime-rl. Each gets a folder with its data, its reward or taskset, and a recipe that its own loader reads.
+
+Their machines need this project installed (`pip install --no-deps .` and its dependencies), for the reward is imported
+from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+from memometer.harness.plan import Refused
+from memometer.train import hyperparameters
+from memometer.train.plan import Job, licence
+from memometer.train.prompt_dataset import ReadingPrompt
+from memometer.train.reward import ABSTENTION
+
+LOSSES = {
+    "dapo": "token-mean",
+    "bnpo": "token-mean",
+    "dr_grpo": "seq-mean-token-sum-norm",
+    "grpo": "seq-mean-token-mean",
+}
+"""Our names of losses, and verl's of how token losses are added up."""
+
+PACKAGE = "adaptive_memory_reading"
+"""What the taskset is called."""
+
+
+def write(job: Job, engine: str) -> list[str]:
+    """Write the folder `--output-dir`/ENGINE; the lines to print. Raises Refused."""
+    folder = job.output / engine
+    if folder.exists() and any(folder.iterdir()):
+        raise Refused(f"{folder} is not empty; name another --output-dir.")
+    folder.mkdir(parents=True, exist_ok=True)
+    command = {"verl": _verl, "verifiers": _verifiers}[engine](job, folder)
+    (folder / "README.md").write_text(
+        f"# Reading prompts for {engine}\n\n{licence(job.stand_in)}\n\n"
+        f"{len(job.train):,} training and {len(job.validation):,} validation prompts; the test conversations are in "
+        f"neither.\n\n    {command}\n",
+        encoding="utf-8",
+    )
+    return [
+        f"{len(job.train):,} training and {len(job.validation):,} validation prompts written to {folder}.",
+        f"Train with: {command}",
+        licence(job.stand_in),
+    ]
+
+
+# ---------------------------------------------------------------- verl 0.9
+
+
+def verl_row(prompt: ReadingPrompt, index: int, split: str) -> dict[str, Any]:
+    """A row as verl's RLHFDataset and reward managers read it; what the reward needs is JSON within `extra_info`,
+    because parquet gives every row the same fields."""
+    return {
+        "data_source": "memometer",
+        "prompt": list(prompt.messages),
+        "ability": "memory",
+        "reward_model": {"style": "rule", "ground_truth": prompt.case.keys[0] if prompt.case.keys else ABSTENTION},
+        "extra_info": {
+            "index": index,
+            "split": split,
+            "id": prompt.id,
+            "evidence": list(prompt.case.evidence),
+            "case": json.dumps(prompt.case.as_json()),
+        },
+    }
+
+
+VERL_REWARD = '''\
+"""The reward of adaptive-memory, as verl calls it."""
+
+import json
+
+from memometer.train.reward import Case, grade
+
+
+def compute_score(data_source, solution_str, ground_truth, extra_info=None, **_):
+    found = grade(Case.of_json(json.loads(extra_info["case"])), solution_str)
+    ungraded = float(found.status == "unparseable")
+    return {"score": found.reward, "strict": found.strict, "f1": found.f1, "ungraded": ungraded}
+'''
+
+
+def _verl(job: Job, folder: Path) -> str:
+    loss = _loss(job.values["loss"])
+    for name, prompts in (("train", job.train), ("validation", job.validation)):
+        _parquet([verl_row(prompt, n, name) for n, prompt in enumerate(prompts)], folder / f"{name}.parquet")
+    (folder / "reward.py").write_text(VERL_REWARD, encoding="utf-8")
+    values = job.values
+    prompts_a_step = max(1, hyperparameters.prompts_per_step(values))
+    scale = values["scale_rewards"] == "group"
+    (folder / "grpo.yaml").write_text(
+        dedent(f"""\
+        # python -m verl.trainer.main_ppo --config-path {folder.resolve()} --config-name grpo
+        hydra:
+          searchpath: [pkg://verl.trainer.config]
+        defaults: [ppo_trainer, _self_]
+        data:
+          train_files: {folder.resolve()}/train.parquet
+          val_files: {folder.resolve()}/validation.parquet
+          train_batch_size: {prompts_a_step}
+          max_prompt_length: {values["max_prompt_tokens"]}
+          max_response_length: {values["max_completion_tokens"]}
+          seed: {job.config["seed"]}
+        actor_rollout_ref:
+          model:
+            path: {job.config["model"]}
+            lora_rank: {values["lora_rank"]}
+            lora_alpha: {values["lora_alpha"]}
+            target_modules: {values["lora_targets"]}
+            enable_gradient_checkpointing: true
+          actor:
+            ppo_mini_batch_size: {prompts_a_step}
+            ppo_micro_batch_size_per_gpu: {values["batch_size"]}
+            optim: {{lr: {values["learning_rate"]:.10f}, lr_warmup_steps: {values["warmup_steps"]}}}
+            grad_clip: {values["max_grad_norm"]}
+            clip_ratio: 0.2
+            clip_ratio_low: 0.2
+            clip_ratio_high: {values["clip_high"]}
+            loss_agg_mode: {loss}
+            use_kl_loss: {str(values["beta"] > 0).lower()}
+            kl_loss_coef: {values["beta"]}
+          rollout:
+            name: vllm
+            n: {values["num_generations"]}
+            temperature: {values["temperature"]}
+            top_p: {values["top_p"]}
+            log_prob_micro_batch_size_per_gpu: {values["batch_size"]}
+          ref:
+            log_prob_micro_batch_size_per_gpu: {values["batch_size"]}
+        algorithm:
+          adv_estimator: grpo
+          norm_adv_by_std_in_grpo: {str(scale).lower()}
+        reward:
+          custom_reward_function:
+            path: {folder.resolve()}/reward.py
+            name: compute_score
+        trainer:
+          total_training_steps: {job.steps}
+          test_freq: {job.eval_steps}
+          save_freq: {job.config["save_steps"]}
+          project_name: adaptive-memory
+          experiment_name: grpo
+          logger: [console]
+          nnodes: 1
+          n_gpus_per_node: 8
+        """),
+        encoding="utf-8",
+    )
+    return f"python -m verl.trainer.main_ppo --config-path {folder.resolve()} --config-name grpo"
+
+
+def _loss(name: str) -> str:
+    if name not in LOSSES:
+        raise Refused(f"--loss {name} has no counterpart in verl; use {', '.join(LOSSES)}.")
+    return LOSSES[name]
+
+
+def _parquet(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise Refused("verl reads parquet, which takes pyarrow; pip install -c constraints.txt '.[train]'") from error
+    parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
+
+
+# ---------------------------------------------------------------- verifiers 0.4 and prime-rl
+
+TASKSET = '''\
+"""The reading prompts of adaptive-memory as a taskset of verifiers."""
+
+import json
+from pathlib import Path
+
+import verifiers.v1 as vf
+
+from memometer.train.reward import Case, grade
+
+__all__ = ["ReadingTaskset"]
+
+
+class ReadingData(vf.TaskData):
+    """A prompt's facts, as JSON."""
+
+    case: str
+
+
+class ReadingTask(vf.Task[ReadingData]):
+    def _grade(self, trace):
+        return grade(Case.of_json(json.loads(self.data.case)), trace.last_reply)
+
+    @vf.reward(weight=1.0)
+    async def reading(self, trace: vf.Trace) -> float:
+        return self._grade(trace).reward
+
+    @vf.metric
+    async def strict(self, trace: vf.Trace) -> float:
+        return self._grade(trace).strict
+
+    @vf.metric
+    async def f1(self, trace: vf.Trace) -> float:
+        return self._grade(trace).f1
+
+
+class ReadingConfig(vf.TasksetConfig):
+    split: str = "train"
+    """train or validation."""
+
+
+class ReadingTaskset(vf.Taskset[ReadingTask, ReadingConfig]):
+    def load(self) -> list[ReadingTask]:
+        lines = (Path(__file__).parent / f"{self.config.split}.jsonl").read_text(encoding="ascii").splitlines()
+        return [ReadingTask(ReadingData(**json.loads(line)), self.config.task) for line in lines]
+'''
+
+
+def verifiers_row(prompt: ReadingPrompt) -> dict[str, Any]:
+    """A task's data: verifiers keeps the system message apart."""
+    system = [message["content"] for message in prompt.messages if message["role"] == "system"]
+    rest = [message for message in prompt.messages if message["role"] != "system"]
+    asked: Any = rest[0]["content"] if len(rest) == 1 else rest
+    return {
+        "id": prompt.id,
+        "name": prompt.id,
+        "system_prompt": system[0] if system else None,
+        "prompt": asked,
+        "case": json.dumps(prompt.case.as_json()),
+    }
+
+
+def _verifiers(job: Job, folder: Path) -> str:
+    package = folder / PACKAGE
+    package.mkdir()
+    for name, prompts in (("train", job.train), ("validation", job.validation)):
+        lines = [json.dumps(verifiers_row(prompt)) + "\n" for prompt in prompts]
+        (package / f"{name}.jsonl").write_text("".join(lines), encoding="ascii")
+    (package / "__init__.py").write_text(TASKSET, encoding="utf-8")
+    name = PACKAGE.replace("_", "-")
+    (folder / "pyproject.toml").write_text(
+        dedent(f"""\
+        [project]
+        name = "{name}"
+        version = "0.1.0"
+        requires-python = ">=3.11"
+        dependencies = ["verifiers>=0.4,<0.5", "memometer"]
+
+        [build-system]
+        requires = ["setuptools>=77"]
+        build-backend = "setuptools.build_meta"
+
+        [tool.setuptools]
+        packages = ["{PACKAGE}"]
+        package-data = {{ {PACKAGE} = ["*.jsonl"] }}
+        """),
+        encoding="utf-8",
+    )
+    values = job.values
+    # vf-eval reads it as it stands; prime-rl's trainer takes the same [env] block for its orchestrator.
+    (folder / "eval.toml").write_text(
+        dedent(f"""\
+        model = "{job.config["model"]}"
+        num_rollouts = {values["num_generations"]}
+        push = false
+
+        [sampling]
+        temperature = {values["temperature"]}
+        top_p = {values["top_p"]}
+        max_tokens = {values["max_completion_tokens"]}
+
+        [env.taskset]
+        id = "{name}"
+        split = "train"
+
+        [env.agent.harness]
+        id = "null"
+
+        [env.agent.runtime]
+        type = "subprocess"
+        """),
+        encoding="utf-8",
+    )
+    return f"pip install {folder} && vf-eval @ {folder}/eval.toml"
