@@ -14,43 +14,121 @@ import pytest
 
 from tests.conftest import ROOT
 
-LAYERS = {
-    "reading": {"ranking"},
-    "ranking": set(),
-    "memory_system": {"ranking", "reading"},
-    "language_models": {"memory_system", "ranking", "reading"},
-    "stores": {"ranking"},
-    "cartridges": set(),
-    "memories": {"cartridges", "memory_system", "language_models", "ranking", "reading", "stores"},
-    "locomo": {"memory_system", "language_models", "ranking", "reading"},
-    "optimization": {"memory_system", "language_models", "locomo", "ranking", "reading"},
-    "training": {"memory_system", "language_models", "locomo", "ranking", "reading"},
+FLOORS = [
+    {"memometer.memory", "memometer.budget", "memometer.token_counters", "memometer.run"},
+    {"memometer.retrieval"},
+    {"memometer.reader", "memometer.models", "memometer.store"},
+    {"memometer.systems"},
+    {"memometer.benchmarks", "memometer.cartridge"},
+    {"memometer.judging", "memometer.stats"},
+    {"memometer.report"},
+    {"memometer.harness"},
+    {"memometer.optimize", "memometer.train", "memometer.serve", "memory_system"},
+    {"locomo"},
+    {"memometer.commands"},
+    {"memometer.cli"},
+    {"memometer", "memometer.__main__", "evaluate", "optimize", "train"},
+]
+"""The rooms of the house from the lowest floor up: a room may import from lower floors, and from its own."""
+
+KNOWN_FAULTS: set[tuple[str, str]] = {
+    ("memometer.benchmarks", "locomo"),
+    ("memometer.benchmarks", "memometer.stats"),
+    ("memometer.benchmarks", "memory_system"),
+    ("memometer.budget", "memometer.retrieval"),
+    ("memometer.cartridge", "memory_system"),
+    ("memometer.harness", "locomo"),
+    ("memometer.harness", "memory_system"),
+    ("memometer.judging", "locomo"),
+    ("memometer.judging", "memometer.harness"),
+    ("memometer.models", "memory_system"),
+    ("memometer.optimize", "locomo"),
+    ("memometer.reader", "memory_system"),
+    ("memometer.report", "locomo"),
+    ("memometer.report", "memometer.harness"),
+    ("memometer.report", "memory_system"),
+    ("memometer.run", "locomo"),
+    ("memometer.run", "memometer.harness"),
+    ("memometer.run", "memometer.models"),
+    ("memometer.run", "memometer.stats"),
+    ("memometer.run", "memory_system"),
+    ("memometer.stats", "locomo"),
+    ("memometer.stats", "memometer.harness"),
+    ("memometer.systems", "memory_system"),
+    ("memometer.train", "locomo"),
 }
+"""(room, room) imports that point up and are still to be mended; an entry that no longer occurs fails the test."""
+
+SOURCES = [
+    path
+    for pattern in ("*.py", "memometer/**/*.py", "locomo/**/*.py")
+    for path in ROOT.glob(pattern)
+    if path.name != "conftest.py"
+]
 
 
-def imports(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in SOURCES}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Modules of this project that a file imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.split(".")[0])
-    return names
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in names}
+    return found & set(MODULES)
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_dependencies_point_one_way(layer: str) -> None:
-    files = [ROOT / f"{layer}.py"] if (ROOT / f"{layer}.py").exists() else list((ROOT / layer).rglob("*.py"))
-    assert files
-    for path in files:
-        assert imports(path) & set(LAYERS) - {layer} <= LAYERS[layer], path.name
+def room(module: str) -> str:
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "memometer" else parts[0]
+
+
+def test_every_module_is_on_a_floor() -> None:
+    assert {room(module) for module in MODULES} <= set().union(*FLOORS)
+
+
+def test_imports_point_down() -> None:
+    floor = {name: level for level, rooms in enumerate(FLOORS) for name in rooms}
+    up = {
+        (room(module), room(other)): f"{module} -> {other}"
+        for module, path in MODULES.items()
+        for other in imported_modules(path)
+        if room(module) != room(other) and floor[room(other)] > floor[room(module)]
+    }
+    assert {pair: where for pair, where in up.items() if pair not in KNOWN_FAULTS} == {}
+    assert set(up) >= KNOWN_FAULTS, "a mended fault is still listed"
+
+
+@pytest.mark.xfail(reason="circles still to be mended")
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {module: imported_modules(path) - {module} for module, path in MODULES.items()}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path[path.index(module) :], module))
+        if module in done:
+            return
+        for other in sorted(graph[module]):
+            visit(other, (*path, module))
+        done.add(module)
+
+    for module in sorted(graph):
+        visit(module, ())
 
 
 def test_packages_stay_light() -> None:
     assert not (ROOT / "arbor" / "__init__.py").exists(), "it would shadow the installed package of that name"
     assert not (ROOT / "data" / "__init__.py").exists()
-    for package in ("cartridges", "locomo", "language_models", "reading", "optimization", "training"):
-        assert not (ROOT / package / "__init__.py").read_text().strip()
+    assert not (ROOT / "locomo" / "__init__.py").read_text().strip(), "python -m locomo.split_data would run it twice"
 
 
 @pytest.mark.parametrize("name", ["evaluate", "train"])
