@@ -1,102 +1,136 @@
-"""The `memometer` command: one table of subcommands, each imported only when it is asked for."""
+"""The `memometer` command: the table of its subcommands, exit codes and interrupts."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
+from typing import NoReturn
 
-os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # LiteLLM would fetch its price table at import
+from memometer.errors import UserError
 
 MEMORY = "memometer.serve.commands"
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Measure": {
-        "eval": ("memometer.commands.evaluate", "compare memory systems on a benchmark (the script evaluate.py)"),
-        "compare": ("memometer.report.compare", "paired comparison of systems, in one run or several"),
-        "view": ("memometer.report.viewer", "look at runs in the browser, also while they go on"),
+        "eval": ("memometer.commands.evaluate", "compare memory systems on a benchmark (also: python evaluate.py)"),
+        "compare": ("memometer.report.compare", "compare systems pairwise, within one run or across runs"),
+        "view": ("memometer.report.viewer", "show runs in the browser, including runs in progress"),
         "rescore": ("memometer.harness.rescore", "grade a run again with another judge, prompt or label set"),
         "calibrate": ("memometer.judging.calibrate", "measure a judge's false-accept and false-reject rates"),
-        "fit-abstention": ("memometer.stats.abstention", "fit the rule for abstaining, on a validation run"),
-        "import-results": ("memometer.harness.import_results", "make run folders of published result files"),
-        "leaderboard": ("memometer.report.leaderboard", "one table of a run and imported results"),
-        "label-sets": ("memometer.judging.label_sets", "known label errors and the score ceiling they imply"),
+        "fit-abstention": ("memometer.stats.abstention", "fit the abstention rule on a validation run"),
+        "import-results": ("memometer.harness.import_results", "convert published result files to run folders"),
+        "leaderboard": ("memometer.report.leaderboard", "combine a run and imported results in one table"),
+        "label-sets": ("memometer.judging.label_sets", "show known label errors and the score ceiling they imply"),
         "contamination": ("memometer.harness.contamination", "search files for held-out questions and answers"),
-        "test-usage": ("memometer.run.test_set_usage", "how often the test split has been evaluated"),
+        "test-usage": ("memometer.run.test_set_usage", "show how often the test split has been evaluated"),
         "data": ("locomo.dataset", "find or download LOCOMO and verify it"),
-        "simulate": ("locomo.synthetic.simulate", "write synthetic conversations with known evidence"),
+        "simulate": ("locomo.synthetic.simulate", "generate synthetic conversations with known evidence"),
     },
     "Improve": {
-        "optimize": ("memometer.commands.optimize", "search for better prompts (the script optimize.py)"),
-        "train": ("memometer.commands.train", "train the reader's weights (the script train.py)"),
+        "optimize": ("memometer.commands.optimize", "search for better prompts (also: python optimize.py)"),
+        "train": ("memometer.commands.train", "train the reader's weights (also: python train.py)"),
+        "doctor": ("memometer.commands.doctor", "check that this machine can train"),
     },
     "Remember": {
-        "add": (MEMORY, "remember a text"),
-        "recall": (MEMORY, "show what fits a question"),
-        "ask": (MEMORY, "let a language model answer from what fits"),
-        "list": (MEMORY, "show the latest turns, or the memories"),
+        "add": (MEMORY, "store text"),
+        "recall": (MEMORY, "show the turns that best match a question"),
+        "ask": (MEMORY, "answer a question with a language model, from recalled turns"),
+        "list": (MEMORY, "list the latest turns, or the memories"),
         "forget": (MEMORY, "archive or delete turns"),
         "export": (MEMORY, "write a memory to a cartridge file"),
-        "import": (MEMORY, "make a memory from a cartridge file"),
+        "import": (MEMORY, "create a memory from a cartridge file"),
         "serve": (MEMORY, "serve memories over REST and MCP"),
-        "token": (MEMORY, "create or revoke a tenant's access token"),
+        "token": (MEMORY, "create, list or revoke access tokens of tenants"),
         "mcp": ("memometer.serve.mcp_server", "serve memories over MCP on standard input and output"),
         "store": ("memometer.store.commands", "migrate, consolidate, compact or check a store"),
         "cartridge": ("memometer.cartridge.commands", "inspect, verify, compare or merge cartridge files"),
     },
 }
+"""Group -> command -> (module, help text). The module has `main(argv) -> int`; `module:function` names another one."""
+
+INTERRUPTED = 130
+STOPPED = 4
 
 
 def usage() -> str:
     """The text of `memometer --help`."""
-    lines = ["usage: memometer COMMAND [OPTIONS]", ""]
-    for title, commands in COMMANDS.items():
-        lines += [f"{title}:", *(f"  {name:<16}{help}" for name, (_, help) in commands.items()), ""]
-    return "\n".join([*lines, "`memometer COMMAND --help` describes one command."])
+    lines = ["usage: memometer COMMAND [OPTIONS]", "       memometer --version", ""]
+    for group, commands in COMMANDS.items():
+        lines += [f"{group}:", *(f"  {name:<16}{help}" for name, (_, help) in commands.items()), ""]
+    return "\n".join([*lines, "`memometer COMMAND --help` describes a command."])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand and return its exit code.
+def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
+    """Run a subcommand.
 
     Args:
-        argv: the words after `memometer`; None takes them from the process.
+        argv: the command line after `memometer`; None reads it from the process.
+        prog: the program name in error messages; None for `memometer COMMAND`.
 
     Returns:
-        The subcommand's exit code; 2 for an unknown command.
+        The exit code of the subcommand, 2 for an unknown one, 4 if standard output was closed, 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if words else 2
+    if words[0] == "--version":
+        print(f"memometer {_version()}")
+        return 0
     name, *rest = words
-    known = {name: module for commands in COMMANDS.values() for name, (module, _) in commands.items()}
-    if name not in known:
-        print(f"memometer: unknown command {name!r}; `memometer --help` lists the commands.", file=sys.stderr)
+    modules = {name: module for commands in COMMANDS.values() for name, (module, _) in commands.items()}
+    if name not in modules:
+        print(_unknown(name, list(modules)), file=sys.stderr)
         return 2
-    module = import_module(known[name])
-    code: int = module.main(words if known[name] == MEMORY else rest)
-    return code
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # LiteLLM would download its price table on import
+    prog = prog or f"memometer {name}"
+    try:
+        module, _, function = modules[name].partition(":")
+        code: int = getattr(import_module(module), function or "main")(words if module == MEMORY else rest)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # `| head` closed standard output; Python would fail again when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return STOPPED
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted.", file=sys.stderr)
+        return INTERRUPTED
 
 
-def run(command: Callable[[], int]) -> int:
-    """Run a command of this process; a reader that closes our output early, as `| head` does, is not an error.
+def script(command: str = "") -> NoReturn:
+    """Run the process's command line and exit.
 
     Args:
-        command: called without arguments.
-
-    Returns:
-        Its exit code; 4 (stopped) when standard output was closed.
+        command: the subcommand that a script stands for, as evaluate.py does for `eval`; empty if the command line
+            names it.
     """
+    words = sys.argv[1:]
+    if command:
+        sys.exit(main([command, *words], prog=Path(sys.argv[0]).name))
+    sys.argv = [f"memometer {words[0]}", *words[1:]] if words else ["memometer"]  # argparse takes its `prog` from here
+    sys.exit(main(words))
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
-        return command()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 4
+        return version("memometer")
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
-def script() -> None:
-    """The entry point of the installed command."""
-    sys.exit(run(main))
+def _unknown(name: str, known: Sequence[str]) -> str:
+    from difflib import get_close_matches
+
+    near = " or ".join(get_close_matches(name, known))
+    advice = f"Did you mean {near}?" if near else "`memometer --help` lists the commands."
+    return f"memometer: unknown command {name!r}. {advice}"
 
 
 if __name__ == "__main__":

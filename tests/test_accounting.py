@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import evaluate
 from locomo.dataset import Question
+from memometer.commands import evaluate
 from memometer.models import resolve_models
 from memometer.models.plain_adapter import PlainAdapter
 from memometer.models.prices import Price, price_of

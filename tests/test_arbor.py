@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-import train
+from memometer.commands import train
 from memometer.train import arbor_client, prompt_dataset
 from memometer.train.arbor_client import ArborServer
 from memometer.train.reward import grade

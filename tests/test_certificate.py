@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import evaluate
 from locomo.dataset import Conversation, Dataset, Question, read
 from locomo.llm_judge import PROMPTS, Judge, parse_label, shared_family
 from locomo.metrics import token_f1
 from locomo.split_data import SPLITS
+from memometer.commands import evaluate
 from memometer.judging import calibrate, judge_calibration
 from memometer.judging.calibration_set import (
     WrongAnswersError,

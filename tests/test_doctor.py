@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import train
+from memometer.commands import train
 from memometer.train import gpu_memory
 from memometer.train.gpu_memory import SHAPES
 from memometer.train.hyperparameters import RECIPES

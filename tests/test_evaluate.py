@@ -48,7 +48,7 @@ def everything(folder: Path) -> str:
 
 def test_recall_only_asks_no_model_and_imports_none(tmp_path: Path) -> None:
     script = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import evaluate\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from memometer.commands import evaluate\n"
         "words = '--recall-only --split all --budgets 64,128,400 --run-dir run --no-mlflow'.split()\n"
         "code = evaluate.main(words)\n"
         "print('imported:', {'litellm', 'mlflow', 'xllamacpp', 'torch'} & set(sys.modules)); sys.exit(code)"

@@ -152,8 +152,8 @@ def test_the_command_says_where_and_never_much(
 def test_a_leaked_example_stops_an_evaluation(talk: Conversation, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import dspy
 
-    import evaluate
     from memometer import systems
+    from memometer.commands import evaluate
     from memometer.reader import signatures
 
     config = vars(evaluate.parser().parse_args(["--recall-only", "--data", str(file), "--rounds", "1"]))

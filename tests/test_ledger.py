@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import evaluate
 from memometer import systems
+from memometer.commands import evaluate
 from memometer.harness.runner import Experiment
 from memometer.run import test_set_usage
 from memometer.run.folder import RunFolder

@@ -191,8 +191,8 @@ def test_prose_is_cut_where_sentences_end() -> None:
 
 
 def test_what_a_system_needs_is_asked_for_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    import evaluate
     from locomo.dataset import SAMPLE
+    from memometer.commands import evaluate
 
     def refused(*words: str) -> str:
         config = vars(evaluate.parser().parse_args(["--data", str(SAMPLE), "--recall-only", *words]))

@@ -194,7 +194,7 @@ def test_a_model_answers(capsys: pytest.CaptureFixture[str], server: Any) -> Non
 def test_nothing_heavy_is_imported_to_remember(tmp_path: Path) -> None:
     script = (
         "import sys; from tests.conftest import HashEncoder\n"
-        "from language_models import encoders; encoders.load = lambda *a, **k: HashEncoder()\n"
+        "from memometer.models import encoders; encoders.load = lambda *a, **k: HashEncoder()\n"
         "from memometer.serve.commands import main\n"
         "assert main(['add', 'a kayak']) == main(['recall', 'kayak']) == 0\n"
         "assert not {'dspy', 'litellm', 'fastapi', 'scipy'} & set(sys.modules)"

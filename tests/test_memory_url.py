@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-import evaluate
 from locomo.dataset import SAMPLE
 from memometer import systems as memories
+from memometer.commands import evaluate
 from memometer.harness.runner import Experiment, Refused
 from memometer.store import open_store, opened
 from memometer.store.turn_conversion import episode_of, turn_of

@@ -17,11 +17,10 @@ from typing import Any
 
 import pytest
 
-import evaluate
-import optimize
 from locomo.dataset import Conversation
 from locomo.synthetic.conversation import Acquaintance
 from locomo.synthetic.simulate import as_json
+from memometer.commands import evaluate, optimize
 from memometer.optimize.search import Optimization
 from memory_system import MemorySystem
 from tests.conftest import ROOT, Reply, Server, completion, failure

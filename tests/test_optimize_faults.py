@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-import evaluate
-import optimize
+from memometer.commands import evaluate, optimize
 from memometer.models.replay_cache import CallStore
 from tests.conftest import Reply, Server, completion, failure
 from tests.test_optimize import _in_a_folder_of_its_own, fields, flags, golds, results, simulated

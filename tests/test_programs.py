@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import optimize
 from locomo.dataset import Dataset
 from locomo.split_data import SPLITS, part
+from memometer.commands import optimize
 from memometer.optimize.optimizers import EFFORTS, OPTIMIZERS, size
 from memometer.optimize.plan import Study
 from memometer.optimize.program import cut, example_of, excerpt

@@ -34,7 +34,7 @@ def test_todays_recipe() -> None:
 
 
 def test_every_value_has_a_flag_and_a_flag_wins() -> None:
-    import train
+    from memometer.commands import train
 
     flags = vars(train.parser().parse_args([]))
     assert set(NAMES) <= set(flags)

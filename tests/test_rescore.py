@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-import evaluate
 from locomo.dataset import read
 from locomo.llm_judge import PROMPTS, Judge
+from memometer.commands import evaluate
 from memometer.harness import rescore
 from memometer.judging.calibration_set import draw
 from memometer.judging.graders import Grading

@@ -17,9 +17,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import evaluate
 from locomo.dataset import SAMPLE
 from memometer import systems
+from memometer.commands import evaluate
 from memometer.harness.baselines import Oracle
 from memometer.harness.runner import Experiment, Refused
 from memometer.reader.context_formats import FORMATS, form, record

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-import train
+from memometer.commands import train
 from memometer.models.replay_cache import SearchStopped
 from memometer.run.folder import RunFolder
 from memometer.train import adapters, distillation, supervised, trl_backend

@@ -148,7 +148,7 @@ def test_an_adapter_is_told_from_its_base_and_merged(model: Path, tmp_path: Path
 def test_a_kill_while_the_last_step_is_validated_loses_no_validation(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import train
+    from memometer.commands import train
     from memometer.train.checkpoint_selection import Validation
 
     monkeypatch.chdir(tmp_path)
@@ -178,7 +178,7 @@ def test_a_loss_that_is_not_a_number_ends_the_training(
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    import train
+    from memometer.commands import train
 
     monkeypatch.chdir(tmp_path)
     broken = get_peft_model(AutoModelForCausalLM.from_pretrained(model), LoraConfig(r=4, task_type="CAUSAL_LM"))
@@ -209,7 +209,7 @@ class _Letters:
 
 
 def test_the_reward_rises_where_there_is_something_to_learn(model: Path, tmp_path: Path) -> None:
-    import train
+    from memometer.commands import train
     from memometer.run.folder import RunFolder
     from memometer.train import trl_backend
     from memometer.train.plan import prepare

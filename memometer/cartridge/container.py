@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from memometer.errors import UserError
+
 MIMETYPE, MANIFEST, SIGNATURE = "mimetype", "manifest.json", "manifest.sig"
 RECORDS, VECTORS = "memory/records.jsonl.zst", "memory/vectors.safetensors"
 STATE, TENSORS = "state/state.json", "state/state.safetensors"
@@ -40,7 +42,7 @@ _END = struct.Struct("<4s4H2IH")
 _VERSION, _DAY, _UTF8 = 20, 0x21, 0x800  # ZIP 2.0; 1 January 1980, the first day that ZIP knows; names in UTF-8
 
 
-class CartridgeError(ValueError):
+class CartridgeError(UserError, ValueError):
     """The file cannot be used, or what was to be written into one cannot be; the message is one sentence."""
 
 

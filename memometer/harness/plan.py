@@ -14,6 +14,7 @@ from typing import Any
 from locomo.dataset import CATEGORIES, STAND_INS, DataError, aside, load
 from locomo.llm_judge import Judge, shared_family
 from locomo.split_data import held_out_part, parse, part, sample
+from memometer.errors import UserError
 from memometer.harness import contamination
 from memometer.harness.baselines import CONTROLS, Refusal
 from memometer.harness.configure_memories import LoadForm, Unfit, check_taken, check_url, print_as, try_store
@@ -38,12 +39,14 @@ Config = dict[str, Any]
 LoadMemory = Callable[[str], type[Memory[Any]]]
 
 
-class Refused(ValueError):
+class Refused(UserError, ValueError):
     """The experiment cannot be run as asked; the message is one sentence with the next step."""
 
 
 class Leaked(Refused):
     """What is held out stands in what the run would start with: no mistake of the command line, but an invalid run."""
+
+    exit_code = 3
 
 
 class Choice:

@@ -11,8 +11,10 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from memometer.errors import UserError
 
-class WeightsUnavailable(RuntimeError):
+
+class WeightsUnavailable(UserError, RuntimeError):
     """The weights could not be had; the message is one sentence for the user."""
 
 

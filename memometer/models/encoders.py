@@ -16,6 +16,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
+from memometer.errors import UserError
 from memometer.models.downloads import WeightsUnavailable, fetch, models_folder, sha256
 from memometer.models.vector_cache import VectorCache
 
@@ -67,7 +68,7 @@ class Compactor(Protocol):
     def is_compact(self, value: bytes) -> bool: ...
 
 
-class EncoderUnavailable(RuntimeError):
+class EncoderUnavailable(UserError, RuntimeError):
     """The encoder could not be had; the message is one sentence for the user."""
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from memometer.errors import UserError
+
 Record = dict[str, Any]
 """One attempt at one question, as `memometer.harness.loop` writes it."""
 
@@ -29,7 +31,7 @@ FIELDS = ("system", "budget_tokens", "question_id", "form", "attempt", "answer",
 VERDICT_FIELDS = ("judge", "prompt", "label")
 
 
-class RunFolderError(ValueError):
+class RunFolderError(UserError, ValueError):
     """The folder cannot be used as asked; the message is one sentence for the user."""
 
 

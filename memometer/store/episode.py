@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from memometer.errors import UserError
 from memometer.store.quantise import Quantiser, quantiser
 
 
-class StoreError(RuntimeError):
+class StoreError(UserError, RuntimeError):
     """The store cannot do what is asked; the message is one sentence for the user."""
 
 
