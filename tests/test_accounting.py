@@ -220,7 +220,7 @@ def test_spending_counts_each_line_once() -> None:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder, the sample as data."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LOCOMO_PATH", str(ROOT / "data" / "sample.json"))
+    monkeypatch.setenv("LOCOMO_PATH", str(ROOT / "locomo" / "sample.json"))
     return tmp_path
 
 

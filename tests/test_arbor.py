@@ -26,7 +26,7 @@ from tests.arbor_loopback import Arbor
 from tests.conftest import ROOT
 from tests.rented import install_ssh, serving
 
-SAMPLE = str(ROOT / "data" / "sample.json")
+SAMPLE = str(ROOT / "locomo" / "sample.json")
 FLAGS = [
     "--backend", "arbor", "--data", SAMPLE, "--num-train", "6", "--num-val", "2", "--num-train-steps", "5",
     "--save-steps", "2", "--eval-steps", "3", "--num-generations", "4", "--batch-size", "2",

@@ -38,7 +38,7 @@ from memometer.retrieval.dates import find
 from memometer.stats.intervals import wilson
 from tests.conftest import ROOT, Reply, Server, completion, failure, shown, truthful
 
-SAMPLE = ROOT / "data" / "sample.json"
+SAMPLE = ROOT / "locomo" / "sample.json"
 
 
 def asks(index: int, text: str, gold: str, *, category: int = 4, conversation: str = "a") -> Question:

@@ -19,7 +19,7 @@ from tests.arbor_loopback import Arbor
 from tests.conftest import ROOT
 from tests.rented import serving
 
-SAMPLE = str(ROOT / "data" / "sample.json")
+SAMPLE = str(ROOT / "locomo" / "sample.json")
 REQUIRES = {
     "arbor-ai": ["trl==0.23.1", "vllm==0.10.0", "transformers", "wandb", "setuptools<79.0.1,>=76.0.0"],
     "vllm": ["openai<=1.90.0,>=1.87.0", "transformers>=4.53.2", "torch==2.7.1", "ray ; extra == 'all'"],

@@ -22,7 +22,7 @@ SECRET = "sk-test-0123456789abcdefghij"
 def evaluate(*args: str, cwd: Path, wait: bool = True, **environment: str) -> Any:
     """evaluate.py in `cwd` on the sample; a finished process, or a running one."""
     env = {k: v for k, v in os.environ.items() if k not in ("TOGETHER_API_KEY", "OPENAI_API_KEY")}
-    env |= {"LOCOMO_PATH": str(ROOT / "data" / "sample.json"), "OPENAI_API_KEY": SECRET, **environment}
+    env |= {"LOCOMO_PATH": str(ROOT / "locomo" / "sample.json"), "OPENAI_API_KEY": SECRET, **environment}
     command = [sys.executable, str(ROOT / "evaluate.py"), *args]
     if wait:
         return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
@@ -53,7 +53,7 @@ def test_recall_only_asks_no_model_and_imports_none(tmp_path: Path) -> None:
         "code = evaluate.main(words)\n"
         "print('imported:', {'litellm', 'mlflow', 'xllamacpp', 'torch'} & set(sys.modules)); sys.exit(code)"
     )
-    env = {**os.environ, "LOCOMO_PATH": str(ROOT / "data" / "sample.json")}
+    env = {**os.environ, "LOCOMO_PATH": str(ROOT / "locomo" / "sample.json")}
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "imported: set()" in done.stdout
@@ -116,7 +116,7 @@ def judged(server: Server, *more: str) -> list[str]:
 
 def test_judged_answers_are_counted_exactly(server: Server, tmp_path: Path) -> None:
     """By a judge that errs never, but for two answers that it lets pass."""
-    known = truthful(draw(read(ROOT / "data" / "sample.json"), 25))
+    known = truthful(draw(read(ROOT / "locomo" / "sample.json"), 25))
 
     def answer(number: int, body: dict[str, Any]) -> Reply:
         if body["model"] != "judge":
@@ -220,7 +220,7 @@ def test_a_dry_run_says_what_it_would_cost(server: Server, tmp_path: Path) -> No
 
 
 def test_the_controls_and_what_they_show_stand_in_the_table(server: Server, tmp_path: Path) -> None:
-    known = truthful(draw(read(ROOT / "data" / "sample.json"), 25))
+    known = truthful(draw(read(ROOT / "locomo" / "sample.json"), 25))
 
     def answer(number: int, body: dict[str, Any]) -> Reply:
         if body["model"] != "judge":

@@ -25,7 +25,7 @@ Attempts = list[dict[str, Any]]
 @pytest.fixture(autouse=True)
 def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LOCOMO_PATH", str(ROOT / "data" / "sample.json"))
+    monkeypatch.setenv("LOCOMO_PATH", str(ROOT / "locomo" / "sample.json"))
     return tmp_path
 
 

@@ -72,7 +72,7 @@ def counters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Five tokenizers of different kinds; the tokenizer.json ones are trained here, on our own sample."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    sample = (Path(__file__).parent.parent / "data" / "sample.json").read_text()
+    sample = (Path(__file__).parent.parent / "locomo" / "sample.json").read_text()
     built = {"bytes": Utf8Bytes(), "o200k": Tiktoken("o200k_base"), "cl100k": Tiktoken("cl100k_base")}
     for name, model, trainer, pre in (
         ("bpe", models.BPE(), trainers.BpeTrainer(vocab_size=600, show_progress=False,

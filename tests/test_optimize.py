@@ -420,7 +420,7 @@ def test_every_candidate_is_a_nested_run_in_mlflow(server: Server, simulated: Pa
     ],
 )
 def test_bad_input_gets_one_sentence(words: list[str], said: str, capfd: Any) -> None:
-    words = words if "--data" in words or "--resume" in words else ["--data", str(ROOT / "data/sample.json"), *words]
+    words = words if "--data" in words or "--resume" in words else ["--data", str(ROOT / "locomo/sample.json"), *words]
     assert optimize.main(words) == 2
     out, err = capfd.readouterr()
     assert not out

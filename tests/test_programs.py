@@ -166,7 +166,7 @@ def test_a_search_sees_training_and_validation_conversations_alone(locomo: Datas
 
 
 def test_instructions_are_paid_from_the_questions_budget() -> None:
-    made = study("--data", str(ROOT / "data/sample.json"), "--model", "openai/x", "--context-window", "8000")
+    made = study("--data", str(ROOT / "locomo/sample.json"), "--model", "openai/x", "--context-window", "8000")
     plain = MemorySystem(rounds=1)
     with_more = MemorySystem(rounds=1, question_budget=made.memory.question_budget, count=made.reader.count)
     assert made.memory.question_budget

@@ -276,9 +276,9 @@ def test_optimize_refuses_what_it_cannot_fit(sample: Any, tmp_path: Path) -> Non
         assert "Traceback" not in done.stderr
         return done.stderr
 
-    assert "this is a stand-in; give --out" in run("--data", str(ROOT / "data" / "sample.json"))
+    assert "this is a stand-in; give --out" in run("--data", str(ROOT / "locomo" / "sample.json"))
     assert "is not known; it may be minilm" in run(
-        "--data", str(ROOT / "data" / "sample.json"), "--encoder", "nonsense"
+        "--data", str(ROOT / "locomo" / "sample.json"), "--encoder", "nonsense"
     )
 
 

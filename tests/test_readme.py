@@ -38,7 +38,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     env = {k: v for k, v in os.environ.items() if k not in ("TOGETHER_API_KEY", "OPENAI_API_KEY")}
-    env["LOCOMO_PATH"] = str(ROOT / "data" / "sample.json")
+    env["LOCOMO_PATH"] = str(ROOT / "locomo" / "sample.json")
     env["MEMOMETER_URL"] = f"sqlite:///{cwd / 'memory.db'}"
     words = command.split()
     assert words[0].endswith("python"), command
@@ -144,7 +144,7 @@ def test_the_mlflow_command_is_one_that_mlflow_knows() -> None:
 def test_without_mlflow_a_run_needs_none(checkout: Path, tmp_path: Path, tiny: Path) -> None:
     """`--no-mlflow` where MLflow cannot be imported at all."""
     (tmp_path / "mlflow.py").write_text("raise ImportError('MLflow is not here')")
-    env = {**os.environ, "LOCOMO_PATH": str(ROOT / "data" / "sample.json"), "PYTHONPATH": str(tmp_path)}
+    env = {**os.environ, "LOCOMO_PATH": str(ROOT / "locomo" / "sample.json"), "PYTHONPATH": str(tmp_path)}
     args = ["--model", "embedded:tiny", "--num-test", "1", "--budget-tokens", "64", "--systems", "simple"]
     command = [sys.executable, "evaluate.py", *args, "--run-dir", str(tmp_path / "run"), "--no-mlflow"]
     done = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True, timeout=120)

@@ -25,7 +25,7 @@ from memometer.run.folder import RunFolder
 from tests.conftest import ROOT, Reply, Server, completion, failure, shown, truthful
 from tests.test_evaluate import remote
 
-SAMPLE = ROOT / "data" / "sample.json"
+SAMPLE = ROOT / "locomo" / "sample.json"
 DATA = read(SAMPLE)
 ASKED = [question for question in DATA.questions if question.gold is not None]
 NOT_KNOWN = "No information available"

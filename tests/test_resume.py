@@ -221,7 +221,7 @@ def test_a_memory_that_fails_is_a_result_and_a_model_that_fails_is_none(server: 
     )
 
     def fragile(*args: str) -> subprocess.CompletedProcess[str]:
-        env = {**os.environ, "LOCOMO_PATH": str(ROOT / "data" / "sample.json"), "OPENAI_API_KEY": SECRET}
+        env = {**os.environ, "LOCOMO_PATH": str(ROOT / "locomo" / "sample.json"), "OPENAI_API_KEY": SECRET}
         command = [sys.executable, "-c", script, *args]
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
 

@@ -22,7 +22,7 @@ from memometer.train.prompt_dataset import ReadingPrompt
 from memometer.train.reward import Case, gold_reply
 from tests.conftest import ROOT, Reply, Server, completion
 
-SAMPLE = str(ROOT / "data" / "sample.json")
+SAMPLE = str(ROOT / "locomo" / "sample.json")
 SMALL = ["--budgets", "64,128", "--num-train", "8", "--num-val", "4", "--num-train-steps", "3", "--data", SAMPLE]
 
 

@@ -21,7 +21,7 @@ pytest.importorskip("trl", reason="TRL is not installed")
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what the training libraries deprecate is theirs
 
-SAMPLE = str(ROOT / "data" / "sample.json")
+SAMPLE = str(ROOT / "locomo" / "sample.json")
 GRPO = ["--mode", "train", "--backend", "trl", "--data", SAMPLE, "--rounds", "0", "--budgets", "64"]
 SIZES = ["--num-train", "8", "--num-val", "3", "--batch-size", "4", "--gradient-accumulation", "1"]
 SHORT = ["--num-generations", "4", "--max-completion-tokens", "8", "--lora-rank", "4", "--learning-rate", "0.01"]
