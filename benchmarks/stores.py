@@ -39,7 +39,7 @@ import numpy as np
 
 from memometer.store import hybrid_scoring, open_store
 from memometer.store.episode import Episode
-from memometer.store.hybrid_scoring import DEFAULT, REACH, Weights
+from memometer.store.hybrid_scoring import DEFAULT, MAX_NEIGHBOUR_DISTANCE, Weights
 
 DIMENSIONS = 384
 SCOPE = "agent"
@@ -181,7 +181,7 @@ def evidence(bits: int) -> dict[str, list[float]]:
             if question.category not in ANSWERABLE or not question.evidence:
                 continue
             asked = encoder([question.text])[0]
-            for name, weights in (("vectors alone", Weights(lexical=0, dense=1, beside=0)), ("fused", DEFAULT)):
+            for name, weights in (("vectors alone", Weights(lexical=0, dense=1, neighbours=0)), ("fused", DEFAULT)):
                 hits = store.retrieve_similar(SCOPE, question.text, asked, len(made), at=0.0, weights=weights)
                 as_stored = [hit.episode.id for hit in hits]
                 for how, ranked in (("as stored", as_stored), ("float32", rescored(hits, exact, asked, made, weights))):
@@ -201,8 +201,10 @@ def rescored(
     lexical = {hit.episode.id: hit.lexical for hit in hits}
     dense = {id: float(vector @ asked) for id, vector in exact.items()}
     fits = {n: weights.lexical * lexical[e.id] + weights.dense * dense[e.id] for n, e in enumerate(made)}
-    windows = {n: range(max(0, n - REACH), min(len(made), n + REACH + 1)) for n in fits}
-    beside = hybrid_scoring.fit_beside(fits, {n: episode.at for n, episode in enumerate(made)}, windows)
+    windows = {
+        n: range(max(0, n - MAX_NEIGHBOUR_DISTANCE), min(len(made), n + MAX_NEIGHBOUR_DISTANCE + 1)) for n in fits
+    }
+    beside = hybrid_scoring.neighbour_scores(fits, {n: episode.at for n, episode in enumerate(made)}, windows)
     return [made[n].id for n in sorted(fits, key=lambda n: (-(fits[n] + weights.beside * beside[n]), made[n].id))]
 
 

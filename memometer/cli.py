@@ -44,7 +44,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "serve": (MEMORY, "serve memories over REST and MCP"),
         "token": (MEMORY, "create, list or revoke access tokens of tenants"),
         "mcp": ("memometer.serve.mcp_server", "serve memories over MCP on standard input and output"),
-        "store": ("memometer.store.commands", "migrate, consolidate, compact or check a store"),
+        "store": ("memometer.commands.store", "migrate, consolidate, compact or check a store"),
         "cartridge": ("memometer.cartridge.commands", "inspect, verify, compare or merge cartridge files"),
     },
 }

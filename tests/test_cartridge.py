@@ -57,7 +57,7 @@ def held(state: Any) -> Any:
     """What a state holds: the episodes, where it has a store."""
     if hasattr(state, "store"):
         store = state.store
-        return state.number, state.scope, store.vectors(), {s: list(store.scan(s)) for s in store.scopes()}
+        return state.number, state.scope, store.vector_format(), {s: list(store.scan(s)) for s in store.scopes()}
     return vars(state)
 
 

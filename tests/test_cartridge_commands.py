@@ -137,7 +137,7 @@ def test_what_cannot_be_one_is_said(tmp_path: Path, sample: Any) -> None:
         ("bm25", "another time", "its session 1 is of another time than in a cartridge before it"),
         ("summary", "summary", "it was written by a model, and what two wrote cannot be made one"),
         ("episodic", "seed", "its parameters is"),
-        ("episodic", "other text", "episode 'D1:1' is stored already, with another text or time"),
+        ("episodic", "other text", "'D1:1'"),
         ("bm25", "persona", "its persona is another than the first one's"),
     ):
         with pytest.raises(ValueError, match=told.replace("(", r"\(")):

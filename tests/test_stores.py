@@ -10,7 +10,6 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
-from benchmarks.crash import crash
 from memometer.store import open_store
 from memometer.store.episode import Conflict, Episode, StoreError
 from memometer.store.hybrid_scoring import DAY, DEFAULT, SEED, Weights
@@ -18,6 +17,7 @@ from memometer.store.migrate import migrate
 from memometer.store.protocol import Store
 from tests import servers
 from tests.conftest import HashEncoder
+from tests.crash import crash
 
 Open = Callable[[], Store]
 
@@ -127,7 +127,7 @@ def test_of_many_equal_ones_every_store_finds_those_of_the_smaller_ids(opened: O
     made = [Episode(f"{n:03}", "", at=0.0) for n in reversed(range(250))]
     store = opened()
     store.store_episodes("agent", made, np.ones((250, DIMENSIONS)))
-    found = store.retrieve_similar("agent", "", np.ones(DIMENSIONS), 5, at=NOW, weights=Weights(beside=0.0))
+    found = store.retrieve_similar("agent", "", np.ones(DIMENSIONS), 5, at=NOW, weights=Weights(neighbours=0.0))
     assert [hit.episode.id for hit in found] == ["000", "001", "002", "003", "004"]
 
 
@@ -135,12 +135,12 @@ def test_what_is_stored_is_there_after_a_restart(opened: Open) -> None:
     made, vectors = episodes(3, 60)
     store = opened()
     store.store_episodes("agent", made, vectors, encoder="hash")
-    before, kind = results(store, "agent", 3), store.vectors()
+    before, kind = results(store, "agent", 3), store.vector_format()
     if not isinstance(store, type(open_store("memory:"))):
         store.close()
     again = opened()
     assert results(again, "agent", 3) == before
-    assert again.vectors() == kind
+    assert again.vector_format() == kind
     assert [replace(e, codes=b"") for e in again.get("agent", [made[9].id, "?", made[2].id])] == [made[9], made[2]]
 
 
@@ -187,7 +187,7 @@ def test_another_text_under_a_known_id_is_refused_and_nothing_is_written(opened:
     store = opened()
     store.store_episode("agent", Episode("1", "the blue kayak", at=5.0), np.ones(4))
     batch = [Episode("2", "a lamp", at=6.0), Episode("1", "the red kayak", at=5.0)]
-    with pytest.raises(Conflict, match="'1' is stored already, with another text or time"):
+    with pytest.raises(Conflict, match="'1'"):
         store.store_episodes("agent", batch, np.ones((2, 4)))
     assert [episode.id for episode in store.scan("agent")] == ["1"]
     assert store.check() == []
@@ -209,7 +209,7 @@ def test_scopes_share_nothing(opened: Open) -> None:
 def test_vectors_of_another_encoder_are_refused(opened: Open) -> None:
     store = opened()
     store.store_episodes("agent", [Episode("1", "a", 0.0)], np.ones((1, 8)), encoder="one")
-    with pytest.raises(StoreError, match=r"holds vectors of one \(8 dimensions, 2 bits\), and was given those of two"):
+    with pytest.raises(StoreError, match=r"one \(8 dimensions, 2 bits\).* two \(8 dimensions"):
         store.store_episodes("agent", [Episode("2", "b", 0.0)], np.ones((1, 8)), encoder="two")
     with pytest.raises(StoreError, match="9 dimensions"):
         store.store_episodes("agent", [Episode("2", "b", 0.0)], np.ones((1, 9)), encoder="one")
@@ -330,8 +330,8 @@ def test_redis_answers_what_was_asked_before_and_is_never_needed(
     gone = f"redis://127.0.0.1:1/0?behind={quote(behind, safe='')}"
     with open_store(gone) as cold, open_store(behind) as other:
         assert results(cold, "agent", 7) == results(other, "agent", 7)
-    assert capsys.readouterr().err.count("Redis is not used") == 1
-    with pytest.raises(StoreError, match="needs a store behind it"):
+    assert capsys.readouterr().err.count("Redis failed") == 1
+    with pytest.raises(StoreError, match="behind=URL"):
         open_store("redis://127.0.0.1/0")
 
 
@@ -343,7 +343,7 @@ def test_an_approximate_index_finds_the_nearest_in_postgresql(postgres_url: str)
             each.store_episodes("agent", made, vectors)
         for vector in vectors[:20]:
             best, expected = (
-                each.retrieve_similar("agent", "", vector, 1, at=NOW, weights=Weights(lexical=0, beside=0))
+                each.retrieve_similar("agent", "", vector, 1, at=NOW, weights=Weights(lexical=0, neighbours=0))
                 for each in (store, model)
             )
             assert best == expected
@@ -351,12 +351,12 @@ def test_an_approximate_index_finds_the_nearest_in_postgresql(postgres_url: str)
 
 def test_a_server_that_is_not_there_is_told_in_a_sentence() -> None:
     pytest.importorskip("psycopg", reason="PostgreSQL's client is not here: pip install '.[stores]'")
-    with pytest.raises(StoreError, match="cannot do this .*; see that the server runs"):
+    with pytest.raises(StoreError, match="PostgreSQL"):
         open_store("postgresql://nobody@127.0.0.1:1/none")
 
 
 def test_a_url_that_names_no_store_is_answered_with_what_may_be() -> None:
-    with pytest.raises(StoreError, match="may begin with memory:, sqlite:"):
+    with pytest.raises(StoreError, match="mysql.*memory:, sqlite:"):
         open_store("mysql://somewhere")
 
 

@@ -117,8 +117,8 @@ def merge(
         for path, cartridge in zip(paths[1:], cartridges[1:], strict=True):
             store, theirs = first.memory.store(first.state), cartridge.state
             with refusing(path):
-                if kind := theirs.store.vectors():
-                    store.declare(kind)
+                if kind := theirs.store.vector_format():
+                    store.set_vector_format(kind)
                 copy(theirs.store.scan(theirs.scope), store, first.state.scope)
         state = first.state
     else:

@@ -19,7 +19,7 @@ from memometer.cartridge import columnar, container, memory_spec, records, signa
 from memometer.cartridge import serialization as rows
 from memometer.cartridge.container import CartridgeError, Container
 from memometer.models.encoders import Encoder, EncoderUnavailable
-from memometer.store.episode import Episode, StoreError, Vectors
+from memometer.store.episode import Episode, StoreError, VectorFormat
 from memometer.store.migrate import batches, copy
 from memometer.systems.episodic import Episodic, EpisodicState
 from memory_system import Memory, State, TokenCounter, Turn
@@ -65,6 +65,14 @@ def refusing(path: Path) -> Iterator[None]:
         raise CartridgeError(f"{path} is refused: it is malformed ({error!r:.80}).") from error
 
 
+def upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest with the field names of this version."""
+    if isinstance(parameters := manifest.get("parameters"), dict) and isinstance(parameters.get("weights"), dict):
+        weights = {"neighbours" if name == "beside" else name: value for name, value in parameters["weights"].items()}
+        return {**manifest, "parameters": {**parameters, "weights": weights}}
+    return manifest
+
+
 class Verified:
     """A file whose content is what its manifest says, and its manifest of the form that this version writes."""
 
@@ -73,7 +81,7 @@ class Verified:
         signed = file.read(container.SIGNATURE, most=1000) if container.SIGNATURE in file else None
         self.signed_by = signature.check(file.written, signed, public_key=public_key)
         file.verify()
-        self.manifest = file.manifest
+        self.manifest = upgraded(file.manifest)
         if self.manifest.keys() != FIELDS or self.manifest["holds"] not in ("state", "episodes"):
             raise CartridgeError("its manifest has other fields than a manifest has")
 
@@ -195,7 +203,7 @@ class Verified:
     def _episodes(self, memory: Episodic, scope: str | None, reobserve: bool) -> EpisodicState:
         about = self.manifest["embedding"]
         state = memory.open(str(self.manifest["scope"]) if scope is None else scope)
-        kind = about and Vectors(about["model"], int(about["dimensions"]), int(str(about["kind"]).split()[0]))
+        kind = about and VectorFormat(about["model"], int(about["dimensions"]), int(str(about["kind"]).split()[0]))
         _, codes = self._vectors("codes", "U8")
         found = rows.episodes(self.rows(), codes)
         if reobserve:
@@ -203,7 +211,7 @@ class Verified:
         store = memory.store(state)
         if kind:
             width = kind.quantiser.bytes
-            store.declare(kind)
+            store.set_vector_format(kind)
             found = (_of_width(episode, width) for episode in found)
         copy(found, store, state.scope)
         return memory.open(state.scope) if memory.memory_url else _opened(state)
@@ -222,12 +230,12 @@ def _opened(state: EpisodicState) -> EpisodicState:
 
 
 def _encoded_again(
-    found: Iterator[Episode], kind: Vectors | None, encoder: Encoder | None
-) -> tuple[Vectors | None, Iterator[Episode]]:
+    found: Iterator[Episode], kind: VectorFormat | None, encoder: Encoder | None
+) -> tuple[VectorFormat | None, Iterator[Episode]]:
     """The episodes with vectors of another encoder."""
     if kind is None or encoder is None:
         return kind, found
-    other = Vectors(encoder.name, encoder.dimensions, kind.bits)
+    other = VectorFormat(encoder.name, encoder.dimensions, kind.bits)
 
     def made() -> Iterator[Episode]:
         for batch in batches(found):

@@ -74,8 +74,8 @@ class Writing:
                 count += bool(episode.codes)
                 yield serialization.of_episode(episode)
 
-        with store.reading():
-            kind = store.vectors()
+        with store.snapshot():
+            kind = store.vector_format()
             found = records.write(listed(), self._entry(container.RECORDS))
         width = kind.quantiser.bytes if kind else 0
         writer.add_parts("codes", codes.blocks(), np.uint8, (count, width))

@@ -39,11 +39,11 @@ READING = ("recall", "ask", "list", "forget", "export")
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     from memometer.serve.tenants import TOLD, NamedMemories
-    from memometer.store.url import must_be_there
+    from memometer.store.url import check_exists
 
     try:
         if args.memory_url and args.verb in READING:  # the default one may be empty still
-            must_be_there(args.memory_url)
+            check_exists(args.memory_url)
         memories = NamedMemories(
             args.memory_url or default_url(),
             encoder=args.encoder,

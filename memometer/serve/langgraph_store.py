@@ -41,10 +41,10 @@ from memometer.store.hybrid_scoring import DEFAULT, Weights
 Namespace = tuple[str, ...]
 
 PREFIX = "langgraph:"
-ACROSS = Weights(lexical=0.0, dense=1.0, beside=0.0)
+ACROSS = Weights(lexical=0.0, dense=1.0, neighbours=0.0)
 """BM25 is a share of the best in its namespace; across several, only cosines can be compared."""
 
-ALONE = Weights(lexical=DEFAULT.lexical, dense=DEFAULT.dense, beside=0.0)
+ALONE = Weights(lexical=DEFAULT.lexical, dense=DEFAULT.dense, neighbours=0.0)
 """Items are no conversation: what was put before and after one says nothing of it."""
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {

@@ -58,7 +58,7 @@ from memometer.serve.schemas import (
     TurnsOut,
 )
 from memometer.serve.tenants import DEFAULT_NAME, Named, NamedMemories, NotThere, Refused
-from memometer.store.consolidation import WhenIdle
+from memometer.store.consolidation import IdleConsolidation
 from memometer.store.url import without_password
 
 BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
@@ -320,7 +320,7 @@ def _add_health_routes(app: FastAPI, memories: NamedMemories) -> None:
     @app.get("/readyz")
     def readyz() -> HealthOut:
         """The store and the encoder answer."""
-        memories.store.vectors()
+        memories.store.vector_format()
         memories.encoder.ready()
         return HealthOut(status="ok")
 
@@ -378,7 +378,7 @@ def serve(
     with ExitStack() as stack:
         stack.enter_context(small_heaps())
         if consolidate_after_seconds:
-            idle = WhenIdle(memories.store, after_seconds=consolidate_after_seconds, now=memories.now)
+            idle = IdleConsolidation(memories.store, after_seconds=consolidate_after_seconds, now=memories.now)
             memories.observed = stack.enter_context(idle).touch
         stack.enter_context(listening)
         settings = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=60)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from memometer.budget import Recall
 from memometer.serve.tenants import DEFAULT_NAME, DEFAULT_SYSTEM, MOST_AT_ONCE, NAME, Named, Said
-from memometer.store.episode import Episode, Found, Size
+from memometer.store.episode import Episode, ScopeSize, SearchResult
 from memometer.store.protocol import Consolidated
 from memometer.store.turn_conversion import turn_of
 from memometer.systems import SYSTEMS
@@ -117,7 +117,7 @@ class FoundOut(TurnOut):
     recency: float
 
     @classmethod
-    def found(cls, hit: Found) -> FoundOut:
+    def found(cls, hit: SearchResult) -> FoundOut:
         return cls(**_turn(hit.episode), score=hit.score, lexical=hit.lexical, dense=hit.dense, recency=hit.recency)
 
 
@@ -164,7 +164,7 @@ class MemoryOut(BaseModel):
     archived: int
 
     @classmethod
-    def of(cls, named: Named, size: Size) -> MemoryOut:
+    def of(cls, named: Named, size: ScopeSize) -> MemoryOut:
         created_at = datetime.fromtimestamp(named.created_at, UTC)
         return cls(
             name=named.name, system=named.system, created_at=created_at, turns=size.episodes, archived=size.archived

@@ -30,7 +30,7 @@ from memometer.models.encoders import Encoder, EncoderUnavailable
 from memometer.serve.answering import Answers, NoModel
 from memometer.serve.state_cache import States
 from memometer.store import turn_conversion
-from memometer.store.episode import Conflict, Episode, Found, Size, StoreError
+from memometer.store.episode import Conflict, Episode, ScopeSize, SearchResult, StoreError
 from memometer.store.protocol import Consolidated, Store
 from memometer.systems import SYSTEMS
 from memometer.token_counters import counter_for
@@ -254,12 +254,12 @@ class NamedMemories:
 
         return self.on(tenant, name, read)
 
-    def retrieve(self, tenant: str, name: str, question: str, *, k: int, at: float | None = None) -> list[Found]:
+    def retrieve(self, tenant: str, name: str, question: str, *, k: int, at: float | None = None) -> list[SearchResult]:
         """The k turns that fit best by words and meaning, the best first, whatever the memory's system."""
         vector = self.encoder([question])[0]
         when = self.now() if at is None else at
 
-        def read(named: Named) -> list[Found]:
+        def read(named: Named) -> list[SearchResult]:
             return self.store.retrieve_similar(named.scope, question, vector, k, at=when)
 
         return self.on(tenant, name, read)
@@ -273,7 +273,7 @@ class NamedMemories:
         """The k latest turns, as episodes; those after a given one (its time and id) in this order."""
 
         def read(named: Named) -> list[Episode]:
-            with self.store.reading():
+            with self.store.snapshot():
                 rows = self.store.newest(named.scope, k, before)
                 return self.store.get(named.scope, self.store.ids(named.scope, rows))
 
@@ -297,7 +297,7 @@ class NamedMemories:
         when = self.now() if at is None else at
         return self.on(tenant, name, lambda named: self.store.consolidate(named.scope, at=when))
 
-    def size(self, tenant: str, name: str) -> Size:
+    def size(self, tenant: str, name: str) -> ScopeSize:
         return self.store.size(self.find(tenant, name).scope)
 
     # ------------------------------------------------------------ inside

@@ -1,10 +1,10 @@
-"""Stores by the scheme of their URL. A new back end is a file in this folder and a line here.
+"""Stores for episodes, opened by URL. To add one, add a file to this folder and a line to `SCHEMES`.
 
 memory:                        this process only
-sqlite:///memory.db            one file (three slashes and a relative path, four and an absolute one)
-postgresql://user@host/name    tables of a PostgreSQL database with pgvector
-chroma:///folder               ChromaDB, in a folder or as chroma://host:port
-redis://host:port/0?behind=URL a hot layer in Redis before another store; redis+unix:// by its socket
+sqlite:///memory.db            one file; three slashes for a relative path, four for an absolute one
+postgresql://user@host/name    a PostgreSQL database with pgvector
+chroma:///folder               ChromaDB in a folder, or chroma://host:port
+redis://host:port/0?behind=URL a Redis cache in front of another store; redis+unix:// for a socket
 """
 
 from __future__ import annotations
@@ -25,24 +25,28 @@ SCHEMES = {
     "sqlite": "memometer.store.sqlite",
     "chroma": "memometer.store.chroma",
     "postgresql": "memometer.store.postgres",
-    "redis": "memometer.store.redis",
-    "redis+unix": "memometer.store.redis",
+    "redis": "memometer.store.redis_cache",
+    "redis+unix": "memometer.store.redis_cache",
 }
 
 
 def open_store(url: str) -> Store:
-    """The store at a URL, made where there is none.
+    """Open the store at a URL. It is created if it does not exist.
 
-    Raises StoreError with one sentence for a scheme that is not known or a store that cannot be opened.
+    Args:
+        url: one of the URLs above.
+
+    Raises:
+        StoreError: the scheme is unknown, the URL is invalid, or the store cannot be opened.
     """
     scheme = url.partition(":")[0]
     if scheme not in SCHEMES:
-        known = ", ".join(f"{name}:" for name in SCHEMES)
-        raise StoreError(f"{without_password(url)!r} names no store; it may begin with {known}.")
+        supported = ", ".join(f"{name}:" for name in SCHEMES)
+        raise StoreError(f"unknown store URL {without_password(url)}; supported schemes: {supported}")
     try:
         return cast("Store", import_module(SCHEMES[scheme]).from_url(url))
-    except ValueError as error:  # of urllib: brackets or a port that are none
-        raise StoreError(f"{without_password(url)!r} cannot be read ({error}); write it as {__name__} says.") from error
+    except ValueError as error:  # urllib rejects brackets and ports
+        raise StoreError(f"invalid store URL {without_password(url)} ({error}).") from error
 
 
 _lock = threading.Lock()
@@ -50,7 +54,7 @@ _opened: dict[tuple[int, str], Store] = {}
 
 
 def opened(url: str) -> Store:
-    """The store at a URL, opened once in this process and left open."""
+    """Return the store at a URL. It is opened once per process and stays open."""
     with _lock:
         key = os.getpid(), url
         if key not in _opened:
@@ -59,7 +63,7 @@ def opened(url: str) -> Store:
 
 
 def close(url: str) -> None:
-    """Close the store at a URL, where `opened` has opened it."""
+    """Close the store at a URL if `opened` has opened it."""
     with _lock:
         store = _opened.pop((os.getpid(), url), None)
     if store:

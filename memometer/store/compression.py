@@ -1,7 +1,7 @@
-"""Texts in few bytes: zstd with a dictionary that is trained on the store's own episodes, or LZ4.
+"""Compression of texts, by zstd with a dictionary trained on the store's own episodes, or by LZ4.
 
-One turn is too short to compress by itself: without a dictionary zstd saves a fifth, and LZ4 makes it longer. A
-dictionary holds text of those it was trained on, so it stays in the store that it came from.
+A single turn is too short to compress well: without a dictionary zstd saves a fifth and LZ4 nothing. A dictionary
+contains parts of its training texts, so it never leaves its store.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 RAW, ZSTD, LZ4 = 0, -1, -2
-"""How a text is written, beside the numbers of dictionaries, from 1."""
+"""Encodings of a text. Positive numbers are zstd with the dictionary of that number."""
 
-MOST_BYTES = 16 * 2**20
-"""Of one text."""
+MAX_BYTES = 16 * 2**20
+"""Limit for one text."""
 
 DICTIONARY_BYTES = 112 * 1024
 _LEVEL = 12
 
 
 class Codec:
-    """Compresses with the newest of some dictionaries, and reads what any of them wrote.
+    """Compresses with the newest dictionary and decompresses with any of them.
 
     Args:
-        dictionaries: by number.
-        compression: zstd or lz4; for lz4 the package of that name is needed.
+        dictionaries: dictionaries by number.
+        compression: `zstd` or `lz4`; the latter needs the package lz4.
     """
 
     def __init__(self, dictionaries: Mapping[int, bytes], compression: str = "zstd") -> None:
@@ -34,14 +34,14 @@ class Codec:
         self._writer = self._open(self.newest)[0]
 
     def pack(self, text: bytes) -> tuple[int, bytes]:
-        """How it is written, and what; as it is where nothing is shorter."""
-        if len(text) > MOST_BYTES:
-            raise ValueError(f"a text of {len(text):,} bytes cannot be stored; the most is {MOST_BYTES:,}.")
+        """Return the encoding and the bytes; the text itself if compression does not shorten it."""
+        if len(text) > MAX_BYTES:
+            raise ValueError(f"cannot store a text of {len(text):,} bytes; the limit is {MAX_BYTES:,} bytes.")
         packed = self._writer(text)
         return (self.newest, packed) if len(packed) < len(text) else (RAW, text)
 
     def knows(self, kind: int) -> bool:
-        """Whether it can read what was written so."""
+        """Return True if `unpack` supports this encoding."""
         return kind <= RAW or kind in self._dictionaries
 
     def unpack(self, kind: int, packed: bytes) -> bytes:
@@ -54,12 +54,12 @@ class Codec:
             try:
                 import lz4.block
             except ImportError as error:
-                raise ValueError("compression=lz4 needs the lz4 package: pip install lz4.") from error
+                raise ValueError("compression=lz4 needs the package lz4; run pip install lz4.") from error
             return lz4.block.compress, lambda packed: bytes(lz4.block.decompress(packed))
         import zstandard
 
-        known = zstandard.ZstdCompressionDict(self._dictionaries[kind]) if kind > 0 else None
-        # What every frame would repeat is left out: magic number, sizes, checksum, the dictionary's number.
+        dictionary = zstandard.ZstdCompressionDict(self._dictionaries[kind]) if kind > 0 else None
+        # Short frames: no magic number, size, checksum or dictionary number.
         parameters = zstandard.ZstdCompressionParameters.from_level(
             _LEVEL,
             format=zstandard.FORMAT_ZSTD1_MAGICLESS,
@@ -67,24 +67,24 @@ class Codec:
             write_checksum=False,
             write_dict_id=False,
         )
-        writer: Any = zstandard.ZstdCompressor(dict_data=known, compression_params=parameters)
-        reader: Any = zstandard.ZstdDecompressor(dict_data=known, format=zstandard.FORMAT_ZSTD1_MAGICLESS)
+        writer: Any = zstandard.ZstdCompressor(dict_data=dictionary, compression_params=parameters)
+        reader: Any = zstandard.ZstdDecompressor(dict_data=dictionary, format=zstandard.FORMAT_ZSTD1_MAGICLESS)
 
         def read(packed: bytes) -> bytes:
-            # As a stream: what a frame claims of its size is not believed.
+            # As a stream, because the size that a frame declares is not trusted.
             try:
-                text = bytes(reader.stream_reader(packed).read(MOST_BYTES + 1))
+                text = bytes(reader.stream_reader(packed).read(MAX_BYTES + 1))
             except zstandard.ZstdError as error:
-                raise ValueError(f"it is damaged: {error}") from error
-            if len(text) > MOST_BYTES:
-                raise ValueError(f"it is longer than {MOST_BYTES:,} bytes")
+                raise ValueError(f"damaged data: {error}") from error
+            if len(text) > MAX_BYTES:
+                raise ValueError(f"longer than {MAX_BYTES:,} bytes")
             return text
 
         return writer.compress, read
 
 
 def train(texts: Sequence[bytes]) -> bytes | None:
-    """A dictionary for texts like these; None where there are too few to learn from."""
+    """Train a dictionary on texts; return None if there are too few."""
     import zstandard
 
     size = min(DICTIONARY_BYTES, sum(map(len, texts)) // 10)

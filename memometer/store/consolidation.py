@@ -1,4 +1,4 @@
-"""Consolidation while nobody asks: what has changed is merged, and what is to be forgotten archived."""
+"""Consolidation of changed scopes in the background, when the service is idle."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from memometer.store.hybrid_scoring import DEFAULT, Weights
 from memometer.store.protocol import Store
 
 
-class WhenIdle:
-    """Consolidates the scopes that were touched, once nothing has been touched for some time.
+class IdleConsolidation:
+    """Consolidates the touched scopes after a quiet period.
 
-        with WhenIdle(store, after_seconds=60, now=time.time) as idle:
+        with IdleConsolidation(store, after_seconds=60, now=time.time) as idle:
             idle.touch("agent-1")          # at every request
 
     Args:
-        store: which its back end lets several threads use.
-        after_seconds: without a touch.
-        now: the time that consolidation is told, in Unix seconds.
-        weights: by which it merges and forgets.
-        done: called after each round.
+        store: a store that supports use from several threads.
+        after_seconds: length of the quiet period.
+        now: returns the present time in Unix seconds.
+        weights: parameters of merging and forgetting.
+        done: called after each consolidation of all touched scopes.
     """
 
     def __init__(
@@ -49,14 +49,14 @@ class WhenIdle:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """A round that has begun is finished."""
+        """Stop; a running consolidation is finished first."""
         with self._changed:
             self._stopped = True
             self._changed.notify()
         self._thread.join()
 
     def touch(self, scope: str) -> None:
-        """Somebody is using a scope."""
+        """Mark a scope as in use."""
         with self._changed:
             self._touched[scope] = None
             self._changed.notify()
@@ -66,12 +66,12 @@ class WhenIdle:
             for scope in scopes:
                 try:
                     self._store.consolidate(scope, at=self._now(), weights=self._weights)
-                except Exception as error:  # noqa: BLE001  # whatever a back end raises must not end the rounds
-                    print(f"Scope {scope!r} was not consolidated ({error}); it is left as it was.", file=sys.stderr)
+                except Exception as error:  # noqa: BLE001  # an error of a back end must not end the thread
+                    print(f"Cannot consolidate scope {scope!r} ({error}). The scope is unchanged.", file=sys.stderr)
             self._done()
 
     def _wait(self) -> list[str]:
-        """The scopes to look at, after a quiet time; none when it is over."""
+        """Wait for a quiet period and return the touched scopes; none after `__exit__`."""
         with self._changed:
             while not self._stopped:
                 if not self._touched:

@@ -1,4 +1,4 @@
-"""The words of every store: what an episode is, what is found, what vectors are."""
+"""Data types that all stores share: episodes, search results, vector formats and scope sizes."""
 
 from __future__ import annotations
 
@@ -10,18 +10,28 @@ from memometer.store.quantise import Quantiser, quantiser
 
 
 class StoreError(UserError, RuntimeError):
-    """The store cannot do what is asked; the message is one sentence for the user."""
+    """A store operation failed. The message is meant for the user."""
 
 
 class Conflict(StoreError):
-    """Another episode has the id already."""
+    """The id already belongs to an episode with another text or time."""
 
 
 @dataclass(frozen=True)
 class Episode:
-    """Something that happened. `id` is unique in its scope, `at` is when, `codes` its vector as `Quantiser` writes it
-    (empty: it has none). `sources` are the ids of others that it stands for. Archived episodes are kept and
-    not found."""
+    """One stored event, usually a turn of a conversation.
+
+    Args:
+        id: unique within its scope.
+        text: searchable text.
+        at: time of the event, in Unix seconds.
+        importance: weight for ranking and forgetting, usually from 0 to 1.
+        uses: how often the episode was used.
+        codes: the quantised vector (`Quantiser.encode`); empty if there is none.
+        sources: ids of the episodes that were merged into this one.
+        archived: archived episodes are kept but never found by a search.
+        details: further values as JSON can hold them.
+    """
 
     id: str
     text: str
@@ -35,8 +45,16 @@ class Episode:
 
 
 @dataclass(frozen=True)
-class Found:
-    """An episode and how well it fits, the higher the better: `score` is the weighted sum of the others."""
+class SearchResult:
+    """An episode with its scores; higher is better.
+
+    Args:
+        episode: the episode.
+        score: weighted sum of all signals.
+        lexical: BM25 as a share of the best score in the scope, from 0 to 1.
+        dense: cosine of the vectors, from -1 to 1; 0 without a vector.
+        recency: exponential decay with age, from 0 to 1.
+    """
 
     episode: Episode
     score: float
@@ -46,8 +64,8 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Vectors:
-    """What a store's vectors are. `encoder` is the name of what made them."""
+class VectorFormat:
+    """Format of a store's vectors: the encoder's name, the number of dimensions, and bits per dimension (2 or 4)."""
 
     encoder: str
     dimensions: int
@@ -57,20 +75,25 @@ class Vectors:
     def quantiser(self) -> Quantiser:
         return quantiser(self.dimensions, self.bits)
 
-    def checked_against(self, known: Vectors | None) -> Vectors:
-        """Itself, where a store has no vectors yet or these very ones; raises StoreError for others."""
-        if self.quantiser and known in (None, self):
-            return self
-        raise StoreError(f"the store holds vectors of {known}, and was given those of {self}; use another store.")
+    def check_compatible(self, known: VectorFormat | None) -> None:
+        """Raise StoreError if the store already has another format, ValueError if this one is invalid."""
+        if self.quantiser and known not in (None, self):
+            raise StoreError(f"the store holds vectors of {known} and cannot take those of {self}; use another store.")
 
     def __str__(self) -> str:
         return f"{self.encoder or 'an unnamed encoder'} ({self.dimensions} dimensions, {self.bits} bits)"
 
 
 @dataclass(frozen=True)
-class Size:
-    """Of a scope: episodes that can be found, archived ones, the terms of the former, and a number (`changes`) that is
-    another one after every change."""
+class ScopeSize:
+    """Size of a scope.
+
+    Args:
+        episodes: number of episodes that a search can find.
+        archived: number of archived episodes.
+        terms: number of terms in the searchable episodes.
+        changes: a number that differs after every change of the scope.
+    """
 
     episodes: int = 0
     archived: int = 0
@@ -78,14 +101,14 @@ class Size:
     changes: int = 0
 
 
-def same_as(known: Episode, given: Episode) -> None:
-    """Raises Conflict where two episodes of one id are not of one text and time."""
+def check_same(known: Episode, given: Episode) -> None:
+    """Raise Conflict if two episodes with one id differ in text or time."""
     if (known.text, known.at) != (given.text, given.at):
-        raise Conflict(f"episode {given.id!r} is stored already, with another text or time; give this one another id.")
+        raise Conflict(f"episode {given.id!r} already exists with another text or time; use another id.")
 
 
-def standing_for(episode: Episode, others: Sequence[Episode]) -> Episode:
-    """An episode that stands for others beside what it stood for already."""
+def merged(episode: Episode, others: Sequence[Episode]) -> Episode:
+    """Return the episode after merging others into it: their ids, sources and uses, and the highest importance."""
     sources = [*episode.sources, *(id for other in others for id in (other.id, *other.sources))]
     return replace(
         episode,

@@ -1,4 +1,4 @@
-"""How well an episode fits a question: words, meaning, recency, importance and use, each with its weight."""
+"""Scores of episodes for a question, from words, vectors, recency, importance, uses and neighbours."""
 
 from __future__ import annotations
 
@@ -8,32 +8,35 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memometer.store.episode import Episode, Found
+from memometer.store.episode import Episode, SearchResult
 from memometer.store.quantise import Quantiser
 
 HOUR = 3_600.0
 DAY = 24 * HOUR
-REACH = 2
-"""How far episodes that stand beside another are from it at most."""
+MAX_NEIGHBOUR_DISTANCE = 2
+"""Neighbours are at most so many episodes away."""
 
 _BLOCK = 1024  # episodes compared at a time
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Every parameter of recall, merging and forgetting. Those of recall weigh numbers of about 0 to 1:
+    """Parameters of search, merging and forgetting. The search weights multiply values of about 0 to 1.
 
     Args:
-        lexical: BM25, as a share of the best in the scope.
-        dense: the cosine.
-        recency: exp(-days / recency_days).
-        importance: the episode's, times decay ** days.
-        use: log2(1 + uses) / 10: 1,023 uses count 1.
-        beside: how well the episodes just before and just after fit by words and meaning; those two away count half.
-            Only what happened within an hour counts.
-        merge_above: cosine from which episodes are near-duplicates; None merges nothing.
-        prune_below: an importance that has decayed below this is forgotten, once `prune_after_days` have passed and
-            where there were fewer than `prune_uses` uses; None forgets nothing.
+        lexical: weight of BM25, as a share of the best score in the scope.
+        dense: weight of the cosine.
+        recency: weight of exp(-days / recency_days).
+        recency_days: time constant of recency, in days.
+        importance: weight of the episode's importance times decay ** days.
+        decay: decay of importance per day, from 0 to 1.
+        use: weight of log2(1 + uses) / 10, which is 1 at 1,023 uses.
+        neighbours: weight of the neighbours' lexical and dense scores. Neighbours two episodes away count half, and
+            only those within an hour count.
+        merge_above: cosine above which two episodes are near-duplicates; None merges nothing.
+        prune_below: an episode is forgotten if its decayed importance is below this; None forgets nothing.
+        prune_after_days: an episode is never forgotten before this age, in days.
+        prune_uses: an episode with at least so many uses is never forgotten.
     """
 
     lexical: float = 0.3
@@ -43,63 +46,90 @@ class Weights:
     importance: float = 0.0
     decay: float = 1.0
     use: float = 0.0
-    beside: float = 0.3
+    neighbours: float = 0.3
     merge_above: float | None = 0.95
     prune_below: float | None = None
     prune_after_days: float = 30.0
     prune_uses: int = 2
 
     @property
-    def by_time(self) -> bool:
-        """Whether an episode that fits neither by words nor by meaning may be wanted for being new."""
+    def uses_time(self) -> bool:
+        """True if a new episode may rank high without matching the question."""
         return self.recency > 0 or (self.importance > 0 and self.decay < 1)
 
 
 DEFAULT = Weights()
-"""What measurement supports: words and meaning, of the episode and of those beside it."""
+"""Words and vectors of the episode and its neighbours; chosen by measurement (benchmarks/stores.py)."""
 
 SEED = Weights(
     lexical=0.0, dense=0.5, recency=0.3, recency_days=10.0, importance=0.2, decay=0.95,
-    beside=0.0, merge_above=0.85, prune_below=0.1, prune_after_days=30.0, prune_uses=2,
+    neighbours=0.0, merge_above=0.85, prune_below=0.1, prune_after_days=30.0, prune_uses=2,
 )  # fmt: skip
-"""The weights of the idea that this project grew from, for comparison."""
+"""Weights of this project's original idea, for comparison."""
 
 NAMED = {"default": DEFAULT, "seed": SEED}
 
 
-def score(weights: Weights, episode: Episode, at: float, *, lexical: float, dense: float, beside: float) -> Found:
-    """What an episode is worth at some time, given how it fits by words (0 to 1) and by meaning (-1 to 1), and what
-    stands beside it by both."""
-    days = max(0.0, at - episode.at) / DAY
-    recency = math.exp(-days / weights.recency_days)
-    total = (
-        weights.lexical * lexical
-        + weights.dense * dense
-        + weights.beside * beside
-        + weights.recency * recency
-        + weights.importance * episode.importance * weights.decay**days
-        + weights.use * math.log2(1 + episode.uses) / 10
-    )
-    return Found(episode, total, lexical, dense, recency)
+def ranked(
+    episodes: Mapping[int, Episode],
+    weights: Weights,
+    at: float,
+    *,
+    lexical: Mapping[int, float],
+    dense: Mapping[int, float],
+    windows: Mapping[int, Sequence[int]],
+) -> list[SearchResult]:
+    """Return the episodes with their scores, the best first. Ties are broken by the smaller id.
+
+    Args:
+        episodes: candidates by row.
+        weights: weights of the signals.
+        at: time of the question, in Unix seconds.
+        lexical: BM25 by row, as a share of the best score; 0 for other rows.
+        dense: cosine by row.
+        windows: rows around each row; empty if neighbours do not count.
+    """
+    matches = {row: weights.lexical * lexical.get(row, 0.0) + weights.dense * dense[row] for row in episodes}
+    nearby = neighbour_scores(matches, {row: episode.at for row, episode in episodes.items()}, windows)
+    results = []
+    for row, episode in episodes.items():
+        days = max(0.0, at - episode.at) / DAY
+        recency = math.exp(-days / weights.recency_days)
+        score = (
+            weights.lexical * lexical.get(row, 0.0)
+            + weights.dense * dense[row]
+            + weights.neighbours * nearby.get(row, 0.0)
+            + weights.recency * recency
+            + weights.importance * episode.importance * weights.decay**days
+            + weights.use * math.log2(1 + episode.uses) / 10
+        )
+        results.append(SearchResult(episode, score, lexical.get(row, 0.0), dense[row], recency))
+    return sorted(results, key=lambda result: (-result.score, result.episode.id))
 
 
-def fit_beside(
-    fits: Mapping[int, float], times: Mapping[int, float], windows: Mapping[int, Sequence[int]]
+def neighbour_scores(
+    matches: Mapping[int, float], times: Mapping[int, float], windows: Mapping[int, Sequence[int]]
 ) -> dict[int, float]:
-    """For each row the sum of how its neighbours fit, those two away by half. `windows` has the rows around each."""
+    """Return for each row the sum of its neighbours' scores, each divided by its distance.
+
+    Args:
+        matches: lexical and dense score by row.
+        times: Unix seconds by row.
+        windows: rows around each row, in insertion order.
+    """
     sums = {}
     for row, window in windows.items():
         place = window.index(row)
         sums[row] = sum(
-            fits[other] / abs(n - place)
+            matches[other] / abs(n - place)
             for n, other in enumerate(window)
-            if other != row and other in fits and abs(times[other] - times[row]) <= HOUR
+            if other != row and other in matches and abs(times[other] - times[row]) <= HOUR
         )
     return sums
 
 
-def faded(weights: Weights, episode: Episode, at: float) -> bool:
-    """Whether an episode is to be forgotten."""
+def has_decayed(weights: Weights, episode: Episode, at: float) -> bool:
+    """Return True if an episode should be forgotten at a time in Unix seconds."""
     if weights.prune_below is None:
         return False
     days = (at - episode.at) / DAY
@@ -110,10 +140,11 @@ def faded(weights: Weights, episode: Episode, at: float) -> bool:
     )
 
 
-def duplicates(quantiser: Quantiser, episodes: Sequence[Episode], above: float) -> list[list[Episode]]:
-    """Groups of two or more whose cosine with the first of the group, the longest text, is above a threshold.
+def near_duplicates(quantiser: Quantiser, episodes: Sequence[Episode], above: float) -> list[list[Episode]]:
+    """Return groups of two or more episodes whose cosine with the first of the group is above a threshold.
 
-    Each episode is in one group at most; longer texts choose first, of equal ones the smaller id.
+    The first of a group has the longest text. Each episode is in at most one group: longer texts choose first; ties are
+    broken by the smaller id.
     """
     order = sorted((episode for episode in episodes if episode.codes), key=lambda e: (-len(e.text), e.id))
     codes = quantiser.matrix([episode.codes for episode in order])
@@ -123,7 +154,7 @@ def duplicates(quantiser: Quantiser, episodes: Sequence[Episode], above: float) 
     taken = np.zeros(len(order), bool)
     for start in starts:
         levels = quantiser.levels(codes[start : start + _BLOCK])
-        for other in starts[start // _BLOCK :]:  # first its own, which says who of it is taken
+        for other in starts[start // _BLOCK :]:  # the block itself comes first and decides which of it are taken
             products = levels @ quantiser.levels(codes[other : other + _BLOCK]).T
             near = products / np.outer(norms[start : start + _BLOCK], norms[other : other + _BLOCK]) > above
             near = np.triu(near, 1) if other == start else near

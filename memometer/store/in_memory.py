@@ -1,4 +1,4 @@
-"""Episodes in this process and nowhere else: a value, which can be compared, copied and thrown away."""
+"""A store in the memory of this process, as a value that can be compared and copied."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from memometer.retrieval.tokenize import terms
-from memometer.store.episode import Episode, Size, StoreError, Vectors, same_as, standing_for
+from memometer.store.episode import Episode, ScopeSize, StoreError, VectorFormat, check_same, merged
 from memometer.store.protocol import Postings, Store
 
 
 @dataclass
 class Scope:
-    """Episodes in the order of arrival, the terms of each, and where each id is."""
+    """Episodes in insertion order, the terms of each, and the position of each id."""
 
     episodes: list[Episode] = field(default_factory=list)
     terms: list[Counter[str]] = field(default_factory=list)
@@ -23,11 +23,11 @@ class Scope:
     changes: int = 0
 
     def find(self, id: str) -> Episode:
-        """The episode of an id; an archived one for an id that is not known."""
+        """Return the episode with an id; for an unknown id an archived one."""
         return self.episodes[self.row[id]] if id in self.row else Episode(id, "", 0.0, archived=True)
 
-    def put(self, episode: Episode) -> None:
-        """In the place of the one that has its id, where there is one."""
+    def update(self, episode: Episode) -> None:
+        """Replace the episode that has the same id, if there is one."""
         if episode.id in self.row:
             self.episodes[self.row[episode.id]] = episode
 
@@ -38,26 +38,26 @@ class Scope:
 
 @dataclass
 class InMemory(Store):
-    """A row is a position in its scope's list."""
+    """All scopes as lists. A row is a position in its scope's list."""
 
     known: dict[str, Scope] = field(default_factory=dict)
-    kind: Vectors | None = None
+    kind: VectorFormat | None = None
 
-    def vectors(self) -> Vectors | None:
+    def vector_format(self) -> VectorFormat | None:
         return self.kind
 
-    def declare(self, vectors: Vectors) -> None:
-        self.kind = vectors.checked_against(self.kind)
+    def set_vector_format(self, vectors: VectorFormat) -> None:
+        vectors.check_compatible(self.kind)
+        self.kind = vectors
 
     def scopes(self) -> list[str]:
         return sorted(name for name, scope in self.known.items() if scope.episodes)
 
-    def size(self, scope: str) -> Size:
-        known = self.known.get(scope, Scope())
+    def size(self, scope: str) -> ScopeSize:
+        known = self._scope(scope)
         live = known.live
-        return Size(
-            len(live), len(known.episodes) - len(live), sum(known.terms[row].total() for row in live), known.changes
-        )
+        terms = sum(known.terms[row].total() for row in live)
+        return ScopeSize(len(live), len(known.episodes) - len(live), terms, known.changes)
 
     def change(
         self,
@@ -70,7 +70,7 @@ class InMemory(Store):
         known = self.known.setdefault(scope, Scope())
         for episode in add:
             if episode.id in known.row:
-                same_as(known.episodes[known.row[episode.id]], episode)
+                check_same(known.find(episode.id), episode)
         known.changes += 1
         new = []
         for episode in add:
@@ -80,19 +80,19 @@ class InMemory(Store):
                 known.episodes.append(episode)
                 known.terms.append(Counter(terms(episode.text)))
         for id in archive:
-            known.put(replace(known.find(id), archived=True))
+            known.update(replace(known.find(id), archived=True))
         for id, count in (uses or {}).items():
-            known.put(replace(known.find(id), uses=known.find(id).uses + count))
+            known.update(replace(known.find(id), uses=known.find(id).uses + count))
         for id, others in (merge or {}).items():
             live = [known.find(other) for other in others if not known.find(other).archived]
             if live and not known.find(id).archived:
-                known.put(standing_for(known.find(id), live))
+                known.update(merged(known.find(id), live))
                 for other in live:
-                    known.put(replace(other, archived=True))
+                    known.update(replace(other, archived=True))
         return new
 
     def delete(self, scope: str, ids: Sequence[str] | None = None) -> int:
-        known = self.known.get(scope, Scope())
+        known = self._scope(scope)
         gone = set(known.row if ids is None else ids) & set(known.row)
         left = [row for row, episode in enumerate(known.episodes) if episode.id not in gone]
         known.episodes, known.terms = [known.episodes[row] for row in left], [known.terms[row] for row in left]
@@ -101,14 +101,14 @@ class InMemory(Store):
         return len(gone)
 
     def get(self, scope: str, ids: Sequence[str]) -> list[Episode]:
-        known = self.known.get(scope, Scope())
-        return [known.episodes[known.row[id]] for id in ids if id in known.row]
+        known = self._scope(scope)
+        return [known.find(id) for id in ids if id in known.row]
 
     def scan(self, scope: str) -> Iterator[Episode]:
-        yield from list(self.known.get(scope, Scope()).episodes)
+        yield from list(self._scope(scope).episodes)
 
     def postings(self, scope: str, words: Sequence[str]) -> Postings:
-        known = self.known.get(scope, Scope())
+        known = self._scope(scope)
         found = {}
         for word in words:
             if rows := [row for row in known.live if word in known.terms[row]]:
@@ -117,38 +117,41 @@ class InMemory(Store):
         return found
 
     def nearest(self, scope: str, query: np.ndarray, k: int) -> list[int]:
-        known = self.known.get(scope, Scope())
+        known = self._scope(scope)
         rows = [row for row in known.live if known.episodes[row].codes]
         if not rows or not self.kind:
             return []
         quantiser = self.kind.quantiser
         codes = quantiser.matrix([known.episodes[row].codes for row in rows])
-        return self.best(scope, np.array(rows), quantiser.cosines(codes, quantiser.norms(codes), query), k)
+        return self.top_rows(scope, np.array(rows), quantiser.cosines(codes, quantiser.norms(codes), query), k)
 
     def newest(self, scope: str, k: int, before: tuple[float, str] | None = None) -> list[int]:
-        known = self.known.get(scope, Scope())
+        known = self._scope(scope)
         placed = sorted((-known.episodes[row].at, known.episodes[row].id, row) for row in known.live)
         after = (-before[0], before[1]) if before else None
         return [row for at, id, row in placed if after is None or (at, id) > after][:k]
 
-    def around(self, scope: str, rows: Sequence[int], reach: int) -> dict[int, list[int]]:
-        live = self.known.get(scope, Scope()).live
+    def neighbours(self, scope: str, rows: Sequence[int], distance: int) -> dict[int, list[int]]:
+        live = self._scope(scope).live
         places = {row: place for place, row in enumerate(live)}
-        return {row: live[max(0, places[row] - reach) : places[row] + reach + 1] for row in rows if row in places}
+        return {row: live[max(0, places[row] - distance) : places[row] + distance + 1] for row in rows if row in places}
 
     def rows(self, scope: str, rows: Sequence[int]) -> dict[int, Episode]:
-        episodes = self.known.get(scope, Scope()).episodes
+        episodes = self._scope(scope).episodes
         return {row: episodes[row] for row in rows if not episodes[row].archived}
 
     def ids(self, scope: str, rows: Sequence[int]) -> list[str]:
-        return [self.known[scope].episodes[row].id for row in rows]
+        return [self._scope(scope).episodes[row].id for row in rows]
 
     def close(self) -> None:
         pass
 
+    def _scope(self, scope: str) -> Scope:
+        return self.known.get(scope, Scope())
+
 
 def from_url(url: str) -> InMemory:
-    """`memory:` and nothing behind it."""
+    """Open `memory:`, which takes no options."""
     if url != "memory:":
-        raise StoreError(f"{url!r} names no store; a store in this process is memory: and nothing more.")
+        raise StoreError(f"invalid in-memory store URL {url!r}; expected memory:")
     return InMemory()

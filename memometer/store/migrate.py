@@ -1,4 +1,4 @@
-"""Copy a store into another while both are in use: again and again, until a pass finds nothing that has changed."""
+"""Copying of one store into another while both are in use, in passes until nothing changes."""
 
 from __future__ import annotations
 
@@ -7,41 +7,58 @@ from dataclasses import replace
 from itertools import islice
 from typing import TypeVar
 
-from memometer.store.episode import Episode, StoreError, same_as
+from memometer.store.episode import Episode, StoreError, check_same
 from memometer.store.protocol import Store
 
 BATCH = 500
-MOST_PASSES = 20
+MAX_PASSES = 20
 
 
 def migrate(source: Store, target: Store, *, progress: bool = True) -> int:
-    """The number of episodes of `source`, all of which are in `target` then, with the same codes, uses and sources.
+    """Copy all episodes, with their codes, uses and sources. An interrupted migration can be repeated.
 
-    What `target` has beside is left alone, and a migration that was stopped goes on where it was.
-    Raises StoreError where vectors differ in kind, an id belongs to another text, or the source changes faster than it
-    is copied.
+    Args:
+        source: store to read.
+        target: store to write. Its other episodes are kept.
+        progress: show a progress bar on a terminal.
+
+    Returns:
+        The number of episodes in `source`.
+
+    Raises:
+        StoreError: the vector formats differ, an id belongs to another text, or `source` changes faster than it can be
+            copied.
     """
     from tqdm import tqdm
 
-    if kind := source.vectors():
-        target.declare(kind)
-    for _ in range(MOST_PASSES):
+    if kind := source.vector_format():
+        target.set_vector_format(kind)
+    for _ in range(MAX_PASSES):
         sizes = [source.size(scope) for scope in source.scopes()]
         total, changed = sum(size.episodes + size.archived for size in sizes), 0
         with tqdm(total=total, unit="episode", desc="migrating", disable=None if progress else True) as bar:
             for scope in source.scopes():
-                with source.reading():
+                with source.snapshot():
                     changed += copy(source.scan(scope), target, scope, progress=bar.update)
         if not changed:
             return total
-    raise StoreError("the source changes faster than it is copied; stop what writes to it, and migrate again.")
+    raise StoreError("the source store changes faster than it can be copied; stop its writers and migrate again.")
 
 
 def copy(
     episodes: Iterable[Episode], target: Store, scope: str, *, progress: Callable[[int], object] = lambda _: None
 ) -> int:
-    """Bring a scope up to these episodes, which are of one moment, and say how many of them it did not have, or not as
-    they are now."""
+    """Update a scope of a store to a snapshot of episodes.
+
+    Args:
+        episodes: all episodes of a scope, from a single snapshot.
+        target: store to write.
+        scope: scope to write; its other episodes are kept.
+        progress: called with the number of episodes done since the last call.
+
+    Returns:
+        The number of episodes that were missing or outdated.
+    """
     archived: list[str] = []
     behind: list[Episode] = []
     changed = 0
@@ -49,9 +66,9 @@ def copy(
         ids = [episode.id for episode in batch]
         known = {episode.id: episode for episode in target.get(scope, ids)}
         for episode in batch:
-            if there := known.get(episode.id):
-                same_as(there, episode)
-                if set(episode.sources) > set(there.sources) or episode.uses > there.uses:
+            if present := known.get(episode.id):
+                check_same(present, episode)
+                if set(episode.sources) > set(present.sources) or episode.uses > present.uses:
                     behind.append(episode)
         new = [episode for episode in batch if episode.id not in known]
         if new:
@@ -60,7 +77,7 @@ def copy(
         archived += [episode.id for episode in gone]
         changed += len({episode.id for episode in (*new, *gone)})
         progress(len(batch))
-    # Once all are there, and before any is archived: only what is not archived can be merged.
+    # After all are stored and before any is archived, because archived episodes cannot be merged.
     for part in batches(behind):
         changed += _merge(target, scope, part)
     for ids in batches(archived):
@@ -69,8 +86,8 @@ def copy(
 
 
 def _merge(target: Store, scope: str, episodes: Sequence[Episode]) -> int:
-    """Let episodes that are there stand for the others that they stand for now, and be used as often. How many it has
-    changed: what the target itself has archived or merged since stays as it is there."""
+    """Update sources and uses of stored episodes and return how many changed. Episodes that the target has archived or
+    merged itself keep its state."""
     ids = [episode.id for episode in episodes]
     before = target.get(scope, ids)
     target.change(scope, merge={episode.id: episode.sources for episode in episodes if episode.sources})
@@ -83,6 +100,7 @@ T = TypeVar("T")
 
 
 def batches(items: Iterable[T]) -> Iterator[list[T]]:
+    """Yield lists of up to `BATCH` items."""
     iterator = iter(items)
     while batch := list(islice(iterator, BATCH)):
         yield batch

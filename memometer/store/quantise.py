@@ -1,8 +1,8 @@
-"""Vectors at a few bits a number: rotated, then rounded to the nearest level, exactly the same on every machine.
+"""Quantisation of vectors to 2 or 4 bits per dimension, with identical results on every machine.
 
-The rotation spreads every direction over all numbers, so that they are nearly normal whatever the encoder, and evenly
-spaced levels serve without training. Levels and queries are small whole numbers: a float32 product of them is exact in
-any order of summation, so every back end finds the same cosine to the last bit.
+A vector is rotated and each number is rounded to the nearest level. The rotation makes the numbers nearly normal for
+any encoder, so evenly spaced levels need no training. Levels and queries are small integers: their float32 product is
+exact in any order of summation, and all back ends compute the same cosine to the last bit.
 """
 
 from __future__ import annotations
@@ -13,36 +13,37 @@ from functools import cache, cached_property
 import numpy as np
 
 STEP = {2: 0.9957, 4: 0.3352}
-"""Between levels, in standard deviations, by bits a number: what loses least of a normal distribution (Max 1960)."""
+"""Distance between levels by bits, in standard deviations: the optimum for a normal distribution (Max 1960)."""
 
-MOST_DIMENSIONS = 4096
-"""With more, a sum of products might pass 2 ** 24, and float32 would round it."""
+MAX_DIMENSIONS = 4096
+"""With more, a sum of products could exceed 2 ** 24 and lose exactness in float32."""
 
-_BLOCK_ROWS = 1024  # decoded at a time, so that they stay in the processor's cache
+_BLOCK_ROWS = 1024  # decoded at a time, to fit the processor's cache
 
 
 class Quantiser:
-    """Codes of vectors of so many dimensions.
+    """Encodes vectors and computes cosines with them.
 
     Args:
-        dimensions: 1 to 4,096.
-        bits: a number; 2 or 4.
+        dimensions: length of a vector, 1 to 4,096.
+        bits: bits per dimension, 2 or 4.
 
-    Raises ValueError for any other.
+    Raises:
+        ValueError: `dimensions` or `bits` is out of range.
     """
 
     def __init__(self, dimensions: int, bits: int) -> None:
-        if bits not in STEP or not 1 <= dimensions <= MOST_DIMENSIONS:
+        if bits not in STEP or not 1 <= dimensions <= MAX_DIMENSIONS:
             raise ValueError(
-                f"vectors of {dimensions} dimensions at {bits} bits cannot be stored; they may have 1 to "
-                f"{MOST_DIMENSIONS} dimensions, and {' or '.join(map(str, STEP))} bits."
+                f"cannot store vectors with {dimensions} dimensions at {bits} bits; supported are 1 to "
+                f"{MAX_DIMENSIONS} dimensions at {' or '.join(map(str, STEP))} bits."
             )
         self.dimensions = dimensions
         self.bits = bits
         self.bytes = -(-dimensions * bits // 8)
 
     def encode(self, vectors: np.ndarray) -> np.ndarray:
-        """Codes, shape (n, bytes), uint8, of vectors of any length but zero, shape (n, dimensions)."""
+        """Return the codes, shape (n, bytes), uint8, of non-zero vectors, shape (n, dimensions)."""
         count = 2**self.bits
         steps = np.floor(self._rotate(vectors) / STEP[self.bits]) + count // 2
         numbers = np.clip(steps, 0, count - 1).astype(np.uint8)
@@ -53,26 +54,26 @@ class Quantiser:
         return np.bitwise_or.reduce(padded.reshape(len(numbers), self.bytes, per_byte) << shifts, axis=2)
 
     def levels(self, codes: np.ndarray) -> np.ndarray:
-        """What codes stand for, shape (n, dimensions), float32: odd numbers from 1 - 2 ** bits to 2 ** bits - 1."""
+        """Decode to shape (n, dimensions), float32: odd integers from 1 - 2 ** bits to 2 ** bits - 1."""
         return self._decoded(codes)[:, : self.dimensions]
 
     def matrix(self, codes: Sequence[bytes]) -> np.ndarray:
-        """Codes as rows, shape (n, bytes)."""
+        """Stack codes into an array, shape (n, bytes), uint8."""
         return np.frombuffer(b"".join(codes), np.uint8).reshape(len(codes), self.bytes)
 
     def norms(self, codes: np.ndarray) -> np.ndarray:
-        """The length of each row of levels, shape (n,), float32."""
+        """Return the Euclidean length of each row of levels, shape (n,), float32."""
         blocks = (codes[start : start + _BLOCK_ROWS] for start in range(0, len(codes), _BLOCK_ROWS))
         found = [np.sqrt(np.einsum("ij,ij->i", rows := self.levels(block), rows)) for block in blocks]
         return np.concatenate(found) if found else np.zeros(0, np.float32)
 
     def query(self, vector: np.ndarray) -> np.ndarray:
-        """A vector to compare with, shape (dimensions,), float32 whole numbers from -127 to 127."""
+        """Prepare a query vector for `cosines`: shape (dimensions,), float32 integers from -127 to 127."""
         rotated = self._rotate(vector)[0]
         return np.rint(rotated * (127 / max(float(np.abs(rotated).max()), 1e-30))).astype(np.float32)
 
     def cosines(self, codes: np.ndarray, norms: np.ndarray, query: np.ndarray) -> np.ndarray:
-        """The cosine of each row with a `query`, shape (n,), float64."""
+        """Return the cosine of each row with the result of `query`, shape (n,), float64."""
         dots = np.empty(len(codes))
         padded = np.zeros(self.bytes * (8 // self.bits), np.float32)
         padded[: self.dimensions] = query
@@ -86,13 +87,14 @@ class Quantiser:
         return items.view(np.float32).reshape(len(codes), -1)
 
     def _rotate(self, vectors: np.ndarray) -> np.ndarray:
-        """Rows rotated and of length sqrt(dimensions): three times a shuffle, signs, and Hadamard transforms of blocks.
+        """Rotate rows and scale them to length sqrt(dimensions).
 
-        Only sums and differences in a fixed order, so that the last bits are the same everywhere.
+        The rotation is three rounds of permutation, random signs and blockwise Hadamard transforms. It uses only sums
+        and differences in a fixed order, so that results agree to the last bit on every machine.
         """
         rows = np.array(vectors, np.float32).reshape(-1, self.dimensions)
         size = self.dimensions & -self.dimensions  # the largest power of two that divides it
-        for order, signs in self._turns:
+        for order, signs in self._rounds:
             rows = rows[:, order] * signs
             width = 1
             while width < size:
@@ -104,20 +106,20 @@ class Quantiser:
         return rows * (np.sqrt(self.dimensions) / np.maximum(lengths, 1e-30))
 
     @cached_property
-    def _turns(self) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _rounds(self) -> list[tuple[np.ndarray, np.ndarray]]:
         draws = np.random.Generator(np.random.PCG64(self.dimensions)).integers(0, 2**32, (3, 2, self.dimensions))
         return [(np.argsort(o, kind="stable"), np.where(s & 1, 1, -1).astype(np.float32)) for o, s in draws]
 
 
 @cache
 def quantiser(dimensions: int, bits: int) -> Quantiser:
-    """The quantiser of such vectors, made once."""
+    """Return a shared quantiser; see `Quantiser`."""
     return Quantiser(dimensions, bits)
 
 
 @cache
 def _levels_of_bytes(bits: int) -> np.ndarray:
-    """The levels of each byte, shape (256,): those of one byte are one item, which NumPy copies in one move."""
+    """Return the levels of each byte, shape (256,), packed into one item per byte so that NumPy copies them at once."""
     numbers = np.arange(256)[:, None] >> np.arange(8 // bits) * bits & 2**bits - 1
     levels = (2 * numbers + 1 - 2**bits).astype(np.float32)
     return levels.view({2: np.complex128, 4: np.float64}[bits]).ravel()

@@ -1,8 +1,8 @@
-"""What a question compares with every episode of a scope: vectors and lengths, in the order of rows.
+"""Vectors and text lengths of a SQLite scope in row order, cached for searches that compare all of them.
 
-A small scope's vectors are held in memory. Those of a large one are read block by block from a sidecar: a file beside
-the store that is derived from it, checked by its sha256, and written again whenever it does not fit; losing it loses
-nothing, and memory does not grow with it.
+The vectors of a small scope are held in memory. Those of a large one are read block by block from a sidecar file next
+to the store, so that memory use does not grow with the scope. A sidecar is derived data with a SHA-256 checksum. It is
+written again if it is missing, damaged or outdated.
 """
 
 from __future__ import annotations
@@ -10,53 +10,56 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sqlite3
 from array import array
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+from cachetools import LRUCache
 
-from memometer.store.episode import Vectors
+from memometer.store.episode import VectorFormat
 from memometer.store.quantise import Quantiser
+from memometer.store.sqlite_file import SQLiteFile
 
 SIDECAR_FROM = 50_000
-"""Vectors of a scope from which there is a sidecar."""
+"""Number of vectors in a scope from which a sidecar is written."""
 
-MOST_SCOPES, MOST_ROWS = 256, 500_000
-"""Columns that are kept for the next question."""
+MAX_SCOPES, MAX_ROWS = 256, 500_000
+"""Limits of the cache of all scopes."""
 
 _BLOCK_ROWS = 1024
 _READ_BYTES = 2**20
 _BATCH = 20_000
 
 
-def forget_the_oldest(known: OrderedDict[str, Columns]) -> None:
-    """Let go of those that were not asked for longest, the first ones, where there are too many."""
-    while len(known) > 1 and (len(known) > MOST_SCOPES or sum(map(len, known.values())) > MOST_ROWS):
-        known.popitem(last=False)
+def new_cache() -> LRUCache[str, ScanCache]:
+    """Return a cache for the least recently used scopes; the last one used stays, however large it is."""
+
+    def rows(cached: ScanCache) -> int:
+        return min(MAX_ROWS, max(len(cached), MAX_ROWS // MAX_SCOPES))
+
+    return LRUCache(MAX_ROWS, rows)
 
 
 def sidecar_of(path: Path, number: int) -> Path:
-    """Where the sidecar of a scope lies."""
+    """Return the path of a scope's sidecar."""
     return path.with_name(f"{path.name}.{number}.vectors")
 
 
-class Columns:
-    """The vectors and lengths of a scope's episodes that can be found.
+class ScanCache:
+    """The vectors and lengths of a scope's searchable episodes.
 
     Args:
-        number: the scope's.
-        rewrites: how often its rows were changed other than by adding; with another number, these are of no use.
-        vectors: what they are; None where there are none.
-        store: the store's identity, which a sidecar must name.
-        path: of the store, beside which sidecars lie.
+        number: number of the scope.
+        rewrites: number of changes to the scope's existing rows. A cache with another number is outdated.
+        vectors: the vector format; None if the store has no vectors.
+        store: unique id of the store, recorded in the sidecar.
+        path: path of the store.
     """
 
-    def __init__(self, number: int, rewrites: int, vectors: Vectors | None, *, store: str, path: Path) -> None:
+    def __init__(self, number: int, rewrites: int, vectors: VectorFormat | None, *, store: str, path: Path) -> None:
         self.state = (number, rewrites, vectors)
         self.number = number
         self._vectors = vectors
@@ -65,10 +68,10 @@ class Columns:
         self._sidecar: IO[bytes] | None = None
         self._rows, self._lengths, self._with_vector = array("q"), array("i"), array("b")
         self._norms = array("f")
-        self._in_file = 0  # how many vectors are in the sidecar, the first ones
-        self._start = 0  # where they begin in it
-        self._tail = bytearray()  # codes of the others
-        self._looked = False
+        self._in_file = 0  # number of vectors in the sidecar; they come first
+        self._start = 0  # offset of the vectors in the sidecar
+        self._tail = bytearray()  # codes of the other vectors
+        self._is_new = True
 
     def __del__(self) -> None:
         if self._sidecar:
@@ -77,16 +80,16 @@ class Columns:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def catch_up(self, file: sqlite3.Connection) -> None:
-        """Take up what was added since; reads inside the caller's transaction."""
-        if not self._looked:
-            self._looked = True
-            self._open()
+    def update(self, file: SQLiteFile) -> None:
+        """Read the rows that were added since the last call, inside the caller's transaction."""
+        if self._is_new:
+            self._is_new = False
+            self._read_sidecar()
         last = self._rows[-1] if self._rows else 0
-        # From the start by the scope's own index; what is new is at the end of all rows.
+        # All rows are read by the scope's index; new ones are at the end of the table.
         scope, codes = "+scope" if last else "scope", "codes" if self._vectors else "NULL"
         query = f"SELECT row, length, {codes} FROM episodes WHERE {scope} = ? AND row > ? AND NOT archived ORDER BY row"
-        cursor = file.execute(query, (self.number, last))
+        cursor = file.execute(query, self.number, last)
         while batch := cursor.fetchmany(_BATCH):
             for row, length, code in batch:
                 self._rows.append(row)
@@ -94,31 +97,30 @@ class Columns:
                 self._with_vector.append(code is not None)
                 self._tail += code or b""
             if self._vectors:
-                self._measure(self._vectors.quantiser)
+                self._add_norms(self._vectors.quantiser)
                 if len(self._norms) >= SIDECAR_FROM and len(self._norms) - self._in_file > len(self._norms) // 4:
-                    self._write()
+                    self._write_sidecar()
 
-    def _measure(self, quantiser: Quantiser) -> None:
-        """Take down the length of vectors that are new in the tail. In a function of its own, because the tail cannot
-        grow while an array looks at it."""
+    def _add_norms(self, quantiser: Quantiser) -> None:
+        """Compute the lengths of new vectors. The tail cannot grow while arrays of this function view it."""
         new = self._tail_matrix(quantiser)[len(self._norms) - self._in_file :]
         self._norms.frombytes(quantiser.norms(new).tobytes())
 
     def lengths_of(self, rows: np.ndarray) -> np.ndarray:
-        """How many terms each of these rows has."""
+        """Return the number of terms of each row."""
         known = np.frombuffer(self._rows, np.int64)
         return np.frombuffer(self._lengths, np.int32)[np.searchsorted(known, rows)].astype(float)
 
-    def around(self, rows: Sequence[int], reach: int) -> dict[int, list[int]]:
-        """For each of these rows the rows up to `reach` before and after it, with itself."""
+    def neighbours(self, rows: Sequence[int], distance: int) -> dict[int, list[int]]:
+        """Return for each row itself and up to `distance` rows before and after it."""
         places = np.searchsorted(np.frombuffer(self._rows, np.int64), np.array(rows, np.int64)).tolist()
         return {
-            row: self._rows[max(0, place - reach) : place + reach + 1].tolist()
+            row: self._rows[max(0, place - distance) : place + distance + 1].tolist()
             for row, place in zip(rows, places, strict=True)
         }
 
     def cosines(self, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The rows that have a vector, and the cosine of each with a `Quantiser.query`."""
+        """Return the rows that have a vector, and the cosine of each with a `Quantiser.query`."""
         if self._vectors is None or not self._norms:
             return np.zeros(0, np.int64), np.zeros(0)
         quantiser = self._vectors.quantiser
@@ -126,12 +128,12 @@ class Columns:
         if len(self._norms) < len(rows):
             rows = rows[np.array(self._with_vector, bool)]
         norms = np.frombuffer(self._norms, np.float32)
-        found = np.empty(len(rows))
+        cosines = np.empty(len(rows))
         for start in range(0, self._in_file, _BLOCK_ROWS):
             end = min(start + _BLOCK_ROWS, self._in_file)
-            found[start:end] = quantiser.cosines(self._block(start, end), norms[start:end], query)
-        found[self._in_file :] = quantiser.cosines(self._tail_matrix(quantiser), norms[self._in_file :], query)
-        return rows, found
+            cosines[start:end] = quantiser.cosines(self._block(start, end), norms[start:end], query)
+        cosines[self._in_file :] = quantiser.cosines(self._tail_matrix(quantiser), norms[self._in_file :], query)
+        return rows, cosines
 
     def _tail_matrix(self, quantiser: Quantiser) -> np.ndarray:
         return np.frombuffer(self._tail, np.uint8).reshape(-1, quantiser.bytes)
@@ -145,8 +147,8 @@ class Columns:
 
     # ------------------------------------------------------------ the sidecar
 
-    def _open(self) -> None:
-        """Take the sidecar, where it is whole and of this very state; otherwise it is left to be written again."""
+    def _read_sidecar(self) -> None:
+        """Use the sidecar if it is intact and up to date."""
         if self._vectors is None:
             return
         try:
@@ -166,10 +168,10 @@ class Columns:
             while left > 0 and (part := file.read(min(left, _READ_BYTES))):
                 digest.update(part)
                 left -= len(part)
-            whole = left == 0 and file.read() == digest.digest()
+            is_valid = left == 0 and file.read() == digest.digest() and head == self._identity
         except (ValueError, KeyError, TypeError, OSError):
-            whole, head = False, {}
-        if not whole or head != self._identity:
+            is_valid = False
+        if not is_valid:
             file.close()
             return
         self._rows.frombytes(parts[0])
@@ -178,8 +180,8 @@ class Columns:
         self._norms.frombytes(parts[3])
         self._sidecar, self._start, self._in_file = file, start, with_vector
 
-    def _write(self) -> None:
-        """Write all vectors that are known into a new sidecar, and read them from there from now on."""
+    def _write_sidecar(self) -> None:
+        """Move all vectors to a new sidecar."""
         if self._vectors is None:
             return
         head = {**self._identity, "count": len(self._rows), "with_vector": len(self._norms)}
@@ -202,7 +204,7 @@ class Columns:
                 file.write(digest.digest())
             scratch.replace(self._path)
             written = self._path.open("rb")
-        except OSError:  # no room, or a read-only folder: the vectors stay in memory
+        except OSError:  # a full disk or a read-only folder: the vectors stay in memory
             scratch.unlink(missing_ok=True)
             return
         if self._sidecar:

@@ -1,4 +1,4 @@
-"""An episode as SQLite's rows hold it: its text and details as bytes, its terms as index entries."""
+"""Conversion of an episode to and from the columns of a SQLite row."""
 
 from __future__ import annotations
 
@@ -10,42 +10,40 @@ from typing import Any
 
 from memometer.store.episode import Episode
 
-USUAL_IMPORTANCE = 0.5
-"""Written as NULL."""
+DEFAULT_IMPORTANCE = 0.5
+"""Stored as NULL."""
 
 
-def payload_of(episode: Episode) -> bytes:
+def to_payload(episode: Episode) -> bytes:
+    """Encode text and details."""
     details = json.dumps(dict(episode.details), ensure_ascii=False, separators=(",", ":")) if episode.details else ""
     return f"{episode.text}\0{details}".encode()
 
 
-def episode_of(fields: Sequence[Any], payload: bytes) -> Episode:
-    """An episode of the values of its row: those that `without_text` takes, whether it is archived, and its sources."""
-    *numbers, archived, sources = fields
-    text, details = split(payload)
-    listed = tuple(json.loads(sources)) if sources else ()
-    return replace(without_text(*numbers), text=text, sources=listed, archived=bool(archived), details=details)
-
-
-def without_text(id: str, at: float, importance: float | None, uses: int, codes: bytes | None) -> Episode:
-    """The part of an episode that ranking needs."""
-    return Episode(id, "", at, USUAL_IMPORTANCE if importance is None else importance, uses, codes or b"")
-
-
-def split(payload: bytes) -> tuple[str, dict[str, Any]]:
-    text, _, details = payload.decode().rpartition("\0")  # JSON holds no NUL
+def from_payload(payload: bytes) -> tuple[str, dict[str, Any]]:
+    """Decode text and details."""
+    text, _, details = payload.decode().rpartition("\0")  # JSON contains no NUL
     return text, json.loads(details) if details else {}
 
 
-def text_of(payload: bytes) -> str:
-    return split(payload)[0]
+def to_episode(columns: Sequence[Any], payload: bytes) -> Episode:
+    """Build an episode from the columns id, at, importance, uses, codes, archived and sources, and its payload."""
+    *scores, archived, sources = columns
+    text, details = from_payload(payload)
+    sources = tuple(json.loads(sources)) if sources else ()
+    return replace(without_text(*scores), text=text, sources=sources, archived=bool(archived), details=details)
 
 
-def entries(scope: int, words: Iterable[str]) -> str:
-    """The index entries of a text's terms: each once, and again with its number for each time that it is repeated."""
+def without_text(id: str, at: float, importance: float | None, uses: int, codes: bytes | None) -> Episode:
+    """Build the part of an episode that ranking needs."""
+    return Episode(id, "", at, DEFAULT_IMPORTANCE if importance is None else importance, uses, codes or b"")
+
+
+def index_entries(scope: int, words: Iterable[str]) -> str:
+    """Return the index entries of terms: `7_kayak` for the first occurrence, `7_kayak~2` for the second."""
     seen: Counter[str] = Counter()
-    found = []
+    entries = []
     for word in words:
         seen[word] += 1
-        found.append(f"{scope}_{word}" if seen[word] == 1 else f"{scope}_{word}~{seen[word]}")
-    return " ".join(found)
+        entries.append(f"{scope}_{word}" if seen[word] == 1 else f"{scope}_{word}~{seen[word]}")
+    return " ".join(entries)

@@ -1,4 +1,4 @@
-"""Turns as episodes of a store, and episodes as turns again: what `Episodic` and all that serves memory share."""
+"""Conversion between turns and episodes, and observing and recalling turns with a store."""
 
 from __future__ import annotations
 
@@ -12,15 +12,23 @@ from memometer.store.episode import Episode
 from memometer.store.hybrid_scoring import DEFAULT, Weights
 from memometer.store.protocol import Store
 
-LEAST_LINES = 100
-"""At least so many episodes are asked for, and one for each four tokens of the budget: few lines are shorter."""
+MIN_EPISODES = 100
+"""Least number of episodes to retrieve. With large budgets it is one per four tokens, because few lines are shorter."""
 
 
 Details = Mapping[str, str | int | float]
 
 
 def episode_of(turn: Turn, number: int, *, importance: float = 0.5) -> Episode:
-    """A turn as it is stored: its line is what is found, its details whatever the line and the time do not say."""
+    """Convert a turn to an episode.
+
+    The text is the turn's line. The details hold what line and time do not determine.
+
+    Args:
+        turn: the turn.
+        number: position in its scope, from 0.
+        importance: the episode's importance.
+    """
     line = turn.line.rstrip("\n")
     details: dict[str, str | int | float] = {"n": number, "session": turn.session}
     if (offset := turn.said_at.utcoffset()) is not None:
@@ -28,23 +36,23 @@ def episode_of(turn: Turn, number: int, *, importance: float = 0.5) -> Episode:
     if turn.caption is not None:
         details["caption"] = turn.caption
     for name, value in (("speaker", turn.speaker), ("text", turn.text)):
-        if _said(line, details)[name] != value:
+        if _speaker_and_text(line, details)[name] != value:
             details[name] = value
     return Episode(turn.id, line, at_of(turn), importance, details=details)
 
 
 def at_of(turn: Turn) -> float:
-    """When a turn was said, in Unix seconds; a time without a zone is in UTC."""
+    """Return the time of a turn in Unix seconds; a time without a zone counts as UTC."""
     return turn.said_at.replace(tzinfo=turn.said_at.tzinfo or UTC).timestamp()
 
 
 def turn_of(episode: Episode) -> Turn:
-    """The turn that an episode was made of."""
+    """Convert an episode back to its turn."""
     details = episode.details
     caption = details.get("caption")
     return Turn(
         episode.id,
-        **_said(episode.text, details),
+        **_speaker_and_text(episode.text, details),
         session=int(details.get("session", 0)),
         said_at=_said_at(episode),
         caption=None if caption is None else str(caption),
@@ -54,13 +62,22 @@ def turn_of(episode: Episode) -> Turn:
 def observe(
     store: Store, scope: str, turns: Sequence[Turn], *, encoder: Encoder, number: int, importance: float = 0.5
 ) -> list[Turn]:
-    """Store turns, in time order, numbered from `number`; they are there when it returns. Those that were new.
+    """Store turns durably. Known turns are skipped, so that a call can be repeated after a crash.
 
-    A turn that is known already is passed over, so that after a crash all can be repeated.
+    Args:
+        store: store to write.
+        scope: scope to add to.
+        turns: turns in time order.
+        encoder: encodes the turns.
+        number: position of the first new turn in the scope.
+        importance: importance of the new episodes.
+
+    Returns:
+        The turns that were new.
     """
     known = {episode.id for episode in store.get(scope, [turn.id for turn in turns])}
     new = [turn for turn in turns if turn.id not in known]
-    # Session by session, because the last bits of a vector depend on what is encoded with it.
+    # One batch per session: the last bits of a vector depend on its batch.
     for _, session in groupby(new, key=lambda turn: turn.session):
         said = list(session)
         episodes = [episode_of(turn, number + n, importance=importance) for n, turn in enumerate(said)]
@@ -82,11 +99,23 @@ def recall(
     at: float | None = None,
     form: Form | None = None,
 ) -> Recall:
-    """What to show for a question, at some time (Unix seconds); None asks at the time of the newest episode."""
+    """Retrieve the best episodes for a question and pack them into a token budget.
+
+    Args:
+        store: store to read.
+        scope: scope to search.
+        question: query text.
+        budget_tokens: limit for the text, counted by `count`.
+        encoder: encodes the question.
+        count: token counter.
+        weights: weights of the signals.
+        at: time of the question in Unix seconds; None for the time of the newest episode.
+        form: format of the turns; None for lines.
+    """
     if not store.size(scope).episodes:
         return Recall()
     vector = encoder([question])[0]
-    with store.reading():
+    with store.snapshot():
         newest = store.rows(scope, store.newest(scope, 1))
         if not newest:
             return Recall()
@@ -94,23 +123,23 @@ def recall(
             scope,
             question,
             vector,
-            max(LEAST_LINES, budget_tokens // 4),
+            max(MIN_EPISODES, budget_tokens // 4),
             at=next(iter(newest.values())).at if at is None else at,
             weights=weights,
         )
     shown = in_time_order(hit.episode for hit in found)
     places = {episode.id: place for place, episode in enumerate(shown)}
     ranking = (places[hit.episode.id] for hit in found)
-    return pack(_printed(shown, count), ranking, budget_tokens, count, form=form)
+    return pack(_state_of(shown, count), ranking, budget_tokens, count, form=form)
 
 
 def in_time_order(known: Iterable[Episode]) -> list[Episode]:
-    """Episodes by their time; those of one time as they were observed."""
+    """Sort episodes by time; those of the same time in the order of observation."""
     return sorted(known, key=lambda episode: (episode.at, episode.details.get("n", 0), episode.id))
 
 
-def _printed(episodes: Sequence[Episode], count: TokenCounter) -> State:
-    """Episodes in time order as `pack` takes them."""
+def _state_of(episodes: Sequence[Episode], count: TokenCounter) -> State:
+    """Build a state for `pack` from episodes in time order."""
     state = State()
     for episode in episodes:
         session = int(episode.details.get("session", 0))
@@ -125,8 +154,8 @@ def _printed(episodes: Sequence[Episode], count: TokenCounter) -> State:
     return state
 
 
-def _said(line: str, details: Details) -> dict[str, str]:
-    """Speaker and text, where the details do not name them as the line does."""
+def _speaker_and_text(line: str, details: Details) -> dict[str, str]:
+    """Return speaker and text, from the line unless the details hold them."""
     speaker = str(details.get("speaker", line.partition(": ")[0]))
     text = line.removeprefix(speaker).removeprefix(":").removeprefix(" ")
     if details.get("caption"):
@@ -135,7 +164,7 @@ def _said(line: str, details: Details) -> dict[str, str]:
 
 
 def _said_at(episode: Episode) -> datetime:
-    """Where the one who spoke was; without a zone, where none was given."""
+    """Return the local time of a turn, without a zone if it had none."""
     offset = episode.details.get("offset")
     if offset is None:
         return datetime.fromtimestamp(episode.at, UTC).replace(tzinfo=None)

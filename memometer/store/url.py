@@ -1,46 +1,55 @@
-"""What URLs of stores say, and what of them may be printed."""
+"""Parsing and redaction of store URLs."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from memometer.store.episode import StoreError
 
-OPTIONS = ("bits", "compression", "synchronous")
-
 
 def without_password(url: str) -> str:
-    """A URL as it may be printed, also where another one stands in it, percent-encoded."""
+    """Return a URL without its passwords, also those of a percent-encoded URL inside it."""
     url = re.sub(r"(?i)((?://|%2F%2F)[^/@]*?(?::|%3A)).*(@|%40)", r"\1…\2", url)
     return re.sub(r"(?i)(password(?:=|%3D))[^&]*", r"\1…", url)
 
 
-def options_of(url: str) -> dict[str, Any]:
-    """What stands behind its `?`, as arguments of the store."""
-    options: dict[str, Any] = dict(parse_qsl(urlsplit(url).query))
-    if unknown := sorted(set(options) - set(OPTIONS)):
-        raise StoreError(f"a SQLite store has no option {', '.join(unknown)}; it has {', '.join(OPTIONS)}.")
-    if options.get("bits") in ("2", "4"):
-        options["bits"] = int(options["bits"])
+def options_of(url: str, allowed: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """Return the options after the `?` of a URL.
+
+    Args:
+        url: URL of a store.
+        allowed: values of each option, the default first.
+
+    Returns:
+        A value for each option of `allowed`.
+
+    Raises:
+        StoreError: an option or its value is unknown.
+    """
+    options = {name: values[0] for name, values in allowed.items()} | dict(parse_qsl(urlsplit(url).query))
+    for name, value in options.items():
+        if value not in allowed.get(name, ()):
+            known = "; ".join(f"{option}={' or '.join(values)}" for option, values in allowed.items())
+            raise StoreError(f"invalid store option {name}={value}; supported options: {known}.")
     return options
 
 
-def must_be_there(url: str) -> None:
-    """Raises StoreError where a URL names a file that is not there, for those who would only read it."""
+def check_exists(url: str) -> None:
+    """Raise StoreError if a SQLite URL names a missing file, for commands that should not create it."""
     try:
         path = file_of(url) if url.startswith("sqlite:") else None
     except ValueError:
-        return  # opening it says why
+        return  # opening the store reports it
     if path and not path.exists():
-        raise StoreError(f"there is no store at {path}; name one that is there.")
+        raise StoreError(f"store {path} does not exist; name an existing store.")
 
 
 def file_of(url: str) -> Path:
-    """The file that it names."""
+    """Return the file that a SQLite URL names."""
     address = urlsplit(url)
     if address.netloc or len(address.path) < 2:
-        raise StoreError(f"{url!r} names no file; write sqlite:///relative.db or sqlite:////absolute.db.")
+        raise StoreError(f"invalid SQLite URL {url!r}; expected sqlite:///relative.db or sqlite:////absolute.db")
     return Path(unquote(address.path[1:]))

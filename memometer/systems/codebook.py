@@ -114,7 +114,7 @@ class Codes:
     def catch_up(self, store: Store, scope: str) -> None:
         """Add what was stored in a scope since the last time, or all anew where some of it was removed for good. Agents
         that store into one scope and catch up have one codebook: its vectors are the store's, rotated and rounded."""
-        kind = store.vectors()
+        kind = store.vector_format()
         held = [episode for episode in store.scan(scope) if episode.codes]
         if self.added and [episode.id for episode in held[self.added - 1 : self.added]] != [self.last]:
             self.short, self.long, self.added = [], [], 0

@@ -1,0 +1,82 @@
+"""Migrate, consolidate, compact or check a store.
+
+    memometer store migrate sqlite:///memory.db postgresql://user@host/name     copy all episodes; both may be in use
+    memometer store consolidate sqlite:///memory.db --scope agent-1             merge near-duplicates
+    memometer store compact sqlite:///memory.db                                 reduce disk use
+    memometer store check sqlite:///memory.db                                   compare the index with the texts
+
+An interrupted migration continues when the command is repeated.
+
+Exit codes: 0 done, 1 problems found, 2 usage or store error, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from memometer.store.protocol import Store
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = made.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser("migrate", help="copy all episodes to another store")
+    verb.add_argument("source", metavar="FROM_URL")
+    verb.add_argument("target", metavar="TO_URL")
+    verb = verbs.add_parser("consolidate", help="merge near-duplicates and archive forgotten episodes")
+    verb.add_argument("source", metavar="URL")
+    verb.add_argument("--scope", help="scope to consolidate (default: all)")
+    verb.add_argument(
+        "--weights", choices=["default", "seed"], default="default", help="parameters of merging and forgetting"
+    )
+    verb.add_argument("--at", type=float, metavar="SECONDS", help="present time in Unix seconds (default: now)")
+    for name, help in (("compact", "reduce disk use"), ("check", "compare the index with the texts")):
+        verbs.add_parser(name, help=help).add_argument("source", metavar="URL")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    from memometer.store import open_store
+    from memometer.store.url import check_exists
+
+    check_exists(args.source)
+    with open_store(args.source) as store:
+        if args.verb == "migrate":
+            return _migrate(store, args)
+        if args.verb == "consolidate":
+            return _consolidate(store, args)
+        if args.verb == "compact":
+            store.compact()
+            return 0
+        problems = store.check()
+        print("\n".join(problems) or "The index matches the texts.")
+        return 1 if problems else 0
+
+
+def _migrate(store: Store, args: argparse.Namespace) -> int:
+    from memometer.store import open_store
+    from memometer.store.episode import StoreError
+    from memometer.store.migrate import migrate
+    from memometer.store.url import without_password
+
+    if args.target == args.source:
+        raise StoreError("cannot copy a store to itself; name another store as TO_URL.")
+    with open_store(args.target) as target:
+        print(f"{migrate(store, target):,} episodes are in {without_password(args.target)}.")
+    return 0
+
+
+def _consolidate(store: Store, args: argparse.Namespace) -> int:
+    from memometer.store.hybrid_scoring import NAMED
+
+    at = time.time() if args.at is None else args.at
+    for scope in [args.scope] if args.scope else store.scopes():
+        done = store.consolidate(scope, at=at, weights=NAMED[args.weights])
+        merged = sum(map(len, done.merged.values()))
+        print(f"{scope}: {merged} merged into {len(done.merged)}, {len(done.forgotten)} forgotten.")
+    return 0

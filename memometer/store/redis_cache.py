@@ -1,0 +1,178 @@
+"""A Redis cache in front of another store.
+
+    redis://127.0.0.1:6379/0?behind=postgresql%3A%2F%2Fuser%40host%2Fname
+
+The store behind the cache holds all episodes and receives every write. A cache key contains the scope's change number,
+which is read from that store for each query, so that no entry is used after a change. If Redis is empty or fails,
+queries go to the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+import numpy as np
+
+from memometer.store.delegating import DelegatingStore
+from memometer.store.episode import Episode, SearchResult, StoreError, VectorFormat
+from memometer.store.hybrid_scoring import DEFAULT, Weights
+from memometer.store.protocol import Store
+from memometer.store.url import without_password
+
+KEEP_SECONDS = 3600
+TIMEOUT_SECONDS = 1.0
+
+
+class RedisCache(DelegatingStore):
+    """Caches search results and episodes by id.
+
+    Args:
+        url: URL of the Redis server.
+        behind: the store that holds the episodes; it is closed with the cache.
+        name: name of that store in the cache's keys.
+
+    Raises:
+        StoreError: the URL is invalid or the package redis is missing.
+    """
+
+    def __init__(self, url: str, behind: Store, *, name: str) -> None:
+        try:
+            import redis
+        except ImportError as error:
+            raise StoreError("a redis: store needs the package redis; run pip install redis.") from error
+        self.default_bits = behind.default_bits
+        self._behind = behind
+        self._prefix = f"memory:{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        self._failure = redis.RedisError
+        try:
+            self._redis: Any = redis.Redis.from_url(url, socket_timeout=TIMEOUT_SECONDS)
+            self._redis.connection_pool.make_connection()  # checks the options without connecting
+        except (ValueError, TypeError) as error:
+            raise StoreError(
+                f"invalid Redis URL {without_password(url)} ({error}); expected redis://host:port/0"
+            ) from error
+        self._usable = True
+
+    def retrieve_similar(
+        self,
+        scope: str,
+        question: str,
+        vector: np.ndarray | None,
+        k: int,
+        *,
+        at: float,
+        weights: Weights = DEFAULT,
+    ) -> list[SearchResult]:
+        numbers = None if vector is None else np.asarray(vector, np.float64).tolist()
+        query = json.dumps([question, numbers, k, at, asdict(weights)])
+
+        def compute() -> str:
+            found = self._behind.retrieve_similar(scope, question, vector, k, at=at, weights=weights)
+            return json.dumps([{**vars(hit), "episode": _to_json(hit.episode)} for hit in found])
+
+        with self.snapshot():
+            hits = json.loads(self._cached(scope, f"asked:{query}", compute))
+        return [SearchResult(**{**hit, "episode": _from_json(hit["episode"])}) for hit in hits]
+
+    def get(self, scope: str, ids: Sequence[str]) -> list[Episode]:
+        def compute() -> str:
+            return json.dumps([_to_json(episode) for episode in self._behind.get(scope, ids)])
+
+        with self.snapshot():
+            episodes = json.loads(self._cached(scope, f"ids:{json.dumps(list(ids))}", compute))
+        return [_from_json(episode) for episode in episodes]
+
+    def _cached(self, scope: str, query: str, compute: Callable[[], str]) -> str:
+        """Return the cached result of a query, or compute and cache it."""
+        parts = json.dumps([scope, self._behind.size(scope).changes, query])
+        key = f"{self._prefix}:{hashlib.sha256(parts.encode()).hexdigest()}"
+        known = self._call(lambda: self._redis.get(key))
+        if known is not None:
+            return str(known, "utf-8")
+        result = compute()
+        self._call(lambda: self._redis.set(key, result, ex=KEEP_SECONDS))
+        return result
+
+    def _call(self, action: Callable[[], Any]) -> Any:
+        """Call Redis; return None if it fails. It is not called again after a failure."""
+        if not self._usable:
+            return None
+        try:
+            return action()
+        except (self._failure, OSError) as error:
+            self._usable = False
+            print(f"Redis failed ({error}). Queries now go to the store behind it.", file=sys.stderr)
+            return None
+
+    # ------------------------------------------------------------ passed on to the store behind the cache
+
+    def source(self, scope: str) -> Store:
+        return self._behind
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        return self._behind.snapshot()
+
+    def transaction(self) -> AbstractContextManager[None]:
+        return self._behind.transaction()
+
+    def vector_format(self) -> VectorFormat | None:
+        return self._behind.vector_format()
+
+    def set_vector_format(self, vectors: VectorFormat) -> None:
+        self._behind.set_vector_format(vectors)
+
+    def scopes(self) -> list[str]:
+        return self._behind.scopes()
+
+    def change(
+        self,
+        scope: str,
+        add: Sequence[Episode] = (),
+        archive: Sequence[str] = (),
+        uses: Mapping[str, int] | None = None,
+        merge: Mapping[str, Sequence[str]] | None = None,
+    ) -> list[bool]:
+        return self._behind.change(scope, add, archive, uses, merge)
+
+    def delete(self, scope: str, ids: Sequence[str] | None = None) -> int:
+        return self._behind.delete(scope, ids)
+
+    def compact(self) -> None:
+        self._behind.compact()
+
+    def check(self) -> list[str]:
+        return self._behind.check()
+
+    def close(self) -> None:
+        self._redis.close()
+        self._behind.close()
+
+
+def from_url(url: str) -> RedisCache:
+    """Open a URL of the Redis client, or `redis+unix:///path` for a socket, with the option `behind` after the `?`."""
+    from memometer.store import open_store
+
+    address, _, query = url.removeprefix("redis+").partition("?")
+    options = dict(parse_qsl(query))
+    behind = options.pop("behind", "")
+    if not behind or behind.startswith("redis"):
+        raise StoreError(
+            "a redis: store is a cache and needs a store behind it; write redis://host:port/0?behind=URL with the "
+            "percent-encoded URL of a sqlite:, postgresql: or chroma: store."
+        )
+    return RedisCache(f"{address}?{urlencode(options)}" if options else address, open_store(behind), name=behind)
+
+
+def _to_json(episode: Episode) -> dict[str, Any]:
+    return {**vars(episode), "codes": episode.codes.hex(), "details": dict(episode.details)}
+
+
+def _from_json(fields: dict[str, Any]) -> Episode:
+    return Episode(**{**fields, "codes": bytes.fromhex(fields["codes"]), "sources": tuple(fields["sources"])})
