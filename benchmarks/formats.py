@@ -20,9 +20,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from locomo.dataset import ANSWERABLE, load
-from locomo.metrics import evidence_recall
-from locomo.split_data import part
+from locomo.dataset import load
+from memometer.benchmarks.metrics import evidence_recall
 from memometer.reader.context_formats import FORMATS, form
 from memometer.token_counters import counter_for
 from memory_system import MemorySystem, TokenCounter, best_first, pack, show
@@ -50,13 +49,13 @@ def main() -> int:
     data = load(None)
     found: dict[tuple[str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     memory = MemorySystem(count=count)
-    for conversation in part(data, "test"):
+    for conversation in data.part("test"):
         state = memory.new()
         for session in conversation.sessions:
             memory.observe(state, session.turns)
         places = {turn.id: place for place, turn in enumerate(state.turns)}
         for question in conversation.questions:
-            if question.category not in ANSWERABLE or not question.evidence:
+            if not question.answerable or not question.evidence:
                 continue
             ranking = list(best_first(memory.scores(state, question.text)))
             for budget in map(int, args.budgets.split(",")):
@@ -69,14 +68,14 @@ def main() -> int:
                     figures["filled"].append(recall.tokens / budget)
                     figures["evidence"].append(evidence_recall(question.evidence, recall.turn_ids) or 0.0)
     table: list[dict[str, Any]] = []
-    print(f"{data.mark}{count.name}; {len(next(iter(found.values()))['tokens'])} questions of the test part")
-    print(f"{data.mark}budget  format  same turns: tokens  against JSON  same budget: turns  filled %  evidence %")
+    print(f"{data.prefix}{count.name}; {len(next(iter(found.values()))['tokens'])} questions of the test part")
+    print(f"{data.prefix}budget  format  same turns: tokens  against JSON  same budget: turns  filled %  evidence %")
     for (name, budget), figures in sorted(found.items(), key=lambda item: (item[0][1], FORMATS.index(item[0][0]))):
         mean = {key: sum(values) / len(values) for key, values in figures.items()}
         against = mean["tokens"] / (sum(found["json", budget]["tokens"]) / len(figures["tokens"])) - 1
         table.append({"format": name, "budget": budget, "against_json": against, **mean})
         print(
-            f"{data.mark}{budget:>6,}  {name:<6}  {mean['tokens']:>18,.0f}  {100 * against:>+11.1f}%  "
+            f"{data.prefix}{budget:>6,}  {name:<6}  {mean['tokens']:>18,.0f}  {100 * against:>+11.1f}%  "
             f"{mean['turns']:>18.1f}  {100 * mean['filled']:>8.1f}  {100 * mean['evidence']:>10.1f}"
         )
     args.out.mkdir(parents=True, exist_ok=True)

@@ -68,7 +68,8 @@ def main() -> int:
 
     import dspy
 
-    from locomo.dataset import Conversation, Question, Session
+    from locomo.dataset import Question
+    from memometer.benchmarks.protocol import Conversation, Session
     from memometer.harness.loop import plan, run
     from memometer.models import resolve_models
     from memometer.models.plain_adapter import PlainAdapter
@@ -77,7 +78,7 @@ def main() -> int:
 
     said_at = datetime(2024, 3, 3)
     turns = tuple(Turn(f"D1:{i}", "Nadia", f"I baked bread number {i} today.", 1, said_at) for i in range(50))
-    questions = tuple(Question("c", i, f"Which bread was number {i % 50}?", 4, "x", ()) for i in range(QUESTIONS))
+    questions = tuple(Question("c", i, f"Which bread was number {i % 50}?", "4", "x", ()) for i in range(QUESTIONS))
     conversation = Conversation("c", ("Nadia", "Oskar"), (Session(1, said_at, turns),), questions)
     reader = resolve_models.load("openai/scripted", api_base=api_base, tokenizer="o200k_base")
     memory = MemorySystem(count=reader.count)

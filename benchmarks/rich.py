@@ -24,9 +24,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from locomo.dataset import ANSWERABLE, Conversation, DataError, Question, Session, load
-from locomo.metrics import evidence_recall
-from locomo.split_data import SPLITS
+from locomo.dataset import Question, load
+from locomo.splits import SPLITS
+from memometer.benchmarks.metrics import evidence_recall
+from memometer.benchmarks.protocol import Conversation, DataError, Session
 from memometer.systems.fact_augmented import Rich
 from memometer.token_counters import Tiktoken
 from memory_system import Memory, MemorySystem, Turn
@@ -123,7 +124,7 @@ def report(
     scored, and the calls' tokens are shared by all, unanswerable ones too."""
     ids = {turn.id for session in sessions for turn in session.turns}
     covered = [question for question in conversation.questions if question.evidence and set(question.evidence) <= ids]
-    asked = [question for question in covered if question.category in ANSWERABLE]
+    asked = [question for question in covered if question.answerable]
     if not asked:
         raise SystemExit(f"no question of {conversation.id} has its evidence in these sessions; observe more of them.")
     spent = sum(replies.tokens[session.number] for session in sessions)

@@ -163,8 +163,8 @@ def plain_bytes(lines: list[str], folder: Path) -> float:
 
 def evidence(bits: int) -> dict[str, list[float]]:
     """Evidence recall at 10, 20 and 50 over categories 1-4: by vectors alone and fused, in float32 and as stored."""
-    from locomo.dataset import ANSWERABLE, load
-    from locomo.metrics import evidence_recall
+    from locomo.dataset import load
+    from memometer.benchmarks.metrics import evidence_recall
     from memometer.models import encoders
 
     encoder = encoders.load()
@@ -178,7 +178,7 @@ def evidence(bits: int) -> dict[str, list[float]]:
         store.store_episodes(SCOPE, made, vectors)
         exact = {episode.id: vector for episode, vector in zip(made, vectors, strict=True)}
         for question in conversation.questions:
-            if question.category not in ANSWERABLE or not question.evidence:
+            if not question.answerable or not question.evidence:
                 continue
             asked = encoder([question.text])[0]
             for name, weights in (("vectors alone", Weights(lexical=0, dense=1, neighbours=0)), ("fused", DEFAULT)):

@@ -16,7 +16,8 @@ from collections import Counter
 from collections.abc import Iterable
 from datetime import date
 
-from locomo.dataset import Conversation, DataError, Question, load
+from locomo.dataset import Question, load
+from memometer.benchmarks.protocol import Conversation, DataError
 from memometer.retrieval import dates
 from memory_system import Turn
 
@@ -59,7 +60,7 @@ def counted(conversations: Iterable[Conversation]) -> Counter[str]:
     for conversation in conversations:
         turns = {turn.id: turn for turn in conversation.turns}
         for question in conversation.questions:
-            if question.category == 2 and (way := how(question, [turns[id] for id in question.evidence])):
+            if question.category == "2" and (way := how(question, [turns[id] for id in question.evidence])):
                 ways[way] += 1
     return ways
 
@@ -75,9 +76,9 @@ def main(argv: list[str] | None = None) -> int:
     ways = counted(data.conversations)
     total = ways.total()
     for way, n in ways.most_common():
-        print(f"{data.mark}{n:4d}  {way}")
+        print(f"{data.prefix}{n:4d}  {way}")
     if total:
-        print(f"{data.mark}{total - ways['missed']} of {total} dates, {1 - ways['missed'] / total:.1%}")
+        print(f"{data.prefix}{total - ways['missed']} of {total} dates, {1 - ways['missed'] / total:.1%}")
     return 0
 
 

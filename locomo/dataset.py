@@ -13,15 +13,17 @@ import json
 import os
 import re
 import sys
-import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from memometer.errors import UserError
+from locomo import metrics, splits
+from memometer.benchmarks import protocol
+from memometer.benchmarks.protocol import Conversation, DataError, Dataset, Session
+from memometer.run.progress import bar, eprint
 from memory_system import Turn
 
 COMMIT = "3eb6f2c585f5e1699204e3c3bdf7adc5c28cb376"
@@ -37,101 +39,48 @@ SAMPLE = Path(__file__).resolve().parent / "sample.json"
 SIMULATED = "simulated"
 """The key that every conversation of a file by `locomo.synthetic.simulate` has, and no conversation of LOCOMO's."""
 
-CATEGORIES = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop", 5: "adversarial"}
-"""The integer in the file and what it means. Most published tables rotate these names."""
-ANSWERABLE = (1, 2, 3, 4)
-
-
-class DataError(UserError, ValueError):
-    """The data cannot be used; the message is one sentence for the user."""
+CATEGORIES = {"1": "multi-hop", "2": "temporal", "3": "open-domain", "4": "single-hop", "5": "adversarial"}
+"""The number in the file and its name. Most published tables rotate these names."""
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
-    """One sitting: its number in the file, its time, its turns."""
+class Question(protocol.Question):
+    """A question with LOCOMO's official scores.
 
-    number: int
-    said_at: datetime
-    turns: tuple[Turn, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A question about one conversation. Its identity is (conversation, index), never its text: conv-48 asks
-    eleven questions twice, and conv-30 asks one with opposite truth.
-
-    `gold` is None for category 5, which has no answer; `adversarial_answer` is the trap laid there.
-    `evidence` holds turn ids that exist, each once; `unresolved` the evidence strings that name no turn.
+    Only the id identifies a question: conv-48 asks eleven questions twice, and conv-30 asks one twice with opposite
+    answers. In category 5 `gold` is None and `adversarial_answer` is the wrong answer that the question suggests.
     """
 
-    conversation: str
-    index: int
-    text: str
-    category: int
-    gold: str | None
-    evidence: tuple[str, ...]
-    unresolved: tuple[str, ...] = ()
-    adversarial_answer: str | None = None
+    @property
+    def reference(self) -> str:
+        """The gold answer; in category 3 its part before the first semicolon."""
+        return metrics.reference(self)
 
     @property
-    def id(self) -> str:
-        return f"{self.conversation}#{self.index}"
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    id: str
-    speakers: tuple[str, str]
-    sessions: tuple[Session, ...]
-    questions: tuple[Question, ...]
+    def gold_is_list(self) -> bool:
+        """True in category 1."""
+        return self.category == "1"
 
     @property
-    def turns(self) -> tuple[Turn, ...]:
-        return tuple(turn for session in self.sessions for turn in session.turns)
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """Verified conversations and where they came from. `stand_in` is empty for LOCOMO; for anything else it is the
-    word, SAMPLE or SIMULATED, that must open every line printed about it: no figure of it is a LOCOMO score."""
-
-    conversations: tuple[Conversation, ...]
-    path: Path
-    sha256: str
-    stand_in: str = ""
+    def has_twins(self) -> bool:
+        """True in category 4: a question of category 5 swaps the speakers of one of these."""
+        return self.category == "4"
 
     @property
-    def mark(self) -> str:
-        """What a printed line begins with."""
-        return f"{self.stand_in}  " if self.stand_in else ""
+    def option_orders(self) -> tuple[str, ...]:
+        """Both orders of the two options in category 5."""
+        return () if self.answerable else (metrics.ABSTAIN_FIRST, metrics.TRAP_FIRST)
 
-    @property
-    def questions(self) -> tuple[Question, ...]:
-        return tuple(question for conversation in self.conversations for question in conversation.questions)
+    def options(self, order: str) -> str:
+        """The official two options of category 5."""
+        return metrics.options(self, order)
 
-    def question_at(self, conversation: int, index: int) -> Question | None:
-        """The question that others' ids name by the 0-based places of its conversation and of itself; None for none.
-        Verify its text: some files number their questions otherwise."""
-        if conversation >= len(self.conversations) or index >= len(self.conversations[conversation].questions):
-            return None
-        return self.conversations[conversation].questions[index]
+    def score(self, answer: str, order: str = protocol.FREE) -> float:
+        """The official F1 of an answer."""
+        return metrics.official_f1(self, metrics.chosen_option(self, order, answer))
 
 
-def comparable(text: object) -> str:
-    """A text as others' files are compared with ours: NFKC, without zero-width characters, case-folded, one space
-    between words. LOCOMO's own texts hold zero-width characters, and re-typed ones often do not."""
-    folded = unicodedata.normalize("NFKC", str(text)).casefold()
-    if not folded.isascii():
-        folded = "".join(c for c in folded if unicodedata.category(c) != "Cf")
-    return " ".join(folded.split())
-
-
-def aside(text: str) -> None:
-    """Say something beside the results: on standard error."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def load(data: str | Path | None = None, *, say: Callable[[str], None] = aside) -> Dataset:
+def load(data: str | Path | None = None, *, log: Callable[[str], None] = eprint) -> Dataset:
     """The data set from `data`, else LOCOMO_PATH, else data/locomo10.json, else the network, else the sample.
 
     Raises DataError for a file that is missing, unreadable, or not LOCOMO byte for byte.
@@ -143,20 +92,26 @@ def load(data: str | Path | None = None, *, say: Callable[[str], None] = aside) 
             source = "--data" if data else "LOCOMO_PATH"
             raise DataError(f"{source} names {str(path)!r}, which does not exist; give the path of locomo10.json.")
         try:
-            download(path, say=say)
+            download(path, log=log)
         except OSError as error:
-            say(
+            log(
                 f"No LOCOMO file and no way to download it ({type(error).__name__}); using the built-in sample instead."
             )
             path = SAMPLE
     return read(path)
 
 
-STAND_INS = {
-    "SAMPLE": "This is the built-in sample, a stand-in: no figure below says anything about a memory.",
-    "SIMULATED": "This is simulated (locomo.synthetic.simulate): no figure below is a LOCOMO score.",
+def local_file() -> Path:
+    """The file to use without a download: LOCOMO if it was downloaded, otherwise the sample."""
+    path = DATA / "locomo10.json"
+    return path if path.exists() else SAMPLE
+
+
+NOTICES = {
+    "SAMPLE": "This is the built-in sample: its metrics say nothing about a memory system.",
+    "SIMULATED": "These are synthetic conversations (memometer simulate): no metric below is a LOCOMO score.",
 }
-"""What is not LOCOMO and is read all the same, and what to say of it."""
+"""Kinds of data that are accepted although they are not LOCOMO, and the sentence that explains each."""
 
 
 def read(path: Path) -> Dataset:
@@ -168,17 +123,40 @@ def read(path: Path) -> Dataset:
         raise DataError(f"cannot read {str(path)!r} ({error.strerror}); give the path of locomo10.json.") from error
     digest = hashlib.sha256(content).hexdigest()
     if digest == SHA256:
-        stand_in = ""
+        kind = ""
     elif SAMPLE.exists() and content == SAMPLE.read_bytes():
-        stand_in = "SAMPLE"
+        kind = "SAMPLE"
     elif _is_simulated(content):
-        stand_in = "SIMULATED"
+        kind = "SIMULATED"
     else:
         raise DataError(
             f"{str(path)!r} is not the pinned LOCOMO file (sha256 {digest[:12]}…, expected {SHA256[:12]}…) and is "
             "refused for scoring; give locomo10.json of the pinned commit, or leave the path out to have it downloaded."
         )
-    return Dataset(tuple(parse(json.loads(content))), path, digest, stand_in)
+    return dataset(parse(json.loads(content)), path, digest, kind)
+
+
+def dataset(conversations: Sequence[Conversation], path: Path, sha256: str, kind: str = "") -> Dataset:
+    """Conversations in LOCOMO's form as a data set.
+
+    Args:
+        conversations: The conversations.
+        path: Their file.
+        sha256: Its digest.
+        kind: Empty for LOCOMO, otherwise a key of NOTICES.
+    """
+    return Dataset(
+        conversations=tuple(conversations),
+        path=path,
+        sha256=sha256,
+        benchmark="locomo",
+        categories=CATEGORIES,
+        splits=splits.of_other_data([c.id for c in conversations]) if kind else splits.SPLITS,
+        kind=kind,
+        notice=NOTICES[kind] if kind else "",
+        licence="" if kind else LICENCE,
+        source="" if kind else URL,
+    )
 
 
 def _is_simulated(content: bytes) -> bool:
@@ -218,12 +196,12 @@ def _session(number: int, talk: dict[str, Any]) -> Session:
 
 def _question(conversation: str, index: int, item: dict[str, Any], known: set[str]) -> Question:
     evidence, unresolved = repair_evidence(item["evidence"], known)
-    answerable = item["category"] in ANSWERABLE
+    answerable = str(item["category"]) != "5"
     return Question(
         conversation=conversation,
         index=index,
         text=item["question"],
-        category=item["category"],
+        category=str(item["category"]),
         gold=str(item["answer"]) if answerable else None,
         evidence=evidence,
         unresolved=unresolved,
@@ -243,15 +221,13 @@ def repair_evidence(strings: list[str], known: set[str]) -> tuple[tuple[str, ...
     return tuple(found), tuple(unresolved)
 
 
-def download(path: Path, *, url: str = URL, sha256: str = SHA256, say: Callable[[str], None] = aside) -> None:
+def download(path: Path, *, url: str = URL, sha256: str = SHA256, log: Callable[[str], None] = eprint) -> None:
     """Fetch the file to `path`: resumed where a broken download stopped, verified, then moved into place whole.
 
     Raises OSError when the network fails (what arrived is kept for the next try) and DataError for wrong bytes.
     """
     import requests
     from filelock import FileLock
-
-    from memometer.run import progress
 
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -266,15 +242,15 @@ def download(path: Path, *, url: str = URL, sha256: str = SHA256, say: Callable[
                 response.raise_for_status()
                 if response.status_code != 206:
                     have = 0
-                say(LICENCE)
+                log(LICENCE)
                 total = have + int(response.headers.get("Content-Length", 0)) or None
                 with (
                     part.open("ab" if have else "wb") as file,
-                    progress.bar(total=total, initial=have, unit="B", unit_scale=True, desc=path.name) as bar,
+                    bar(total=total, initial=have, unit="B", unit_scale=True, desc=path.name) as shown,
                 ):
                     for chunk in response.iter_content(1 << 16):
                         file.write(chunk)
-                        bar.update(len(chunk))
+                        shown.update(len(chunk))
         if (digest := hashlib.sha256(part.read_bytes()).hexdigest()) != sha256:
             part.unlink()
             raise DataError(
@@ -328,7 +304,7 @@ def invariants(raw: list[dict[str, Any]]) -> dict[str, int | str]:
         "questions": len(questions),
         **{f"questions of category {n} ({name})": categories[n] for n, name in CATEGORIES.items()},
         "questions of categories 1-4 without evidence": sum(
-            q.category in ANSWERABLE and not q.evidence and not q.unresolved for q in questions
+            q.answerable and not q.evidence and not q.unresolved for q in questions
         ),
         "gold answers that are integers": sum(isinstance(item.get("answer"), int) for item in items),
         "evidence strings": len(strings),
@@ -339,7 +315,7 @@ def invariants(raw: list[dict[str, Any]]) -> dict[str, int | str]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="memometer data", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", metavar="FILE", help="locomo10.json (default: LOCOMO_PATH, data/, the network)")
+    parser.add_argument("--data", metavar="FILE", help="locomo10.json (default: LOCOMO_PATH, data/, or a download)")
     args = parser.parse_args(argv)
     try:
         data = load(args.data)
@@ -347,10 +323,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"locomo.dataset: {error}", file=sys.stderr)
         return 1
     found = invariants(json.loads(data.path.read_bytes()))
-    if data.stand_in:
+    if data.kind:
         for name, value in found.items():
-            print(f"{data.mark}{name}: {value}")
-        print(f"{data.mark}{STAND_INS[data.stand_in]} LOCOMO's invariants do not apply to it.")
+            print(f"{data.prefix}{name}: {value}")
+        print(f"{data.prefix}{data.notice} LOCOMO's invariants do not apply to it.")
         return 0
     wrong = 0
     for name, expected in EXPECTED.items():

@@ -227,8 +227,8 @@ def locomo() -> Any:
     if not path.exists() or path.name == "sample.json":
         pytest.skip("LOCOMO is not here: set LOCOMO_PATH to locomo10.json")
     data = read(path)
-    if data.stand_in:
-        pytest.skip(f"LOCOMO is not here: LOCOMO_PATH names a file that is {data.stand_in}")
+    if data.kind:
+        pytest.skip(f"LOCOMO is not here: LOCOMO_PATH names a file that is {data.kind}")
     return data
 
 

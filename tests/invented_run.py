@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from locomo.dataset import Dataset, read
+from locomo.dataset import read
 from locomo.synthetic.simulate import as_json, conversation
+from memometer.benchmarks.protocol import Dataset
 from memometer.harness.loop import UNBOUNDED
 from memometer.harness.results import amounts
 from memometer.run.environment import provenance
@@ -97,7 +98,7 @@ def _record(
     draw: random.Random, question: Any, system: str, budget: int, turns: list[str], many: int
 ) -> dict[str, Any]:
     ease = random.Random(question.id).random()  # the same for every system, so that pairing has something to win
-    skill = SKILL[system] + 0.05 * (budget > 1500) - 0.25 * (question.category == 1)
+    skill = SKILL[system] + 0.05 * (budget > 1500) - 0.25 * (question.category == "1")
     right = draw.random() < 0.5 * skill + 0.5 * (ease < skill)
     failed = draw.random() < 0.02
     answer = (question.gold if right else "somewhere else, later") if question.gold else "No information available"
@@ -133,7 +134,7 @@ def _manifest(data: Dataset, seed: int) -> dict[str, Any]:
         "config": {"data": str(data.path), "split": "all", "seed": seed, "num_test": None, "fail_on_error": 0.05,
                    "categories": [1, 2, 3, 4, 5], "max_answer_tokens": 64, "trace": False},
         "identity": {"configuration": f"invented-{seed}", "data": data.sha256, "reader": "openai/invented-reader"},
-        "left_out": {}, "stand_in": data.stand_in, "unmetered": [], "reader": "openai/invented-reader",
+        "left_out": {}, "stand_in": data.kind, "unmetered": [], "reader": "openai/invented-reader",
         "prices": {"openai/invented-reader": price, JUDGE["judge"]: None},
         **provenance(),
     }  # fmt: skip

@@ -45,7 +45,7 @@ def record(id: str = "c#0", system: str = "a", budget: int = 100, **more: Any) -
 
 
 def question(id: str = "c#0") -> Question:
-    return Question(id.split("#")[0], int(id.split("#")[1]), "Who?", 4, "x", ("D1:1", "D1:2"))
+    return Question(id.split("#")[0], int(id.split("#")[1]), "Who?", "4", "x", ("D1:1", "D1:2"))
 
 
 def test_prices_are_known_named_local_or_unknown() -> None:
@@ -113,7 +113,6 @@ def test_every_stage_is_paid_for_and_adds_up() -> None:
             record(system="b", **usage(0, 0, 0), answering={**usage(0, 0, 0), "seconds": 0.0}),
         ],
         [{"system": "a", "conversation": "c", "error": "", "seconds": 3.0, **usage(4, 1000, 200, cached=500)}],
-        [question(), question("c#1")],
     )  # fmt: skip
     stages = found["systems"]["a"]["budgets"]["100"]
     assert found["systems"]["a"]["ingest"]["usd"] == pytest.approx(500e-6 + 500 * 5e-7 + 200 * 2e-6)
@@ -128,14 +127,14 @@ def test_every_stage_is_paid_for_and_adds_up() -> None:
     assert found["systems"]["b"]["budgets"]["100"]["answer"]["usd"] == 0.0
     assert found["total"]["usd"] is None
     assert found["total"]["calls"] == 4 + 1 + 3 + 3
-    local = cost.figures(manifest, [record(verdicts=[verdict])], [], [question()])["systems"]["a"]
+    local = cost.figures(manifest, [record(verdicts=[verdict])], [])["systems"]["a"]
     assert dollars(local["budgets"]["100"]["judge"]) == "local"
 
 
 def test_what_is_not_metered_has_no_price() -> None:
     manifest = {"reader": "reader", "prices": {"reader": PRICE}, "unmetered": ["a"]}
     ingest = {"system": "a", "conversation": "c", "error": "", "seconds": 3.0, **usage(0, 0, 0)}
-    found = cost.figures(manifest, [record()], [ingest], [question()])["systems"]["a"]
+    found = cost.figures(manifest, [record()], [ingest])["systems"]["a"]
     assert found["ingest"]["usd"] is None
     assert found["budgets"]["100"]["recall"]["usd"] is None
     assert found["budgets"]["100"]["answer"]["usd"] == pytest.approx(120e-6)
@@ -144,7 +143,7 @@ def test_what_is_not_metered_has_no_price() -> None:
 def test_an_older_record_does_not_say_what_its_recall_took() -> None:
     old = record()
     del old["answering"], old["cached_tokens"]
-    stages = cost.figures({}, [old], [], [question()])["systems"]["a"]["budgets"]["100"]
+    stages = cost.figures({}, [old], [])["systems"]["a"]["budgets"]["100"]
     assert stages["answer"]["prompt_tokens"] == 100
     assert stages["recall"]["seconds"] is None
 

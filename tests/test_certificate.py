@@ -17,20 +17,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locomo.dataset import Conversation, Dataset, Question, read
-from locomo.llm_judge import PROMPTS, Judge, parse_label, shared_family
-from locomo.metrics import token_f1
-from locomo.split_data import SPLITS
+from locomo.dataset import Question, read
+from locomo.label_corrections import read_wrong_answers
+from locomo.llm_judge import PROMPTS
+from locomo.splits import SPLITS
+from memometer.benchmarks.metrics import token_f1
+from memometer.benchmarks.protocol import Conversation, DataError, Dataset
 from memometer.commands import evaluate
 from memometer.judging import calibrate, judge_calibration
 from memometer.judging.calibration_set import (
-    WrongAnswersError,
     calibration,
     draw,
     moved_dates,
-    read_wrong_answers,
     rewordings,
 )
+from memometer.judging.judge import Judge, parse_label, shared_family
 from memometer.judging.judge_calibration import judged, macro, measure, self_test
 from memometer.judging.misclassification import apply, rogan_gladen
 from memometer.models import resolve_models
@@ -41,7 +42,7 @@ from tests.conftest import ROOT, Reply, Server, completion, failure, shown, trut
 SAMPLE = ROOT / "locomo" / "sample.json"
 
 
-def asks(index: int, text: str, gold: str, *, category: int = 4, conversation: str = "a") -> Question:
+def asks(index: int, text: str, gold: str, *, category: str = "4", conversation: str = "a") -> Question:
     return Question(conversation, index, text, category, gold, ())
 
 
@@ -54,10 +55,10 @@ def invented(n: int = 12) -> Dataset:
             for who in ("Vera", "Milan"):
                 thing = f"{name}{who}{i}"
                 questions += [
-                    asks(len(questions), f"When did {who} sell the {thing}?", f"{i + 1} May {2010 + i}", category=2,
+                    asks(len(questions), f"When did {who} sell the {thing}?", f"{i + 1} May {2010 + i}", category="2",
                          conversation=name),
                     asks(len(questions) + 1, f"What did {who} paint for {thing}?", f"pond {thing}, mill {thing}",
-                         category=1, conversation=name),
+                         category="1", conversation=name),
                     asks(len(questions) + 2, f"How many {thing} does {who} own?", f"{i % 9 + 2} {thing}",
                          conversation=name),
                 ]  # fmt: skip
@@ -71,7 +72,7 @@ SETS = draw(DATA, 10, wrong=WRONG)
 
 
 def judge(server: Server, *, prompt: str = "strict") -> Judge:
-    return Judge(resolve_models.load("openai/judge", api_base=server.url, retries=0, max_tokens=16).lm, prompt=prompt)
+    return Judge(resolve_models.load("openai/judge", api_base=server.url, retries=0, max_tokens=16).lm, PROMPTS[prompt])
 
 
 # ------------------------------------------------------------ what it is shown
@@ -126,7 +127,7 @@ def test_a_rewording_means_the_same(gold: str, kind: str, reworded: str) -> None
     "gold", ["The week before 9 June 2021", "early August 2023", "$10", "one-on-one lessons", "2D games", "Witcher 3"]
 )
 def test_what_a_rule_could_get_wrong_is_left_alone(gold: str) -> None:
-    assert set(rewordings(asks(0, "When?", gold, category=1))) == {"sentence", "long"}
+    assert set(rewordings(asks(0, "When?", gold, category="1"))) == {"sentence", "long"}
 
 
 @pytest.mark.parametrize(
@@ -139,8 +140,8 @@ def test_what_a_rule_could_get_wrong_is_left_alone(gold: str) -> None:
     ],
 )
 def test_only_a_list_is_put_in_another_order(text: str, gold: str) -> None:
-    assert "list order" not in rewordings(asks(0, text, gold, category=1))
-    assert rewordings(asks(0, "What did she buy?", "lamps, a rug", category=1))["list order"] == "a rug and lamps"
+    assert "list order" not in rewordings(asks(0, text, gold, category="1"))
+    assert rewordings(asks(0, "What did she buy?", "lamps, a rug", category="1"))["list order"] == "a rug and lamps"
 
 
 def test_rewordings_and_moves_of_locomos_own_dates(locomo: Dataset) -> None:
@@ -210,7 +211,7 @@ def test_the_other_speakers_answer_is_to_a_question_about_the_other_one() -> Non
 )
 def test_a_file_of_wrong_answers_must_be_about_our_questions(content: str, tmp_path: Path) -> None:
     (tmp_path / "wrong.json").write_text(content)
-    with pytest.raises(WrongAnswersError, match="no wrong answers to LOCOMO's questions"):
+    with pytest.raises(DataError, match="no wrong answers to LOCOMO's questions"):
         read_wrong_answers(tmp_path / "wrong.json", DATA)
 
 
@@ -285,7 +286,7 @@ def test_a_parser_that_searches_for_a_word_is_caught(server: Server) -> None:
 def test_repeats_are_asked_for_and_not_replayed(server: Server) -> None:
     server.answer = truthful(SETS)
     lm = dspy.LM("openai/judge", api_base=server.url, api_key="none", temperature=0.0, max_tokens=16, cache=True)
-    measure(Judge(lm), SETS, repeats=3, num_threads=8)
+    measure(Judge(lm, PROMPTS["strict"]), SETS, repeats=3, num_threads=8)
     assert len(server.requests) == 70 + 2 * judge_calibration.STEADY
     assert len({json.dumps(body) for body in server.requests}) == 70
 

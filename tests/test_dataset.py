@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from locomo import dataset
-from locomo.dataset import DataError, download, load, read, repair_evidence
+from locomo.dataset import download, load, read, repair_evidence
+from memometer.benchmarks.protocol import DataError
 
 
 def test_every_invariant_of_locomo_holds(locomo: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,7 +35,7 @@ def test_sessions_come_in_integer_order_and_time_rises(locomo: Any) -> None:
 
 def test_answers_are_text_and_the_trap_is_never_the_gold(locomo: Any) -> None:
     for question in locomo.questions:
-        if question.category == 5:
+        if question.category == "5":
             assert question.gold is None
             assert isinstance(question.adversarial_answer, str)
         else:
@@ -46,7 +47,7 @@ def test_a_question_is_known_by_its_place(locomo: Any) -> None:
     assert len({question.id for question in locomo.questions}) == 1986
     twins = {question.id: question for question in locomo.questions}
     assert twins["conv-30#61"].text == twins["conv-30#95"].text
-    assert (twins["conv-30#61"].category, twins["conv-30#95"].category) == (4, 5)
+    assert (twins["conv-30#61"].category, twins["conv-30#95"].category) == ("4", "5")
 
 
 def test_what_a_memory_must_not_see_is_not_kept(locomo: Any) -> None:
@@ -95,8 +96,8 @@ def test_other_bytes_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_sample_has_all_categories_and_says_what_it_is(sample: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sample.stand_in == "SAMPLE"
-    assert {question.category for question in sample.questions} == {1, 2, 3, 4, 5}
+    assert sample.kind == "SAMPLE"
+    assert {question.category for question in sample.questions} == {"1", "2", "3", "4", "5"}
     assert all(question.evidence and not question.unresolved for question in sample.questions)
     assert len(sample.conversations[0].sessions) >= 2
     assert dataset.main(["--data", str(sample.path)]) == 0
@@ -106,9 +107,9 @@ def test_the_sample_has_all_categories_and_says_what_it_is(sample: Any, capsys: 
 def test_without_file_and_network_the_sample_takes_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("LOCOMO_PATH", raising=False)
     monkeypatch.setattr(dataset, "DATA", tmp_path)
-    monkeypatch.setattr(dataset, "download", lambda path, say: (_ for _ in ()).throw(ConnectionError("no network")))
+    monkeypatch.setattr(dataset, "download", lambda path, log: (_ for _ in ()).throw(ConnectionError("no network")))
     said: list[str] = []
-    assert load(say=said.append).stand_in == "SAMPLE"
+    assert load(log=said.append).kind == "SAMPLE"
     assert "sample.json" in said[0]
 
 
@@ -141,16 +142,16 @@ def test_a_broken_download_is_resumed_and_verified(tmp_path: Path) -> None:
     said: list[str] = []
     try:
         with pytest.raises(OSError, match="IncompleteRead|incomplete|broken"):
-            download(path, url=url, sha256=digest, say=said.append)
+            download(path, url=url, sha256=digest, log=said.append)
         assert not path.exists(), "half a file never stands under the whole one's name"
-        download(path, url=url, sha256=digest, say=said.append)
+        download(path, url=url, sha256=digest, log=said.append)
         assert path.read_bytes() == _Flaky.content
         assert _Flaky.seen == [None, f"bytes={len(_Flaky.content) // 2}-"]
         assert "CC BY-NC 4.0" in said[0]
         path.unlink()
         (tmp_path / "locomo10.json.part").write_bytes(_Flaky.content)
         with pytest.raises(DataError, match="other bytes"):
-            download(path, url=url, sha256="0" * 64, say=said.append)
+            download(path, url=url, sha256="0" * 64, log=said.append)
         assert not list(tmp_path.glob("*.json*t")), "nothing of wrong bytes is kept"
     finally:
         server.shutdown()

@@ -172,9 +172,9 @@ def test_a_judge_that_cannot_be_measured_ends_the_run_before_it_costs_anything(s
     ("args", "message"),
     [
         (["--systems", "adaptive,mem1"], "unknown memory system 'mem1'; known: adaptive"),
-        (["--split", "tests"], "--split is 'tests'; it may be test, train"),
+        (["--split", "tests"], "--split is 'tests'; allowed are train"),
         (["--budgets", "512", "--budget-tokens", "512"], "say the same thing twice"),
-        (["--categories", "6"], "LOCOMO has 1, 2, 3, 4 and 5"),
+        (["--categories", "6"], "--categories got 6"),
         (["--model", "embedded:huge"], "no tier (tiny, small, base)"),
         (["--model", "openai/x", "--max-false-accept", "15"], "--max-false-accept is 15.0; it is a share"),
         (

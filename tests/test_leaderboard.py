@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from locomo.dataset import Dataset
+from memometer.benchmarks.protocol import Dataset
 from memometer.harness import import_results
 from memometer.harness.loop import UNBOUNDED
 from memometer.report import leaderboard
@@ -38,7 +38,7 @@ def percent(cell: str) -> float:
 
 
 def labels(folder: Path, data: Dataset) -> dict[tuple[str, int], dict[str, bool]]:
-    """(system, budget) -> question -> whether the judge accepted, categories 1-4, read from the records alone."""
+    """(system, budget) -> question -> whether the judge accepted, answerable questions, read from the records alone."""
     gold = {q.id for q in data.questions if q.gold is not None}
     found: dict[tuple[str, int], dict[str, bool]] = {}
     for line in (folder / "records.jsonl").read_text().splitlines():
@@ -160,7 +160,7 @@ def test_a_run_of_unanswerable_questions_is_no_board(
     (run / "records.jsonl").write_text("".join(f"{line}\n" for line in lines))
     (run / "results.json").unlink()
     assert leaderboard.main([str(run)]) == 2
-    assert "asked no question of categories 1-4" in capsys.readouterr().err
+    assert "no answerable question" in capsys.readouterr().err
 
 
 def test_a_judge_that_failed_its_certificate_shows_no_accuracy(

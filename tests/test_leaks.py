@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from locomo.dataset import Conversation, Dataset
 from locomo.synthetic import simulate
+from memometer.benchmarks.protocol import Conversation, Dataset
 from memometer.harness import contamination
 from memometer.harness.contamination import HeldOut, scan, texts_of, words
 from memometer.harness.plan import Choice, Refused
@@ -177,9 +177,8 @@ def test_the_shipped_files_hold_nothing_of_locomo(locomo: Dataset) -> None:
 
 def test_fresh_conversations_are_no_leak_and_leaked_ones_are(locomo: Dataset) -> None:
     """The false positives and the misses that the rules are chosen by."""
-    from locomo.split_data import part
 
-    test, others, fresh = part(locomo, "test"), part(locomo, "train"), part(locomo, "validation")
+    test, others, fresh = locomo.part("test"), locomo.part("train"), locomo.part("validation")
     fresh += tuple(simulate.conversation(seed, 1) for seed in (1, 2))
     index = HeldOut(test, others=others)
     texts = [(turn.id, turn.text) for c in fresh for turn in c.turns]

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locomo.llm_judge import PROMPTS, RULES, Judge, parse_label
+from locomo.llm_judge import PROMPTS
+from memometer.judging.judge import Judge, parse_label
 from memometer.models import resolve_models
 from tests.conftest import Server, completion, failure
 
@@ -38,7 +39,7 @@ def test_only_the_two_words_are_labels(reply: str) -> None:
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_a_judge_grades_with_its_own_model_and_prompt(server: Server, prompt: str) -> None:
     server.answer = lambda number, body: completion("yes", prompt_tokens=90, completion_tokens=1)
-    judge = Judge(resolve_models.load("openai/scripted", api_base=server.url).lm, prompt=prompt)
+    judge = Judge(resolve_models.load("openai/scripted", api_base=server.url).lm, PROMPTS[prompt])
     verdict = judge("Who?", "Nadia", "It was Nadia.")
     assert (verdict.label, verdict.raw, verdict.prompt_tokens, verdict.completion_tokens) == ("correct", "yes", 90, 1)
     sent = server.requests[0]
@@ -50,13 +51,13 @@ def test_a_judge_grades_with_its_own_model_and_prompt(server: Server, prompt: st
 
 
 def test_every_prompt_asks_for_a_label_alone_and_names_its_rule() -> None:
-    assert list(RULES) == list(PROMPTS)
+    assert all(prompt.rule for prompt in PROMPTS.values())
     assert all(prompt.instructions.endswith("Reply with one word: yes or no.") for prompt in PROMPTS.values())
 
 
 def test_the_prompts_have_different_hashes() -> None:
     lm = resolve_models.load("openai/scripted", api_base="http://127.0.0.1:1/v1").lm
-    assert len({Judge(lm, prompt=prompt).prompt_hash for prompt in PROMPTS}) == len(PROMPTS)
+    assert len({Judge(lm, PROMPTS[prompt]).prompt_hash for prompt in PROMPTS}) == len(PROMPTS)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_the_prompts_have_different_hashes() -> None:
 )
 def test_what_is_no_label_is_ungraded_with_its_reason(server: Server, reply: object, reason: str, raw: str) -> None:
     server.answer = lambda number, body: reply  # type: ignore[return-value]
-    judge = Judge(resolve_models.load("openai/scripted", api_base=server.url, retries=0).lm)
+    judge = Judge(resolve_models.load("openai/scripted", api_base=server.url, retries=0).lm, PROMPTS["strict"])
     verdict = judge("Who?", "Nadia", "Oskar")
     assert verdict.label == "ungraded"
     assert reason in verdict.reason
@@ -83,4 +84,6 @@ def test_a_rejected_key_ends_the_judging(server: Server) -> None:
 
     server.answer = lambda number, body: failure(401)
     with pytest.raises(LMAuthError):
-        Judge(resolve_models.load("openai/scripted", api_base=server.url, retries=0).lm)("Who?", "Nadia", "Oskar")
+        Judge(resolve_models.load("openai/scripted", api_base=server.url, retries=0).lm, PROMPTS["strict"])(
+            "Who?", "Nadia", "Oskar"
+        )

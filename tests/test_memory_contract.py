@@ -192,7 +192,7 @@ def test_the_adaptive_memory_finds_the_answer_in_a_third_of_the_conversation(sam
     memory = MemorySystem(count=Tiktoken("o200k_base"))
     state = observed(memory, list(sample.conversations[0].turns))
     for question in sample.questions:
-        if question.category == 4:
+        if question.category == "4":
             assert set(question.evidence) <= set(memory.recall(state, question.text, 200).turn_ids), question.text
 
 

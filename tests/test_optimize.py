@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from locomo.dataset import Conversation
 from locomo.synthetic.conversation import Acquaintance
 from locomo.synthetic.simulate import as_json
+from memometer.benchmarks.protocol import Conversation
 from memometer.commands import evaluate, optimize
 from memometer.optimize.search import Optimization
 from memory_system import MemorySystem

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locomo.dataset import Dataset
-from locomo.split_data import SPLITS, part
+from locomo.splits import SPLITS
+from memometer.benchmarks.protocol import Dataset
 from memometer.commands import optimize
 from memometer.optimize.optimizers import EFFORTS, OPTIMIZERS, size
 from memometer.optimize.plan import Study
@@ -158,7 +158,7 @@ def test_a_search_sees_training_and_validation_conversations_alone(locomo: Datas
     assert not {q.id for q in made.choosing} & {q.id for q in made.confirming}
     assert (len(made.train), len(made.choosing), len(made.confirming)) == (30, 30, 30)
     assert {c.id for c in made.sealed} == set(of["test"])
-    assert {q.category for q in made.train} == {1, 2, 3, 4, 5}
+    assert {q.category for q in made.train} == {"1", "2", "3", "4", "5"}
     again = study("--data", str(locomo.path), "--model", "openai/x", "--context-window", "8000")
     assert again.identity() == made.identity()
     other = study("--data", str(locomo.path), "--model", "openai/x", "--context-window", "8000", "--seed", "1")
@@ -207,5 +207,5 @@ def test_more_effort_asks_more(name: str, train: int, validation: int, max_demos
 def test_simulated_conversations_are_divided_in_their_order(sample: Dataset) -> None:
     conversation = sample.conversations[0]
     many = Dataset((conversation,) * 10, sample.path, "", "SIMULATED")
-    assert [len(part(many, name)) for name in ("train", "validation", "test", "all")] == [4, 2, 4, 10]
-    assert part(sample, "test") == part(sample, "train") == sample.conversations
+    assert [len(many.part(name)) for name in ("train", "validation", "test", "all")] == [4, 2, 4, 10]
+    assert sample.part("test") == sample.part("train") == sample.conversations

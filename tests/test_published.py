@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from locomo.dataset import Dataset
 from locomo.dataset import read as read_data
 from locomo.synthetic import simulate
 from memometer import systems
+from memometer.benchmarks.protocol import Dataset
 from memometer.harness import import_results
 from memometer.harness.import_results import PublishedError, read, scores, write
 from memometer.harness.plan import Refused

@@ -7,7 +7,7 @@ from statistics import mean
 
 import pytest
 
-from locomo.dataset import Dataset
+from memometer.benchmarks.protocol import Dataset
 from memometer.harness import import_results
 from memometer.harness.import_results import read, scores, write
 from memometer.judging import label_sets
@@ -59,7 +59,7 @@ def test_the_flagged_questions_of_a_published_run(
     # 94.80 is what the source gives, by majority; the mean of the three verdicts is 94.75.
     assert found({id: float(score > 0.5) for id, score in of.items()}) == [(94.80, 1441), (61.62, 99)]
     assert found(of) == [(94.75, 1441), (61.62, 99)]
-    flags = ["--run-dir", str(tmp_path), "--errata", str(audit), "--data", str(locomo.path)]
+    flags = ["--run-dir", str(tmp_path), "--label-corrections", str(audit), "--data", str(locomo.path)]
     assert import_results.main([str(shared / f"{name}.json"), *flags]) == 0
     out = capsys.readouterr().out
     assert "J 94.75 on the 1,441 clean questions, 61.62 on the 99 flagged questions; by majority 94.80, 61.62." in out
@@ -69,7 +69,7 @@ def test_the_flagged_questions_of_a_published_run(
 def test_a_lost_audit_takes_no_figure_with_it(
     locomo: Dataset, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LOCOMO_ERRATA", str(tmp_path / "nowhere.json"))
+    monkeypatch.setenv("LOCOMO_LABEL_CORRECTIONS", str(tmp_path / "nowhere.json"))
     found = read(shared / "full-context-gpt-4o-mini-cot.json", data=locomo)
     status, table = write(found, tmp_path / "run", data=locomo)
     assert status == "valid"

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from locomo.dataset import read
-from locomo.llm_judge import PROMPTS, Judge
+from locomo.llm_judge import PROMPTS
 from memometer.commands import evaluate
 from memometer.harness import rescore
 from memometer.judging.calibration_set import draw
 from memometer.judging.graders import Grading
+from memometer.judging.judge import Judge
 from memometer.judging.judge_sensitivity import panel, verdict
 from memometer.report import viewer
 from memometer.report.summary import flat
@@ -36,7 +37,7 @@ TRUE = truthful(draw(DATA, 25))
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMBEDDED_MODELS_DIR", str(tmp_path / "models"))
     monkeypatch.delenv("LOCOMO_WRONG_ANSWERS", raising=False)
-    monkeypatch.delenv("LOCOMO_ERRATA", raising=False)
+    monkeypatch.delenv("LOCOMO_LABEL_CORRECTIONS", raising=False)
 
 
 def record(system: str, question: Any, answer: str | None, **other: Any) -> dict[str, Any]:
@@ -94,7 +95,7 @@ def test_verdicts_are_added_and_nothing_is_answered_again(
     assert again(server, run, more=CERTIFIED) == 0
     assert (run / "records.jsonl").read_bytes() == before
     given = verdicts(run)
-    assert len(given) == 2 * len(ASKED), "categories 1-4 only: category 5 has no gold"
+    assert len(given) == 2 * len(ASKED), "only answerable questions have a gold answer"
     assert {(v["judge"], v["prompt"], v["key"], v["repeat"]) for v in given} == {
         ("openai/judge", "strict", "original", 0)
     }
@@ -278,25 +279,25 @@ def test_answers_are_graded_against_the_corrected_key(server: Server, run: Path,
         "category": ASKED[0].category, "error_type": "HALLUCINATION", "correct_answer": "A single jug",
     }]))  # fmt: skip
     server.answer = TRUE
-    assert again(server, run, more=(*PLAIN, "--answer-key", "corrected", "--errata", str(errata))) == 0
+    assert again(server, run, more=(*PLAIN, "--label-set", "corrected", "--label-corrections", str(errata))) == 0
     golds = {shown(body)[0]: shown(body)[1] for body in server.requests}
     assert golds[ASKED[0].text] == "A single jug"
     assert golds[ASKED[1].text] == ASKED[1].gold
     assert {v["key"] for v in verdicts(run)} == {"corrected"}
     assert list(figures(run)["gradings"]) == ["openai/judge (strict, corrected)"]
     # All right under the corrected key is above the ceiling of the original one, and no cause for alarm.
-    corrected = ("--judge", "lenient", "--answer-key", "corrected", *CERTIFIED)
+    corrected = ("--judge", "lenient", "--label-set", "corrected", *CERTIFIED)
     server.answer = lambda number, body: completion("yes")
     other = make_run(tmp_path / "other", good=lambda q: q.gold or NOT_KNOWN)
-    assert again(server, other, more=(*corrected, "--errata", str(errata))) == 0
+    assert again(server, other, more=(*corrected, "--label-corrections", str(errata))) == 0
     table = (other / "table.txt").read_text()
     assert "good: J 100.00 on the 10 clean questions, 100.00 on the 1 flagged questions" in table
     assert "ALARM" not in table
     original = make_run(tmp_path / "original", good=lambda q: q.gold or NOT_KNOWN)
-    assert again(server, original, more=(*CERTIFIED, "--errata", str(errata))) == 0
+    assert again(server, original, more=(*CERTIFIED, "--label-corrections", str(errata))) == 0
     assert "ALARM: good: 100.00 overall is above the ceiling" in (original / "table.txt").read_text()
     assert again(server, original, more=CERTIFIED) == 0
-    assert "name the audit again with --errata" in (original / "table.txt").read_text()
+    assert "--label-corrections" in (original / "table.txt").read_text()
 
 
 def test_an_imported_run_keeps_its_own_verdicts(server: Server, tmp_path: Path) -> None:
@@ -442,7 +443,7 @@ def test_two_wordings_of_a_prompt_are_not_mixed(
         (("--repeats", "0"), "--repeats is from 1 to 100, and --limit 1 or more"),
         (("--repeats", "999999999"), "--repeats is from 1 to 100, and --limit 1 or more"),
         (("--limit", "0"), "--repeats is from 1 to 100, and --limit 1 or more"),
-        (("--answer-key", "corrected"), "no errata are here"),
+        (("--label-set", "corrected"), "label corrections are missing"),
         (("--wrong-answers", "nowhere.json"), "cannot read the wrong answers"),
         (("--num-threads", "0"), "--num-threads is 0"),
     ],

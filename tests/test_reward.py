@@ -10,15 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from locomo.split_data import part
 from memometer.token_counters import counter_for
 from memometer.train.prompt_dataset import ReadingPrompt, chosen, reading_prompts
 from memometer.train.reward import MORE, Case, gold_reply, grade, reward
 
 SHOWN = tuple(f"D1:{n}" for n in range(1, 9))
-COMPLETE = Case(4, ("Sourdough",), ("D1:2",), SHOWN, "read_on")
-MISSING = Case(4, ("Sourdough",), ("D1:2", "D9:9"), SHOWN, "read_on")
-TRAP = Case(5, (), ("D1:2",), SHOWN, "read_on")
+COMPLETE = Case("4", ("Sourdough",), ("D1:2",), SHOWN, "read_on")
+MISSING = Case("4", ("Sourdough",), ("D1:2", "D9:9"), SHOWN, "read_on")
+TRAP = Case("5", (), ("D1:2",), SHOWN, "read_on")
 EARLIER = {"offers_more": True}
 
 
@@ -78,7 +77,7 @@ def test_length_costs_a_tenth_for_each_128_tokens_and_only_in_answers() -> None:
 
 
 def test_dates_are_right_however_they_are_written_and_the_best_key_counts() -> None:
-    case = Case(2, ("the week before 11 June 2021", "7 May 2023"), ("D1:2",), SHOWN, "answer")
+    case = Case("2", ("the week before 11 June 2021", "7 May 2023"), ("D1:2",), SHOWN, "answer")
     assert reward(case, "2023-05-07") == 1.0
     assert grade(case, "2023-05-07").strict == 1.0
     assert grade(case, "in the week before 11 June 2021").strict == 1.0
@@ -131,7 +130,7 @@ def _earned(prompts: Sequence[ReadingPrompt], policy: Policy) -> float:
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_no_degenerate_policy_earns_what_honest_answering_does(locomo: Any, rounds: int) -> None:
     """On real prompts, in their real proportions."""
-    train = [c for c in part(locomo, "train") if c.id == "conv-30"]  # the shortest
+    train = [c for c in locomo.part("train") if c.id == "conv-30"]  # the shortest
     questions, _ = chosen(train, 80, absent_share=0.1, seed=0)
     budgets = (512, 1024, 2048) if rounds > 1 else (512,)
     prompts = list(reading_prompts(train, questions, budgets=budgets, rounds=rounds, count=counter_for()))
@@ -149,6 +148,6 @@ def test_what_the_honest_reader_replies_is_worth_most() -> None:
 
 
 def test_the_honest_reply_is_what_the_official_score_counts() -> None:
-    case = Case(3, ("Likely no; she is allergic to cats",), ("D1:2",), SHOWN, "answer")
+    case = Case("3", ("Likely no; she is allergic to cats",), ("D1:2",), SHOWN, "answer")
     assert gold_reply(case) == "Likely no"
     assert reward(case, gold_reply(case)) == 1.0

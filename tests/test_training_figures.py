@@ -40,8 +40,8 @@ def test_groups_without_variance_are_counted() -> None:
 
 
 def test_replies_are_counted_by_what_they_are() -> None:
-    case = Case(4, ("Sourdough",), ("D1:1",), ("D1:1",), "read")
-    missing = Case(4, ("Sourdough",), ("D9:1",), ("D1:1",), "read_on", offers_more=True)
+    case = Case("4", ("Sourdough",), ("D1:1",), ("D1:1",), "read")
+    missing = Case("4", ("Sourdough",), ("D9:1",), ("D1:1",), "read_on", offers_more=True)
     grades = [
         grade(case, "1\nStatus: answered\nAnswer: Sourdough"),
         grade(case, "1\nStatus: absent\nAnswer: none"),
@@ -70,8 +70,8 @@ class _At:
 def test_asking_for_more_is_worth_what_the_next_round_earns(tmp_path: Path) -> None:
     kept: list[dict[str, Any]] = []
     rewarding = Rewarding(steps=100, num_generations=2, keep=kept.append)
-    first = Case(4, ("Sourdough",), ("D9:1",), ("D1:1",), "read_on", offers_more=True, halvings=1)
-    last = Case(4, ("Sourdough",), ("D1:1",), ("D1:1",), "read_on", halvings=0)
+    first = Case("4", ("Sourdough",), ("D9:1",), ("D1:1",), "read_on", offers_more=True, halvings=1)
+    last = Case("4", ("Sourdough",), ("D1:1",), ("D1:1",), "read_on", halvings=0)
 
     def give(case: Case, reply: str, n: int) -> list[float]:
         text = json.dumps(case.as_json())

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from locomo.dataset import Question, Session
+from locomo.dataset import Question
 from locomo.synthetic.templates import Draw, Names, blanks, fill, relative_date, said_by, vocabulary
+from memometer.benchmarks.protocol import Session
 from memory_system import Turn
 
 RATES = {1: 282 / 5882, 2: 321 / 5882, 3: 96 / 5882, 4: 841 / 5882, 5: 446 / 5882}
@@ -401,5 +402,5 @@ class Acquaintance:
     def _add(self, text: str, category: int, gold: str, evidence: list[str]) -> None:
         answer, trap = (None, gold) if category == 5 else (gold, None)
         place = self.name, self.asked.total()
-        self.questions.append(Question(*place, text, category, answer, tuple(evidence), adversarial_answer=trap))
+        self.questions.append(Question(*place, text, str(category), answer, tuple(evidence), adversarial_answer=trap))
         self.asked[category] += 1

@@ -20,9 +20,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from locomo.dataset import CATEGORIES, SIMULATED, Conversation, Question, Session
+from locomo import dataset
+from locomo.dataset import CATEGORIES, SIMULATED, Question
 from locomo.synthetic.conversation import Acquaintance
 from locomo.synthetic.templates import Draw
+from memometer.benchmarks.protocol import Conversation, Dataset, Session
+from memometer.run.environment import digest
 
 
 def history(seed: int, *, turns: int = 280_000) -> Iterator[tuple[Session, tuple[Question, ...]]]:
@@ -49,6 +52,13 @@ def conversation(seed: int, number: int) -> Conversation:
     return Conversation(name, people.speakers, tuple(session for session, _ in parts), questions)
 
 
+def dataset_of(seed: int, conversations: int) -> Dataset:
+    """Synthetic conversations as a data set that no file holds."""
+    made = [conversation(seed, number) for number in range(1, conversations + 1)]
+    identity = digest([seed, [c.questions for c in made], [c.turns for c in made]])
+    return dataset.dataset(made, Path("simulated"), identity, "SIMULATED")
+
+
 def _turns(draw: Draw) -> int:
     return max(10, round(draw.lengthy(21, 0.24)))
 
@@ -65,7 +75,7 @@ def as_json(conversation: Conversation, *, seed: int) -> dict[str, Any]:
             for turn in session.turns
         ]
     qa = [
-        {"question": q.text, "evidence": list(q.evidence), "category": q.category}
+        {"question": q.text, "evidence": list(q.evidence), "category": int(q.category)}
         | ({"answer": q.gold} if q.gold else {"adversarial_answer": q.adversarial_answer})
         for q in conversation.questions
     ]
@@ -116,7 +126,7 @@ def shape(conversations: Sequence[Conversation]) -> dict[str, float]:
     categories = Counter(question.category for _, question in questions)
     distinct = [len(set(re.findall(r"[^\W_]+", " ".join(t.line for t in c.turns).lower()))) for c in conversations]
     said = {(c.id, turn.id): set(terms(turn.line)) for c in conversations for turn in c.turns}
-    found: dict[int, list[float]] = {category: [] for category in CATEGORIES}
+    found: dict[str, list[float]] = {category: [] for category in CATEGORIES}
     for c, question in questions:
         asked = set(terms(question.text)) - set(terms(" ".join(c.speakers)))
         if asked and question.evidence:
@@ -135,7 +145,7 @@ def shape(conversations: Sequence[Conversation]) -> dict[str, float]:
         mean(distinct),
         *(100 * categories[category] / len(questions) for category in CATEGORIES),
         mean(len(question.text.split()) for _, question in questions),
-        mean(len(question.evidence) for _, question in questions if question.category == 1),
+        mean(len(question.evidence) for _, question in questions if question.category == "1"),
         *(mean(shares) for shares in found.values()),
     )
     return {name: round(figure, 1) for name, figure in zip(LOCOMO_SHAPE, figures, strict=True)}

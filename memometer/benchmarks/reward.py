@@ -1,13 +1,13 @@
 """What an answer is worth: the one figure that evaluate, optimize and train share, and what to say about it in words.
 
-No judge is asked. For questions that have an answer (categories 1-4)
+No judge is asked. For answerable questions
 
     answered      0.8 A + 0.2 E, or A alone where nothing is cited by design, or no evidence is labelled
     absent        0, or 0.05 where not all the evidence was shown
 
-and for category 5: 1 where the reply abstains, else 0. A is the official F1, or 1 where answer and gold are the same
-date or span of days; E is the F1 of the cited turns against the evidence that was shown. From all of it goes a price
-for each thousand tokens of all calls, instructions and examples included.
+and for unanswerable questions: 1 where the reply abstains, else 0. A is the official F1, or 1 where answer and gold are
+the same date or span of days; E is the F1 of the cited turns against the evidence that was shown. From all of it goes a
+price for each thousand tokens of all calls, instructions and examples included.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from locomo.dataset import ANSWERABLE, Conversation, Question
-from locomo.metrics import abstains, normalize, official_f1
+from memometer.benchmarks.metrics import abstains, normalize
+from memometer.benchmarks.protocol import Conversation, Question
 from memometer.reader.abstention import named_speaker
 from memometer.retrieval import dates
 from memometer.retrieval.tokenize import names
@@ -81,7 +81,7 @@ class Objective:
     def quality(self, question: Question, reply: Reply) -> float:
         """The same before its price, 0 to 1."""
         absent = reply.absent or abstains(reply.answer)
-        if question.category not in ANSWERABLE:
+        if not question.answerable:
             return float(absent)
         if absent:
             return 0.0 if not question.evidence or set(question.evidence) <= set(reply.shown) else RIGHTLY_ABSENT
@@ -94,9 +94,9 @@ class Objective:
 
 
 def answer_score(question: Question, answer: str) -> float:
-    """A, 0 to 1. For category 5 it is 1 where the answer abstains."""
+    """A, 0 to 1. For an unanswerable question it is 1 if the answer abstains."""
     expected = None if question.gold is None else span(question.gold)
-    return 1.0 if expected and span(answer) == expected else official_f1(question, answer)
+    return 1.0 if expected and span(answer) == expected else question.score(answer)
 
 
 def citation_score(question: Question, reply: Reply) -> float:
@@ -175,7 +175,7 @@ def feedback(question: Question, reply: Reply, conversation: Conversation) -> st
     turns = {turn.id: turn for turn in conversation.turns}
     absent = reply.absent or abstains(reply.answer)
     told = _on_speakers(question, reply, conversation, turns)
-    if question.category not in ANSWERABLE:
+    if not question.answerable:
         said = (
             "Right: the memory does not hold the answer." if absent else "The memory does not hold the answer: absent."
         )
@@ -220,12 +220,12 @@ def _on_answer(question: Question, answer: str) -> str:
 def _on_speakers(question: Question, reply: Reply, conversation: Conversation, turns: Mapping[str, Turn]) -> list[str]:
     """That what was taken for the answer was said by, and of, the other speaker."""
     asked_of = named_speaker(question.text, conversation.speakers)
-    looked_at = question.evidence if question.category not in ANSWERABLE else reply.cited or ()
+    looked_at = question.evidence if not question.answerable else reply.cited or ()
     found = [turns[id] for id in looked_at if id in turns]
     if asked_of is None or not found or any(names(turn.line, asked_of) for turn in found):
         return []
     other = next(speaker for speaker in conversation.speakers if speaker != asked_of)
-    end = ": absent." if question.category not in ANSWERABLE else "."
+    end = ": absent." if not question.answerable else "."
     return [f"That was said by {other}, and the question asks about {asked_of}{end}"]
 
 

@@ -28,6 +28,14 @@ def integers(text: str) -> list[int]:
     return list(dict.fromkeys(values))
 
 
+def names(text: str) -> list[str]:
+    """Names between commas, in their order, each once."""
+    found = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of names such as a,b")
+    return found
+
+
 def price(text: str) -> tuple[float, float]:
     """Dollars per million tokens of prompt and of reply."""
     try:

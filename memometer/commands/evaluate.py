@@ -1,4 +1,4 @@
-"""Compare memory systems on LOCOMO.
+"""Compare memory systems on a benchmark.
 
     python evaluate.py --num-test 20 --budget-tokens 1024                     an embedded model answers, no key
     python evaluate.py --num-test 100                                         with TOGETHER_API_KEY or OPENAI_API_KEY
@@ -17,7 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from memometer.commands.argument_types import integers, positive, price
+from memometer.benchmarks.arguments import add_data_arguments
+from memometer.commands.argument_types import integers, names, positive, price
 
 # Model prices and windows come from the installed table, never from the network; and no usage report leaves.
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
@@ -34,13 +35,15 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     what = p.add_argument_group("what is asked")
-    what.add_argument("--data", metavar="FILE", help="locomo10.json (default: LOCOMO_PATH, data/, the network)")
+    add_data_arguments(what)
     what.add_argument(
         "--split", default="test", metavar="PART", help="test, train, validation, all, or memory-r1:test …"
     )
     what.add_argument("--num-test", type=positive, metavar="N", help="a seeded sample, stratified by category")
-    what.add_argument("--categories", type=integers, default=[1, 2, 3, 4, 5], metavar="1,2,…")
-    what.add_argument("--two-options", action="store_true", help="ask category 5 as two options, in both orders")
+    what.add_argument("--categories", type=names, metavar="A,B,…", help="keys of categories (default: all)")
+    what.add_argument(
+        "--two-options", action="store_true", help="ask with answer options, in each order, if the question has some"
+    )
     what.add_argument("--seed", type=int, default=0)
     who = p.add_argument_group("who is compared")
     who.add_argument(
@@ -80,9 +83,8 @@ def parser() -> argparse.ArgumentParser:
     models.add_argument("--judge-price", type=price, metavar="P,R")
     models.add_argument(
         "--judge",
-        default="strict",
-        choices=["strict", "lenient", "mem0-new", "zep", "longmemeval"],
-        help="the judge's prompt",
+        metavar="PROMPT",
+        help="a judge prompt of the benchmark (default: its first)",
     )
     models.add_argument(
         "--max-false-accept",
@@ -93,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     )
     models.add_argument("--no-certificate", action="store_true", help="do not measure the judge, and show no J")
     models.add_argument(
-        "--wrong-answers", metavar="FILE", help="to measure the judge on, too (default: LOCOMO_WRONG_ANSWERS)"
+        "--wrong-answers", metavar="FILE", help="to measure the judge on, too (default: the benchmark's variable)"
     )
     how = p.add_argument_group("how it runs")
     how.add_argument("--num-threads", type=positive, metavar="N", help="calls at once (default 4, embedded 1)")
@@ -169,8 +171,6 @@ def _mistake(args: argparse.Namespace, argv: Sequence[str]) -> str:
         )
     if args.budgets and args.budget_tokens:
         return "--budgets and --budget-tokens say the same thing twice; give one of them."
-    if unknown := sorted(set(args.categories) - {1, 2, 3, 4, 5}):
-        return f"--categories got {unknown}; LOCOMO has 1, 2, 3, 4 and 5."
     if not 0 <= args.fail_on_error <= 1:
         return f"--fail-on-error is {args.fail_on_error}; it is a share from 0 to 1."
     if not 0 <= args.max_false_accept <= 1:

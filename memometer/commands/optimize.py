@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not args.dry_run:
             return EXIT[search.start(args.run_dir)]
         for line in search.announcement():
-            print(f"{search.data.mark}{line}", flush=True)
+            print(f"{search.data.prefix}{line}", flush=True)
         return EXIT["valid"]
     except Refused as error:
         return _refuse(str(error))
@@ -149,22 +149,23 @@ def _mistake(args: argparse.Namespace) -> str:
 
 def _fit_retrieval(args: argparse.Namespace) -> int:
     """Writes weights, and prints evidence recall on the validation conversations before and after."""
-    from locomo.dataset import DataError, aside, load
-    from locomo.split_data import part
+    from memometer import benchmarks
+    from memometer.benchmarks.protocol import DataError
     from memometer.harness.fit_ranker import fit, lesson, recalls
     from memometer.models import encoders
     from memometer.retrieval import late_interaction, ranker
+    from memometer.run.progress import eprint
     from memometer.token_counters import counter_for
     from memory_system import MemorySystem
 
     out = Path(args.out) if args.out else None
     try:
-        data = load(args.data)
-        encoder = encoders.load(args.encoder, say=aside) if args.encoder else None
+        data = benchmarks.load(args.benchmark).load(args.data)
+        encoder = encoders.load(args.encoder, say=eprint) if args.encoder else None
     except (DataError, encoders.EncoderUnavailable) as error:
         return _refuse(str(error))
-    if data.stand_in and not out:
-        return _refuse("weights that the project uses are fitted on LOCOMO, this is a stand-in; give --out FOLDER.")
+    if data.kind and not out:
+        return _refuse("weights that the project uses are fitted on the benchmark's own data; give --out FOLDER.")
     if not (encoder is None or isinstance(encoder, encoders.CachedTokens)):
         return _refuse(f"{encoder.name} gives no token vectors; use --encoder minilm, or the folder of a BERT.")
     try:
@@ -174,9 +175,9 @@ def _fit_retrieval(args: argparse.Namespace) -> int:
         return _refuse(f"--out {out} cannot be a folder ({error.strerror}); give another.")
 
     def say(text: str) -> None:
-        print(f"{data.mark}{text}", flush=True)
+        print(f"{data.prefix}{text}", flush=True)
 
-    train, validation = part(data, "train"), part(data, "validation")
+    train, validation = data.part("train"), data.part("validation")
     if encoder and len(train) < 2:
         return _refuse("with an encoder it takes two conversations: each is compared by what the others taught.")
     name = encoder.name if encoder else ""

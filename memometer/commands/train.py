@@ -70,7 +70,9 @@ def parser() -> argparse.ArgumentParser:
         "--rounds", type=count, metavar="N", help="as in evaluate.py; default one for each budget, 0: the bare answer"
     )
     data.add_argument("--memory", choices=["adaptive", "oracle"], default="adaptive", help="what fills the budgets")
-    data.add_argument("--absent-share", type=float, default=0.1, metavar="SHARE", help="of category 5, at most")
+    data.add_argument(
+        "--absent-share", type=float, default=0.1, metavar="SHARE", help="of unanswerable questions, at most"
+    )
     data.add_argument("--rename", action="store_true", help="give the speakers of training conversations other names")
     data.add_argument("--examples", action="store_true", help="keep the prompt's worked examples (not with arbor)")
     data.add_argument("--teacher", metavar="NAME", help="sft, distill: who answers; default for sft: the gold answers")

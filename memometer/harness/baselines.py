@@ -10,7 +10,7 @@ from typing import Any
 
 import dspy
 
-from locomo.metrics import ABSTENTION
+from memometer.benchmarks.metrics import ABSTENTION
 from memory_system import DEFAULT_BUDGET_TOKENS, Memory, Recall, State, pack
 
 
@@ -22,8 +22,9 @@ class NoMemory(Memory[State]):
 
 
 class Refusal(NoMemory):
-    """Always "No information available", and no model is asked: right on every unanswerable question, so that a score
-    over categories 1-5 below this one is worth nothing, and a judge that likes it on 1-4 is no judge."""
+    """Always "No information available", and no model is asked: right on every unanswerable question. A score
+    over all questions below this one is worth nothing, and a judge that accepts it on answerable questions is
+    useless."""
 
     def forward(
         self, state: State, question: str, budget_tokens: int = DEFAULT_BUDGET_TOKENS, choices: str = ""

@@ -5,7 +5,8 @@
 prints what it finds by file and kind, exit code 3, or 0 where there is nothing. It looks for
 
 question   a held-out question, word for word;
-answer     its gold answer, or category 5's trap: of six words or more, or shorter and beside its question (in the same
+answer     its gold answer, or the adversarial answer of an unanswerable question: of six words or more, or shorter and
+beside its question (in the same
            JSON object, or anywhere in the same plain file), because "yes", "2022" and names stand everywhere;
 turn       four or more of the 8-word sequences of one held-out turn in one text, as eleven words in a row are; a
            sequence that a conversation outside the held-out ones has too is a stock phrase and does not count, and
@@ -33,8 +34,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from locomo.dataset import Conversation, DataError, Dataset, comparable, load
-from locomo.split_data import held_out_part
+from memometer.benchmarks.arguments import add_data_arguments, load_data
+from memometer.benchmarks.metrics import comparable
+from memometer.benchmarks.protocol import Conversation, DataError, Dataset
 
 GRAM = 8
 """Words of a turn that are looked for in a row."""
@@ -97,8 +99,8 @@ class HeldOut:
 
     @classmethod
     def of(cls, data: Dataset, split: str = "test") -> HeldOut:
-        """What `split` (a name as `locomo.split_data.parse` reads) holds out of a data set."""
-        chosen = held_out_part(data, split)
+        """What `split` (a name as `Dataset.part` reads) holds out of a data set."""
+        chosen = data.held_out(split)
         ids = {conversation.id for conversation in chosen}
         return cls(chosen, others=[c for c in data.conversations if c.id not in ids])
 
@@ -223,12 +225,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="memometer contamination", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER")
     parser.add_argument("--split", default="test", metavar="PART", help="what is held out: test, memory-r1:test …")
-    parser.add_argument("--data", metavar="FILE", help="locomo10.json (default: LOCOMO_PATH, data/, the network)")
+    add_data_arguments(parser)
     args = parser.parse_args(argv)
     try:
-        data = load(args.data)
+        data = load_data(args)
         index = HeldOut.of(data, args.split)
-        places = held_out_part(data, args.split)
+        places = data.held_out(args.split)
         if not places:
             raise DataError(f"--split {args.split} holds nothing out; give test, or memory-r1:test")
     except DataError as error:
@@ -254,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 2
     for line in summary(found):
-        print(f"{data.mark}{line}")
+        print(f"{data.prefix}{line}")
     held = f"{len(places)} held-out conversations ({args.split})"
-    print(f"{data.mark}{len(found)} leaks of {held} in {len(read)} files")
+    print(f"{data.prefix}{len(found)} leaks of {held} in {len(read)} files")
     return 3 if found else 0

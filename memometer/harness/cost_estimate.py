@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from locomo.metrics import options
 from memometer.harness.baselines import Refusal
 from memometer.harness.loop import Task, prompt_overhead
 from memometer.run import cost as accounting
@@ -23,7 +22,7 @@ def forecast(choice: Choice, done: Collection[Key] = ()) -> str:
     """
     assert choice.reader
     tasks = [task for task in choice.tasks if task.key not in done]
-    asked = {task.key: f"{task.question.text} {options(task.question, task.form)}" for task in tasks}
+    asked = {task.key: f"{task.question.text} {task.question.options(task.form)}" for task in tasks}
     longest = max(asked.values(), key=len, default="")
     overhead = {name: prompt_overhead(choice.reader, longest, memory) for name, memory in choice.memories.items()}
     rounds = {

@@ -1,6 +1,6 @@
 """Ranking weights from evidence labels, without a model: those that are shipped, and one set a fold for honest figures.
 
-A question trains the ranking with its evidence turns; questions without evidence, and category 5, train nothing.
+A question trains the ranking with its evidence turns; questions without evidence or without an answer train nothing.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 import memory_system
-from locomo.dataset import ANSWERABLE, Conversation, Dataset
-from locomo.metrics import evidence_recall
 from memometer import budget as packing
 from memometer import retrieval
+from memometer.benchmarks.metrics import evidence_recall
+from memometer.benchmarks.protocol import Conversation, Dataset
 from memometer.models.downloads import models_folder
 from memometer.models.encoders import TokenEncoder
 from memometer.retrieval import late_interaction, late_interaction_fit, ranker
@@ -43,7 +43,7 @@ def evidence_of(conversation: Conversation) -> list[list[int]]:
     """The positions of each question's evidence turns; none for a question that teaches nothing."""
     position = {turn.id: n for n, turn in enumerate(conversation.turns)}
     return [
-        sorted(position[id] for id in question.evidence) if question.category in ANSWERABLE else []
+        sorted(position[id] for id in question.evidence) if question.answerable else []
         for question in conversation.questions
     ]
 
@@ -150,14 +150,15 @@ def _whole(save: Callable[[Path], None], path: Path) -> None:
 def recalls(
     conversations: Iterable[Conversation], memory: MemorySystem, budgets: Sequence[int], count: TokenCounter
 ) -> dict[str, list[float]]:
-    """Mean evidence recall over categories 1-4 at each budget: of the memory, and of its untrained first score."""
+    """Mean evidence recall over answerable questions at each budget: of the memory, and of its untrained first
+    score."""
     found: dict[str, list[list[float]]] = {"untrained": [], "fitted": []}
     for conversation in conversations:
         state = memory.new()
         for session in conversation.sessions:
             memory.observe(state, session.turns)
         for question in conversation.questions:
-            if question.category not in ANSWERABLE or not question.evidence:
+            if not question.answerable or not question.evidence:
                 continue
             looked = memory.features(state, question.text)
             for name, scores in (("untrained", looked.first), ("fitted", memory.scores(state, question.text))):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from locomo.llm_judge import Label
+from memometer.judging.judge import Label
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """Answers that others published, as run folders of ours, so that all that scores a run scores them too.
 
-    memometer import-results FILE... --run-dir DIR [--format NAME] [--errata FILE]
+    memometer import-results FILE... --run-dir DIR [--format NAME] [--label-corrections FILE]
 
 makes a folder DIR/STEM of each file with its answers, its verdicts and results, and verifies before that the file asks
-each question of categories 1-4 exactly once, in LOCOMO's words and against LOCOMO's golds. What a file does not tell,
+each answerable question exactly once, with the text and the gold answer of the data. What a file does not tell,
 such as tokens, stays unknown. Formats are in memometer/harness/import_formats.py.
 
 Exit codes: 0, 2 refused (nothing was written), 3 a file mixes runs or leaves too much ungraded (all were written).
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections import Counter
@@ -23,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from locomo.dataset import ANSWERABLE, STAND_INS, DataError, Dataset, Question, comparable, load
-from locomo.metrics import FREE
+from memometer.benchmarks.arguments import add_data_arguments, load_data
+from memometer.benchmarks.metrics import comparable
+from memometer.benchmarks.protocol import FREE, DataError, Dataset, Question
 from memometer.harness import rerun_detection
 from memometer.harness.import_formats import FORMATS, Format, at, first, recognise
 from memometer.harness.loop import UNBOUNDED
@@ -56,7 +56,7 @@ class Published:
     records: tuple[Record, ...]
     merges: tuple[tuple[str, rerun_detection.Merge], ...]
     left_out: int
-    """Entries of category 5, which has no gold answer."""
+    """Entries of unanswerable questions, which have no gold answer."""
 
 
 def read(
@@ -119,8 +119,8 @@ def _question(entry: dict[str, Any], format: Format, data: Dataset) -> Question 
 
 
 def _verify(path: Path, asked: Sequence[tuple[dict[str, Any], Question | None]], format: Format, data: Dataset) -> None:
-    """Each question of categories 1-4 exactly once, known by its place, with our text and our gold."""
-    due = {question.id for question in data.questions if question.category in ANSWERABLE}
+    """Each answerable question exactly once, known by its place, with our text and our gold."""
+    due = {question.id for question in data.questions if question.answerable}
     counts = Counter(question.id for _, question in asked if question)
     faults = {
         "missing": [id for id in sorted(due) if id not in counts],
@@ -233,7 +233,9 @@ def manifest(found: Published, *, data: Dataset, named: str | None) -> dict[str,
         "data": named,
         "split": "all",
         "num_test": None,
-        "categories": list(ANSWERABLE),
+        "categories": [
+            key for key in data.categories if any(q.answerable for q in data.questions if q.category == key)
+        ],
         "two_options": False,
         "seed": 0,
         "systems": ",".join(dict.fromkeys(record["system"] for record in found.records)),
@@ -261,7 +263,7 @@ def manifest(found: Published, *, data: Dataset, named: str | None) -> dict[str,
             "published": found.sha256,
         },
         "left_out": {},
-        "stand_in": data.stand_in,
+        "stand_in": data.kind,
         "published": _source(found),
         **provenance(),
     }
@@ -276,13 +278,18 @@ def _source(found: Published) -> dict[str, Any]:
         "format": found.format.name,
         "licence": found.format.licence,
         "empty_answers": empty,
-        "category_5_left_out": found.left_out,
+        "unanswerable_excluded": found.left_out,
         "merges": [{"system": system, **merge.as_json()} for system, merge in found.merges],
     }
 
 
 def write(
-    found: Published, path: Path, *, data: Dataset, errata: label_sets.Errata | None = None, named: str | None = None
+    found: Published,
+    path: Path,
+    *,
+    data: Dataset,
+    corrections: label_sets.LabelCorrections | None = None,
+    named: str | None = None,
 ) -> tuple[str, str]:
     """Make the run folder; (its status, what to print). `named` is what --data said. Raises RunFolderError, OSError."""
     keys: list[Key] = [key(record) for record in found.records]
@@ -311,7 +318,7 @@ def write(
             facts,
             no_judge="the file holds no verdicts.",
             notes=[*told, STATUS.get(status, "")],
-            errata=errata,
+            corrections=corrections,
         )
     return status, table
 
@@ -324,7 +331,9 @@ def _told(found: Published) -> tuple[list[str], dict[str, Any]]:
     ]
     told += [f"{system}: {merge}" for system, merge in found.merges]
     if found.left_out:
-        told.append(f"{found.left_out:,} answers to category 5, which has no gold answer, are left out.")
+        told.append(
+            f"{found.left_out:,} answers to unanswerable questions are excluded, because they have no gold answer."
+        )
     figures: dict[str, Any] = {}
     for system in dict.fromkeys(record["system"] for record in found.records):
         mine = [record for record in found.records if record["system"] == system]
@@ -346,34 +355,38 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--format", choices=FORMATS, help="where a file is not recognised")
     parser.add_argument("--model-name", metavar="NAME", help="who answered, where a file does not say")
     parser.add_argument("--judge-model-name", metavar="NAME", help="who judged, where a file does not say")
-    parser.add_argument("--errata", metavar="FILE", help="clean and flagged questions apart (default: LOCOMO_ERRATA)")
-    parser.add_argument("--data", metavar="FILE", help="locomo10.json (default: LOCOMO_PATH, data/, the network)")
+    parser.add_argument(
+        "--label-corrections",
+        metavar="FILE",
+        help="clean and flagged questions apart (default: the benchmark's variable)",
+    )
+    add_data_arguments(parser)
     args = parser.parse_args(argv)
     try:
-        data = load(args.data)
-        named = args.errata or os.environ.get("LOCOMO_ERRATA")
-        errata = label_sets.read(named, data=data) if named else None
+        data = load_data(args)
+        named = args.label_corrections or label_sets.named_file(data)
+        corrections = label_sets.read(named, data=data) if named else None
         found = [
             read(path, data=data, format=args.format, model=args.model_name, judge=args.judge_model_name)
             for path in args.files
         ]
         _refuse_taken({args.run_dir / each.path.stem: each for each in found}, len(found))
-    except (DataError, label_sets.ErrataError, PublishedError) as error:
+    except (DataError, PublishedError) as error:
         print(f"memometer.harness.import_results: {error}", file=sys.stderr)
         return 2
     statuses = []
     for each in found:
         path = args.run_dir / each.path.stem
         try:
-            status, table = write(each, path, data=data, errata=errata, named=args.data)
+            status, table = write(each, path, data=data, corrections=corrections, named=args.data)
         except (RunFolderError, OSError) as error:
             print(f"memometer.harness.import_results: {path} cannot be written: {error}", file=sys.stderr)
             return 1
         statuses.append(status)
         for line in [*table.splitlines(), f"Written to {path}", ""]:
-            print(f"{data.mark}{line}")
-    if data.stand_in:
-        print(f"{data.mark}{STAND_INS[data.stand_in]}")
+            print(f"{data.prefix}{line}")
+    if data.kind:
+        print(f"{data.prefix}{data.notice}")
     return 3 if "invalid" in statuses else 0
 
 

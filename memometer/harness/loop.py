@@ -17,10 +17,9 @@ from typing import Any
 
 import dspy
 
-from locomo.dataset import Conversation, Question
-from locomo.llm_judge import Judge, Verdict
-from locomo.metrics import ABSTAIN_FIRST, FREE, TRAP_FIRST, options
+from memometer.benchmarks.protocol import FREE, Conversation, Question
 from memometer.harness.baselines import NoMemory, Oracle
+from memometer.judging.judge import Judge, Verdict
 from memometer.models.errors import FATAL, LM_ERROR, describe, is_of_a_model, without_keys
 from memometer.models.plain_adapter import PlainAdapter
 from memometer.models.resolve_models import Model
@@ -57,7 +56,7 @@ def plan(
     Args:
         window_budget: what the reader's window leaves for memory; a system that shows everything gets it instead
             of `budgets`. None where nobody reads.
-        two_options: ask category 5 in the official two-option form, in both orders, instead of freely.
+        two_options: ask questions that have answer options with them, once in each order, instead of freely.
     """
 
     def budgets_of(memory: Memory[Any]) -> Sequence[int]:
@@ -66,7 +65,7 @@ def plan(
         return [window_budget or UNBOUNDED] if memory.shows_everything else budgets
 
     def forms_of(question: Question) -> Sequence[str]:
-        return (ABSTAIN_FIRST, TRAP_FIRST) if two_options and question.gold is None else (FREE,)
+        return (two_options and question.option_orders) or (FREE,)
 
     return [
         Task(system, budget, question, form)
@@ -273,7 +272,7 @@ def _ask(
             state=state,
             question=question.text,
             budget_tokens=task.budget_tokens,
-            choices=options(question, task.form),
+            choices=question.options(task.form),
         )
     signals: dict[str, Any] = {"speaker_gap": prediction.recall.speaker_gap}
     if "said" in prediction:
@@ -307,7 +306,9 @@ def window_budget(reader: Model, questions: Iterable[Question], memories: Iterab
     if reader.context_tokens is None:
         return None
     longest = max(
-        (f"{q.text} {options(q, TRAP_FIRST) if q.gold is None else ''}" for q in questions), key=len, default=""
+        (f"{q.text} {q.options(order)}" for q in questions for order in (q.option_orders or (FREE,))),
+        key=len,
+        default="",
     )
     overhead = max(prompt_overhead(reader, longest, memory) for memory in memories)
     return max(0, reader.context_tokens - overhead - reader.max_tokens)

@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from locomo.dataset import CATEGORIES, STAND_INS, DataError, aside, load
-from locomo.llm_judge import Judge, shared_family
-from locomo.split_data import held_out_part, parse, part, sample
+from memometer import benchmarks
+from memometer.benchmarks.protocol import DataError, Dataset
+from memometer.benchmarks.sampling import sample
 from memometer.errors import UserError
 from memometer.harness import contamination
 from memometer.harness.baselines import CONTROLS, Refusal
@@ -21,7 +21,7 @@ from memometer.harness.configure_memories import LoadForm, Unfit, check_taken, c
 from memometer.harness.cost_estimate import forecast
 from memometer.harness.loop import Task, conversation_tokens, plan, window_budget
 from memometer.judging.calibrate import Certifier
-from memometer.judging.calibration_set import WrongAnswersError
+from memometer.judging.judge import Judge, shared_family
 from memometer.judging.judge_calibration import judged, sentence
 from memometer.models.downloads import WeightsUnavailable
 from memometer.models.encoders import Encoder, EncoderUnavailable, TokenEncoder
@@ -33,6 +33,7 @@ from memometer.retrieval.ranker import SHIPPED
 from memometer.run import cost
 from memometer.run.environment import digest, recalling_code
 from memometer.run.folder import Key
+from memometer.run.progress import eprint
 from memory_system import DEFAULT_BUDGET_TOKENS, Memory, TokenCounter, Utf8Bytes
 
 Config = dict[str, Any]
@@ -49,6 +50,19 @@ class Leaked(Refused):
     exit_code = 3
 
 
+def categories_of(config: Config, data: Dataset) -> list[str]:
+    """The keys of the categories that a configuration asks; runs of earlier versions hold them as numbers.
+
+    Raises:
+        DataError: A category is unknown.
+    """
+    chosen = [str(key) for key in config.get("categories") or data.categories]
+    if unknown := [key for key in chosen if key not in data.categories]:
+        known = ", ".join(f"{key} ({name})" for key, name in data.categories.items())
+        raise DataError(f"--categories got {', '.join(unknown)}; the categories are {known}.")
+    return chosen
+
+
 class Choice:
     """What a configuration amounts to on this machine. Building it costs no model call.
 
@@ -59,10 +73,11 @@ class Choice:
         self.config = config
         self.notices: list[str] = []
         try:
-            self.data = load(config["data"])
-        except DataError as error:
+            self.benchmark = benchmarks.load(config.get("benchmark"))
+            self.data = self.benchmark.load(config["data"])
+        except ValueError as error:
             raise Refused(str(error)) from error
-        self.mark = self.data.mark
+        self.mark = self.data.prefix
         self.questions = self._questions()
         self.conversations = [c for c in self.data.conversations if any(q.conversation == c.id for q in self.questions)]
         self._choose_models()
@@ -83,14 +98,15 @@ class Choice:
 
     def _questions(self) -> tuple[Any, ...]:
         try:
-            split, name = parse(self.config["split"])
+            chosen = self.data.part(self.config["split"])
+            categories = categories_of(self.config, self.data)
         except DataError as error:
             raise Refused(str(error)) from error
         questions = [
             question
-            for conversation in part(self.data, name, split=split)
+            for conversation in chosen
             for question in conversation.questions
-            if question.category in self.config["categories"]
+            if question.category in categories
         ]
         return sample(questions, self.config["num_test"] or len(questions), seed=self.config["seed"])
 
@@ -104,12 +120,16 @@ class Choice:
             return
         from memometer.models import resolve_models
 
+        try:
+            self.prompt = self.benchmark.judge_prompt(self.config["judge"])
+        except DataError as error:
+            raise Refused(str(error)) from error
         name = self.config["model"] or resolve_models.default_model()
         judge = self.config["judge_model"]
         # A judge is chosen unasked only where the reader was: nothing is spent on what nobody named.
         if judge is None and not self.config["model"] and name != resolve_models.NO_KEY_DEFAULT:
             judge = name
-        calls = {"timeout_seconds": self.config["timeout_seconds"], "retries": self.config["retries"], "say": aside}
+        calls = {"timeout_seconds": self.config["timeout_seconds"], "retries": self.config["retries"], "say": eprint}
         try:
             self.reader = resolve_models.load(
                 name,
@@ -128,7 +148,7 @@ class Choice:
             )
         except (ValueError, WeightsUnavailable) as error:
             raise Refused(str(error)) from error
-        self.judge = Judge(self.judge_model.lm, prompt=self.config["judge"])
+        self.judge = Judge(self.judge_model.lm, self.prompt)
         self.family = shared_family(self.reader.name, self.judge_model.name)
         try:
             self.certifier = Certifier(
@@ -138,9 +158,9 @@ class Choice:
                 address=judge_api_base,
                 wrong_answers=self.config["wrong_answers"],
             )
-        except WrongAnswersError as error:
+        except DataError as error:
             raise Refused(str(error)) from error
-        self.no_judge = "no answer in categories 1-4 was graded."
+        self.no_judge = "no answer was graded."
 
     def _note_counter(self) -> None:
         if isinstance(self.count, Utf8Bytes):
@@ -209,7 +229,7 @@ class Choice:
         """The encoder, loaded once for all systems that need one."""
         if self.encoder is None:
             try:
-                self.encoder = load_encoder(self.config["encoder"], say=aside)
+                self.encoder = load_encoder(self.config["encoder"], say=eprint)
             except EncoderUnavailable as error:
                 raise Refused(f"{system} needs an encoder: {error}") from error
         return self.encoder
@@ -220,11 +240,13 @@ class Choice:
         self.folded: list[str] = []
         asked = [conversation.id for conversation in self.conversations]
         for name, memory in self.memories.items():
-            seen = [] if self.data.stand_in else sorted(set(memory.fitted_on) & set(asked))
+            seen = [] if self.data.kind else sorted(set(memory.fitted_on) & set(asked))
             if not memory.fitted_on or not (seen or self.config["folds"]):
                 continue
-            if self.data.stand_in:
-                raise Refused("--folds refits the ranking on LOCOMO's other conversations; leave it out here.")
+            if self.data.kind:
+                raise Refused(
+                    f"--folds refits the ranking on {self.benchmark.title}'s other conversations; leave it out here."
+                )
             self.folded.append(name)
             why = f"the shipped ranking has seen the labels of {', '.join(seen)}; " if seen else ""
             self.notices.append(f"{name}: {why}each conversation is asked with weights fitted on the others.")
@@ -241,7 +263,7 @@ class Choice:
 
     def _refuse_leaks(self) -> None:
         """No prompt, example, rule or weight that a run starts with may hold what the test conversations hold."""
-        if not held_out_part(self.data, self.config["split"]):
+        if not self.data.held_out(self.config["split"]):
             return
         rule = [Path(self.config["abstention"])] if self.config["abstention"] else []
         files = [text for path in [*SHIPPED.parent.glob("*.json"), *rule] for text in contamination.texts_of(path)]
@@ -268,7 +290,7 @@ class Choice:
             Path(self.config["program"]),
             [conversation.id for conversation in self.conversations],
             judge=self.judge_model.name if self.judge_model else "",
-            stand_in=bool(self.data.stand_in),
+            stand_in=bool(self.data.kind),
         )
         self.notices += [notice] if notice else []
         return program
@@ -369,13 +391,13 @@ class Choice:
         counts = Counter(question.category for question in self.questions)
         self.say(
             f"{len(self.questions)} questions of {len(self.conversations)} conversations ({self.config['split']}; "
-            + ", ".join(f"{counts[c]} {name}" for c, name in CATEGORIES.items() if counts[c])
+            + ", ".join(f"{counts[c]} {name}" for c, name in self.data.categories.items() if counts[c])
             + f") to {', '.join(systems)}."
         )
         for notice in self.notices:
             self.say(notice)
-        if self.data.stand_in:
-            self.say(STAND_INS[self.data.stand_in])
+        if self.data.kind:
+            self.say(self.data.notice)
 
     def _announce_judge(self) -> None:
         """What the judge's numbers will be worth, and what it costs to know."""

@@ -1,6 +1,6 @@
 """Grade a run's answers again: under any judge, prompt and answer key, without asking for an answer again.
 
-    memometer rescore RUN... --judge-model M [--judge strict|lenient|...] [--answer-key corrected --errata FILE]
+    memometer rescore RUN... --judge-model M [--judge strict|lenient|...] [--label-set corrected]
     memometer rescore RUN... --judge-model M --panel
 
 Verdicts are put beside the earlier ones; what has a label under this judge, prompt, key and repeat is not asked for
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -22,14 +21,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from locomo.dataset import Dataset, aside, load
-from locomo.llm_judge import PROMPTS, RULES, Judge
-from locomo.metrics import ABSTAIN_FIRST, FREE, TRAP_FIRST
-from locomo.split_data import parse, part, sample
+from memometer import benchmarks
+from memometer.benchmarks.arguments import load_data
+from memometer.benchmarks.protocol import FREE, Dataset
+from memometer.benchmarks.sampling import sample
 from memometer.harness.loop import UNBOUNDED
+from memometer.harness.plan import categories_of
 from memometer.harness.results import conclude
 from memometer.judging import calibrate, judge_calibration, judge_sensitivity, label_sets
 from memometer.judging.graders import Grading, gradings, score
+from memometer.judging.judge import Judge
 from memometer.judging.judge_calibration import Certificate
 from memometer.judging.regrading import Todo, grade, missing
 from memometer.models.downloads import WeightsUnavailable
@@ -38,9 +39,12 @@ from memometer.report import aggregate
 from memometer.run import progress, test_set_usage
 from memometer.run.folder import Key, Record, RunFolder, RunFolderError, asked_of, latest
 from memometer.run.interrupts import stopping
+from memometer.run.progress import eprint
 
 FAIL_ON_ERROR = 0.02
-FORGOTTEN = "Clean and flagged questions were told apart before; name the audit again with --errata or LOCOMO_ERRATA."
+FORGOTTEN = (
+    "Clean and flagged questions were reported apart before; name the label corrections again with --label-corrections."
+)
 
 
 def planned(folder: RunFolder, data: Dataset, records: Sequence[Record]) -> list[Key]:
@@ -49,31 +53,31 @@ def planned(folder: RunFolder, data: Dataset, records: Sequence[Record]) -> list
     asked = {record["question_id"] for record in records}
     questions = [question for question in data.questions if question.id in asked]
     if config.get("split"):
-        split, name = parse(config["split"])
+        categories = categories_of(config, data)
         chosen = [
             question
-            for conversation in part(data, name, split=split)
+            for conversation in data.part(config["split"])
             for question in conversation.questions
-            if question.category in config["categories"]
+            if question.category in categories
         ]
         questions = list(sample(chosen, config["num_test"] or len(chosen), seed=config["seed"]))
-    both = (ABSTAIN_FIRST, TRAP_FIRST) if config.get("two_options") and any(r["model"] for r in records) else (FREE,)
+    two_options = bool(config.get("two_options")) and any(record["model"] for record in records)
     return [
         (system, budget, question.id, form)
         for system, budget in dict.fromkeys((record["system"], record["budget_tokens"]) for record in records)
         for question in questions
-        for form in (both if question.gold is None else (FREE,))
+        for form in ((two_options and question.option_orders) or (FREE,))
     ]
 
 
 def rewrite(
-    folder: RunFolder, data: Dataset, new: Sequence[Certificate], errata: label_sets.Errata | None = None
+    folder: RunFolder, data: Dataset, new: Sequence[Certificate], corrections: label_sets.LabelCorrections | None = None
 ) -> tuple[dict[str, Any], str]:
     """All that the folder's records amount to, written anew; `new` are certificates beside those known."""
     records = folder.records()
     keys = planned(folder, data, records)
     before = _results(folder)
-    own, named = gradings(records)[:1], os.environ.get("LOCOMO_ERRATA")
+    own, named = gradings(records)[:1], label_sets.named_file(data)
     broken = test_set_usage.broken(records)
     facts = {
         "split": folder.manifest["config"].get("split"),
@@ -85,7 +89,7 @@ def rewrite(
         "status": _status(folder, before, records, keys, broken),
         "ledger": {"test_scored": None, **(before.get("ledger") or {}), "broken": broken},
         "judge": f"{own[0].judge} ({own[0].prompt})" if own else None,
-        "cautions": [FORGOTTEN] if before.get("clean_and_flagged") and not (errata or named) else [],
+        "cautions": [FORGOTTEN] if before.get("clean_and_flagged") and not (corrections or named) else [],
     }
     rounds = {
         (name, int(budget)): entry["rounds"]
@@ -102,7 +106,7 @@ def rewrite(
         no_judge="no answer is graded.",
         rounds=rounds,
         notes=[test_set_usage.verdict(broken)],
-        errata=errata,
+        corrections=corrections,
     )
 
 
@@ -142,8 +146,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, imported ones too")
     calibrate.add_judge(p)
     p.add_argument("--panel", action="store_true", help="every prompt, and whether the ranking survives")
-    p.add_argument("--answer-key", default="original", choices=["original", "corrected"])
-    p.add_argument("--errata", metavar="FILE", help="clean and flagged questions apart (default: LOCOMO_ERRATA)")
+    p.add_argument("--label-set", default="original", choices=["original", "corrected"])
+    p.add_argument(
+        "--label-corrections",
+        metavar="FILE",
+        help="clean and flagged questions apart (default: the benchmark's variable)",
+    )
     p.add_argument("--repeats", type=int, default=1, metavar="N", help="verdicts on each answer")
     p.add_argument("--limit", type=int, metavar="N", help="a seeded sample of N questions, the same of each run")
     p.add_argument("--no-certificate", action="store_true", help="do not measure the judge, and show no J of it")
@@ -155,16 +163,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if problem := _mistake(args):
             raise ValueError(problem)
-        data = load(args.data)
-        golds = label_sets.load(args.answer_key, args.errata, data=data)
+        data = load_data(args)
+        golds = label_sets.load(args.label_set, args.label_corrections, data=data)
         with ExitStack() as open_folders:
             folders = [open_folders.enter_context(RunFolder.reopen(path)) for path in args.runs]
             for folder in folders:
                 _verify(folder, data)
             if args.limit:
                 golds = _some(golds, folders, data, args.limit)
-            errata = label_sets.read(args.errata, data=data) if args.errata else None
-            return _Rescoring(args, data, golds, folders, errata).carry_out()
+            corrections = label_sets.read(args.label_corrections, data=data) if args.label_corrections else None
+            return _Rescoring(args, data, golds, folders, corrections).carry_out()
     except (ValueError, WeightsUnavailable) as error:  # RunFolderError, DataError, ErrataError, WrongAnswersError
         print(f"memometer.harness.rescore: {error}", file=sys.stderr)
         return 2
@@ -177,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _mistake(args: argparse.Namespace) -> str:
-    if args.panel and args.judge != "strict":
+    if args.panel and args.judge:
         return "--panel grades under every prompt; leave out --judge."
     if not 0 < args.repeats <= calibrate.MOST_REPEATS or (args.limit is not None and args.limit < 1):
         return f"--repeats is from 1 to {calibrate.MOST_REPEATS}, and --limit 1 or more."
@@ -216,22 +224,23 @@ class _Rescoring:
         data: Dataset,
         golds: Mapping[str, str],
         folders: Sequence[RunFolder],
-        errata: label_sets.Errata | None,
+        corrections: label_sets.LabelCorrections | None,
     ) -> None:
-        self.args, self.data, self.golds, self.folders, self.errata = args, data, golds, folders, errata
+        self.args, self.data, self.golds, self.folders, self.corrections = args, data, golds, folders, corrections
         self.model, judge = calibrate.load_judge(args)
-        prompts = list(PROMPTS) if args.panel else [args.judge]
-        self.judges = [Judge(judge.lm, prompt=prompt) for prompt in prompts]
+        self.benchmark = benchmarks.load(data.benchmark)
+        prompts = self.benchmark.judge_prompts.values() if args.panel else [self.benchmark.judge_prompt(args.judge)]
+        self.judges = [Judge(judge.lm, prompt) for prompt in prompts]
 
     def say(self, text: str = "") -> None:
         for line in text.split("\n"):
-            print(f"{self.data.mark}{line}", flush=True)
+            print(f"{self.data.prefix}{line}", flush=True)
 
     def carry_out(self) -> int:
         args = self.args
         todo = {judge.prompt: self._todo(judge) for judge in self.judges}
         n = sum(map(len, todo.values()))
-        self.say(f"{self.judges[0].lm.model} gives {n:,} verdicts ({', '.join(todo)}; key {args.answer_key}).")
+        self.say(f"{self.judges[0].lm.model} gives {n:,} verdicts ({', '.join(todo)}; key {args.label_set}).")
         fatal, certificates = "", []
         with stopping() as stop:
             for judge in self.judges:
@@ -242,7 +251,7 @@ class _Rescoring:
                 if fatal or stop.is_set():
                     break
             for folder in self.folders:
-                _, table = rewrite(folder, self.data, certificates, self.errata)
+                _, table = rewrite(folder, self.data, certificates, self.corrections)
                 if not args.panel:
                     self.say(f"\n{folder.path}\n{table}")
             if args.panel:
@@ -263,7 +272,7 @@ class _Rescoring:
         return [
             item
             for folder in self.folders
-            for item in missing(folder, self.data, self.golds, judge, self.args.answer_key, self.args.repeats)
+            for item in missing(folder, self.data, self.golds, judge, self.args.label_set, self.args.repeats)
         ]
 
     def _due(self, folder: RunFolder) -> int:
@@ -281,9 +290,9 @@ class _Rescoring:
         found = certifier.kept()
         try:
             if found is None:
-                aside(f"{self.data.mark}The judge has no certificate; measuring it: {certifier.forecast()}.")
+                eprint(f"{self.data.prefix}The judge has no certificate; measuring it: {certifier.forecast()}.")
                 found = certifier.measure(
-                    num_threads=calibrate.threads(self.args), stop=stop, mark=self.data.mark, folder=self.folders[0]
+                    num_threads=calibrate.threads(self.args), stop=stop, mark=self.data.prefix, folder=self.folders[0]
                 )
         except FATAL as error:
             return None, describe(error)
@@ -294,11 +303,11 @@ class _Rescoring:
         return found, ""
 
     def _grade(self, judge: Judge, todo: Sequence[Todo], stop: threading.Event) -> str:
-        with progress.bar(total=len(todo), desc=f"{self.data.mark}{judge.prompt}") as bar:
+        with progress.bar(total=len(todo), desc=f"{self.data.prefix}{judge.prompt}") as bar:
             return grade(
                 todo,
                 judge,
-                key_name=self.args.answer_key,
+                key_name=self.args.label_set,
                 num_threads=calibrate.threads(self.args),
                 stop=stop,
                 progress=bar.update,
@@ -306,7 +315,7 @@ class _Rescoring:
 
     def _panel(self) -> str:
         """What every prompt makes of every system, of the answers that have a label under all of them."""
-        under = [Grading(judge.lm.model, judge.prompt, self.args.answer_key) for judge in self.judges]
+        under = [Grading(judge.lm.model, judge.prompt, self.args.label_set) for judge in self.judges]
         entrants: dict[str, dict[str, dict[str, float]]] = {}
         for folder in self.folders:
             run = f"{folder.path.name}: " if len(self.folders) > 1 else ""
@@ -322,5 +331,5 @@ class _Rescoring:
         found = judge_sensitivity.panel(entrants)
         for folder in self.folders:
             folder.write_json("judge_sensitivity.json", found)
-        rules = "\n".join(f"{prompt}: {RULES[prompt]}" for prompt in PROMPTS)
+        rules = "\n".join(f"{name}: {prompt.rule}" for name, prompt in self.benchmark.judge_prompts.items())
         return f"{judge_sensitivity.table(found)}\n\n{rules}"

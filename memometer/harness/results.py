@@ -6,22 +6,21 @@ Whoever answered and whoever judged, every run ends here: one of evaluate.py, on
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from locomo.dataset import ANSWERABLE, Dataset
-from locomo.llm_judge import shared_family
+from memometer.benchmarks.protocol import DataError, Dataset
 from memometer.judging import judge_calibration, label_sets, misclassification
 from memometer.judging.graders import Grading, gradings
+from memometer.judging.judge import shared_family
 from memometer.judging.judge_calibration import Certificate
-from memometer.judging.label_sets import Errata
+from memometer.judging.label_sets import LabelCorrections
 from memometer.report import aggregate, write
 from memometer.report.terminal import as_text
 from memometer.report.viewer_data import Run
 from memometer.run import cost
 from memometer.run.folder import Key, Record, RunFolder
-from memometer.stats import sample_scores
+from memometer.stats import pareto, sample_scores
 
 Results = dict[str, Any]
 
@@ -36,7 +35,7 @@ def conclude(
     no_judge: str = "",
     rounds: Mapping[tuple[str, int], Results] | None = None,
     notes: Sequence[str] = (),
-    errata: Errata | None = None,
+    corrections: LabelCorrections | None = None,
 ) -> tuple[Results, str]:
     """Write results.json, table.txt and the reports; returns the results and the table. Calls no model.
 
@@ -50,7 +49,8 @@ def conclude(
         no_judge: why there is no J, where nothing was graded.
         rounds: (system, budget) -> what asking for more was worth.
         notes: lines for below the table.
-        errata: tells the questions whose gold is wrong from the others; None for those of LOCOMO_ERRATA.
+        corrections: tells the questions whose gold is wrong from the others; None for the file that the benchmark's
+        variable names.
     """
     results = amounts(
         folder.manifest,
@@ -61,7 +61,7 @@ def conclude(
         facts,
         certificates=[judge_calibration.stamp(found) for found in _known(folder, certificates)],
         rounds=rounds,
-        errata=errata,
+        corrections=corrections,
         measurings=folder.measurings(),
     )
     withheld, told = results["withheld"], results["clean_and_flagged"]
@@ -73,7 +73,7 @@ def conclude(
     below = [*(label_sets.sentence(system, found) for system, found in told.items()), *notes]
     table += "".join(f"\n{line}\n" for line in below if line)
     folder.write_json("results.json", results)
-    folder.write_text("table.txt", "".join(f"{data.mark}{line}\n" for line in table.splitlines()))
+    folder.write_text("table.txt", "".join(f"{data.prefix}{line}\n" for line in table.splitlines()))
     run = Run(folder.path.resolve().name, folder.manifest, folder.records(), results, data)
     write.write([run], folder.path)
     return results, table
@@ -99,7 +99,7 @@ def amounts(
     *,
     certificates: Sequence[Certificate] = (),
     rounds: Mapping[tuple[str, int], Results] | None = None,
-    errata: Errata | None = None,
+    corrections: LabelCorrections | None = None,
     measurings: Sequence[Record] = (),
 ) -> Results:
     """What results.json says; the arguments are those of `conclude`, the certificates as reports keep them."""
@@ -110,10 +110,10 @@ def amounts(
     comparisons = aggregate.compared(records, questions, keys)
     missing = ""
     try:
-        errata = errata or _errata(data)
-    except label_sets.ErrataError as error:  # a run's figures do not depend on it
+        corrections = corrections or _corrections(data)
+    except DataError as error:  # a run's figures do not depend on it
         missing = f"Clean and flagged questions are not told apart: {error}"
-    told = _by_key(records, data, keys, under[:1], errata)
+    told = _by_key(records, data, keys, under[:1], corrections)
     withheld = misclassification.settle(systems, records, certificates)
     comparisons = [found for found in comparisons if found["grading"] not in withheld]
     if under and under[0].name in withheld:
@@ -124,7 +124,10 @@ def amounts(
     family = shared_family(facts.get("reader") or "", under[0].judge) if under else ""
     return {
         **facts,
-        "stand_in": data.stand_in,
+        "benchmark": data.benchmark,
+        "categories": dict(data.categories),
+        "stand_in": data.kind,
+        "notice": data.notice,
         "ungraded_share": aggregate.ungraded_share(records, keys),
         "judge_family": family,
         "certificates": list(certificates),
@@ -141,36 +144,45 @@ def amounts(
             *alarms,
         ],
         "clean_and_flagged": told,
-        "accounting": cost.figures(manifest, records, ingests, questions, measurings),
+        "accounting": {
+            **cost.figures(manifest, records, ingests, measurings),
+            "frontier": pareto.frontier(records, ingests, questions),
+            "areas": pareto.areas(records, questions),
+        },
     }
 
 
-def _errata(data: Dataset) -> Errata | None:
-    path = os.environ.get("LOCOMO_ERRATA")
-    return label_sets.read(path, data=data) if path and not data.stand_in else None
+def _corrections(data: Dataset) -> LabelCorrections | None:
+    return label_sets.read(data=data) if label_sets.named_file(data) and not data.kind else None
 
 
 def _by_key(
-    records: Sequence[Record], data: Dataset, keys: Sequence[Key], own: Sequence[Grading], errata: Errata | None
+    records: Sequence[Record],
+    data: Dataset,
+    keys: Sequence[Key],
+    own: Sequence[Grading],
+    corrections: LabelCorrections | None,
 ) -> dict[str, Results]:
     """`system @budget` -> accuracy on clean and on flagged questions, and the alarms above the ceiling."""
     found: dict[str, Results] = {}
-    if errata is None or not own:
+    if corrections is None or not own:
         return found
     groups = aggregate.grouped(records, data.questions, keys)
     for (system, budget), pairs in groups.items():
-        answerable = [pair for pair in pairs if pair[0].category in ANSWERABLE]
+        answerable = [pair for pair in pairs if pair[0].answerable]
         if of := sample_scores.by_question(answerable, "judge", own[0]):
             name = system if sum(other == system for other, _ in groups) == 1 else f"{system} @{budget:,}"
             by_majority = sample_scores.by_question(answerable, "judge", own[0], rule="majority")
-            majority = label_sets.side_by_side(by_majority, errata.flagged)
+            majority = label_sets.side_by_side(by_majority, corrections.flagged)
             found[name] = {
                 **{
                     part: {**figures, "majority": majority[part]["accuracy"]}
-                    for part, figures in label_sets.side_by_side(of, errata.flagged).items()
+                    for part, figures in label_sets.side_by_side(of, corrections.flagged).items()
                 },
                 # The ceiling is that of the original key: under another a truthful reader may well be above it.
-                "alarms": label_sets.alarms(of, [question for question, _ in answerable], errata.flagged)
+                "alarms": label_sets.alarms(
+                    of, [question for question, _ in answerable], corrections.flagged, data.categories
+                )
                 if own[0].key == "original"
                 else [],
             }

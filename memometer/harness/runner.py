@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from locomo.dataset import aside
-from locomo.split_data import held_out_part
 from memometer.harness.configure_memories import LoadForm
 from memometer.harness.loop import run
 from memometer.harness.plan import Choice, LoadMemory, Refused
@@ -28,6 +26,7 @@ from memometer.run.environment import digest, provenance
 from memometer.run.folder import Key, Record, RunFolder, RunFolderError, failed, is_answered, latest, new_path
 from memometer.run.interrupts import stopping
 from memometer.run.progress import bar as show
+from memometer.run.progress import eprint
 
 
 class Experiment(Choice):
@@ -97,7 +96,7 @@ class Experiment(Choice):
             "answer_prompts": self.answer_prompts() if self.reader else {},
             "left_out": self.left_out,
             "cautions": self.cautions,
-            "stand_in": self.data.stand_in,
+            "stand_in": self.data.kind,
             "reader": self.reader.name if self.reader else None,
             "prices": cost.prices(self.reader, self.judge_model),
             "unmetered": cost.unmetered(self.memories),
@@ -110,7 +109,7 @@ class Experiment(Choice):
         except BrokenPipeError:
             raise  # nobody reads on; evaluate.py knows what that means
         except OSError as error:
-            aside(f"The run cannot be written: {error}. Go on with: python evaluate.py --resume {folder.path}")
+            eprint(f"The run cannot be written: {error}. Go on with: python evaluate.py --resume {folder.path}")
             return "failed"
 
     def _carry_out(self, folder: RunFolder) -> str:
@@ -245,7 +244,7 @@ class Experiment(Choice):
     ) -> test_set_usage.Looks | None:
         """How often the test split has been scored with this run, which is written down; None where it was not."""
         scored = any(is_answered(record) for record in aggregate.current(records, keys))
-        if not scored or not held_out_part(self.data, self.config["split"]):
+        if not scored or not self.data.held_out(self.config["split"]):
             return None
         return test_set_usage.look(folder, questions=len(self.questions), status=status)
 

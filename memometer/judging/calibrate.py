@@ -18,10 +18,12 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from locomo.dataset import Dataset, aside, load
-from locomo.llm_judge import PROMPTS, Judge
+from memometer import benchmarks
+from memometer.benchmarks.arguments import add_data_arguments, load_data
+from memometer.benchmarks.protocol import DataError, Dataset
 from memometer.judging import judge_calibration
-from memometer.judging.calibration_set import Probe, draw, read_wrong_answers
+from memometer.judging.calibration_set import Probe, draw
+from memometer.judging.judge import Judge
 from memometer.judging.judge_calibration import Certificate, Unmeasured
 from memometer.models.downloads import WeightsUnavailable
 from memometer.models.errors import FATAL, describe
@@ -30,6 +32,7 @@ from memometer.run import cost as accounting
 from memometer.run import progress
 from memometer.run.folder import RunFolder
 from memometer.run.interrupts import stopping
+from memometer.run.progress import eprint
 
 FIELD_NAMES = 24
 """Tokens around what a judge is shown: the names of the fields and a chat template."""
@@ -42,11 +45,11 @@ class Certifier:
     """Finds the certificate of a judge, or measures it.
 
     Args:
-        wrong_answers: the file of specific wrong answers; None for the one that LOCOMO_WRONG_ANSWERS names, if any, but
-            not for a stand-in of LOCOMO.
+        wrong_answers: the file of specific wrong answers; None for the one that the benchmark's variable names, if
+            any, but not for data that is not the benchmark's own.
         per_set: answers in a set (of golds, twice as many).
 
-    Raises WrongAnswersError for a file that holds something else.
+    Raises DataError for a file that holds something else.
     """
 
     def __init__(
@@ -60,9 +63,12 @@ class Certifier:
         per_set: int = judge_calibration.PER_SET,
         repeats: int = judge_calibration.REPEATS,
     ) -> None:
-        named = wrong_answers or ("" if data.stand_in else os.environ.get("LOCOMO_WRONG_ANSWERS"))
+        file = benchmarks.load(data.benchmark).wrong_answers
+        named = wrong_answers or (os.environ.get(file.variable) if file and not data.kind else None)
+        if named and file is None:
+            raise DataError("--wrong-answers: the benchmark has no format for wrong answers; leave it out.")
         wrong = Path(named) if named else None
-        self._answers = read_wrong_answers(wrong, data) if wrong else None
+        self._answers = file.read(wrong, data) if wrong and file else None
         self.data, self.model, self.judge = data, model, judge
         self.per_set, self.repeats = per_set, repeats
         self.identity = judge_calibration.identify(
@@ -91,7 +97,7 @@ class Certifier:
         """What measuring costs, without retries."""
         shown = [f"{p.question.text}{p.question.gold}{p.answer}" for drawn in self.sets.values() for p in drawn]
         each = sum(map(self.model.count, shown)) / max(1, len(shown))
-        each += self.model.count(PROMPTS[self.judge.prompt].instructions) + FIELD_NAMES
+        each += self.model.count(self.judge.instructions) + FIELD_NAMES
         prompts, replies = round(self.calls * each), self.calls * self.model.max_tokens
         cost = accounting.money(accounting.forecast(self.model, prompts, replies), self.model)
         return f"{self.calls} calls, at most {prompts + replies:,} tokens, {cost}"
@@ -117,7 +123,7 @@ class Certifier:
         try:
             return judge_calibration.keep(found, self.identity, per_set=self.per_set)
         except OSError as error:  # what was paid for counts all the same
-            aside(f"{mark}The certificate cannot be kept ({error}), and the judge will be measured again next time.")
+            eprint(f"{mark}The certificate cannot be kept ({error}), and the judge will be measured again next time.")
             return found
 
 
@@ -143,9 +149,9 @@ def add_judge(p: argparse.ArgumentParser) -> None:
     """The flags that name a judge, and how it is asked."""
     p.add_argument("--judge-model", required=True, metavar="NAME", help="a DSPy model string, or embedded:base")
     p.add_argument("--judge-api-base", metavar="URL", help="an OpenAI-compatible server")
-    p.add_argument("--judge", default="strict", choices=list(PROMPTS), help="the judge's prompt")
-    p.add_argument("--data", metavar="FILE", help="locomo10.json (default: LOCOMO_PATH, data/, the network)")
-    p.add_argument("--wrong-answers", metavar="FILE", help="specific wrong answers (default: LOCOMO_WRONG_ANSWERS)")
+    p.add_argument("--judge", metavar="PROMPT", help="the judge prompt of the benchmark (default its first)")
+    add_data_arguments(p)
+    p.add_argument("--wrong-answers", metavar="FILE", help="specific wrong answers (default: the benchmark's variable)")
     p.add_argument("--max-false-accept", type=float, default=judge_calibration.MAX_FALSE_ACCEPT, metavar="SHARE")
     p.add_argument("--num-threads", type=int, metavar="N", help="calls at once (default 4, embedded 1)")
     p.add_argument("--retries", type=int, default=4, metavar="N")
@@ -162,9 +168,9 @@ def load_judge(args: argparse.Namespace) -> tuple[Model, Judge]:
         max_tokens=16,
         timeout_seconds=args.timeout_seconds,
         retries=args.retries,
-        say=aside,
+        say=eprint,
     )
-    return model, Judge(model.lm, prompt=args.judge)
+    return model, Judge(model.lm, benchmarks.load(args.benchmark).judge_prompt(args.judge))
 
 
 def threads(args: argparse.Namespace) -> int:
@@ -190,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(problem)
         if args.per_set < 1 or not 0 < args.repeats <= MOST_REPEATS:
             raise ValueError(f"--per-set is 1 or more, and --repeats from 1 to {MOST_REPEATS}.")
-        data = load(args.data)
+        data = load_data(args)
         model, judge = load_judge(args)
         certifier = Certifier(
             data,
@@ -209,14 +215,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 4
     found = None if args.again else certifier.kept()
     if found is None:
-        aside(f"{data.mark}Measuring {judge.lm.model} ({judge.prompt}): {certifier.forecast()}.")
+        eprint(f"{data.prefix}Measuring {judge.lm.model} ({judge.prompt}): {certifier.forecast()}.")
         with stopping() as stop:
             try:
-                found = certifier.measure(num_threads=threads(args), stop=stop, mark=data.mark)
+                found = certifier.measure(num_threads=threads(args), stop=stop, mark=data.prefix)
             except (Unmeasured, *FATAL) as error:
                 told = str(error) if isinstance(error, Unmeasured) else describe(error)
                 print(f"memometer.judging.calibrate: {told}; nothing was kept.", file=sys.stderr)
                 return 4 if stop.is_set() else 1
     found = judge_calibration.judged(found, max_false_accept=args.max_false_accept)
-    print("\n".join(f"{data.mark}{line}" for line in judge_calibration.table(found).splitlines()))
+    print("\n".join(f"{data.prefix}{line}" for line in judge_calibration.table(found).splitlines()))
     return 0 if found["passed"] else 3

@@ -7,7 +7,6 @@ conversations that are given; a judge is never measured on those that it will gr
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from calendar import monthrange
@@ -15,12 +14,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
-from pathlib import Path
-from typing import Any
 
-from locomo.dataset import Conversation, Dataset, Question, comparable
-from locomo.metrics import ABSTENTION, token_f1
-from locomo.split_data import part, sample
+from memometer.benchmarks.metrics import ABSTENTION, token_f1
+from memometer.benchmarks.protocol import Conversation, Dataset, Question
+from memometer.benchmarks.sampling import sample
 from memometer.retrieval.dates import MONTHS, WEEKDAYS, When, find
 
 RIGHT = ("gold", "paraphrase")
@@ -31,10 +28,6 @@ AT_LENGTH = ("other_speaker", "adjacent_date")
 
 SEED = 0
 """Fixed: a certificate that could be drawn again until it pleases would be worth nothing."""
-
-
-class WrongAnswersError(ValueError):
-    """The file of wrong answers cannot be used; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +51,9 @@ class Probe:
 
 def calibration(data: Dataset) -> tuple[Conversation, ...]:
     """The conversations a judge may be measured on: training and validation, never test. A stand-in's are all."""
-    if data.stand_in:
+    if data.kind:
         return data.conversations
-    return (*part(data, "train"), *part(data, "validation"))
+    return (*data.part("train"), *data.part("validation"))
 
 
 def draw(data: Dataset, per_set: int, *, wrong: Mapping[str, str] | None = None) -> dict[str, list[Probe]]:
@@ -169,7 +162,7 @@ def _weekday_before(gold: str) -> date | None:
 
 def _list_of(question: Question, gold: str) -> list[str]:
     """The members of a list in any order; empty for what only looks like one (a place in a country, a reason)."""
-    if question.category != 1 or _CLAUSE.search(gold) or re.search(r"\d|\(|\"|&", gold):
+    if not question.gold_is_list or _CLAUSE.search(gold) or re.search(r"\d|\(|\"|&", gold):
         return []
     if re.match(r"(?:when|how|where|why|in which)\b", question.text, re.IGNORECASE):
         return []
@@ -262,7 +255,7 @@ def _swaps(conversations: Iterable[Conversation]) -> Callable[[Question], Mappin
     """What the other speaker would answer: the gold of the question about the other one that is put most alike (with
     the same first word, if any is), of the same conversation and category. Not where the golds share a third of their
     words, or say yes or no."""
-    about: dict[tuple[str, int, str], list[Question]] = defaultdict(list)
+    about: dict[tuple[str, str, str], list[Question]] = defaultdict(list)
     named: dict[str, tuple[str, str]] = {}
     for conversation in conversations:
         for question in conversation.questions:
@@ -287,36 +280,3 @@ def _swaps(conversations: Iterable[Conversation]) -> Callable[[Question], Mappin
         return {"other speaker": max(alike, key=lambda gold: alike[gold])} if alike else {}
 
     return swapped
-
-
-# ---------------------------------------------------------------- the file of wrong answers
-
-
-def read_wrong_answers(path: Path, data: Dataset) -> dict[str, str]:
-    """Question id -> a wrong but specific answer.
-
-    The file is JSON: `detailed_results`, lists of entries with `question_id` (`locomo_<conversation>_qa<question>`,
-    both counted from 0), `question`, and `generated_answer`. Raises WrongAnswersError, also for others' questions.
-    """
-    try:
-        entries = [entry for part in json.loads(path.read_bytes())["detailed_results"].values() for entry in part]
-        return dict(_entry(entry, data) for entry in entries)
-    except OSError as error:
-        raise WrongAnswersError(
-            f"cannot read the wrong answers {str(path)!r} ({error.strerror}); give the file's path, or leave it out."
-        ) from error
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise WrongAnswersError(
-            f"{str(path)!r} holds no wrong answers to LOCOMO's questions ({error}); give a file of "
-            "{'detailed_results': {…: [{'question_id': 'locomo_0_qa0', 'question': …, 'generated_answer': …}]}}."
-        ) from error
-
-
-def _entry(entry: Mapping[str, Any], data: Dataset) -> tuple[str, str]:
-    match = re.fullmatch(r"locomo_(\d+)_qa(\d+)", entry["question_id"])
-    if match is None:
-        raise ValueError(f"the id {entry['question_id']!r}")
-    question = data.question_at(int(match[1]), int(match[2]))
-    if question is None or comparable(entry["question"]) != comparable(question.text):
-        raise ValueError(f"{entry['question_id']} is another question there")
-    return question.id, str(entry["generated_answer"])

@@ -22,8 +22,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from locomo.llm_judge import Judge, Label, Verdict
 from memometer.judging.calibration_set import RIGHT, SEED, WRONG, Probe
+from memometer.judging.judge import Judge, Label, Verdict
 from memometer.models.downloads import models_folder
 from memometer.models.errors import LM_ERROR
 from memometer.run.environment import digest

@@ -145,7 +145,7 @@ def _table(systems: Mapping[str, Any]) -> str:
     headers = ["system", "budget", "judge (prompt, key)", "J", "corrected J", ""]
     aligned = ["left", "right", "left", "right", "right", "left"]
     grid = tabulate(body, headers, tablefmt="simple", disable_numparse=True, colalign=aligned)
-    return f"J, and J corrected for the judge's errors (Rogan-Gladen), categories 1-4\n{grid}"
+    return f"J, and J corrected for the judge's errors (Rogan-Gladen), answerable questions\n{grid}"
 
 
 def _shown(rate: float | None, interval: Sequence[float] | None) -> str:

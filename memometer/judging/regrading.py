@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from locomo.dataset import Dataset, Question
-from locomo.llm_judge import Judge
+from memometer.benchmarks.protocol import Dataset, Question
 from memometer.harness.loop import GIVE_UP_AFTER
 from memometer.judging.graders import Grading, grading_of, prompt_hashes
+from memometer.judging.judge import Judge
 from memometer.models.errors import FATAL, LM_ERROR, describe
 from memometer.run.folder import Record, RunFolder, RunFolderError, is_answered, key, latest
 

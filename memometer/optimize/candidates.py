@@ -9,7 +9,7 @@ from typing import Any
 
 import dspy
 
-from locomo.dataset import Conversation, Question
+from memometer.benchmarks.protocol import Conversation, Question
 from memometer.benchmarks.reward import Objective, Reply, feedback
 from memometer.models.replay_cache import SearchStopped
 from memometer.optimize.program import Told

@@ -14,15 +14,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from locomo import metrics
-from locomo.dataset import CATEGORIES, STAND_INS, Conversation, DataError, Question, aside, load
-from locomo.llm_judge import Judge
-from locomo.split_data import part, sample
+from memometer import benchmarks
 from memometer.benchmarks import reward
+from memometer.benchmarks.protocol import Conversation, Question
 from memometer.benchmarks.reward import Objective
+from memometer.benchmarks.sampling import sample
 from memometer.harness.loop import prompt_overhead
 from memometer.harness.plan import Refused
 from memometer.judging.calibrate import Certifier
+from memometer.judging.judge import Judge
 from memometer.judging.judge_calibration import judged, sentence
 from memometer.models.downloads import WeightsUnavailable
 from memometer.models.encoders import EncoderUnavailable, TokenEncoder
@@ -33,6 +33,7 @@ from memometer.report.multi_round_analysis import contexts_of
 from memometer.retrieval import late_interaction
 from memometer.run import cost as accounting
 from memometer.run.environment import digest, recalling_code
+from memometer.run.progress import eprint
 from memory_system import MemorySystem
 
 Config = dict[str, Any]
@@ -74,8 +75,9 @@ class Study:
         if config["optimizer"] == "miprov2" and importlib.util.find_spec("optuna") is None:
             raise Refused("MIPROv2 searches with Optuna; pip install -c constraints.txt '.[optimize]'")
         try:
-            self.data = load(config["data"])
-        except DataError as error:
+            self.benchmark = benchmarks.load(config.get("benchmark"))
+            self.data = self.benchmark.load(config["data"])
+        except ValueError as error:
             raise Refused(str(error)) from error
         self._choose_questions()
         self._choose_models()
@@ -96,8 +98,8 @@ class Study:
     def _choose_questions(self) -> None:
         """`train` teaches, `choosing` picks among candidates, `confirming` says what the pick is worth: the last two
         are of the same conversations and share no question, so that a lucky pick does not confirm itself."""
-        self.train_conversations = part(self.data, "train")
-        self.validation_conversations = part(self.data, "validation")
+        self.train_conversations = self.data.part("train")
+        self.validation_conversations = self.data.part("validation")
         known = {c.id for c in (*self.train_conversations, *self.validation_conversations)}
         self.sealed: tuple[Conversation, ...] = tuple(c for c in self.data.conversations if c.id not in known)
         seed, n = self.config["seed"], self.config["num_examples"]
@@ -124,7 +126,7 @@ class Study:
 
         config = self.config
         name = config["model"] or resolve_models.default_model()
-        calls = {"timeout_seconds": config["timeout_seconds"], "retries": config["retries"], "say": aside}
+        calls = {"timeout_seconds": config["timeout_seconds"], "retries": config["retries"], "say": eprint}
         try:
             self.reader: Model = resolve_models.load(
                 name,
@@ -164,7 +166,7 @@ class Study:
             model = resolve_models.load(
                 config["judge_model"], api_base=base, max_tokens=16, price=config["judge_price"], **calls
             )
-            kept = Certifier(self.data, model, Judge(model.lm), address=base).kept()
+            kept = Certifier(self.data, model, Judge(model.lm, self.benchmark.judge_prompt()), address=base).kept()
         except (ValueError, WeightsUnavailable) as error:
             raise Refused(str(error)) from error
         if kept is None:
@@ -181,7 +183,7 @@ class Study:
         encoder: Any = None
         if config["encoder"]:
             try:
-                encoder = load_encoder(config["encoder"], say=aside)
+                encoder = load_encoder(config["encoder"], say=eprint)
             except EncoderUnavailable as error:
                 raise Refused(str(error)) from error
             if (
@@ -220,7 +222,7 @@ class Study:
         judge = f", {self.models['judge'].name} helps to judge" if "judge" in self.models else ""
         there = f"; {done:,} of them are there already" if done else ""
         counts = Counter(question.category for question in self.train)
-        kinds = ", ".join(f"{counts[c]} {name}" for c, name in CATEGORIES.items() if counts[c])
+        kinds = ", ".join(f"{counts[c]} {name}" for c, name in self.data.categories.items() if counts[c])
         lines = [
             f"{config['optimizer']} ({config['auto']}): {self.reader.name} reads, {writer} writes prompts{judge}; "
             f"forecast: at most {expected.calls:,} calls, {expected.tokens:,} tokens, {money} without retries{there}.",
@@ -232,7 +234,7 @@ class Study:
             f"instructions and at most {self.max_demos} found examples included.",
             *self.notices,
         ]
-        return lines + ([STAND_INS[self.data.stand_in]] if self.data.stand_in else [])
+        return lines + ([self.data.notice] if self.data.kind else [])
 
     def forecast(self) -> Forecast:
         """Of all: the unoptimised prompt on every question, the optimiser, the choice among what it left."""
@@ -254,7 +256,7 @@ class Study:
 
     def identity(self) -> dict[str, str]:
         """What must be the same for a search to go on where it was."""
-        scoring = [Path(reward.__file__), Path(metrics.__file__)]
+        scoring = [Path(reward.__file__), *self.benchmark.scoring_files]
         code = [path.read_text(encoding="utf-8") for path in [*sorted(Path(__file__).parent.glob("*.py")), *scoring]]
         packages = {name: _version(name) for name in ("dspy", "gepa", "optuna")}
         return {

@@ -11,7 +11,7 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import LMError
 
-from locomo.dataset import Conversation, Question
+from memometer.benchmarks.protocol import Conversation, Question
 from memometer.benchmarks.reward import Reply
 from memometer.models.errors import describe
 from memometer.models.plain_adapter import PlainAdapter

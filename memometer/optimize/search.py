@@ -20,10 +20,10 @@ from typing import Any
 
 import dspy
 
-from locomo.dataset import Question, aside
-from locomo.llm_judge import Judge
+from memometer.benchmarks.protocol import JudgePrompt, Question
 from memometer.harness import contamination
 from memometer.harness.plan import Refused
+from memometer.judging.judge import Judge
 from memometer.models.errors import describe, is_of_a_model
 from memometer.models.replay_cache import CallStore, SearchStopped, StoredLM
 from memometer.optimize.candidates import Candidate, Candidates
@@ -36,6 +36,7 @@ from memometer.run import progress
 from memometer.run.environment import digest, provenance
 from memometer.run.folder import RunFolder, RunFolderError, new_path
 from memometer.run.interrupts import stopping
+from memometer.run.progress import eprint
 
 Outcome = str
 """valid, invalid (too many calls failed), failed (none can succeed) or stopped."""
@@ -46,7 +47,7 @@ class Optimization(Study):
 
     def start(self, path: Path | None) -> Outcome:
         """Search in a new folder."""
-        manifest = {"config": self.config, "identity": self.identity(), "stand_in": self.data.stand_in, **provenance()}
+        manifest = {"config": self.config, "identity": self.identity(), "stand_in": self.data.kind, **provenance()}
         try:
             folder = RunFolder.create(path or new_path(), manifest)
         except (RunFolderError, OSError) as error:
@@ -96,19 +97,19 @@ class Optimization(Study):
             except ValueError as error:
                 raise Refused(str(error)) from error
             for line in self.announcement(done=len(store)):
-                aside(f"{self.data.mark}{line}")
+                eprint(f"{self.data.prefix}{line}")
             try:
                 finding = self._find(folder, store)
             except SearchStopped as why:
-                aside(f"{self.data.mark}Stopped: {why}. Go on with: python optimize.py --resume {folder.path}")
+                eprint(f"{self.data.prefix}Stopped: {why}. Go on with: python optimize.py --resume {folder.path}")
                 return why.outcome
             try:
                 return self._conclude(folder, store, finding)
             except BrokenPipeError:
                 raise  # nobody reads on; optimize.py knows what that means
             except OSError as error:
-                aside(
-                    f"{self.data.mark}What was found cannot be written: {error}. Once it can: python optimize.py "
+                eprint(
+                    f"{self.data.prefix}What was found cannot be written: {error}. Once it can: python optimize.py "
                     f"--resume {folder.path}"
                 )
                 return "failed"
@@ -121,7 +122,9 @@ class Optimization(Study):
         states = States((*self.train_conversations, *self.validation_conversations))
         desk = Desk(self.memory, states, store, budget_tokens=self.config["budget_tokens"])
         conversations = (*self.train_conversations, *self.validation_conversations)
-        objective = replace(self.objective, judged=_verdicts(lms["judge"]) if "judge" in lms else None)
+        objective = replace(
+            self.objective, judged=_verdicts(lms["judge"], self.benchmark.judge_prompt()) if "judge" in lms else None
+        )
         candidates = Candidates(objective, (*self.train, *self.choosing, *self.confirming), conversations)
         unoptimised = Asked(desk)
         proposing = Proposing()
@@ -238,7 +241,7 @@ class Optimization(Study):
             (finding.program if results["gained"] else finding.unoptimised, out, results["gained"]),
         ):
             if found := self._leaks(program.read.dump_state()):
-                aside(f"{self.data.mark}Nothing is written to {path}: the prompt holds {', '.join(found)}, sealed.")
+                eprint(f"{self.data.prefix}Nothing is written to {path}: the prompt holds {', '.join(found)}, sealed.")
                 return "failed"
             seen = (self.train_conversations, self.validation_conversations) if optimised else ((), ())
             ids = [[conversation.id for conversation in conversations] for conversations in seen]
@@ -247,13 +250,13 @@ class Optimization(Study):
             )
         folder.write_json("results.json", results)
         folder.write_json("candidates.json", [candidate.as_json() for candidate in finding.candidates.tried.values()])
-        folder.write_text("report.txt", "".join(f"{self.data.mark}{line}\n" for line in lines))
+        folder.write_text("report.txt", "".join(f"{self.data.prefix}{line}\n" for line in lines))
         for line in lines:
-            print(f"{self.data.mark}{line}", flush=True)
+            print(f"{self.data.prefix}{line}", flush=True)
         if not self.config["no_mlflow"]:
             from memometer.optimize.mlflow_runs import log_search
 
-            print(f"{self.data.mark}{log_search(folder, results, finding)}", flush=True)
+            print(f"{self.data.prefix}{log_search(folder, results, finding)}", flush=True)
         return "valid"
 
     # ------------------------------------------------------------ its parts
@@ -296,7 +299,7 @@ class Optimization(Study):
     @contextmanager
     def _progress(self, store: CallStore, candidates: Candidates) -> Iterator[None]:
         total, least = self.forecast().calls, min(len(self.train), len(self.choosing))
-        with progress.bar(total=total, initial=len(store), desc=f"{self.data.mark}calls, at most") as bar:
+        with progress.bar(total=total, initial=len(store), desc=f"{self.data.prefix}calls, at most") as bar:
 
             def called() -> None:
                 lift, n = candidates.best(least)
@@ -312,8 +315,8 @@ class Optimization(Study):
             yield
 
 
-def _verdicts(lm: StoredLM) -> Callable[[Question, str], float | None]:
-    judge = Judge(lm)
+def _verdicts(lm: StoredLM, prompt: JudgePrompt) -> Callable[[Question, str], float | None]:
+    judge = Judge(lm, prompt)
     worth = {"correct": 1.0, "wrong": 0.0}
 
     def verdict(question: Question, answer: str) -> float | None:

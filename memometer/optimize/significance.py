@@ -4,15 +4,14 @@ cheaper, or dearer, gives no better answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
-from locomo.dataset import CATEGORIES, Question
-from locomo.metrics import official_f1
+from memometer.benchmarks.protocol import Question
 from memometer.benchmarks.reward import Reply
 from memometer.models.replay_cache import CallStore
 from memometer.optimize.candidates import Candidate, Candidates
@@ -61,7 +60,10 @@ def report(study: Any, store: CallStore, finding: Finding, *, out: Path, run: Pa
         "objective": {"before": _mean(both, finding.before), "after": _mean(both, finding.after)},
         "f1": _as_json(f1, *(_average(_f1s(both, side).values()) for side in (finding.before, finding.after))),
         "gain_on_the_questions_that_chose": when_chosen.difference,
-        "by_category": {row[0]: dict(zip(_COLUMNS, row[1:], strict=True)) for row in _rows(both, finding, worth)},
+        "by_category": {
+            row[0]: dict(zip(_COLUMNS, row[1:], strict=True))
+            for row in _rows(both, finding, worth, study.data.categories)
+        },
         "candidates": {
             "left": finding.chosen_from,
             "tried": len(finding.candidates.tried),
@@ -157,9 +159,11 @@ def _told(
 _COLUMNS = ("n", "quality_before", "quality_after", "f1_before", "f1_after", "tokens_before", "tokens_after")
 
 
-def _rows(questions: Sequence[Question], finding: Finding, worth: Worth) -> list[tuple[Any, ...]]:
+def _rows(
+    questions: Sequence[Question], finding: Finding, worth: Worth, categories: Mapping[str, str]
+) -> list[tuple[Any, ...]]:
     """(category's name, _COLUMNS), all categories last; tokens are those of a question."""
-    groups = {name: [q for q in questions if q.category == number] for number, name in CATEGORIES.items()}
+    groups = {name: [q for q in questions if q.category == key] for key, name in categories.items()}
     groups = {name: mine for name, mine in groups.items() if mine} | {"all": list(questions)}
     rows = []
     for name, mine in groups.items():
@@ -178,7 +182,7 @@ def _compared(questions: Sequence[Question], before: dict[str, float], after: di
 
 
 def _f1s(questions: Sequence[Question], side: Candidate) -> dict[str, float]:
-    return {q.id: official_f1(q, side.replies[q.id].answer) for q in questions}
+    return {q.id: q.score(side.replies[q.id].answer) for q in questions}
 
 
 def _values(questions: Sequence[Question], side: Candidate, worth: Worth) -> dict[str, float]:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from locomo.dataset import ANSWERABLE, CATEGORIES, Question
-from locomo.metrics import chosen_option, evidence_recall, official_f1
 from memometer.benchmarks import reward
+from memometer.benchmarks.metrics import evidence_recall
+from memometer.benchmarks.protocol import Question
 from memometer.harness.baselines import CONTROLS
 from memometer.judging.graders import Grading, grading_of, gradings, score
 from memometer.run.folder import Key, Record, failed, is_answered, latest
@@ -32,7 +32,7 @@ Results = dict[str, Any]
 
 
 def results(records: Sequence[Record], questions: Iterable[Question], planned: Iterable[Key]) -> dict[str, Results]:
-    """systems.<name>.budgets.<tokens> -> figures over categories 1-4, with `by_category`, `categories_1_5`,
+    """systems.<name>.budgets.<tokens> -> figures over answerable questions, with `by_category`, `all_questions`,
     `abstention`, `objective` (what optimize.py maximises), `gradings` (a `rate` under each way of grading, also by
     category) and `gap_closed` inside.
 
@@ -45,22 +45,26 @@ def results(records: Sequence[Record], questions: Iterable[Question], planned: I
     groups = grouped(records, questions, planned)
     systems: dict[str, Results] = {}
     for (system, budget), pairs in groups.items():
-        answerable = [pair for pair in pairs if pair[0].category in ANSWERABLE]
+        answerable = [pair for pair in pairs if pair[0].answerable]
         by_category = {
-            str(category): of_category
-            for category in CATEGORIES
+            category: of_category
+            for category in sorted({question.category for question, _ in pairs})
             if (of_category := [pair for pair in pairs if pair[0].category == category])
         }
         entry = _figures(answerable, under[:1])
         entry["by_category"] = {name: _figures(mine, under[:1]) for name, mine in by_category.items()}
-        entry["categories_1_5"] = _figures(pairs, under[:1])
+        entry["all_questions"] = _figures(pairs, under[:1])
         entry["by_conversation"] = _conversations(answerable)
         entry["abstention"] = abstention.figures([(q, r) for q, r in pairs if r is not None and not failed(r)])
         entry["objective"] = reward.figures([(q, r) for q, r in pairs if r is not None and not failed(r)])
         entry["gradings"] = {
             grading.name: {
                 **_graded(answerable, grading),
-                "by_category": {name: _graded(of, grading) for name, of in by_category.items() if name != "5"},
+                "by_category": {
+                    name: _graded(of, grading)
+                    for name, of in by_category.items()
+                    if any(question.answerable for question, _ in of)
+                },
             }
             for grading in under
         }
@@ -157,10 +161,7 @@ def _figures(pairs: Sequence[Pair], under: Sequence[Grading]) -> Results:
         forms = sorted({record["form"] for _, record in answered})
         if len(forms) > 1:
             figures["f1_by_form"] = {
-                form: _average(
-                    official_f1(q, chosen_option(q, form, r["answer"])) for q, r in answered if r["form"] == form
-                )
-                for form in forms
+                form: _average(q.score(r["answer"], form) for q, r in answered if r["form"] == form) for form in forms
             }
     if under and any(sample_scores.applies(question, "judge") for question, _ in done):
         verdicts = [verdict for _, record in answered for verdict in record["verdicts"]]
@@ -185,10 +186,10 @@ def _all_evidence(pairs: Sequence[Pair]) -> Results:
 
 
 def _gap_closed(system: str, budget: int, groups: Groups, under: Sequence[Grading]) -> Results:
-    """measure -> how much of the way from `none` to `oracle` a system comes, over categories 1-4: `share` with `low`
-    and `high` (clustered, of the ratio), and the `gap` itself. `share` is null where the gap is not distinguishable
-    from zero: a reader that evidence does not help measures no memory. The oracle is the one of the same budget, or of
-    the largest where a system has a budget of its own."""
+    """measure -> how much of the way from `none` to `oracle` a system comes, over answerable questions: `share` with
+    `low` and `high` (clustered, of the ratio), and the `gap` itself. `share` is null where the gap is not
+    distinguishable from zero: a reader that evidence does not help measures no memory. The oracle is the one of the
+    same budget, or of the largest where a system has a budget of its own."""
     ceilings = [b for name, b in groups if name == "oracle"]
     if system in ("none", "oracle") or ("none", 0) not in groups or not ceilings:
         return {}
@@ -197,7 +198,7 @@ def _gap_closed(system: str, budget: int, groups: Groups, under: Sequence[Gradin
     for measure, grading in [("f1", None), *(("judge", grading) for grading in under)]:
         ids, (mine, none, oracle) = sample_scores.align(
             *(
-                sample_scores.by_question([p for p in groups[k] if p[0].category in ANSWERABLE], measure, grading)
+                sample_scores.by_question([p for p in groups[k] if p[0].answerable], measure, grading)
                 for k in ((system, budget), ("none", 0), ("oracle", ceiling))
             )
         )
@@ -222,11 +223,12 @@ def _gap_closed(system: str, budget: int, groups: Groups, under: Sequence[Gradin
 
 
 def compared(records: Sequence[Record], questions: Iterable[Question], planned: Iterable[Key]) -> list[Results]:
-    """The paired comparisons that a table needs beside it, over categories 1-4, by every measure and grading that the
-    run has: of all systems at the same budget (`level`) with each other, and with the better of the controls that know
-    nothing. Holm's correction is over one measure at one budget. See `memometer.stats.pairwise` for the other keys."""
+    """The paired comparisons that a table needs beside it, over answerable questions, by every measure and grading that
+    the run has: of all systems at the same budget (`level`) with each other, and with the better of the controls that
+    know nothing. Holm's correction is over one measure at one budget. See `memometer.stats.pairwise` for the other
+    keys."""
     groups = grouped(records, questions, planned)
-    pairs = {key: [pair for pair in of if pair[0].category in ANSWERABLE] for key, of in groups.items()}
+    pairs = {key: [pair for pair in of if pair[0].answerable] for key, of in groups.items()}
     found: list[Results] = []
     for measure, grading in [("judge", g) for g in gradings(records)] + [("f1", None), ("evidence_recall", None)]:
         entrants = {
@@ -266,10 +268,10 @@ def cautions(asked: Sequence[Question], everything: Sequence[Question], found: S
     clusters = len({question.conversation for question in asked})
     if clusters <= FEW_CLUSTERS:
         told.append(few_clusters(clusters, max((c["family"] for c in found), default=0)))
-    for name, categories in (("1-4", ANSWERABLE), ("1-5", tuple(CATEGORIES))):
-        n, full = (sum(q.category in categories for q in of) for of in (asked, everything))
+    for name, counted in (("answerable questions", True), ("questions", False)):
+        n, full = (sum(question.answerable or not counted for question in of) for of in (asked, everything))
         if n < full:
-            told.append(f"A subset: {n:,} of {full:,} questions in categories {name}.")
+            told.append(f"A subset: {n:,} of {full:,} {name}.")
     return told
 
 

@@ -20,7 +20,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from locomo.dataset import CATEGORIES, DataError, Dataset, Question, load
+from memometer import benchmarks
+from memometer.benchmarks.protocol import DataError, Dataset, Question
 from memometer.harness.baselines import CONTROLS
 from memometer.harness.loop import UNBOUNDED
 from memometer.judging import misclassification
@@ -89,7 +90,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
     p.add_argument("--measure", choices=list(MEASURES), help="default the first that all runs have")
-    p.add_argument("--categories", default="1,2,3,4", metavar="1,2,…", help="default 1,2,3,4")
+    p.add_argument(
+        "--categories", metavar="A,B,…", help="keys of categories (default: those with answerable questions)"
+    )
     p.add_argument("--by-category", action="store_true", help="each category by itself as well")
     p.add_argument("--judge", metavar="NAME", help="whose verdicts, where there are several")
     p.add_argument("--prompt", metavar="P", help="under which prompt of the judge")
@@ -97,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--rule", choices=["mean", "majority"], default="mean", help="what repeated verdicts amount to")
     p.add_argument("--system", metavar="A,B,…", help="these systems only")
     p.add_argument("--budget", metavar="N,M,…", help="these budgets only")
-    p.add_argument("--data", metavar="FILE", help="locomo10.json (default: LOCOMO_PATH, data/, the network)")
+    p.add_argument("--data", metavar="FILE", help="the benchmark's file (by default it is looked for, or downloaded)")
     return p
 
 
@@ -109,15 +112,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"memometer.report.compare: {error}", file=sys.stderr)
         return USAGE
     for line in "\n\n".join(lines).split("\n"):
-        print(f"{data.mark}{line}")
+        print(f"{data.prefix}{line}")
     return 0
 
 
 def _compare(args: argparse.Namespace) -> tuple[Dataset, list[str]]:
     """(the data, what to print, in parts)."""
-    categories = _integers(args.categories, "--categories", known=tuple(CATEGORIES))
     runs = [Run.read(path, name) for path, name in zip(args.runs, _names(args.runs), strict=True)]
     data = _data(runs, args.data)
+    categories = _categories(args.categories, data)
     measure = args.measure or _common_measure(runs)
     grading = _grading(runs, args) if measure == "judge" else None
     possible = [question for question in data.questions if question.category in categories]
@@ -129,7 +132,7 @@ def _compare(args: argparse.Namespace) -> tuple[Dataset, list[str]]:
         for a, b in _matches(entrants if args.system else _contestants(entrants)):
             family.append(versus(_only(a, chosen), _only(b, chosen), measure, grading=grading, category=category))
     comparisons = corrected(family)
-    told = f"{len(shared):,} questions of categories {', '.join(map(str, categories))}{_beside(runs, possible)}."
+    told = f"{len(shared):,} questions of categories {', '.join(categories)}{_beside(runs, possible)}."
     if len(shared) < len(possible):
         told += f" A subset: there are {len(possible):,}."
     clusters = len({question.conversation for question in shared})
@@ -138,7 +141,7 @@ def _compare(args: argparse.Namespace) -> tuple[Dataset, list[str]]:
         *_unfair(runs, entrants, measure),
         told,
         _scores(runs, entrants, shared, measure, title),
-        *terminal.comparison_grid(comparisons),
+        *terminal.comparison_grid(comparisons, data.categories),
         *([aggregate.few_clusters(clusters, len(comparisons))] if clusters <= FEW_CLUSTERS else []),
     ]
 
@@ -153,13 +156,21 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
-def _integers(text: str, flag: str, *, known: Sequence[int] = ()) -> list[int]:
+def _categories(text: str | None, data: Dataset) -> list[str]:
+    """The keys that `--categories` names; by default all with answerable questions."""
+    if text is None:
+        return [key for key in data.categories if any(q.answerable for q in data.questions if q.category == key)]
+    keys = list(dict.fromkeys(part.strip() for part in text.split(",")))
+    if unknown := [key for key in keys if key not in data.categories]:
+        raise NotComparable(f"--categories got {unknown[0]}; it may be {', '.join(data.categories)}.")
+    return keys
+
+
+def _integers(text: str, flag: str) -> list[int]:
     try:
         values = list(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError as error:
         raise NotComparable(f"{flag} is {text!r}; give numbers with commas between.") from error
-    if unknown := [value for value in values if known and value not in known]:
-        raise NotComparable(f"{flag} got {unknown[0]}; it may be {', '.join(map(str, known))}.")
     return values
 
 
@@ -168,7 +179,8 @@ def _data(runs: Sequence[Run], named: str | None) -> Dataset:
     if len(known := {digest for digest in digests.values() if digest}) > 1:
         told = ", ".join(f"{name} {str(digest)[:12]}" for name, digest in digests.items())
         raise NotComparable(f"the runs were asked about different data ({told}); compare runs over the same file.")
-    data = load(named or runs[0].manifest["config"].get("data"))
+    config = runs[0].manifest["config"]
+    data = benchmarks.load(config.get("benchmark")).load(named or config.get("data"))
     if known and data.sha256 not in known:
         raise NotComparable(f"the runs were asked about other data than {data.path}; name theirs with --data FILE.")
     return data

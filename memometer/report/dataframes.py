@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from locomo.metrics import chosen_option, evidence_recall, official_f1
+from memometer.benchmarks.metrics import evidence_recall
 from memometer.judging.graders import gradings, score
 from memometer.report.summary import flat
 from memometer.report.viewer import Followed, follow
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def runs_df(folders: Iterable[str | Path]) -> pd.DataFrame:
-    """One row a run, system and budget, categories 1-4.
+    """One row a run, system and budget, answerable questions.
 
     Columns: `run`, `system`, `budget_tokens`, `status`, `questions`, `ungraded`; those of
     `memometer.report.summary.flat`: each
@@ -95,7 +95,7 @@ def _sample_rows(followed: Followed) -> Iterable[dict[str, Any]]:
             "gold": question.gold,
             "answer": answer,
             "error": record["error"],
-            "f1": None if answer is None else official_f1(question, chosen_option(question, record["form"], answer)),
+            "f1": None if answer is None else question.score(answer, record["form"]),
             "evidence_recall": None
             if record["error"] or shown is None
             else evidence_recall(question.evidence, set(shown)),

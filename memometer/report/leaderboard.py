@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from locomo.dataset import ANSWERABLE, DataError
+from memometer.benchmarks.protocol import DataError
 from memometer.harness import results as conclusion
 from memometer.report.markdown import grid, number, p_value, rate
 from memometer.report.summary import Results, summary
@@ -44,9 +44,9 @@ def board(run: Run, published: Sequence[Run]) -> str:
         if other.data.sha256 != run.data.sha256:
             raise NotABoard(f"{other.name} answers other data than {run.name}.")
     told = summary(run.manifest, run.results)
-    asked = {q.id for q in run.data.questions if q.category in ANSWERABLE} & {r["question_id"] for r in run.records}
+    asked = {q.id for q in run.data.questions if q.answerable} & {r["question_id"] for r in run.records}
     if not asked:
-        raise NotABoard(f"{run.name} asked no question of categories 1-4; name a run that did.")
+        raise NotABoard(f"{run.name} asked no answerable question; name a run that did.")
     left_out = [f"{name} is not in the table: {reason}." for name, reason in run.results["left_out"].items()]
     parts = [
         _heading(run, told, asked),
@@ -75,7 +75,7 @@ def _heading(run: Run, told: Results, asked: set[str]) -> str:
     conversations = len({q.conversation for q in run.data.questions if q.id in asked})
     results = run.results
     parts = [
-        f"{len(asked):,} answerable questions (categories 1-4) of {conversations} conversations, split "
+        f"{len(asked):,} answerable questions of {conversations} conversations, split "
         f"{results['split']}, seed {run.manifest['config']['seed']}; read by {results['reader'] or 'nobody'}"
     ]
     if results["judge"]:
@@ -196,5 +196,5 @@ def main(argv: list[str] | None = None) -> int:
     except (RunFolderError, DataError, NotABoard) as error:
         print(f"memometer.report.leaderboard: {error}", file=sys.stderr)
         return USAGE
-    print("".join(f"{run.data.mark}{line}\n" for line in text.splitlines()), end="")
+    print("".join(f"{run.data.prefix}{line}\n" for line in text.splitlines()), end="")
     return 0

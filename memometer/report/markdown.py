@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from locomo.dataset import CATEGORIES
+from memometer.benchmarks.protocol import category_label
 from memometer.report.summary import shown_budget
 from memometer.run import cost
 
@@ -17,7 +17,7 @@ def markdown(name: str, summary: Results, results: Mapping[str, Any]) -> str:
     parts = [f"# {_md(name)}"]
     parts += [f"> {_md(text)}" for text in summary["warnings"]]
     parts += [
-        _section("Categories 1-4, with 95 % intervals clustered by conversation", main_table(summary)),
+        _section("Answerable questions, with 95 % intervals clustered by conversation", main_table(summary)),
         "\n".join(f"- {_md(text)}" for text in summary["withheld"]),
     ]
     for measure in summary["measures"]:
@@ -87,8 +87,9 @@ def main_table(summary: Results, *, short: bool = False) -> list[list[str]]:
 
 def category_table(summary: Results, measure: Results) -> list[list[str]]:
     key = measure["key"]
-    present = [c for c in CATEGORIES if any(key in r["categories"].get(str(c), {}) for r in summary["rows"])]
-    headers = ["system", "budget", *(f"{c} {CATEGORIES[c]}" for c in present)]
+    names = summary["categories"]
+    present = [c for c in names if any(key in r["categories"].get(c, {}) for r in summary["rows"])]
+    headers = ["system", "budget", *(category_label(c, names) for c in present)]
     return [
         headers,
         *(

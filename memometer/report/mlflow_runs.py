@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from locomo.dataset import URL, Dataset
+from memometer.benchmarks.protocol import Dataset
 from memometer.models.errors import describe
 from memometer.report.summary import flat
 from memometer.run.cost import numbers
@@ -81,9 +81,9 @@ def _log(folder: RunFolder, results: dict[str, Any], data: Dataset) -> str:
         places = [(name, budget) for name, entry in results["systems"].items() for budget in entry["budgets"]]
         sweep = any(len(entry["budgets"]) > 1 for entry in results["systems"].values())
         _log_metrics(client, run_id, metrics(results, places, parts=not sweep))
-        source = HTTPDatasetSource(URL)
+        source = HTTPDatasetSource(data.source)
         digest = data.sha256[:16]
-        mlflow.log_input(MetaDataset(source, name=data.stand_in or "LOCOMO", digest=digest), "eval")
+        mlflow.log_input(MetaDataset(source, name=data.kind or data.benchmark, digest=digest), "eval")
         for path in sorted(folder.path.iterdir()):
             if not path.name.startswith("."):
                 mlflow.log_artifact(str(path))
@@ -94,7 +94,7 @@ def _log(folder: RunFolder, results: dict[str, Any], data: Dataset) -> str:
 
 def metrics(results: dict[str, Any], places: list[tuple[str, str]], *, parts: bool) -> dict[str, float]:
     """`adaptive/1024/f1`, with `_low`, `_high`, `_n` and `_ungraded` beside it, and what the stages cost as
-    `adaptive/1024/usd_answer`; with `parts` also over categories 1-5 and by category, as `adaptive/1024/1-5/f1` and
+    `adaptive/1024/usd_answer`; with `parts` also over all questions and by category, as `adaptive/1024/all/f1` and
     `adaptive/1024/4/f1`. A sweep leaves those to the runs beneath it."""
     return {
         f"{system}/{budget}/{name}": value
@@ -108,7 +108,7 @@ def _of_place(results: dict[str, Any], system: str, budget: str, *, parts: bool 
     figures = results["systems"][system]["budgets"][budget]
     chosen = {"": figures}
     if parts:
-        chosen |= {"1-5/": figures["categories_1_5"]}
+        chosen |= {"all/": figures["all_questions"]}
         chosen |= {f"{category}/": part for category, part in figures["by_category"].items()}
     found = {
         f"{prefix}{name}": value

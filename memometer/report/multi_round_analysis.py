@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from locomo.dataset import ANSWERABLE, Conversation, Question
+from memometer.benchmarks.protocol import Conversation, Question
 from memometer.run.folder import Record, is_answered
 from memometer.stats.intervals import wilson
 from memory_system import Memory
@@ -88,11 +88,11 @@ def needed_tokens(
     contexts: Sequence[int],
 ) -> dict[str, float]:
     """Question id -> the smallest memory of a grid around `contexts` that shows all its evidence, infinity for none.
-    Categories 1-4 with evidence only; asks no model. `memory_of` gives the memory that a conversation is asked
+    Answerable questions with evidence only; asks no model. `memory_of` gives the memory that a conversation is asked
     with."""
     low, high = max(1.0, contexts[0] / 4), contexts[-1] * 1.5
     grid = sorted({*contexts, *(round(low * (high / low) ** (i / (GRID - 1))) for i in range(GRID))})
-    asked = [question for question in questions if question.category in ANSWERABLE and question.evidence]
+    asked = [question for question in questions if question.answerable and question.evidence]
     needed: dict[str, float] = {}
     for conversation in conversations:
         memory = memory_of(conversation.id)
@@ -105,13 +105,13 @@ def needed_tokens(
 
 
 def figures(pairs: Iterable[tuple[Question, Record]], needed: Mapping[str, float], contexts: Sequence[int]) -> Results:
-    """p and f with n and Wilson's intervals, over the rounds that offered more (categories 1-4 with evidence); then
-    what rounds of these figures show beside one shot, and the p that would make them even at this f. Rates are null
-    where nothing was decided."""
+    """p and f with n and Wilson's intervals, over the rounds that offered more (answerable questions with evidence);
+    then what rounds of these figures show beside one shot, and the p that would make them even at this f. Rates are
+    null where nothing was decided."""
     decisions: list[tuple[bool, bool]] = []
     fixed: list[int] = []
     for question, record in pairs:
-        if not is_answered(record) or question.category not in ANSWERABLE or not question.evidence:
+        if not is_answered(record) or not question.answerable or not question.evidence:
             continue
         for told in record.get("rounds", ()):
             fixed.append(told["total_tokens"] - told["context_tokens"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from locomo.dataset import CATEGORIES, STAND_INS
+from memometer.benchmarks.protocol import category_label
 from memometer.harness.baselines import CONTROLS
 from memometer.harness.loop import UNBOUNDED
 from memometer.run import cost, test_set_usage
@@ -20,7 +20,7 @@ def summary(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> Results:
     """A plain value that JSON can write.
 
     `measures`: [{key, label, short, under, judged}] that may be shown, the most telling first. `rows`: one a system
-    and budget, categories 1-4: `system`, `budget` (tokens), `shown_budget`, `control`, `questions`, `ungraded`,
+    and budget, answerable questions: `system`, `budget` (tokens), `shown_budget`, `control`, `questions`, `ungraded`,
     `failed`, `scores` and, by category, `categories` as `scores_of` has them, `gap` ({measure key: share of the way
     from none to oracle}), `context_tokens`, `tokens`, `ingest_tokens`, `calls`, `seconds` (means a question),
     `unreported`, and `stages` as
@@ -33,6 +33,7 @@ def summary(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> Results:
     known = {measure["key"] for measure in measures}
     found = results.get("accounting", {})
     return {
+        "categories": dict(results["categories"]),
         "measures": measures,
         "rows": list(_rows(results, measures)),
         "comparisons": [c for c in results.get("comparisons", ()) if (c.get("grading") or c["measure"]) in known],
@@ -211,8 +212,8 @@ STATUS = {
 def _warnings(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
     """What a reader must know before any number."""
     told = []
-    if stand_in := results.get("stand_in"):
-        told.append(STAND_INS[stand_in])
+    if notice := results.get("notice"):
+        told.append(notice)
     if results["ungraded_share"] > (limit := manifest["config"]["fail_on_error"]):
         told.append(f"{results['ungraded_share']:.1%} of the answers are ungraded, more than the {limit:.1%} allowed.")
     if broken := (results.get("ledger") or {}).get("broken"):
@@ -227,7 +228,7 @@ def _warnings(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[s
         told += [str(merge["said"]) for merge in published["merges"] if merge["flagged"]]
     if family := results.get("judge_family"):
         told.append(f"The judge is of the reader's own family ({family}) and may favour its answers.")
-    cut = sum(entry["categories_1_5"].get("truncated") or 0 for _, _, entry in _entries(results))
+    cut = sum(entry["all_questions"].get("truncated") or 0 for _, _, entry in _entries(results))
     if cut:
         told.append(f"{cut:,} replies were cut at {manifest['config']['max_answer_tokens']} tokens.")
     if unmetered := manifest.get("unmetered"):
@@ -253,7 +254,9 @@ def _made(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[list[
         "data": f"{results.get('stand_in') or 'LOCOMO'}, sha256 {identity['data']}",
         "split": f"{config['split']}, seed {config['seed']}"
         + (f", a sample of {config['num_test']}" if config["num_test"] else ""),
-        "categories": ", ".join(f"{c} {CATEGORIES[c]}" for c in config["categories"]),
+        "categories": ", ".join(
+            category_label(str(c), results["categories"]) for c in config["categories"] or results["categories"]
+        ),
         "reader": results["reader"] or "nobody: recall only",
         "judge": results["judge"] or "nobody",
         "gradings": "; ".join(judged),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from locomo.dataset import CATEGORIES
+from memometer.benchmarks.protocol import category_label
 from memometer.harness.loop import UNBOUNDED
 from memometer.stats import abstention
 from memometer.stats.sample_scores import MEASURES
@@ -19,32 +19,37 @@ MOST_COMPARISONS = 30
 
 
 def as_text(results: Mapping[str, Any], *, no_judge: str = "", folds: bool = False) -> str:
-    """The tables of results.json: categories 1-4, what their figures are worth, the paired comparisons that belong to
-    them, then 1-5, then by category. `no_judge` says why there is no J; `folds` shows every conversation by itself."""
+    """The tables of results.json: answerable questions, what their figures are worth, the paired comparisons that
+    belong to them, then all questions, then by category. `no_judge` says why there is no J; `folds` shows every
+    conversation by itself."""
     systems = results["systems"]
     rows = [(name, budget, entry) for name, system in systems.items() for budget, entry in system["budgets"].items()]
-    read = any("f1" in entry["categories_1_5"] for *_, entry in rows)
+    read = any("f1" in entry["all_questions"] for *_, entry in rows)
     judged = any("judge" in entry for *_, entry in rows)
     headline = "judge" if judged else "f1" if read else "evidence_recall"
     subset = ", a subset" if results["subset"] else ""
-    parts = [_section(f"Categories 1-4{subset}", rows, read=read, judged=judged)]
+    parts = [_section(f"Answerable questions{subset}", rows, read=read, judged=judged)]
     parts += _worth(rows, headline)
     parts += _comparisons(results["comparisons"], headline, rows)
     parts += ["\n".join(results["cautions"])] if results["cautions"] else []
     parts += _gradings(rows, results.get("withheld", {}))
     if read:
-        everything = [(name, budget, entry["categories_1_5"]) for name, budget, entry in rows]
+        everything = [(name, budget, entry["all_questions"]) for name, budget, entry in rows]
         parts.append(
             _section(
-                f"Categories 1-5{subset} (category 5 is right when it abstains)", everything, read=True, judged=False
+                f"All questions{subset} (an abstention is right if a question is unanswerable)",
+                everything,
+                read=True,
+                judged=False,
             )
         )
     parts += _as_ranked(rows)
     if folds:
         parts.append(_by_conversation(rows))
-    parts.append(_by_category(rows, "f1" if read else "evidence_recall", "F1" if read else "Evidence recall"))
+    names = results["categories"]
+    parts.append(_by_category(rows, "f1" if read else "evidence_recall", "F1" if read else "Evidence recall", names))
     if judged:
-        parts.append(_by_category(rows, "judge", "J"))
+        parts.append(_by_category(rows, "judge", "J", names))
     parts += _abstention(rows, read=read)
     if read and not judged:
         parts.append(f"J is not shown: {no_judge}")
@@ -101,7 +106,7 @@ def _worth(rows: Sequence[Row], measure: str) -> list[str]:
         if entry.get(measure) is not None
     ]
     told = (
-        f"What {MEASURES[measure]} is worth, categories 1-4: conversations resampled; naive as if questions were "
+        f"What {MEASURES[measure]} is worth, answerable questions: conversations resampled; naive as if questions were "
         "independent; worst and best if all ungraded were wrong or right"
     )
     parts = [grid(told, headers + (["of the gap none-oracle"] if closed else []), body)] if body else []
@@ -147,7 +152,7 @@ def _place(entrant: Results) -> tuple[str, int]:
     return entrant["system"], entrant["budget"]
 
 
-def comparison_grid(found: Sequence[Results]) -> list[str]:
+def comparison_grid(found: Sequence[Results], categories: Mapping[str, str] | None = None) -> list[str]:
     """Paired comparisons by one measure, a row each; nothing where there are none."""
     if not found:
         return []
@@ -158,7 +163,7 @@ def comparison_grid(found: Sequence[Results]) -> list[str]:
         [
             who(c["a"]),
             who(c["b"]),
-            *([f"{c['category']} {CATEGORIES[c['category']]}" if c["category"] else "all"] if by_category else []),
+            *([category_label(c["category"], categories or {}) if c["category"] else "all"] if by_category else []),
             signed(c),
             f"{c['wins']}/{c['losses']}/{c['ties']}",
             *(_p(c[name]) for name in ("p_mcnemar", "p_permutation", "p_holm")),
@@ -202,15 +207,15 @@ def _gradings(rows: Sequence[Row], withheld: Mapping[str, str]) -> list[str]:
         if (found := entry["gradings"][name])["n"]
     ]  # fmt: skip
     headers = ["system", "budget", "judge (prompt, key)", "J", "n", "ungraded", "worst", "best"]
-    title = "J under each grading, categories 1-4; figures of two gradings are not comparable"
+    title = "J under each grading, answerable questions; figures of two gradings are not comparable"
     return [grid(title, headers, body), *hidden]
 
 
-def _by_category(rows: Sequence[Row], metric: str, title: str) -> str:
-    present = [c for c in CATEGORIES if any(metric in e["by_category"].get(str(c), {}) for *_, e in rows)]
-    headers = ["system", "budget"] + [f"{c} {CATEGORIES[c]}" for c in present]
+def _by_category(rows: Sequence[Row], metric: str, title: str, names: Mapping[str, str]) -> str:
+    present = [c for c in names if any(metric in e["by_category"].get(c, {}) for *_, e in rows)]
+    headers = ["system", "budget"] + [category_label(c, names) for c in present]
     body = [
-        [name, budget_name(budget)] + [_cell(entry["by_category"].get(str(c), {}), metric) for c in present]
+        [name, budget_name(budget)] + [_cell(entry["by_category"].get(c, {}), metric) for c in present]
         for name, budget, entry in rows
     ]
     return grid(f"{title} by category", headers, body)
@@ -226,7 +231,7 @@ def _as_ranked(rows: Sequence[Row]) -> list[str]:
         for name, budget, entry in rows
         if entry.get("mrr") is not None
     ]
-    title = "The ranking, categories 1-4, as papers on retrieval report it (of what the budget shows)"
+    title = "The ranking, answerable questions, as papers on retrieval report it (of what the budget shows)"
     headers = ["system", "budget", "turn recall@10", "MRR", "any evidence session in the top 5"]
     return [grid(title, headers, body)] if body else []
 
@@ -237,7 +242,7 @@ def _by_conversation(rows: Sequence[Row]) -> str:
     for name, budget, entry in rows:
         rates = [entry["by_conversation"][conversation]["evidence_recall"] for conversation in present]
         body.append([name, budget_name(budget)] + ["-" if rate is None else f"{100 * rate:.1f}" for rate in rates])
-    return grid("Evidence recall by conversation, categories 1-4", ["system", "budget", *present], body)
+    return grid("Evidence recall by conversation, answerable questions", ["system", "budget", *present], body)
 
 
 def _abstention(rows: Sequence[Row], *, read: bool) -> list[str]:
@@ -253,7 +258,7 @@ def _abstention(rows: Sequence[Row], *, read: bool) -> list[str]:
     if read:
         columns += [
             ("twins", lambda e: e["twin_accuracy"]),
-            ("abstains on 1-4", lambda e: e["over_abstention"]),
+            ("abstains on answerable", lambda e: e["over_abstention"]),
             ("risk at 50 %", lambda e: abstention.risk_at(e, 0.5)),
             ("at 100 %", lambda e: abstention.risk_at(e, 1.0)),
             ("mean risk", lambda e: e["risk_coverage_auc"]),
@@ -263,7 +268,7 @@ def _abstention(rows: Sequence[Row], *, read: bool) -> list[str]:
         + ["-" if (value := show(e)) is None else f"{100 * value:.1f}" for _, show in columns]
         for name, budget, e in told
     ]
-    title = "Abstention: category 5 told from 1-4 (LOCOMO's speaker swap), caught at a share of false abstentions"
+    title = "Abstention: unanswerable questions told from answerable ones, caught at a share of false abstentions"
     return [grid(title, ["system", "budget"] + [c for c, _ in columns], body)] if told else []
 
 

@@ -20,9 +20,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from locomo.dataset import DataError
+from memometer.benchmarks.protocol import DataError
 from memometer.harness import results as conclusion
 from memometer.report import viewer_data, write
+from memometer.report.saved_results import upgraded
 from memometer.run.folder import (
     Key,
     Record,
@@ -102,7 +103,7 @@ class Followed:
             written = {}
         written = written if isinstance(written, dict) else {}
         if written.get("records", len(self.records)) == len(self.records) and "systems" in written:
-            return written
+            return upgraded(written, self.data)
         config = self.manifest["config"]
         planned = list(dict.fromkeys(key(record) for record in self.records))
         facts = {
@@ -228,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.export:
             runs = follow(args.runs)
             written = write.write([run.run() for run in runs], args.export)
-            print(f"{runs[0].data.mark}written: {', '.join(map(str, written))}")
+            print(f"{runs[0].data.prefix}written: {', '.join(map(str, written))}")
             return 0
         served = server(args.runs, args.port)
     except (RunFolderError, DataError) as error:

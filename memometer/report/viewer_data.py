@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from locomo.dataset import CATEGORIES, LICENCE, Conversation, Dataset, Question
-from locomo.metrics import chosen_option, evidence_recall, official_f1
+from memometer.benchmarks.metrics import evidence_recall
+from memometer.benchmarks.protocol import Conversation, Dataset, Question
 from memometer.judging.graders import grading_of
 from memometer.report.summary import Results, summary
 from memometer.run.folder import Record, is_answered, key, latest
@@ -26,7 +26,7 @@ def page(runs: Sequence[Run], rows: Sequence[Sequence[Results]], *, live: bool =
     asked = {record["question_id"] for run in runs for record in run.records}
     return {
         "live": live,
-        "categories": {str(n): name for n, name in CATEGORIES.items()},
+        "categories": {key: name for run in runs for key, name in run.data.categories.items()},
         **texts_of([run.data for run in runs], asked),
         "runs": [
             {
@@ -57,8 +57,8 @@ class Run:
 
 
 def between(runs: Sequence[Run]) -> list[Results]:
-    """The systems of the first run, paired with those of every other one, categories 1-4, in the form of results.json's
-    `comparisons`; Holm's correction is over all by one measure."""
+    """The systems of the first run, paired with those of every other one, answerable questions, in the form of
+    results.json's `comparisons`; Holm's correction is over all by one measure."""
     results = [with_results(run.records, run.data.questions) for run in runs]
     common = [measures(run.records) for run in runs]
     found: list[Results] = []
@@ -97,7 +97,7 @@ def texts_of(datasets: Iterable[Dataset], question_ids: Iterable[str]) -> Result
     conversations = [c for data in datasets for c in data.conversations if c.id in used]
     positions = {c.id: positions_of(c) for c in conversations}
     return {
-        "notice": "" if all(data.stand_in for data in datasets) else LICENCE,
+        "notice": " ".join(dict.fromkeys(data.licence for data in datasets if data.licence)),
         "conversations": {
             c.id: {
                 "sessions": {s.number: f"{s.said_at:%a} {s.said_at.day} {s.said_at:%B %Y}" for s in c.sessions},
@@ -168,7 +168,7 @@ class Rows:
             "recall_unknown": shown is None,
             "tokens": record["recall"]["tokens"],
             "evidence_recall": None if shown is None else evidence_recall(question.evidence, set(shown)),
-            "f1": None if answer is None else official_f1(question, chosen_option(question, record["form"], answer)),
+            "f1": None if answer is None else question.score(answer, record["form"]),
             "verdicts": [verdict_of(verdict) for verdict in record["verdicts"]],
             "total_tokens": _tokens(record),
             "calls": record["calls"],

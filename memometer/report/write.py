@@ -14,7 +14,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from locomo.dataset import DataError, Dataset, load
+from memometer import benchmarks
+from memometer.benchmarks.protocol import Dataset
 from memometer.report import markdown, viewer_data
 from memometer.report.summary import summary
 from memometer.report.viewer_data import Run
@@ -26,13 +27,14 @@ SCRIPTS = ("data.js", "parts.js", "plots.js", "tables.js", "detail.js", "questio
 def data_of(path: Path, manifest: Mapping[str, Any]) -> Dataset:
     """The data that the run in `path` asked about. Raises RunFolderError where it is not here."""
     try:
-        data = load(asked_of(manifest, path).get("data"))
-    except DataError as error:
+        config = asked_of(manifest, path)
+        data = benchmarks.load(config.get("benchmark")).load(config.get("data"))
+    except ValueError as error:
         raise RunFolderError(f"the data of {path} cannot be read: {error}") from error
     if data.sha256 != (was := str(manifest["identity"].get("data"))):
         raise RunFolderError(
             f"{path} asked about other data (sha256 {was[:12]}…) than {data.path} is "
-            f"({data.sha256[:12]}…); name the file with LOCOMO_PATH."
+            f"({data.sha256[:12]}…); the run needs the file that it was made with."
         )
     return data
 

@@ -14,12 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from locomo.dataset import Question
 from memometer.harness.loop import UNBOUNDED
 from memometer.models.prices import LOCAL, Price, price_of
 from memometer.models.resolve_models import Model
 from memometer.run.folder import Record, RunFolder
-from memometer.stats.pareto import areas, frontier
 from memory_system import Memory
 
 Results = dict[str, Any]
@@ -75,7 +73,6 @@ def figures(
     manifest: Mapping[str, Any],
     records: Iterable[Record],
     ingests: Iterable[Record],
-    questions: Iterable[Question],
     measurings: Iterable[Record] = (),
 ) -> Results:
     """What results.json keeps under `accounting`.
@@ -84,10 +81,10 @@ def figures(
     `judge`, each a stage: `calls`, `unreported`, `prompt_tokens`, `completion_tokens`, `cached_tokens` (part of the
     prompt tokens), `seconds` (null where not measured), `usd` (null where not known), `local` (true where it cost
     nothing because the model runs here). `certificate` is the stage of measuring judges for this run, all zero where
-    their certificates were there. `total` is the sum of all; `frontier` and `areas` as `frontier` and `areas` say.
+    their certificates were there. `total` is the sum of all.
     """
     known, unmetered = prices_in(manifest), set(manifest.get("unmetered", ()))
-    records, ingests, questions = list(records), list(ingests), list(questions)
+    records, ingests = list(records), list(ingests)
     attempts: dict[tuple[str, int], list[Record]] = defaultdict(list)
     for record in records:
         attempts[record["system"], record["budget_tokens"]].append(record)
@@ -111,8 +108,6 @@ def figures(
         "systems": systems,
         "certificate": certificate,
         "total": _total([*(stage for _, _, _, stage in each_stage(systems)), certificate]),
-        "frontier": frontier(records, ingests, questions),
-        "areas": areas(records, questions),
     }
 
 

@@ -1,4 +1,4 @@
-"""Progress bars on standard error."""
+"""Progress bars and messages on standard error."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ def bar(iterable: Any = None, **options: Any) -> Any:
     from tqdm import tqdm
 
     return tqdm(iterable, file=Unread(sys.stderr), mininterval=0.5, **options)
+
+
+def eprint(text: str) -> None:
+    """Print a message to standard error; standard output is for results."""
+    print(text, file=sys.stderr, flush=True)
 
 
 class Unread:

@@ -3,8 +3,8 @@
     memometer fit-abstention runs/NAME [--out FILE] [--false-abstention 0.05]
 
 prints the rule fitted on the validation conversations of a finished run, with what it catches, and writes it for
-`evaluate.py --abstention FILE`. Category 5 is the label of the fit and of the report; no system is ever shown it, and
-what separates it in LOCOMO is mostly a swap of the two speakers: an artefact, not a skill.
+`evaluate.py --abstention FILE`. The label of the fit and of the report is whether a question is answerable. No system
+is shown it. In LOCOMO mostly a swap of the two speakers separates the two kinds: an artefact of the data, not a skill.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from locomo.dataset import ANSWERABLE, DataError, Question, load
-from locomo.metrics import abstains, chosen_option, official_f1
-from locomo.split_data import part
+from memometer import benchmarks
+from memometer.benchmarks.metrics import abstains
+from memometer.benchmarks.protocol import DataError, Question
 from memometer.reader.abstention import Rule, Signals
 from memometer.run.folder import Record, RunFolder, RunFolderError, asked_of, failed, is_answered, latest
 
@@ -39,13 +39,13 @@ def signals_of(record: Record) -> Signals:
 
 
 def figures(pairs: Pairs, rule: Rule | None = None) -> Results:
-    """How well unanswerable questions are told apart, over categories 1-5.
+    """How well unanswerable questions are told apart, over all questions.
 
-    `auc`, `caught_at_5`, `caught_at_10`: of category 5 against 1-4, by the score of `rule`, or of the run's own, else
-    by what the reader says and then the speaker gap. With answers also `risk_coverage`, a list of [coverage, risk] with
-    the surest answers first and risk 1 - official score of what the reader said; its mean risk `risk_coverage_auc`;
-    `twin_accuracy` with `twins`; and `over_abstention` on categories 1-4 with `over_abstention_n`. Null where there is
-    nothing to count.
+    `auc`, `caught_at_5`, `caught_at_10`: of unanswerable against answerable questions, by the score of `rule`, or of
+    the run's own, else by what the reader says and then the speaker gap. With answers also `risk_coverage`, a list of
+    [coverage, risk] with the surest answers first and risk 1 - official score of what the reader said; its mean risk
+    `risk_coverage_auc`; `twin_accuracy` with `twins`; and `over_abstention` on answerable questions with
+    `over_abstention_n`. Null where there is nothing to count.
     """
     done = [(question, record) for question, record in pairs if is_answered(record)]
     scores = np.array([_score(record, rule) for _, record in done])
@@ -56,12 +56,11 @@ def figures(pairs: Pairs, rule: Rule | None = None) -> Results:
     if not answered:
         return found
     wrong = [
-        1.0 - official_f1(question, chosen_option(question, record["form"], record.get("said") or record["answer"]))
-        for question, record in answered
+        1.0 - question.score(record.get("said") or record["answer"], record["form"]) for question, record in answered
     ]
     order = np.argsort(scores, kind="stable")
     risks = np.cumsum(np.array(wrong)[order]) / np.arange(1, len(wrong) + 1)
-    own = [abstains(record["answer"]) for question, record in answered if question.category in ANSWERABLE]
+    own = [abstains(record["answer"]) for question, record in answered if question.answerable]
     twins = [_twin_is_right(*twin) for twin in _twins(answered)]
     return found | {
         "risk_coverage": [[(i + 1) / len(risks), float(risks[i])] for i in _points(len(risks))],
@@ -107,20 +106,21 @@ def _points(n: int, *, most: int = 100) -> list[int]:
 
 
 def _twins(pairs: Pairs) -> Iterable[tuple[tuple[Question, Record], tuple[Question, Record]]]:
-    """Pairs of a single-hop and an unanswerable question, asked freely, about exactly the same evidence."""
+    """Pairs of an answerable question and an unanswerable variation of it, asked freely, about exactly the same
+    evidence."""
     swapped: dict[tuple[str, frozenset[str]], list[tuple[Question, Record]]] = {}
     for question, record in pairs:
-        if question.category == 5 and question.evidence and record["form"] == "free":
+        if not question.answerable and question.evidence and record["form"] == "free":
             swapped.setdefault((question.conversation, frozenset(question.evidence)), []).append((question, record))
     for question, record in pairs:
-        if question.category == 4:
+        if question.has_twins:
             for twin in swapped.get((question.conversation, frozenset(question.evidence)), ()):
                 yield (question, record), twin
 
 
 def _twin_is_right(single: tuple[Question, Record], swapped: tuple[Question, Record]) -> bool:
     question, record = single
-    return official_f1(question, record["answer"]) >= RIGHT_FROM and abstains(swapped[1]["answer"])
+    return question.score(record["answer"]) >= RIGHT_FROM and abstains(swapped[1]["answer"])
 
 
 def risk_at(found: Results, coverage: float) -> float | None:
@@ -130,8 +130,8 @@ def risk_at(found: Results, coverage: float) -> float | None:
 
 
 def fit(pairs: Pairs, *, false_abstention: float = 0.05) -> Rule:
-    """Logistic weights (L2, balanced classes) that tell category 5 from 1-4, and the threshold that `false_abstention`
-    of the answerable questions pass. Raises ValueError without questions of both kinds."""
+    """Logistic weights (L2, balanced classes) that separate unanswerable questions, and the threshold that
+    `false_abstention` of the answerable questions pass. Raises ValueError without questions of both kinds."""
     from scipy.optimize import minimize
 
     signals = [signals_of(record).vector() for _, record in pairs if is_answered(record)]
@@ -164,9 +164,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with RunFolder.reopen(args.run) as folder:
             config, records = asked_of(folder.manifest, args.run), folder.records()
-        data = load(config.get("data"))
+        data = benchmarks.load(config.get("benchmark")).load(config.get("data"))
         split = config["split"].rpartition(":")[0] or "default"
-        asked = {q.id: q for conversation in part(data, "validation", split=split) for q in conversation.questions}
+        asked = {q.id: q for conversation in data.part(f"{split}:validation") for q in conversation.questions}
         found = [
             (asked[record["question_id"]], record)
             for record in latest(records).values()
@@ -176,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
             and not failed(record)
         ]
         rule = fit(found, false_abstention=args.false_abstention)
-        if not data.stand_in:  # a stand-in's figures prove nothing anyway
+        if not data.kind:  # a stand-in's figures prove nothing anyway
             rule = replace(rule, fitted_on=tuple(dict.fromkeys(question.conversation for question, _ in found)))
     except (DataError, RunFolderError, ValueError) as error:
         print(f"memometer.stats.abstention: {error}", file=sys.stderr)
@@ -189,5 +189,5 @@ def main(argv: list[str] | None = None) -> int:
         f"on these {len(found)} questions: AUC {told['auc']:.3f}, caught {told['caught_at_5']:.1%} at 5 %",
         f"written to {args.out}",
     ):
-        print(f"{data.mark}{line}")
+        print(f"{data.prefix}{line}")
     return 0

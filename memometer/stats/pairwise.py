@@ -29,7 +29,7 @@ class Entrant:
 
 
 def versus(
-    a: Entrant, b: Entrant, measure: str, *, grading: Grading | None = None, category: int | None = None
+    a: Entrant, b: Entrant, measure: str, *, grading: Grading | None = None, category: str | None = None
 ) -> Results:
     """One comparison over the questions that both have a score for: the fields of `intervals.Comparison`, with
     who was compared, by what, and in which category (null for all that were chosen)."""

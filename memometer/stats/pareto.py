@@ -9,7 +9,7 @@ from itertools import pairwise
 from operator import mul
 from typing import Any
 
-from locomo.dataset import ANSWERABLE, Question
+from memometer.benchmarks.protocol import Question
 from memometer.harness.baselines import CONTROLS
 from memometer.harness.loop import UNBOUNDED
 from memometer.judging.graders import Grading, gradings
@@ -57,8 +57,8 @@ def _tokens(part: Record) -> int:
 def frontier(
     records: Sequence[Record], ingests: Sequence[Record], questions: Iterable[Question]
 ) -> dict[str, list[Results]]:
-    """By measure, a point for each system and budget, categories 1-4: `tokens`, `ingest_tokens` and `unreported` as
-    `total_tokens` gives them, `score` with `low`, `high` (95 %, clustered by conversation, or null) and `n`, and
+    """By measure, a point for each system and budget, answerable questions: `tokens`, `ingest_tokens` and `unreported`
+    as `total_tokens` gives them, `score` with `low`, `high` (95 %, clustered by conversation, or null) and `n`, and
     `best`: whether no other system reaches its score with fewer tokens, the controls aside."""
     points: dict[str, list[Results]] = defaultdict(list)
     for (system, budget), pairs in with_results(records, questions).items():
@@ -82,7 +82,7 @@ def _beats(a: Results, b: Results) -> bool:
 
 
 def areas(records: Sequence[Record], questions: Iterable[Question]) -> dict[str, dict[str, Results]]:
-    """By measure and system, the area under the budget curve, categories 1-4.
+    """By measure and system, the area under the budget curve, answerable questions.
 
     The curve joins the points (log budget, mean score) of a system's budgets by straight lines; the area under it,
     divided by log(largest budget) - log(smallest), is its mean height, 0 to 1: the score to expect when every factor
@@ -117,7 +117,7 @@ def _weights(points: Sequence[float]) -> list[float]:
 
 def with_results(records: Iterable[Record], questions: Iterable[Question]) -> dict[tuple[str, int], list[Pair]]:
     """(system, budget) -> the answerable questions with a result, each with it."""
-    asked = {question.id: question for question in questions if question.category in ANSWERABLE}
+    asked = {question.id: question for question in questions if question.answerable}
     groups: dict[tuple[str, int], list[Pair]] = defaultdict(list)
     for record in latest(records).values():
         if record["question_id"] in asked and is_answered(record):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from locomo.dataset import Question
-from locomo.metrics import chosen_option, evidence_recall, official_f1
+from memometer.benchmarks.metrics import evidence_recall
+from memometer.benchmarks.protocol import Question
 from memometer.judging.graders import Grading, Rule, score
 from memometer.run.folder import Record, failed, is_answered
 
@@ -63,8 +63,4 @@ def _score(question: Question, record: Record, measure: str, grading: Grading | 
     if measure == "evidence_recall":
         shown = record["recall"]["turn_ids"]  # None where nobody told, in answers that others published
         return None if shown is None else evidence_recall(question.evidence, set(shown))
-    return (
-        None
-        if record["answer"] is None
-        else official_f1(question, chosen_option(question, record["form"], record["answer"]))
-    )
+    return None if record["answer"] is None else question.score(record["answer"], record["form"])

@@ -17,10 +17,9 @@ from typing import Any
 
 import dspy
 
-from locomo.dataset import ANSWERABLE, CATEGORIES, STAND_INS, Conversation, DataError, Question, aside
-from locomo.metrics import official_f1
-from locomo.split_data import held_out_part, parse, part, sample
+from memometer.benchmarks.protocol import Conversation, DataError, Question
 from memometer.benchmarks.reward import Objective, Reply
+from memometer.benchmarks.sampling import sample
 from memometer.harness import loop
 from memometer.harness.baselines import Oracle
 from memometer.harness.plan import Refused
@@ -32,6 +31,7 @@ from memometer.run import cost, test_set_usage
 from memometer.run.environment import digest, provenance, recalling_code
 from memometer.run.folder import Record, RunFolder, RunFolderError, is_answered, new_path
 from memometer.run.interrupts import stopping
+from memometer.run.progress import eprint
 from memometer.stats.intervals import Comparison, paired
 from memometer.token_counters import counter_for
 from memometer.train import local_model
@@ -74,12 +74,11 @@ class Evaluation:
 
     def _questions(self) -> tuple[Question, ...]:
         try:
-            split, name = parse(self.config["split"])
+            conversations = self.data.part(self.config["split"])
         except DataError as error:
             raise Refused(str(error)) from error
-        conversations = part(self.data, name, split=split)
         seen = sorted({c.id for c in conversations} & set(self.notes["trained_on"]))
-        if seen and not self.data.stand_in:
+        if seen and not self.data.kind:
             raise Refused(f"the adapter was trained on {', '.join(seen)}, asked here; ask other conversations.")
         pool = [question for c in conversations for question in c.questions]
         if self.notes["memory"] == "oracle":
@@ -155,7 +154,8 @@ class Evaluation:
             "no_mlflow": self.config["no_mlflow"],
             "adapter": str(self.adapter),
             "budgets": [self.budget],
-            "categories": list(CATEGORIES),
+            "benchmark": self.data.benchmark,
+            "categories": list(self.data.categories),
             "two_options": False,
             "folds": False,
             "trace": False,
@@ -177,7 +177,7 @@ class Evaluation:
             "questions": [question.id for question in self.questions],
             "answer_prompts": prompts,
             "left_out": {},
-            "stand_in": self.data.stand_in,
+            "stand_in": self.data.kind,
             "reader": self.notes["model"],
             "prices": cost.prices(None, None),
             "unmetered": [],
@@ -202,7 +202,7 @@ def evaluate(config: Config) -> Outcome:
         raise Refused(str(error)) from error
     with folder:
         for line in _announcement(evaluation):
-            aside(f"{data.mark}{line}")
+            eprint(f"{data.prefix}{line}")
         with stopping() as stop:
             fatal = loop.run(
                 evaluation.tasks,
@@ -212,7 +212,7 @@ def evaluate(config: Config) -> Outcome:
                 reader=evaluation.models[BASE],
                 num_threads=4 if evaluation.served else 1,
                 stop=stop,
-                progress=_progress(len(evaluation.tasks), data.mark),
+                progress=_progress(len(evaluation.tasks), data.prefix),
             )
         return _conclude(evaluation, folder, fatal, stopped=stop.is_set())
 
@@ -224,11 +224,11 @@ def _conclude(evaluation: Evaluation, folder: RunFolder, fatal: str, *, stopped:
     left = len(keys) - sum(is_answered(record) for record in records)
     again = f"python train.py --mode evaluate --adapter {evaluation.adapter} --run-dir {folder.path}"
     if fatal or (stopped and left):
-        aside(f"{data.mark}Stopped{f': {fatal}' if fatal else ''}. Go on, with the same flags, by {again}")
+        eprint(f"{data.prefix}Stopped{f': {fatal}' if fatal else ''}. Go on, with the same flags, by {again}")
         return "failed" if fatal else "stopped"
     outcome = "invalid" if left > 0.05 * len(keys) else "valid"
     looks = None
-    if held_out_part(data, config["split"]):
+    if data.held_out(config["split"]):
         looks = test_set_usage.look(folder, questions=len(evaluation.questions), status=outcome)
     facts = {
         "status": outcome,
@@ -245,9 +245,9 @@ def _conclude(evaluation: Evaluation, folder: RunFolder, fatal: str, *, stopped:
     if not evaluation.served:
         lines.append(_likelihood(evaluation))
     lines.append(f"Written to {folder.path}; look at it with: memometer view {folder.path}")
-    folder.write_text("report.txt", "".join(f"{data.mark}{line}\n" for line in lines))
+    folder.write_text("report.txt", "".join(f"{data.prefix}{line}\n" for line in lines))
     for line in lines:
-        print(f"{data.mark}{line}", flush=True)
+        print(f"{data.prefix}{line}", flush=True)
     return outcome
 
 
@@ -259,16 +259,16 @@ def verdict(evaluation: Evaluation, records: Sequence[Record]) -> list[str]:
         if is_answered(record) and record["answer"] is not None:
             by_arm[record["system"]][record["question_id"]] = record
     quality = Objective(token_price=0.0).quality
-    measures: list[tuple[str, Collection[int], Callable[[Question, Record], float]]] = [
-        ("F1, categories 1-4", ANSWERABLE, lambda question, record: official_f1(question, record["answer"])),
-        ("abstentions, category 5", (5,), lambda question, record: official_f1(question, record["answer"])),
-        ("quality, all", CATEGORIES, lambda question, record: quality(question, Reply.of_record(record))),
+    measures: list[tuple[str, Collection[bool], Callable[[Question, Record], float]]] = [
+        ("F1, answerable questions", (True,), lambda question, record: question.score(record["answer"])),
+        ("abstentions, unanswerable questions", (False,), lambda question, record: question.score(record["answer"])),
+        ("quality, all", (True, False), lambda question, record: quality(question, Reply.of_record(record))),
     ]
     lines = []
     for other, of_what in ((BASE, "what training did"), (STYLED, "what of it is more than style")):
         lines.append(f"adapter against {other} ({of_what}):")
-        for name, categories, score in measures:
-            both = [id for id in by_arm[ADAPTER] if id in by_arm[other] and questions[id].category in categories]
+        for name, answerable, score in measures:
+            both = [id for id in by_arm[ADAPTER] if id in by_arm[other] and questions[id].answerable in answerable]
             mine, theirs = ([score(questions[id], by_arm[arm][id]) for id in both] for arm in (ADAPTER, other))
             found = paired(mine, theirs, [questions[id].conversation for id in both])
             lines.append(f"  {name}: {_average(theirs):.3f} -> {_average(mine):.3f}, {_told(found)}")
@@ -319,7 +319,7 @@ def _announcement(evaluation: Evaluation) -> list[str]:
         f"{evaluation.budget:,} tokens of memory ({notes['memory']}), {max(1, notes['rounds'])} round(s)."
     ]
     lines += evaluation.cautions()
-    return lines + ([STAND_INS[evaluation.data.stand_in]] if evaluation.data.stand_in else [])
+    return lines + ([evaluation.data.notice] if evaluation.data.kind else [])
 
 
 def _ids(conversations: Sequence[Conversation]) -> str:
@@ -333,7 +333,7 @@ def _progress(total: int, mark: str) -> Callable[[Record], None]:
         nonlocal done
         done += 1
         if done % 25 == 0 or done == total:
-            aside(f"{mark}{done} of {total} asked")
+            eprint(f"{mark}{done} of {total} asked")
 
     return progress
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from locomo.dataset import aside
 from memometer.models.errors import describe
 from memometer.reader import program_file
 from memometer.run.folder import RunFolder
+from memometer.run.progress import eprint
 from memometer.train import metrics
 from memometer.train.local_model import dense
 from memometer.train.plan import Job, Outcome, licence
@@ -49,7 +49,7 @@ def conclude(job: Job, folder: RunFolder) -> Outcome:
     steps = metrics.read_lines(folder.path / "steps.jsonl")
     validations = metrics.read_lines(folder.path / "validation_scores.jsonl")
     if not (best / "adapter_config.json").exists():
-        aside(f"{job.data.mark}No adapter was kept; {folder.path} holds the checkpoints.")
+        eprint(f"{job.data.prefix}No adapter was kept; {folder.path} holds the checkpoints.")
         return "failed"
     note = json.loads((best / "training.json").read_text(encoding="utf-8"))
     alarm = metrics.alarm(steps)
@@ -120,7 +120,7 @@ def notes(job: Job, validation: Mapping[str, Any]) -> dict[str, Any]:
         "trained_on": seen("trained_on", job.train),
         "selected_on": seen("selected_on", job.validation),
         "validation": dict(validation),
-        "licence": licence(job.stand_in),
+        "licence": licence(job.stand_in, job.data),
     }
 
 

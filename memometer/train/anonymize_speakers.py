@@ -6,14 +6,13 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from locomo.dataset import Conversation
-from locomo.synthetic.templates import Draw, Names
+from memometer.benchmarks.protocol import Benchmark, Conversation
 
 
-def renamed(conversation: Conversation, *, seed: int) -> Conversation:
+def renamed(conversation: Conversation, benchmark: Benchmark, *, seed: int) -> Conversation:
     """The conversation with invented names, the same for the same seed; its ids stay."""
-    draw = Draw(f"training/{seed}/names/{conversation.id}")
-    new_name = Names(draw, "person", taken=conversation.speakers)
+    assert benchmark.person_names, f"{benchmark.title} invents no names"
+    new_name = benchmark.person_names(f"training/{seed}/names/{conversation.id}", conversation.speakers)
     names: dict[str, str] = {}
     for speaker in conversation.speakers:
         while (name := new_name()) in names.values():

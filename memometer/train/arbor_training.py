@@ -22,10 +22,10 @@ from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
-from locomo.dataset import aside
 from memometer.harness.plan import Refused
 from memometer.run.folder import RunFolder
 from memometer.run.interrupts import stopping
+from memometer.run.progress import eprint
 from memometer.token_counters import counter_for
 from memometer.train import adapters, merge_lora, metrics
 from memometer.train.arbor_client import ArborError, ArborServer, Reply
@@ -49,7 +49,7 @@ def check(job: Job) -> None:
     for problem in problems(job.values, **settings(job.config)):
         if problem.fatal:
             raise Refused(f"{problem}.")
-        aside(f"{job.data.mark}{problem}.")
+        eprint(f"{job.data.prefix}{problem}.")
     count = counter_for()
     longest = max(sum(count(m["content"]) for m in p.messages) for p in (*job.train, *job.validation))
     if longest * MARGIN > job.values["max_prompt_tokens"]:
@@ -81,7 +81,7 @@ def train(job: Job, folder: RunFolder) -> Outcome:
     path = Path(job.config["arbor_config"])
     gpus = {name: gpu_ids(job.config[name]) for name in ("inference_gpus", "training_gpus")}
     if write_config(path, **gpus):
-        aside(f"{path} written.")
+        eprint(f"{path} written.")
     endpoint = read(job.config["arbor_url"])
     with endpoint.open() as url, stopping() as stop:
         run = Run(job, folder, endpoint, ArborServer(url), stop)
@@ -157,7 +157,7 @@ class Run:
             self.base = self.folder.path / f"checkpoint-{self.start}"
             model = self._merged(self.base, model)
         self._rewind(self.start)
-        aside(f"Starting {model} on the server from step {self.start}; this takes minutes.")
+        eprint(f"Starting {model} on the server from step {self.start}; this takes minutes.")
         status = self.server.initialize(
             request(
                 self.job.values,
@@ -186,7 +186,7 @@ class Run:
         self._rewind(was["start"] + pending[0])
         self.id, self.start = was["job_id"], was["start"]
         self.base = self.folder.path / was["base"] if was["base"] else None
-        aside(f"The server still has the job; going on at step {self.start + pending[0]}.")
+        eprint(f"The server still has the job; going on at step {self.start + pending[0]}.")
         return self.start + pending[0]
 
     def _rewind(self, step: int) -> None:
@@ -202,7 +202,7 @@ class Run:
         target = f"{home}/{self.folder.path.resolve().name}-{adapter.name}"
         if not self.endpoint.ssh:
             require("torch", "transformers", "peft")
-        aside(f"Merging {adapter} into {base} on the server's machine.")
+        eprint(f"Merging {adapter} into {base} on the server's machine.")
         there = self.endpoint.send(adapter, f"{target}-adapter")
         words = " ".join(map(shlex.quote, (there, base, target)))
         self.endpoint.run(f"{self.endpoint.python} - {words}", given=merge_lora.MERGE, timeout_seconds=3600)
@@ -319,4 +319,4 @@ class Run:
         return target
 
     def _aside(self, line: str) -> None:
-        aside(f"{self.job.data.mark}{line}")
+        eprint(f"{self.job.data.prefix}{line}")

@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from locomo.dataset import aside
 from memometer.run.folder import RunFolder
+from memometer.run.progress import eprint
 from memometer.train import adapters, metrics
 from memometer.train.local_model import LocalModel
 from memometer.train.plan import Job
@@ -43,7 +43,7 @@ class Validation:
             looked_at = list(zip(self.prompts, replies, strict=True))[:: max(1, len(replies) // DIVERGENCES)]
             record["kl"] = fmean(self.local.divergence(prompt, reply)[0] for prompt, reply in looked_at[:DIVERGENCES])
         metrics.append(self.path, record)
-        aside(f"{self.job.data.mark}{metrics.line(record)}")
+        eprint(f"{self.job.data.prefix}{metrics.line(record)}")
         others = [line["reward"] for line in known if 0 < line["step"] != step]
         if step and record["reward"] >= max(others, default=float("-inf")):
             keep(self.job, self.local, self.folder.path / BEST, record)

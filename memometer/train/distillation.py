@@ -7,13 +7,13 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import LMError
 
-from locomo.dataset import aside
 from memometer.harness.plan import Refused
 from memometer.models import resolve_models
 from memometer.models.downloads import WeightsUnavailable
 from memometer.models.replay_cache import CallStore, StoredLM
 from memometer.run import cost, progress
 from memometer.run.folder import RunFolder
+from memometer.run.progress import eprint
 from memometer.train.plan import Job
 from memometer.train.reward import grade
 
@@ -31,7 +31,7 @@ def load(job: Job) -> resolve_models.Model:
             api_base=config["teacher_api_base"],
             price=config["teacher_price"],
             max_tokens=job.values["max_completion_tokens"],
-            say=aside,
+            say=eprint,
         )
     except (ValueError, WeightsUnavailable) as error:
         raise Refused(str(error)) from error
@@ -55,7 +55,7 @@ def answers(job: Job, folder: RunFolder) -> dict[str, str]:
     Raises SearchStopped where the cost limit is reached or no call can succeed, and Refused where nothing is right.
     """
     teacher = load(job)
-    aside(f"{job.data.mark}{forecast(job, teacher)}")
+    eprint(f"{job.data.prefix}{forecast(job, teacher)}")
 
     def may_call() -> str:
         limit, usage = job.config["cost_limit"], store.spent["teacher"]
@@ -72,7 +72,7 @@ def answers(job: Job, folder: RunFolder) -> dict[str, str]:
     failed = 0
     ask = dspy.Predict(dspy.Signature("messages: list[dict] -> reply: str"))
     with dspy.context(lm=lm, adapter=_Verbatim(), disable_history=True):
-        for prompt in progress.bar(job.train, desc=f"{job.data.mark}asked of the teacher"):
+        for prompt in progress.bar(job.train, desc=f"{job.data.prefix}asked of the teacher"):
             try:
                 reply = str(ask(messages=[dict(message) for message in prompt.messages]).reply)
             except LMError:
@@ -80,9 +80,9 @@ def answers(job: Job, folder: RunFolder) -> dict[str, str]:
                 continue
             if grade(prompt.case, reply).reward >= RIGHT:
                 found[prompt.id] = reply.strip()
-    aside(
-        f"{job.data.mark}The teacher is right about {len(found):,} of {len(job.train):,} prompts, and they are learned "
-        f"from{f'; {failed} calls failed' if failed else ''}."
+    eprint(
+        f"{job.data.prefix}The teacher is right about {len(found):,} of {len(job.train):,} prompts, and they are "
+        f"learned from{f'; {failed} calls failed' if failed else ''}."
     )
     if not found:
         raise Refused(

@@ -39,7 +39,7 @@ def write(job: Job, engine: str) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     command = {"verl": _verl, "verifiers": _verifiers}[engine](job, folder)
     (folder / "README.md").write_text(
-        f"# Reading prompts for {engine}\n\n{licence(job.stand_in)}\n\n"
+        f"# Reading prompts for {engine}\n\n{licence(job.stand_in, job.data)}\n\n"
         f"{len(job.train):,} training and {len(job.validation):,} validation prompts; the test conversations are in "
         f"neither.\n\n    {command}\n",
         encoding="utf-8",
@@ -47,7 +47,7 @@ def write(job: Job, engine: str) -> list[str]:
     return [
         f"{len(job.train):,} training and {len(job.validation):,} validation prompts written to {folder}.",
         f"Train with: {command}",
-        licence(job.stand_in),
+        licence(job.stand_in, job.data),
     ]
 
 

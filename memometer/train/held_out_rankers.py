@@ -11,8 +11,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from locomo.dataset import Conversation, Dataset
 from memometer import retrieval
+from memometer.benchmarks.protocol import Conversation, Dataset
 from memometer.harness import fit_ranker
 from memometer.models.downloads import models_folder
 from memometer.retrieval import ranker

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from locomo.dataset import aside
 from memometer.harness.plan import Refused
 from memometer.models import embedded
 from memometer.models.downloads import WeightsUnavailable, models_folder, sha256
+from memometer.run.progress import eprint
 
 NEEDED = ("torch", "transformers", "peft", "accelerate", "datasets", "trl")
 INSTALL = "pip install torch && pip install -c constraints.txt '.[train]'"
@@ -130,7 +130,7 @@ def load(
     attn: str | None = None,
     unsloth: bool = False,
     window: int = 4096,
-    say: Callable[[str], None] = aside,
+    say: Callable[[str], None] = eprint,
 ) -> LocalModel:
     """Load a base model. Raises Refused with the next step.
 
@@ -206,7 +206,7 @@ def four_bits(dtype: Any) -> Any:
     )
 
 
-def dense(name: str, *, say: Callable[[str], None] = aside) -> str:
+def dense(name: str, *, say: Callable[[str], None] = eprint) -> str:
     """Where transformers finds a model: the name itself, or the folder into which its GGUF was unpacked. Raises
     Refused."""
     if not name.startswith("embedded:") and not name.endswith(".gguf"):

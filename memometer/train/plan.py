@@ -18,15 +18,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from locomo import metrics
-from locomo.dataset import CATEGORIES, LICENCE, STAND_INS, Conversation, DataError, Dataset, aside, load
-from locomo.split_data import part
+from memometer import benchmarks
 from memometer.benchmarks import reward
+from memometer.benchmarks.protocol import Conversation, DataError, Dataset
 from memometer.harness import contamination
 from memometer.harness.plan import Refused
 from memometer.retrieval.ranker import Ranker
 from memometer.run.environment import digest, provenance, recalling_code
 from memometer.run.folder import RunFolder, RunFolderError, read_manifest
+from memometer.run.progress import eprint
 from memometer.token_counters import counter_for
 from memometer.train import hyperparameters
 from memometer.train import prompt_dataset as exporter
@@ -60,7 +60,7 @@ class Job:
     @property
     def stand_in(self) -> str:
         """What all that was ever learned from stands in for; empty where LOCOMO is among it."""
-        return self.data.stand_in if all(notes["stand_in"] for notes in self.before) else ""
+        return self.data.kind if all(notes["stand_in"] for notes in self.before) else ""
 
     @property
     def output(self) -> Path:
@@ -75,7 +75,7 @@ class Job:
         return int(self.config["eval_steps"] or max(1, self.steps // 10))
 
     def say(self, line: str) -> None:
-        print(f"{self.data.mark}{line}", flush=True)
+        print(f"{self.data.prefix}{line}", flush=True)
 
 
 def prepare(config: Config) -> Job:
@@ -89,7 +89,7 @@ def prepare(config: Config) -> Job:
     if config["adapter"]:
         values |= _shape_of(Path(config["adapter"]))
     data = data_of(config)
-    parts = {name: part(data, name) for name in ("train", "validation")}
+    parts = {name: data.part(name) for name in ("train", "validation")}
     count = counter_for()
     notices = []
     prompts: dict[str, tuple[ReadingPrompt, ...]] = {}
@@ -98,7 +98,9 @@ def prepare(config: Config) -> Job:
         if config["rename"] and name == "train":
             from memometer.train.anonymize_speakers import renamed
 
-            conversations = tuple(renamed(c, seed=config["seed"]) for c in conversations)
+            conversations = tuple(
+                renamed(c, benchmarks.load(data.benchmark), seed=config["seed"]) for c in conversations
+            )
         questions, unlabelled = exporter.chosen(
             conversations, n, absent_share=config["absent_share"], seed=config["seed"]
         )
@@ -113,6 +115,7 @@ def prepare(config: Config) -> Job:
                     memory=config["memory"],
                     rankers=_unseen(data, parts["train"]) if name == "train" and config["memory"] == "adaptive" else {},
                     examples=config["examples"],
+                    benchmark=data.benchmark,
                 )
             )
         except ValueError as error:
@@ -123,7 +126,7 @@ def prepare(config: Config) -> Job:
             notices.append(f"There are {len(questions)} {name} questions, not {n}.")
         if unlabelled:
             notices.append(f"{unlabelled} {name} questions have no usable evidence label, and are left out.")
-    if not data.stand_in and (found := exporter.leaks_in(prompts["train"], contamination.HeldOut.of(data))):
+    if not data.kind and (found := exporter.leaks_in(prompts["train"], contamination.HeldOut.of(data))):
         raise Refused(f"the training prompts hold {len(found)} held-out texts: {contamination.summary(found)[0]}.")
     return Job(config, values, data, prompts["train"], prompts["validation"], tuple(notices), _before(config))
 
@@ -156,14 +159,13 @@ def _before(config: Config) -> tuple[Config, ...]:
 
 def data_of(config: Mapping[str, Any]) -> Dataset:
     """LOCOMO, a file, or conversations made here, for an adapter that may be given away. Raises Refused."""
+    benchmark = benchmarks.load(config.get("benchmark"))
     if config["data"] == "simulated":
-        from locomo.synthetic.simulate import conversation
-
-        made = tuple(conversation(config["seed"], n) for n in range(1, SIMULATED_CONVERSATIONS + 1))
-        made_by = digest([config["seed"], [c.questions for c in made], [c.turns for c in made]])
-        return Dataset(made, Path("simulated"), made_by, "SIMULATED")
+        if benchmark.synthesize is None:
+            raise Refused(f"--data simulated: {benchmark.title} has no synthetic conversations; name a file.")
+        return benchmark.synthesize(config["seed"], SIMULATED_CONVERSATIONS)
     try:
-        return load(config["data"])
+        return benchmark.load(config["data"])
     except DataError as error:
         raise Refused(str(error)) from error
 
@@ -173,7 +175,7 @@ def _unseen(data: Dataset, train: Sequence[Conversation]) -> dict[str, Ranker]:
     show. Those that come with the project have seen it."""
     from memometer.train.held_out_rankers import unseen_rankers
 
-    return {} if data.stand_in else unseen_rankers(data, train)
+    return {} if data.kind else unseen_rankers(data, train)
 
 
 # ---------------------------------------------------------------- what train.py calls
@@ -185,14 +187,14 @@ def carry_out(config: Config) -> Outcome:
     backend = _backend(config)
     backend.check(job)
     for line in announcement(job):
-        aside(f"{job.data.mark}{line}")
+        eprint(f"{job.data.prefix}{line}")
     identity = identity_of(job)
     manifest = {
         "config": _plain(config),
         "values": job.values,
         "identity": identity,
-        "stand_in": job.data.stand_in,
-        "licence": licence(job.stand_in),
+        "stand_in": job.data.kind,
+        "licence": licence(job.stand_in, job.data),
         **provenance(),
     }
     try:
@@ -264,7 +266,7 @@ BESIDE = ("adapters", "doctor", "engines", "evaluation", "figures", "local_engin
 def identity_of(job: Job) -> dict[str, str]:
     """What must be the same for a training to go on where it was."""
     files = [path for path in sorted(Path(__file__).parent.glob("*.py")) if path.stem not in BESIDE]
-    files += [Path(reward.__file__), Path(metrics.__file__)]
+    files += [Path(reward.__file__), *benchmarks.load(job.data.benchmark).scoring_files]
     code = [recalling_code(), *(path.read_text() for path in files)]
     shaping = {name: value for name, value in _plain(job.config).items() if name not in FREE}
     return {
@@ -279,7 +281,7 @@ def announcement(job: Job) -> list[str]:
     """What is learned from what, by whom."""
     config, values = job.config, job.values
     counts = Counter(prompt.case.category for prompt in job.train)
-    kinds = ", ".join(f"{counts[c]} {name}" for c, name in CATEGORIES.items() if counts[c])
+    kinds = ", ".join(f"{counts[c]} {name}" for c, name in job.data.categories.items() if counts[c])
     complete = sum(prompt.case.complete for prompt in job.train) / len(job.train)
     budgets = ", ".join(f"{budget:,}" for budget in config["budgets"])
     lines = [
@@ -295,14 +297,15 @@ def announcement(job: Job) -> list[str]:
             + "."
         )
     lines += job.notices
-    return lines + ([STAND_INS[job.data.stand_in]] if job.data.stand_in else [])
+    return lines + ([job.data.notice] if job.data.kind else [])
 
 
-def licence(stand_in: str) -> str:
+def licence(stand_in: str, data: Dataset) -> str:
     """Under what terms what is learned from data may be used."""
     if stand_in:
         return "Made with conversations of this project's own words (MIT)."
-    return f"Made with LOCOMO. {LICENCE}"
+    benchmark = benchmarks.load(data.benchmark)
+    return f"Made with {benchmark.title}. {benchmark.licence}"
 
 
 def _backend(config: Mapping[str, Any]) -> Any:

@@ -15,8 +15,9 @@ from typing import Any
 
 import dspy
 
-from locomo.dataset import ANSWERABLE, Conversation, Question
-from locomo.split_data import sample
+from memometer import benchmarks
+from memometer.benchmarks.protocol import Conversation, Question
+from memometer.benchmarks.sampling import sample
 from memometer.harness.contamination import HeldOut, Leak
 from memometer.models.plain_adapter import PlainAdapter
 from memometer.reader.multi_round import inputs_of
@@ -74,12 +75,13 @@ def labelled(question: Question) -> bool:
 def chosen(
     conversations: Sequence[Conversation], n: int, *, absent_share: float, seed: int
 ) -> tuple[tuple[Question, ...], int]:
-    """(at most `n` questions, how many were left out for want of labels). Of category 5 at most `absent_share`, first
-    those that ask of the one speaker what an answerable question among them asks of the other (the same evidence)."""
+    """(at most `n` questions, how many were left out for want of labels). Of unanswerable questions at most
+    `absent_share`, first those that ask of the one speaker what an answerable question among them asks of the other
+    (the same evidence)."""
     everything = [question for conversation in conversations for question in conversation.questions]
     pool = [question for question in everything if labelled(question)]
-    answerable = [question for question in pool if question.category in ANSWERABLE]
-    traps = [question for question in pool if question.category not in ANSWERABLE]
+    answerable = [question for question in pool if question.answerable]
+    traps = [question for question in pool if not question.answerable]
     random.Random(f"{seed}/traps").shuffle(traps)
     # At most the share of all: of n - t answerable ones, t traps are t / n.
     if absent_share < 1:
@@ -127,6 +129,7 @@ def reading_prompts(
     rankers: Mapping[str, Ranker] | None = None,
     examples: bool = False,
     instructions: str | None = None,
+    benchmark: str = benchmarks.DEFAULT,
 ) -> Iterator[ReadingPrompt]:
     """Prompts by question, then by budget.
 
@@ -139,6 +142,7 @@ def reading_prompts(
             the project.
         examples: whether the prompt's worked examples stay.
         instructions: in place of the prompt's own.
+        benchmark: The name of the benchmark that the questions belong to.
 
     Raises ValueError for budgets that the rounds cannot have.
     """
@@ -169,6 +173,7 @@ def reading_prompts(
             for level, (inputs, turn_ids) in enumerate(zip(asking.asked, shown, strict=False)):
                 case = Case(
                     category=question.category,
+                    benchmark=benchmark,
                     keys=() if question.gold is None else (question.gold,),
                     evidence=question.evidence,
                     shown=turn_ids,

@@ -1,11 +1,11 @@
 """What a reply is worth in training: a pure function of the facts of its prompt, without a judge.
 
     parsed as evaluate.py would read it; nothing to read                        -1
-    answered, categories 1-4    0.8 A + 0.2 E x decay, less 0.1 for each 128 tokens beyond the gold and 12 more,
+    answered, answerable        0.8 A + 0.2 E x decay, less 0.1 for each 128 tokens beyond the gold and 12 more,
                                 and 0.05 more for each halving of the memory, where A is above 0.5
-    absent, categories 1-4      0 where all evidence is shown, else 0.05 in the last round and 0 before
-    absent, category 5          1; answered 0
-    more, before the last round 0 where all evidence is shown (and in category 5), else 0.45
+    absent, answerable          0 where all evidence is shown, else 0.05 in the last round and 0 before
+    absent, unanswerable        1; answered 0
+    more, before the last round 0 where all evidence is shown (or the question is unanswerable), else 0.45
 
 A is the best over the keys of token F1, list F1 and equal dates (memometer.benchmarks.reward); E the F1 of the
 cited lines against
@@ -23,8 +23,9 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
-from locomo.dataset import ANSWERABLE, Question
-from locomo.metrics import abstains, official_f1
+from memometer import benchmarks
+from memometer.benchmarks.metrics import abstains
+from memometer.benchmarks.protocol import Question
 from memometer.benchmarks.reward import (
     ANSWER_WEIGHT,
     CITATION_WEIGHT,
@@ -50,17 +51,23 @@ SIGNATURES: dict[str, type[dspy.Signature]] = {"answer": Answer, "read": Read, "
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """The facts of one prompt, as JSON can hold them. `keys` are the accepted answers, none in category 5; `evidence`
-    and `shown` turn ids, the latter by line number; `form` names the signature; `halvings` is how often the memory was
-    halved from the largest budget."""
+    """The facts of one prompt, as JSON can hold them. `keys` are the accepted answers, none for an unanswerable
+    question; `evidence` and `shown` turn ids, the latter by line number; `form` names the signature; `halvings` is how
+    often the memory was halved from the largest budget."""
 
-    category: int
+    category: str
     keys: tuple[str, ...]
     evidence: tuple[str, ...]
     shown: tuple[str, ...]
     form: str
     offers_more: bool = False
     halvings: int = 0
+    benchmark: str = benchmarks.DEFAULT
+
+    @property
+    def answerable(self) -> bool:
+        """True if there is an accepted answer."""
+        return bool(self.keys)
 
     @property
     def complete(self) -> bool:
@@ -73,7 +80,8 @@ class Case:
     @classmethod
     def of_json(cls, value: Mapping[str, Any]) -> Case:
         """Lists or arrays, as file formats give them back, for tuples."""
-        found = {field.name: value[field.name] for field in fields(cls)}
+        found = {field.name: value[field.name] for field in fields(cls) if field.name != "benchmark"}
+        found |= {"category": str(found["category"]), "benchmark": value.get("benchmark", benchmarks.DEFAULT)}
         sequences = {name: tuple(map(str, found[name])) for name in ("keys", "evidence", "shown")}
         return cls(**{**found, **sequences})
 
@@ -110,7 +118,7 @@ def grade(case: Case, completion: str, *, progress: float = 0.0, more: float = M
     except AdapterParseError:
         return Grade(UNPARSEABLE, "unparseable", "", 0.0, 0.0, tokens)
     answer: str = said["answer"]
-    answerable = case.category in ANSWERABLE
+    answerable = case.answerable
     if case.offers_more and said.get("status") == "more":
         needed = answerable and not case.complete
         return Grade(more if needed else 0.0, "more", answer, 0.0, 0.0, tokens)
@@ -131,7 +139,7 @@ def grade(case: Case, completion: str, *, progress: float = 0.0, more: float = M
     value -= PRICE * max(0, beyond) / TOKENS
     if right > RIGHT:
         value += SMALLER * case.halvings
-    f1 = max(official_f1(question, answer) for question in questions)
+    f1 = max(question.score(answer) for question in questions)
     return Grade(value, "answered", answer, f1, float(right == 1.0), tokens)
 
 
@@ -142,10 +150,10 @@ def reward(case: Case, completion: str) -> float:
 
 def gold_reply(case: Case) -> str:
     """What an honest reader replies that knows the evidence: the gold where all of it is shown, with its lines; else
-    more, where it is offered, else absent. A gold of category 3 is cut at its first semicolon, as the official score
-    cuts it."""
-    absent = case.category not in ANSWERABLE
-    key = "" if absent else case.keys[0].split(";")[0].strip() if case.category == 3 else case.keys[0]
+    more, where it is offered, else absent. The gold is the part that the official score
+    compares with."""
+    absent = not case.answerable
+    key = "" if absent else _question(case, case.keys[0]).reference
     status = "absent" if absent else "answered" if case.complete else "more" if case.offers_more else "absent"
     there = [case.shown.index(id) + 1 for id in case.evidence if id in case.shown]
     values = {
@@ -160,4 +168,4 @@ def gold_reply(case: Case) -> str:
 
 
 def _question(case: Case, key: str) -> Question:
-    return Question("", 0, "", case.category, key, case.evidence)
+    return benchmarks.load(case.benchmark).question_type("", 0, "", case.category, key, case.evidence)

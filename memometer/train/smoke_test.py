@@ -27,14 +27,14 @@ def group(config: Mapping[str, Any]) -> tuple[str, ReadingPrompt, dict[str, floa
 
     The data are those of --data where they are on this machine, else our sample: nothing is downloaded.
     """
-    from locomo.dataset import ANSWERABLE, DATA, SAMPLE, read
-    from locomo.split_data import part
+    from memometer import benchmarks
     from memometer.train.plan import data_of
 
     given = config["data"]
-    data = data_of(config) if given or (DATA / "locomo10.json").exists() else read(SAMPLE)
-    conversations = part(data, "train")[:1]
-    questions = [q for q in conversations[0].questions if q.category in ANSWERABLE and prompt_dataset.labelled(q)][:4]
+    benchmark = benchmarks.load(config.get("benchmark"))
+    data = data_of(config) if given or not benchmark.local_file else benchmark.load(benchmark.local_file())
+    conversations = data.part("train")[:1]
+    questions = [q for q in conversations[0].questions if q.answerable and prompt_dataset.labelled(q)][:4]
     prompts = list(
         prompt_dataset.reading_prompts(
             conversations,
@@ -56,7 +56,7 @@ def group(config: Mapping[str, Any]) -> tuple[str, ReadingPrompt, dict[str, floa
         "copied memory": prompt.messages[-1]["content"],
         "nothing": "",
     }
-    return data.mark, prompt, {name: grade(prompt.case, reply).reward for name, reply in replies.items()}
+    return data.prefix, prompt, {name: grade(prompt.case, reply).reward for name, reply in replies.items()}
 
 
 def schema_problems(

@@ -12,12 +12,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from locomo.dataset import aside
 from memometer.harness.plan import Refused
 from memometer.models.errors import describe
 from memometer.models.replay_cache import SearchStopped
 from memometer.run.folder import RunFolder
 from memometer.run.interrupts import stopping
+from memometer.run.progress import eprint
 from memometer.train import adapters, distillation, local_model, metrics, supervised
 from memometer.train.checkpoint_selection import Validation
 from memometer.train.hyperparameters import prompts_per_step
@@ -89,13 +89,13 @@ def train(job: Job, folder: RunFolder) -> Outcome:
             local = _load(job)
             outcome = _fit(job, folder, local, stop)
     except SearchStopped as why:
-        aside(f"{job.data.mark}Stopped: {why}. Go on with: python train.py --resume {folder.path}")
+        eprint(f"{job.data.prefix}Stopped: {why}. Go on with: python train.py --resume {folder.path}")
         return why.outcome
     except torch.OutOfMemoryError as error:
-        aside(f"{job.data.mark}{out_of_memory(error, job.values)}")
+        eprint(f"{job.data.prefix}{out_of_memory(error, job.values)}")
         return "failed"
     if outcome == "stopped":
-        aside(f"{job.data.mark}Stopped. Go on with: python train.py --resume {folder.path}")
+        eprint(f"{job.data.prefix}Stopped. Go on with: python train.py --resume {folder.path}")
     if outcome != "valid":
         return outcome
     return adapters.conclude(job, folder)
@@ -164,7 +164,7 @@ def _fit(job: Job, folder: RunFolder, local: LocalModel, stop: threading.Event) 
     if newest and job.config["mode"] == "train":
         rewarding.restore(newest)
     if newest:
-        aside(f"{job.data.mark}Going on after step {step:,}.")
+        eprint(f"{job.data.prefix}Going on after step {step:,}.")
     if step >= job.steps:
         return "valid"
     validation = Validation(job, folder, local)
@@ -279,15 +279,15 @@ def _callback(job: Job, folder: RunFolder, rewarding: Rewarding, validation: Val
             record |= {ours: float(logs[name]) for name, ours in metrics.OF_STEP.items() if logs.get(name) is not None}
             record |= rewarding.taken()
             metrics.append(folder.path / "steps.jsonl", record)
-            aside(f"{job.data.mark}{metrics.line(record)}")
+            eprint(f"{job.data.prefix}{metrics.line(record)}")
             if not all(math.isfinite(record.get(name, 0.0)) for name in ("loss", "grad_norm")):
                 self.outcome = "failed"
                 control.should_training_stop, control.should_save = True, False
                 knob = "a lower --learning-rate" + (" or --loss dr_grpo" if "loss" in job.values else "")
-                aside(f"{job.data.mark}The loss or its gradient is not a number; use {knob}.")
+                eprint(f"{job.data.prefix}The loss or its gradient is not a number; use {knob}.")
             if not self.alarmed and (told := metrics.alarm(metrics.read_lines(folder.path / "steps.jsonl"))):
                 self.alarmed = True
-                aside(f"{job.data.mark}{told}")
+                eprint(f"{job.data.prefix}{told}")
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step % job.eval_steps == 0 or state.global_step == job.steps:

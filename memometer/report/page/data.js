@@ -67,7 +67,7 @@ function gradesOf(content, answers) {
   return [...grades, { key: "evidence", label: "all evidence recalled" }];
 }
 
-// correct, wrong, ungraded (a model's call failed, or nobody could tell) or failed (the memory did). Category 5 has no gold: the official rule (F1) stands in for a judge.
+// correct, wrong, ungraded (a model's call failed, or nobody could tell) or failed (the memory did). An unanswerable question has no gold answer: the official score (F1) takes the place of a judge.
 function verdictOf(answer, grade) {
   if (answer.memory_error) return "failed";
   if (answer.error) return "ungraded";

@@ -99,7 +99,7 @@ function mainTable(runs, colours) {
   ];
   const columns = [
     several && { name: "run", left: true }, { name: "system", left: true }, { name: "budget", sorts: true },
-    { name: "n", sorts: true, title: "questions asked, categories 1-4" },
+    { name: "n", sorts: true, title: "answerable questions asked" },
     ...[...numbers, ...rates, ...costs].map((column) => ({ ...column, sorts: true })),
   ].filter(Boolean);
   const cell = (column, row) => h("td", { class: `number ${column.kind && column.of(row) ? column.kind : ""}` }, column.text(row));
@@ -110,7 +110,7 @@ function mainTable(runs, colours) {
     values: [...(several ? [run] : []), row.system, row.budget, row.questions, ...numbers.map((column) => column.of(row)),
       ...rates.map((rate) => (rate.of(row) || {}).value), ...costs.map((column) => column.of(row))],
   }));
-  return h("section", {}, h("h2", {}, "Categories 1–4"),
+  return h("section", {}, h("h2", {}, "Answerable questions"),
     sortable("Percent, with 95 % intervals clustered by conversation. The controls none and oracle bound what a memory can do.", columns, rows));
 }
 
@@ -141,7 +141,7 @@ function categorySection(content, summary, measure, colours) {
     present.map((c) => rateCell((row.categories[c] || {})[measure.key], { colour: colours.get(row.system), width: 76 }))));
   return h("section", {}, h("h2", {}, `${measure.label} by category`),
     h("div", { class: "scroll" }, h("table", {},
-      h("caption", {}, "Percent, on a scale from 0 to 100; category 5 is right when it abstains."),
+      h("caption", {}, "Percent, on a scale from 0 to 100; an abstention is right if a question is unanswerable."),
       h("thead", {}, h("tr", {}, ["system", "budget"].map((name) => h("th", { scope: "col", class: "left" }, name)),
         present.map((c) => h("th", { scope: "col" }, `${c} ${content.categories[c]}`)))),
       h("tbody", {}, rows))));

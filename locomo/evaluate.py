@@ -1,0 +1,43 @@
+"""LOCOMO's evaluation: its data, splits, official scores, judge prompts and label corrections as one benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from locomo import dataset, label_corrections, llm_judge, metrics
+from memometer.benchmarks import metrics as shared_metrics
+from memometer.benchmarks.protocol import Benchmark, Dataset, UserFile
+
+
+def _synthesize(seed: int, conversations: int) -> Dataset:
+    from locomo.synthetic.simulate import dataset_of
+
+    return dataset_of(seed, conversations)
+
+
+def _person_names(seed: str, taken: Collection[str]) -> Callable[[], str]:
+    from locomo.synthetic.templates import Draw, Names
+
+    return Names(Draw(seed), "person", taken=taken)
+
+
+BENCHMARK = Benchmark(
+    name="locomo",
+    title="LOCOMO",
+    licence=dataset.LICENCE,
+    categories=dataset.CATEGORIES,
+    load=dataset.load,
+    question_type=dataset.Question,
+    judge_prompts=llm_judge.PROMPTS,
+    scoring_files=tuple(Path(str(module.__file__)) for module in (metrics, shared_metrics)),
+    label_corrections=UserFile(
+        "LOCOMO_LABEL_CORRECTIONS", label_corrections.SOURCE, label_corrections.read_corrections
+    ),
+    wrong_answers=UserFile(
+        "LOCOMO_WRONG_ANSWERS", "specific_wrong_answers.json of the same audit", label_corrections.read_wrong_answers
+    ),
+    local_file=dataset.local_file,
+    synthesize=_synthesize,
+    person_names=_person_names,
+)

@@ -1,0 +1,33 @@
+"""The command-line arguments that choose a benchmark and its data file."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from memometer import benchmarks
+
+if TYPE_CHECKING:
+    from memometer.benchmarks.protocol import Dataset
+
+
+def add_data_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add `--benchmark` and `--data`."""
+    parser.add_argument(
+        "--benchmark",
+        default=benchmarks.DEFAULT,
+        choices=list(benchmarks.BENCHMARKS),
+        help=f"the benchmark (default {benchmarks.DEFAULT})",
+    )
+    parser.add_argument(
+        "--data", metavar="FILE", help="the benchmark's file (by default it is looked for, or downloaded)"
+    )
+
+
+def load_data(args: argparse.Namespace) -> Dataset:
+    """Load the data that `--benchmark` and `--data` name.
+
+    Raises:
+        DataError: The data cannot be used.
+    """
+    return benchmarks.load(args.benchmark).load(args.data)
