@@ -110,7 +110,7 @@ def test_without_file_and_network_the_sample_takes_over(monkeypatch: pytest.Monk
     monkeypatch.setattr(dataset, "download", lambda path, log: (_ for _ in ()).throw(ConnectionError("no network")))
     said: list[str] = []
     assert load(log=said.append).kind == "SAMPLE"
-    assert "sample.json" in said[0]
+    assert "built-in sample" in said[0]
 
 
 class _Flaky(BaseHTTPRequestHandler):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from locomo.dataset import dataset
 from locomo.splits import SPLITS
 from memometer.benchmarks.protocol import Dataset
 from memometer.commands import optimize
@@ -206,6 +208,6 @@ def test_more_effort_asks_more(name: str, train: int, validation: int, max_demos
 
 def test_simulated_conversations_are_divided_in_their_order(sample: Dataset) -> None:
     conversation = sample.conversations[0]
-    many = Dataset((conversation,) * 10, sample.path, "", "SIMULATED")
+    many = dataset([replace(conversation, id=str(n)) for n in range(10)], sample.path, "", "SIMULATED")
     assert [len(many.part(name)) for name in ("train", "validation", "test", "all")] == [4, 2, 4, 10]
     assert sample.part("test") == sample.part("train") == sample.conversations

@@ -348,7 +348,7 @@ def test_the_panel_grades_under_every_prompt_and_judges_the_ranking(
     assert len(server.requests) == 22 * len(PROMPTS), "and no certificates"
     said = capsys.readouterr().out
     assert "The ranking does not survive: 1 of 1 pairs change places" in said
-    assert "SAMPLE  lenient: the answer touches on the gold's topic" in said
+    assert "SAMPLE  lenient: the answer touches on" in said
     found = json.loads((run / "panel.json").read_text())
     assert found["systems"]["good at 64"]["scores"]["strict"]["mean"] == pytest.approx(8 / 11)
     assert found["systems"]["none at 64"]["range"] == 1.0
@@ -492,7 +492,7 @@ def test_recalls_alone_are_not_graded(server: Server, run: Path, capsys: pytest.
         ("verdicts.jsonl", '{"a": 1}\n', "no record of this version (it has no system)"),
         ("verdicts.jsonl", '{"system": "x", "budget_tokens": 64, "question_id": "q", "form": "free", "verdict": 5}\n',
          "it has no verdict of a judge and a prompt"),
-        ("manifest.json", '{"config": {"optimizer": "simba"}, "identity": {}}', "its configuration has no split"),
+        ("manifest.json", '{"config": {"optimizer": "simba"}, "identity": {}}', "lacks split"),
     ],
 )  # fmt: skip
 def test_what_is_damaged_or_of_another_kind_is_refused_in_a_sentence(

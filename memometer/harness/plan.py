@@ -371,6 +371,11 @@ class Choice:
 
     # ------------------------------------------------------------ saying
 
+    @property
+    def judge_name(self) -> str | None:
+        """The judge model and its prompt; None without a judge."""
+        return f"{self.judge_model.name} ({self.prompt.name})" if self.judge_model else None
+
     def say(self, text: str = "") -> None:
         """Print; with the sample in place of LOCOMO, every line says so."""
         for line in text.split("\n"):
@@ -384,7 +389,7 @@ class Choice:
         if self.reader is None:
             self.say(f"No model is asked; tokens are counted by {self.count.name}.")
         else:
-            judge = f"{self.judge_model.name} ({self.config['judge']})" if self.judge_model else "nobody"
+            judge = self.judge_name or "nobody"
             self.say(f"{self.reader.name} answers, {judge} judges; forecast: at most {forecast(self, done)}.")
             self._announce_judge()
         systems = {task.system: 0 for task in self.tasks}

@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 golds = _some(golds, folders, data, args.limit)
             corrections = label_sets.read(args.label_corrections, data=data) if args.label_corrections else None
             return _Rescoring(args, data, golds, folders, corrections).carry_out()
-    except (ValueError, WeightsUnavailable) as error:  # RunFolderError, DataError, ErrataError, WrongAnswersError
+    except (ValueError, WeightsUnavailable) as error:  # RunFolderError and DataError are ValueErrors
         print(f"memometer.harness.rescore: {error}", file=sys.stderr)
         return 2
     except OSError as error:

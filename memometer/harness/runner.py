@@ -197,7 +197,7 @@ class Experiment(Choice):
             "split": self.config["split"],
             "subset": len(self.questions) < len(self.data.questions),
             "reader": self.reader.name if self.reader else None,
-            "judge": f"{self.judge_model.name} ({self.config['judge']})" if self.judge_model else None,
+            "judge": self.judge_name,
             "token_counter": self.count.name,
             "left_out": self.left_out,
             "ledger": {"test_scored": asdict(looks) if looks else None, "broken": broken},
