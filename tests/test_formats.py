@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from locomo.dataset import ANSWERABLE, read
-from locomo.metrics import evidence_recall
+from locomo.dataset import read
+from memometer.benchmarks.metrics import evidence_recall
 from memometer.cartridge.cartridge import CartridgeError, load_cartridge, open_manifest, open_records, save_cartridge
 from memometer.commands import evaluate, optimize
 from memometer.harness import import_results as published
@@ -432,7 +432,7 @@ def test_recall_on_locomo_is_what_it_was(system: str, locomo: Any, golden: dict[
     state = memory.new()
     for session in conversation.sessions:
         memory.observe(state, session.turns)
-    asked = [q for q in conversation.questions if q.category in ANSWERABLE]
+    asked = [q for q in conversation.questions if q.answerable]
     found = [evidence_recall(q.evidence, memory.recall(state, q.text, 1024).turn_ids) for q in asked]
     known = [share for share in found if share is not None]
     told = golden["recall_test"]["systems"][system]["1024"]["by_conversation"]["conv-49"]
