@@ -1,4 +1,4 @@
-# The service on one core and in under 2 GB, memories in /data:
+# The REST and MCP service, for one core and 2 GB of memory; data is in /data:
 #
 #   docker build -t memometer .
 #   docker run --cpus 1 --memory 2g -v memories:/data memometer memometer token ada
@@ -18,5 +18,5 @@ USER memories
 VOLUME /data
 EXPOSE 8765
 HEALTHCHECK CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8765/readyz')"]
-# exec form: SIGTERM reaches the service, which then finishes what it has begun
+# exec form, so that SIGTERM reaches the service and it finishes its requests
 CMD ["memometer", "serve", "--host", "0.0.0.0"]

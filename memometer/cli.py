@@ -11,7 +11,6 @@ from typing import NoReturn
 
 from memometer.errors import UserError
 
-MEMORY = "memometer.serve.commands"
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Measure": {
         "eval": ("memometer.commands.evaluate", "compare memory systems on a benchmark (also: python evaluate.py)"),
@@ -34,16 +33,16 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "doctor": ("memometer.commands.doctor", "check that this machine can train"),
     },
     "Remember": {
-        "add": (MEMORY, "store text"),
-        "recall": (MEMORY, "show the turns that best match a question"),
-        "ask": (MEMORY, "answer a question with a language model, from recalled turns"),
-        "list": (MEMORY, "list the latest turns, or the memories"),
-        "forget": (MEMORY, "archive or delete turns"),
-        "export": (MEMORY, "write a memory to a cartridge file"),
-        "import": (MEMORY, "create a memory from a cartridge file"),
-        "serve": (MEMORY, "serve memories over REST and MCP"),
-        "token": (MEMORY, "create, list or revoke access tokens of tenants"),
-        "mcp": ("memometer.serve.mcp_server", "serve memories over MCP on standard input and output"),
+        "add": ("memometer.commands.memory:add", "store text"),
+        "recall": ("memometer.commands.memory:recall", "show the turns that best match a question"),
+        "ask": ("memometer.commands.memory:ask", "answer a question with a language model, from recalled turns"),
+        "list": ("memometer.commands.memory:list_turns", "list the latest turns, or the memories"),
+        "forget": ("memometer.commands.memory:forget", "archive or delete turns"),
+        "export": ("memometer.commands.memory:export", "write a memory to a cartridge file"),
+        "import": ("memometer.commands.memory:import_", "create a memory from a cartridge file"),
+        "serve": ("memometer.commands.serve", "serve memories over REST and MCP"),
+        "token": ("memometer.commands.token", "create, list or revoke access tokens of tenants"),
+        "mcp": ("memometer.commands.mcp", "serve memories over MCP on standard input and output"),
         "store": ("memometer.commands.store", "migrate, consolidate, compact or check a store"),
         "cartridge": ("memometer.cartridge.commands", "inspect, verify, compare or merge cartridge files"),
     },
@@ -73,6 +72,24 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         The exit code of the subcommand, 2 for an unknown one, 4 if standard output was closed, 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    prog = prog or " ".join(["memometer", *words[:1]])
+    try:
+        try:
+            return _run(words)
+        finally:
+            sys.stdout.flush()
+    except UserError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # `| head` closed standard output; Python would fail again when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return STOPPED
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if words else 2
@@ -85,21 +102,9 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         print(_unknown(name, list(modules)), file=sys.stderr)
         return 2
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # LiteLLM would download its price table on import
-    prog = prog or f"memometer {name}"
-    try:
-        module, _, function = modules[name].partition(":")
-        code: int = getattr(import_module(module), function or "main")(words if module == MEMORY else rest)
-        sys.stdout.flush()
-        return code
-    except UserError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # `| head` closed standard output; Python would fail again when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return STOPPED
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted.", file=sys.stderr)
-        return INTERRUPTED
+    module, _, function = modules[name].partition(":")
+    code: int = getattr(import_module(module), function or "main")(rest)
+    return code
 
 
 def script(command: str = "") -> NoReturn:

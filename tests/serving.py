@@ -1,4 +1,4 @@
-"""The service on a real port of this machine: in a thread of this process, or in one that can be killed."""
+"""The REST service on a local port: in a thread of this process, or in a process that tests can kill."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def free_port() -> int:
 def in_thread(
     memory_url: str, *, auth: bool = False, model: str | None = None, api_base: str | None = None, **options: Any
 ) -> Iterator[Any]:
-    """An httpx client of the service; its `memories` are those that it serves."""
+    """Yield an httpx client of the service, with the attributes `memories` and `tokens`."""
     import httpx
     import uvicorn
 
-    from memometer.serve.auth import Access
+    from memometer.serve.auth import AccessTokens
     from memometer.serve.rest import application
-    from memometer.serve.tenants import NamedMemories
+    from memometer.serve.tenants import TenantMemories
 
-    memories = NamedMemories(memory_url, encoder=HashEncoder(), model=model, api_base=api_base)
-    access = Access(memories.store) if auth else None
-    app = application(memories, tenant="local", access=access, **options)
+    memories = TenantMemories(memory_url, encoder=HashEncoder(), model=model, api_base=api_base)
+    tokens = AccessTokens(memories.store) if auth else None
+    app = application(memories, tenant="local", tokens=tokens, **options)
     server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="error", ws="none"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -43,7 +43,7 @@ def in_thread(
     client = httpx.Client(
         base_url=f"http://127.0.0.1:{server.config.port}", timeout=60, limits=httpx.Limits(max_connections=None)
     )
-    client.memories, client.access = memories, access  # type: ignore[attr-defined]
+    client.memories, client.tokens = memories, tokens  # type: ignore[attr-defined]
     try:
         with client:
             yield client
@@ -55,7 +55,7 @@ def in_thread(
 
 @contextmanager
 def in_process(memory_url: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """(process, address) of the service in a process of its own."""
+    """Yield (process, address) of the service in its own process."""
     import httpx
 
     port = free_port()
@@ -76,6 +76,6 @@ def in_process(memory_url: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]
 
 if __name__ == "__main__":
     from memometer.serve.rest import serve
-    from memometer.serve.tenants import NamedMemories
+    from memometer.serve.tenants import TenantMemories
 
-    serve(NamedMemories(sys.argv[1], encoder=HashEncoder()), tenant="local", host="127.0.0.1", port=int(sys.argv[2]))
+    serve(TenantMemories(sys.argv[1], encoder=HashEncoder()), tenant="local", host="127.0.0.1", port=int(sys.argv[2]))

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from locomo.dataset import read
+from memometer import cli
 from memometer.benchmarks.metrics import evidence_recall
 from memometer.cartridge.cartridge import CartridgeError, load_cartridge, open_manifest, open_records, save_cartridge
 from memometer.commands import evaluate, optimize
@@ -35,8 +36,7 @@ from memometer.report.aggregate import results as figures_of
 from memometer.run import test_set_usage as ledger
 from memometer.run.environment import digest, recalling_code
 from memometer.run.folder import RunFolder, key, latest
-from memometer.serve import commands as daily_use
-from memometer.serve.auth import Access
+from memometer.serve.auth import AccessTokens
 from memometer.stats import abstention
 from memometer.stats.intervals import clustered_mean, paired
 from memometer.store import close, open_store
@@ -78,7 +78,7 @@ def same_recalls(memory: Memory[Any], state: Any, expected: list[dict[str, Any]]
 
 
 def same_store(store: Store, expected: dict[str, Any]) -> None:
-    vectors = store.vectors()
+    vectors = store.vector_format()
     assert vectors is not None
     assert asdict(vectors) == expected["vectors"]
     assert store.scopes() == list(expected["scopes"])
@@ -135,7 +135,7 @@ def test_the_memories_of_the_command_line_are_opened(daily: Path, capsys: pytest
     flags = ["--memory-url", f"sqlite:///{daily}", "--encoder", str(daily.parent / "encoder"), "--json"]
 
     def said(*argv: str) -> Any:
-        assert daily_use.main([*argv, *flags]) == 0
+        assert cli.main([*argv, *flags]) == 0
         return json.loads(capsys.readouterr().out)
 
     for told in expected["recalls"]:
@@ -146,8 +146,8 @@ def test_the_memories_of_the_command_line_are_opened(daily: Path, capsys: pytest
     assert [one["tenant"] for one in said("token")] == [expected["tenant"]]
     with open_store(f"sqlite:///{daily}") as store:
         same_store(store, expected)
-        assert Access(store).tenant_of(expected["token"]) == expected["tenant"]
-        assert Access(store).tenant_of(expected["token"] + "x") is None
+        assert AccessTokens(store).tenant_of(expected["token"]) == expected["tenant"]
+        assert AccessTokens(store).tenant_of(expected["token"] + "x") is None
     (new,) = said("add", "Nadia bought a bowl.")["ids"]
     assert new in {one["id"] for one in said("list")}
 
@@ -236,10 +236,10 @@ def test_a_signed_cartridge_is_of_its_key(tmp_path: Path) -> None:
 
 def test_an_exported_memory_is_imported(daily: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--memory-url", f"sqlite:///{daily.parent}/new.db", "--encoder", str(daily.parent / "encoder"), "--json"]
-    assert daily_use.main(["import", str(FORMATS / "cartridges" / "exported.cartridge"), *flags]) == 0
+    assert cli.main(["import", str(FORMATS / "cartridges" / "exported.cartridge"), *flags]) == 0
     assert json.loads(capsys.readouterr().out) == {"memory": "default", "system": "episodic", "turns": 3}
     for told in STORES["daily.db"]["recalls"]:
-        assert daily_use.main(["recall", told["question"], *flags]) == 0
+        assert cli.main(["recall", told["question"], *flags]) == 0
         assert json.loads(capsys.readouterr().out)["text"] == told["text"]
 
 

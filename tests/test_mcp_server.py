@@ -1,4 +1,4 @@
-"""The MCP server with the protocol's official client, over stdio and over HTTP."""
+"""The MCP server with the official client, over standard input and output and over HTTP."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 
 from memometer.serve.mcp_server import server
-from memometer.serve.tenants import NamedMemories
+from memometer.serve.tenants import TenantMemories
 from tests.conftest import ROOT, HashEncoder
 from tests.serving import in_thread
 
 
-async def works(client: Client) -> None:
-    """An agent's use of all tools."""
+async def use_all_tools(client: Client) -> None:
+    """Call all tools as an agent does."""
     assert {tool.name for tool in (await client.list_tools()).tools} == {
         "remember", "recall", "forget", "list", "list_memories"
     }  # fmt: skip
@@ -32,13 +32,13 @@ async def works(client: Client) -> None:
     async def call(name: str, **arguments: Any) -> Any:
         result = await client.call_tool(name, arguments)
         assert not result.is_error, result.content
-        told = result.structured_content
-        return told["result"] if set(told) == {"result"} else told
+        content = result.structured_content
+        return content["result"] if set(content) == {"result"} else content
 
     kayak = await call("remember", text="I sold the kayak to Oskar.", speaker="Nadia")
     await call("remember", text="The accordion is at the shop.")
-    shown = await call("recall", question="Who bought the kayak?", budget_tokens=60)
-    assert "Nadia: I sold the kayak to Oskar." in shown
+    recalled = await call("recall", question="Who bought the kayak?", budget_tokens=60)
+    assert "Nadia: I sold the kayak to Oskar." in recalled
     assert next(turn["text"] for turn in await call("list")) == "The accordion is at the shop."
     assert await call("forget", ids=kayak["ids"]) == kayak["ids"]
     assert "kayak" not in await call("recall", question="Who bought the kayak?")
@@ -47,32 +47,32 @@ async def works(client: Client) -> None:
     for arguments in ({"question": "kayak", "memory": "nobody"}, {"question": "kayak", "budget_tokens": 0}):
         assert (await client.call_tool("recall", arguments)).is_error
     refused = await client.call_tool("recall", {"question": "kayak", "memory": "nobody"})
-    assert "there is no memory 'nobody'" in refused.content[0].text  # type: ignore[union-attr]
+    assert "'nobody'" in refused.content[0].text  # type: ignore[union-attr]
 
 
 def test_over_stdio(tmp_path: Path) -> None:
     async def talk() -> None:
         arguments = ["-m", "tests.test_mcp_server", f"sqlite:///{tmp_path}/memory.db"]
         async with Client(StdioServerParameters(command=sys.executable, args=arguments, cwd=ROOT)) as client:
-            await works(client)
+            await use_all_tools(client)
 
     anyio.run(talk)
 
 
-def test_over_http_each_tenant_by_itself(tmp_path: Path) -> None:
+def test_over_http_per_tenant(tmp_path: Path) -> None:
     with in_thread(f"sqlite:///{tmp_path}/memory.db", auth=True) as service:
 
         async def talk(tenant: str) -> None:
-            headers = {"Authorization": f"Bearer {service.access.grant(tenant, at=0.0)}"}
+            headers = {"Authorization": f"Bearer {service.tokens.issue(tenant, at=0.0)}"}
             async with httpx2.AsyncClient(headers=headers) as http:
                 transport = streamable_http_client(f"{service.base_url}/mcp", http_client=http)
                 async with Client(transport) as client:
-                    await works(client)
+                    await use_all_tools(client)
 
         anyio.run(talk, "ada")
         anyio.run(talk, "bob")
-        headers = {"Authorization": f"Bearer {service.access.grant('eve', at=0.0)}", "Accept": "text/event-stream"}
-        with service.stream("GET", "/mcp", headers=headers) as reply:  # which would never end
+        headers = {"Authorization": f"Bearer {service.tokens.issue('eve', at=0.0)}", "Accept": "text/event-stream"}
+        with service.stream("GET", "/mcp", headers=headers) as reply:  # a GET would never end
             assert (reply.status_code, reply.headers["allow"]) == (405, "POST")
             assert reply.headers["content-type"] == "application/problem+json"
         refused = service.post("/mcp", content=json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list"}))
@@ -80,4 +80,4 @@ def test_over_http_each_tenant_by_itself(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(server(NamedMemories(sys.argv[1], encoder=HashEncoder()), tenant="local").run_stdio_async)
+    anyio.run(server(TenantMemories(sys.argv[1], encoder=HashEncoder()), tenant="local").run_stdio_async)

@@ -1,13 +1,28 @@
-"""Memories by tenant and name, kept in a store, and what a service around them needs."""
+"""Memories by tenant and name, and their interfaces: REST, MCP, LangGraph and DSPy."""
 
 import os
 from pathlib import Path
 
-TENANT = "local"
-"""Whose memories the command line speaks of, and a service that asks for no token."""
+LOCAL_TENANT = "local"
+"""The tenant of the command line and of a service without access tokens."""
 
 
 def default_url() -> str:
-    """MEMOMETER_URL, else one file in the user's data folder."""
-    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return os.environ.get("MEMOMETER_URL") or f"sqlite:///{data / 'memometer' / 'memory.db'}"
+    """Return the store URL from MEMOMETER_URL, or that of a SQLite file in the user's data folder."""
+    return os.environ.get("MEMOMETER_URL") or f"sqlite:///{_data_folder() / 'memometer' / 'memory.db'}"
+
+
+def former_default_notice() -> str:
+    """Return a sentence about a store in a former default location; empty if none would be overlooked."""
+    former, current = (_data_folder() / name / "memory.db" for name in ("adaptive-memory", "memometer"))
+    if os.environ.get("MEMOMETER_URL"):
+        return ""
+    if os.environ.get("ADAPTIVE_MEMORY_URL"):
+        return "ADAPTIVE_MEMORY_URL is not read any more; set MEMOMETER_URL to its value."
+    if former.exists() and not current.exists():
+        return f"{former} is not read any more; to use it: export MEMOMETER_URL=sqlite:///{former}"
+    return ""
+
+
+def _data_folder() -> Path:
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")

@@ -1,4 +1,4 @@
-"""The language model that reads memories for people: loaded at first use, asked as every memory system asks."""
+"""The language model that answers questions from recalled text."""
 
 from __future__ import annotations
 
@@ -8,28 +8,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-
-class NoModel(RuntimeError):
-    """No model answers; the message is one sentence for the user."""
+from memometer.errors import UserError
 
 
-class Answers:
-    """What `memory(state, question)` does for an evaluation (memory_system.Memory), for text that was recalled already.
+class ModelUnavailable(UserError, RuntimeError):
+    """The language model cannot be loaded or does not answer."""
+
+
+class AnswerModel:
+    """A language model, loaded at first use.
+
+    It reads recalled text with the same prompt as an evaluation.
 
     Args:
-        model: as in memometer/models/resolve_models.py; None for the default one.
-        api_base: of it.
+        model: name of the model (memometer/models/resolve_models.py); None for the default one.
+        api_base: URL of an OpenAI-compatible server for the model.
     """
 
     def __init__(self, model: str | None = None, *, api_base: str | None = None) -> None:
-        self._called = model
+        self._name = model
         self._api_base = api_base
         self._lock = threading.Lock()
         self._loaded: Any = None
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
-        """In here, DSPy's language model is this one. Raises NoModel where it cannot be had, or fails."""
+    def as_dspy_model(self) -> Iterator[None]:
+        """Make this DSPy's language model inside the `with` block.
+
+        Raises:
+            ModelUnavailable: the model cannot be loaded, or a call fails.
+        """
         import dspy
 
         from memometer.models.errors import describe, is_of_a_model
@@ -38,18 +46,22 @@ class Answers:
         with dspy.context(lm=self._model().lm, adapter=PlainAdapter(), disable_history=True):
             try:
                 yield
-            except Exception as error:  # whatever a provider's client raises; others are faults of ours
+            except Exception as error:  # providers raise many types; errors of our own code pass through
                 if not is_of_a_model(error):
                     raise
-                raise NoModel(f"the model does not answer ({describe(error)}).") from error
+                raise ModelUnavailable(f"the model does not answer ({describe(error)}).") from error
 
-    def read(self, shown: str, question: str) -> str:
-        """The model's answer from the text of a recall. Raises NoModel."""
+    def read(self, text: str, question: str) -> str:
+        """Answer a question from recalled text.
+
+        Raises:
+            ModelUnavailable: the model cannot be loaded or does not answer.
+        """
         from memory_system import Memory
 
         memory: Memory[Any] = Memory()
-        with self.reading():
-            return str(memory.read(memory=shown, question=question).answer)
+        with self.as_dspy_model():
+            return str(memory.read(memory=text, question=question).answer)
 
     def _model(self) -> Any:
         from memometer.models.embedded import WeightsUnavailable
@@ -57,9 +69,9 @@ class Answers:
 
         with self._lock:
             if self._loaded is None:
-                name = self._called or default_model()
+                name = self._name or default_model()
                 try:
                     self._loaded = load(name, api_base=self._api_base, say=lambda text: print(text, file=sys.stderr))
                 except (ValueError, WeightsUnavailable) as error:
-                    raise NoModel(str(error)) from error
+                    raise ModelUnavailable(str(error)) from error
             return self._loaded

@@ -1,4 +1,4 @@
-"""Who may ask a service: bearer tokens, each of a tenant, kept as hashes in the store."""
+"""Bearer tokens of tenants, stored as hashes."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ SCOPE = "access:"
 
 
 @dataclass(frozen=True)
-class Key:
-    """A token that was given out. `id` is the start of its hash, which tells nothing of it."""
+class AccessToken:
+    """An issued token. `id` is the start of its hash; `created_at` is in Unix seconds."""
 
     id: str
     tenant: str
     created_at: float
 
 
-class Access:
-    """The tokens of a store. One that is revoked is refused from the next request on, in every process."""
+class AccessTokens:
+    """The tokens in a store. Every process rejects a revoked token from the next request on."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._known: tuple[int, dict[str, str]] = (-1, {})
+        self._tenants: tuple[int, dict[str, str]] = (-1, {})
 
-    def grant(self, tenant: str, *, at: float) -> str:
-        """A new token of a tenant: it is shown here once, and only its hash is kept."""
+    def issue(self, tenant: str, *, at: float) -> str:
+        """Issue a token to a tenant. Only its hash is stored, so this is the only time that it can be read."""
         token = secrets.token_urlsafe(32)
         self._store.change(SCOPE, add=[Episode(_hash(token), "", at, details={"tenant": tenant})])
         return token
 
     def revoke(self, id: str) -> int:
-        """Refuse the tokens of an id (`Key.id`) or a tenant from now on. How many there were."""
-        gone = [e.id for e in self._store.scan(SCOPE) if e.id[:12] == id or e.details["tenant"] == id]
-        return self._store.delete(SCOPE, gone)
+        """Revoke a token by its id, or all tokens of a tenant; return the number of revoked tokens."""
+        revoked = [e.id for e in self._store.scan(SCOPE) if e.id[:12] == id or e.details["tenant"] == id]
+        return self._store.delete(SCOPE, revoked)
 
-    def keys(self) -> list[Key]:
-        """All tokens that were given out, the oldest first."""
-        return [Key(e.id[:12], str(e.details["tenant"]), e.at) for e in self._store.scan(SCOPE)]
+    def issued(self) -> list[AccessToken]:
+        """Return all tokens that are not revoked, oldest first."""
+        return [AccessToken(e.id[:12], str(e.details["tenant"]), e.at) for e in self._store.scan(SCOPE)]
 
     def tenant_of(self, token: str) -> str | None:
-        """Whose token it is; compared with every one there is, in a time that tells nothing of them."""
+        """Return the tenant of a token, or None. All hashes are compared, each in constant time."""
         changes = self._store.size(SCOPE).changes
-        if self._known[0] != changes:
-            self._known = changes, {e.id: str(e.details["tenant"]) for e in self._store.scan(SCOPE)}
-        asked, found = _hash(token), None
-        for known, tenant in self._known[1].items():
-            if hmac.compare_digest(known, asked):
+        if self._tenants[0] != changes:
+            self._tenants = changes, {e.id: str(e.details["tenant"]) for e in self._store.scan(SCOPE)}
+        hashed, found = _hash(token), None
+        for known, tenant in self._tenants[1].items():
+            if hmac.compare_digest(known, hashed):
                 found = tenant
         return found
 
 
 def _hash(token: str) -> str:
-    # A token has 256 random bits, so that nothing slower than one SHA-256 is needed.
+    # A token has 256 random bits; a slow password hash would add nothing.
     return hashlib.sha256(token.encode()).hexdigest()

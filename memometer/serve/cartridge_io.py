@@ -1,4 +1,4 @@
-"""Named memories as cartridges: carried out whole, and put in the place of others between two requests."""
+"""Export of a memory to a cartridge file, and import from one."""
 
 from __future__ import annotations
 
@@ -8,31 +8,45 @@ from typing import Any
 
 from memometer.cartridge import records
 from memometer.cartridge.cartridge import load_cartridge, open_manifest, save_cartridge
-from memometer.serve.tenants import DEFAULT_SYSTEM, Named, NamedMemories
+from memometer.serve.registry import DEFAULT_SYSTEM, MemoryEntry
+from memometer.serve.tenants import TenantMemories
 from memometer.store import turn_conversion
 from memometer.systems.episodic import Episodic, EpisodicState
 
 
 def export_cartridge(
-    memories: NamedMemories, tenant: str, name: str, path: Path, *, sign_with: Path | None = None
+    memories: TenantMemories, tenant: str, name: str, path: Path, *, sign_with: Path | None = None
 ) -> None:
-    """Write a memory to a file, signed with an Ed25519 key. Raises NotThere, or CartridgeError with one sentence."""
+    """Write a memory to a cartridge file.
 
-    def write(named: Named) -> None:
-        if named.system == DEFAULT_SYSTEM:
+    Args:
+        memories: holds the memory.
+        tenant: the owner.
+        name: the memory.
+        path: the file to write.
+        sign_with: Ed25519 private key in PEM; None writes no signature.
+
+    Raises:
+        NotFound: there is no memory of this name.
+        CartridgeError: the file cannot be written.
+    """
+
+    def write(entry: MemoryEntry) -> None:
+        save = partial(save_cartridge, path, provenance={"name": name}, sign_with=sign_with)
+        if entry.system == DEFAULT_SYSTEM:
             memory = Episodic(count=memories.count, encoder=memories.encoder)
-            state: Any = EpisodicState(scope=named.scope)
+            state: Any = EpisodicState(scope=entry.scope)
             state.store = memories.store
-            save_cartridge(path, memory, state, provenance={"name": name}, sign_with=sign_with)
+            save(memory, state)
         else:
-            with memories.states.of(named.scope, named.system) as (memory, state):
-                save_cartridge(path, memory, state, provenance={"name": name}, sign_with=sign_with)
+            with memories.states.of(entry.scope, entry.system) as (memory, state):
+                save(memory, state)
 
-    memories.on(tenant, name, write)
+    memories.registry.apply(tenant, name, write)
 
 
 def import_cartridge(
-    memories: NamedMemories,
+    memories: TenantMemories,
     tenant: str,
     name: str,
     path: Path,
@@ -40,18 +54,24 @@ def import_cartridge(
     public_key: Path | None = None,
     reobserve: bool = False,
     most_bytes: int = records.MOST_BYTES,
-) -> Named:
-    """Put the turns that a file holds under a name, in the place of what was there, for the system that it names, with
-    that system's own parameters and prompts; others that it holds are for `load_cartridge`.
+) -> MemoryEntry:
+    """Create a memory from the turns of a cartridge file, or replace the existing one.
 
-    All of it is verified and stored before anybody sees it; those who ask meanwhile are answered from the old one.
+    The new memory has the system that the cartridge names, with that system's own parameters and prompts. (Use
+    `load_cartridge` for the parameters in the file.) The file is verified and stored completely before the memory is
+    replaced; until then, requests use the old one.
 
     Args:
-        public_key: an Ed25519 key in PEM: only what it signed is taken.
-        reobserve: make the vectors anew, where they are of another encoder.
-        most_bytes: that the records may unpack to.
+        memories: where to create the memory.
+        tenant: the owner.
+        name: the name of the memory.
+        path: the cartridge file.
+        public_key: Ed25519 public key in PEM; files without its signature are refused.
+        reobserve: compute the vectors again if they come from another encoder.
+        most_bytes: upper limit of the unpacked records.
 
-    Raises CartridgeError with one sentence, and leaves everything as it was.
+    Raises:
+        CartridgeError: the file is refused; the existing memory stays.
     """
     manifest, _, _ = open_manifest(path, public_key=public_key)
     load = partial(
@@ -67,7 +87,6 @@ def import_cartridge(
         if manifest["holds"] == "episodes":
             load(memory_url=memories.memory_url, scope=scope)
         else:
-            turns = load().state.turns
-            turn_conversion.observe(memories.store, scope, turns, encoder=memories.encoder, number=0)
+            turn_conversion.store_new(memories.store, scope, load().state.turns, encoder=memories.encoder)
 
-    return memories.exchange(tenant, name, system=manifest["system"], fill=fill)
+    return memories.registry.replace(tenant, name, system=manifest["system"], fill=fill)

@@ -1,6 +1,6 @@
-"""A named memory as DSPy tools, for dspy.ReAct and its kin, and as a retriever that returns passages.
+"""DSPy tools and a retriever over a memory.
 
-memories = NamedMemories("sqlite:///memory.db")
+memories = TenantMemories("sqlite:///memory.db")
 agent = dspy.ReAct("question -> answer", tools=tools(memories, "ada", "diary"))
 Retriever(memories, "ada", "diary", k=5)("Who sold a kayak?").passages
 """
@@ -9,33 +9,34 @@ from __future__ import annotations
 
 import dspy
 
-from memometer.serve.tenants import NamedMemories, Said
+from memometer.serve.tenants import NewTurn, TenantMemories
 
 
-def tools(memories: NamedMemories, tenant: str, name: str, *, budget_tokens: int = 1000) -> list[dspy.Tool]:
-    """remember(text, speaker) and recall(question), on a memory that is made where there is none."""
-    memories.ensure(tenant, name)
+def tools(memories: TenantMemories, tenant: str, name: str, *, budget_tokens: int = 1000) -> list[dspy.Tool]:
+    """Return the tools `remember(text, speaker)` and `recall(question)`; create the memory if it is missing."""
+    memories.registry.ensure(tenant, name)
 
     def remember(text: str, speaker: str = "user") -> str:
-        """Remember something, in a sentence or as it was said. Returns its id."""
-        return memories.observe(tenant, name, [Said(text, speaker)])[0]
+        """Store one fact or utterance in long-term memory. Returns its id."""
+        return memories.observe(tenant, name, [NewTurn(text, speaker)])[0]
 
     def recall(question: str) -> str:
-        """What was said that fits a question, under the days on which it was said."""
-        return memories.recall(tenant, name, question, budget_tokens=budget_tokens).text or "Nothing."
+        """Search long-term memory for what was said about a question. Returns dated lines."""
+        return memories.recall(tenant, name, question, budget_tokens=budget_tokens).text or "No matching turns."
 
     return [dspy.Tool(remember), dspy.Tool(recall)]
 
 
 class Retriever(dspy.Module):
-    """The k turns that fit a query best, as `passages`, with their `ids`."""
+    """Retrieves the k best turns for a query, as `passages` and their `ids`."""
 
-    def __init__(self, memories: NamedMemories, tenant: str, name: str, *, k: int = 5) -> None:
+    def __init__(self, memories: TenantMemories, tenant: str, name: str, *, k: int = 5) -> None:
         super().__init__()
-        self._ask = memories.retrieve
-        self._whose = (tenant, name)
+        self._retrieve = memories.retrieve
+        self._memory = (tenant, name)
         self.k = k
 
     def forward(self, query: str) -> dspy.Prediction:
-        found = self._ask(*self._whose, query, k=self.k)
+        """Return a prediction with `passages` and `ids`, best first."""
+        found = self._retrieve(*self._memory, query, k=self.k)
         return dspy.Prediction(passages=[hit.episode.text for hit in found], ids=[hit.episode.id for hit in found])

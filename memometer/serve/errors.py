@@ -1,4 +1,4 @@
-"""Every error of the service as RFC 9457 has it: application/problem+json with a title, a status and a sentence."""
+"""Error responses of the REST service: application/problem+json (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -13,95 +13,94 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from memometer.cartridge.container import CartridgeError
+from memometer.errors import UserError
 from memometer.models.encoders import EncoderUnavailable
-from memometer.serve.answering import NoModel
-from memometer.serve.tenants import NotThere, Refused, Taken
+from memometer.serve.answering import ModelUnavailable
+from memometer.serve.registry import AlreadyExists, NotFound
 from memometer.store.episode import Conflict, StoreError
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = 1
 
 STATUS: dict[type[Exception], int] = {
-    NotThere: 404,
-    Taken: 409,
+    NotFound: 404,
+    AlreadyExists: 409,
     Conflict: 409,
-    CartridgeError: 409,  # its description says bytes, and these are: they do not go together with what is here
-    Refused: 422,
-    NoModel: 503,
+    CartridgeError: 409,  # not 422: the body matches its schema (bytes) and conflicts with the state of the memory
+    ModelUnavailable: 503,
     EncoderUnavailable: 503,
     StoreError: 503,
+    UserError: 422,
 }
-"""What each of our errors is in HTTP; its message is one sentence for the caller."""
+"""Exception class -> HTTP status; the first match counts."""
 
 
-class Wrong(BaseModel):
-    """One thing that is wrong with a request."""
+class FieldError(BaseModel):
+    """An invalid field of a request."""
 
-    where: str
-    what: str
+    field: str
+    message: str
 
 
-class Problem(BaseModel):
-    """RFC 9457's problem details."""
+class ProblemDetails(BaseModel):
+    """Problem details of RFC 9457."""
 
     type: str = "about:blank"
     title: str
     status: int
     detail: str
-    errors: list[Wrong] | None = None
+    errors: list[FieldError] | None = None
 
 
-def problem(status: int, detail: str, *, headers: Mapping[str, str] | None = None, **more: Any) -> JSONResponse:
-    """A response. 429 and 503 say when to try again."""
-    said = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail, **more}
+def problem_response(
+    status: int, detail: str, *, headers: Mapping[str, str] | None = None, **more: Any
+) -> JSONResponse:
+    """Return a problem+json response; 429 and 503 get a Retry-After header."""
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail, **more}
     headers = dict(headers or {})
     if status in (429, 503):
         headers.setdefault("Retry-After", str(RETRY_SECONDS))
-    return JSONResponse(said, status, headers, media_type=MEDIA_TYPE)
+    return JSONResponse(body, status, headers, media_type=MEDIA_TYPE)
 
 
-def install(app: FastAPI) -> None:
-    """Make every error of an application a problem."""
+def add_error_handlers(app: FastAPI) -> None:
+    """Make an application return all errors as problem+json, and describe them so in its OpenAPI document."""
 
-    def ours(_: Request, error: Exception) -> JSONResponse:
-        return problem(next(status for kind, status in STATUS.items() if isinstance(error, kind)), str(error))
+    def user_error(_: Request, error: Exception) -> JSONResponse:
+        return problem_response(next(status for kind, status in STATUS.items() if isinstance(error, kind)), str(error))
 
-    def http(request: Request, error: Exception) -> JSONResponse:
+    def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         headers = dict(error.headers or {})
         path = getattr(request.scope.get("route"), "path", None)
-        if error.status_code == 405 and path in (described := request.app.openapi()["paths"]):
-            headers["Allow"] = ", ".join(sorted(described[path])).upper()  # of all its routes, not of the first
-        return problem(error.status_code, _sentence(error), headers=headers)
+        if error.status_code == 405 and path in (paths := request.app.openapi()["paths"]):
+            headers["Allow"] = ", ".join(sorted(paths[path])).upper()  # Starlette lists the first route's methods only
+        return problem_response(error.status_code, f"{str(error.detail).rstrip('.')}.", headers=headers)
 
-    def invalid(request: Request, error: Exception) -> JSONResponse:
+    def validation_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        wrong = [{"where": ".".join(map(str, each["loc"])), "what": str(each["msg"])} for each in error.errors()]
-        said = f"{wrong[0]['where']}: {wrong[0]['what']}."
+        errors = [{"field": ".".join(map(str, e["loc"])), "message": str(e["msg"])} for e in error.errors()]
+        detail = f"{errors[0]['field']}: {errors[0]['message']}."
         if "json" not in request.headers.get("content-type", "json"):
-            said += " The body is read as JSON with the header Content-Type: application/json."
-        return problem(422, said, errors=wrong)
+            detail += " Send a JSON body with the header Content-Type: application/json."
+        return problem_response(422, detail, errors=errors)
 
-    def fault(_: Request, __: Exception) -> JSONResponse:
-        return problem(500, "The service failed; it is written in its log.")
+    def internal_error(_: Request, __: Exception) -> JSONResponse:
+        return problem_response(500, "Internal error; the service's log has the traceback.")
 
-    for kind in STATUS:
-        app.add_exception_handler(kind, ours)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(Exception, fault)
+    app.add_exception_handler(UserError, user_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(RequestValidationError, validation_error)
+    app.add_exception_handler(Exception, internal_error)
+    plain = app.openapi
+    app.openapi = lambda: app.openapi_schema or _with_media_type(plain())  # type: ignore[method-assign]
 
 
-def described(document: dict[str, Any]) -> dict[str, Any]:
-    """An OpenAPI document whose errors are of the media type that they are sent as."""
+def _with_media_type(document: dict[str, Any]) -> dict[str, Any]:
+    """Change the media type of error responses in an OpenAPI document to problem+json."""
     for path in document["paths"].values():
         for operation in path.values():
             for status, response in operation["responses"].items():
                 if status[0] in "45" and "application/json" in response.get("content", {}):
                     response["content"] = {MEDIA_TYPE: response["content"]["application/json"]}
     return document
-
-
-def _sentence(error: HTTPException) -> str:
-    said = str(error.detail)
-    return said if said.endswith(".") else f"{said}."

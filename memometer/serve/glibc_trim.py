@@ -1,4 +1,4 @@
-"""The memory that the service's process keeps from the system: glibc's heaps."""
+"""Settings of glibc's allocator that keep the resident memory of a long-running process flat."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 
-M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3  # of malloc.h
+M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3  # from malloc.h
 TRIM_SECONDS = 10
 
 
 @contextmanager
-def small_heaps() -> Iterator[None]:
-    """glibc gives threads heaps of their own, and keeps in each what is free between two things that are not. Two heaps
-    serve all threads, arrays stand outside of them, and what is free goes back to the system every TRIM_SECONDS."""
+def trimmed_heap() -> Iterator[None]:
+    """Limit glibc to two heaps, and return free memory to the system every TRIM_SECONDS.
+
+    By default glibc gives each thread its own heap and keeps fragmented free memory in it. Arrays above 64 KB are
+    mapped separately. Does nothing with other C libraries.
+    """
     if platform.libc_ver()[0] != "glibc":
         yield
         return

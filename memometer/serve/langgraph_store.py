@@ -1,4 +1,4 @@
-"""LangGraph's long-term memory on any of our stores: what a graph puts is there for every later run.
+"""LangGraph's long-term memory (BaseStore) on any store of this package.
 
     store = LangGraphStore("sqlite:///memory.db")
     graph = builder.compile(store=store)
@@ -41,11 +41,11 @@ from memometer.store.hybrid_scoring import DEFAULT, Weights
 Namespace = tuple[str, ...]
 
 PREFIX = "langgraph:"
-ACROSS = Weights(lexical=0.0, dense=1.0, neighbours=0.0)
-"""BM25 is a share of the best in its namespace; across several, only cosines can be compared."""
+ACROSS_NAMESPACES = Weights(lexical=0.0, dense=1.0, neighbours=0.0)
+"""BM25 scores are relative to the best in a namespace; only cosines are comparable across namespaces."""
 
-ALONE = Weights(lexical=DEFAULT.lexical, dense=DEFAULT.dense, neighbours=0.0)
-"""Items are no conversation: what was put before and after one says nothing of it."""
+IN_ONE_NAMESPACE = Weights(lexical=DEFAULT.lexical, dense=DEFAULT.dense, neighbours=0.0)
+"""Items are not a conversation, so neighbouring items say nothing about each other."""
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "$eq": operator.eq,
@@ -61,10 +61,10 @@ class LangGraphStore(BaseStore):
     """LangGraph's BaseStore.
 
     Args:
-        memory_url: of the store (memometer/store/__init__.py).
-        encoder: makes the vectors that `query` is compared with; None for the default one, loaded at first use.
-        fields: paths in a value that it is found by; `$` for all of it.
-        now: the time, in Unix seconds.
+        memory_url: URL of the store (memometer/store/__init__.py).
+        encoder: an encoder or its name; None for the default one, loaded at first use.
+        fields: paths in a value whose text is searched; `$` for the whole value.
+        now: returns the current time in Unix seconds.
     """
 
     def __init__(
@@ -81,31 +81,33 @@ class LangGraphStore(BaseStore):
         self._now = now
 
     def batch(self, ops: Iterable[Any]) -> list[Any]:
-        """The result of each operation. All reads see what was there before the writes; of several writes to one key
-        the last one counts."""
-        listed = list(ops)
-        for op in listed:
+        """Run operations; return one result each.
+
+        All reads run before the writes. Of several writes to one key, the last one counts.
+        """
+        operations = list(ops)
+        for op in operations:
             validate_op_namespace(op)
-        results = [None if isinstance(op, PutOp) else self._read(op) for op in listed]
-        for op in {(op.namespace, op.key): op for op in listed if isinstance(op, PutOp)}.values():
+        results = [None if isinstance(op, PutOp) else self._read(op) for op in operations]
+        for op in {(op.namespace, op.key): op for op in operations if isinstance(op, PutOp)}.values():
             self._put(op)
         return results
 
     async def abatch(self, ops: Iterable[Any]) -> list[Any]:
-        """The same in a thread: nothing is encoded or stored on the event loop."""
+        """Run `batch` in a thread, which keeps encoding and storage off the event loop."""
         return await asyncio.to_thread(self.batch, list(ops))
 
     def _read(self, op: Any) -> Any:
         if isinstance(op, GetOp):
             found = self._store.get(_scope(op.namespace), [op.key])
-            return Item(**_fields(op.namespace, found[0])) if found else None
+            return Item(**_item_fields(op.namespace, found[0])) if found else None
         if isinstance(op, SearchOp):
             return self._search(op)
         if isinstance(op, ListNamespacesOp):
             spaces = [space for space in self._namespaces(()) if _matches(space, op.match_conditions or ())]
             cut = sorted({space if op.max_depth is None else space[: op.max_depth] for space in spaces})
             return cut[op.offset : op.offset + op.limit]
-        raise ValueError(f"{type(op).__name__} is no operation of a store.")
+        raise ValueError(f"unknown operation {type(op).__name__}")
 
     def _put(self, op: PutOp) -> None:
         scope = _scope(op.namespace)
@@ -133,10 +135,10 @@ class LangGraphStore(BaseStore):
             scope = _scope(space)
             scores: dict[str, float] = {}
             if op.query and vector is not None:
-                # Whether an item passes the filter is in its value: where there is one, all are looked at.
-                most = self._store.size(scope).episodes if op.filter else op.offset + op.limit
-                weights = ALONE if len(spaces) == 1 else ACROSS
-                hits = self._store.retrieve_similar(scope, op.query, vector, most, at=self._now(), weights=weights)
+                # The store cannot filter by value, so with a filter every item is retrieved.
+                k = self._store.size(scope).episodes if op.filter else op.offset + op.limit
+                weights = IN_ONE_NAMESPACE if len(spaces) == 1 else ACROSS_NAMESPACES
+                hits = self._store.retrieve_similar(scope, op.query, vector, k, at=self._now(), weights=weights)
                 scores = {hit.episode.id: hit.score for hit in hits if hit.episode.text}
                 episodes: Iterable[Episode] = [hit.episode for hit in hits]
             else:
@@ -144,7 +146,7 @@ class LangGraphStore(BaseStore):
             found += [(scores.get(e.id), space, e) for e in episodes if _passes(_value(e), op.filter or {})]
         found.sort(key=lambda hit: (hit[0] is None, -(hit[0] or 0.0), -hit[2].at, hit[1], hit[2].id))
         page = found[op.offset : op.offset + op.limit]
-        return [SearchItem(**_fields(space, episode), score=score) for score, space, episode in page]
+        return [SearchItem(**_item_fields(space, episode), score=score) for score, space, episode in page]
 
     def _namespaces(self, prefix: Namespace) -> list[Namespace]:
         scopes = (scope.removeprefix(PREFIX) for scope in self._store.scopes() if scope.startswith(PREFIX))
@@ -152,7 +154,7 @@ class LangGraphStore(BaseStore):
 
 
 def _scope(namespace: Namespace) -> str:
-    return PREFIX + ".".join(namespace)  # no label holds a full stop
+    return PREFIX + ".".join(namespace)  # LangGraph allows no full stop in a label
 
 
 def _value(episode: Episode) -> dict[str, Any]:
@@ -160,7 +162,7 @@ def _value(episode: Episode) -> dict[str, Any]:
     return value
 
 
-def _fields(namespace: Namespace, episode: Episode) -> dict[str, Any]:
+def _item_fields(namespace: Namespace, episode: Episode) -> dict[str, Any]:
     return {
         "namespace": namespace,
         "key": episode.id,
@@ -171,30 +173,32 @@ def _fields(namespace: Namespace, episode: Episode) -> dict[str, Any]:
 
 
 def _matches(namespace: Namespace, conditions: Iterable[MatchCondition]) -> bool:
-    """Whether a namespace begins and ends as asked; `*` stands for any label."""
+    """True if a namespace has the required prefix and suffix; `*` matches any label."""
     for condition in conditions:
         path = tuple(condition.path)
-        part = namespace[: len(path)] if condition.match_type == "prefix" else namespace[-len(path) :]
-        if len(namespace) < len(path) or (
-            path and any(wanted not in ("*", label) for wanted, label in zip(path, part, strict=True))
-        ):
+        part = (
+            namespace[: len(path)]
+            if condition.match_type == "prefix"
+            else namespace[max(0, len(namespace) - len(path)) :]
+        )
+        if len(part) < len(path) or any(wanted not in ("*", label) for wanted, label in zip(path, part, strict=True)):
             return False
     return True
 
 
 def _passes(value: Any, wanted: Any) -> bool:
-    """Whether a value is as a filter says: equal, or as its operators have it, at any depth."""
+    """True if a value equals a filter, or satisfies its operators, at any depth."""
     if isinstance(wanted, dict):
         if any(name.startswith("$") for name in wanted):
-            return all(_compares(value, name, other) for name, other in wanted.items())
+            return all(_compare(value, name, other) for name, other in wanted.items())
         return isinstance(value, dict) and all(_passes(value.get(name), other) for name, other in wanted.items())
     return bool(value == wanted)
 
 
-def _compares(value: Any, name: str, other: Any) -> bool:
+def _compare(value: Any, name: str, other: Any) -> bool:
     if name not in OPERATORS:
-        raise ValueError(f"{name} is no operator of a filter; there are {', '.join(OPERATORS)}.")
+        raise ValueError(f"unknown filter operator {name}; known: {', '.join(OPERATORS)}")
     try:
         return OPERATORS[name](value, other)
-    except TypeError:  # what cannot be compared does not pass
+    except TypeError:  # values of different types do not match
         return False

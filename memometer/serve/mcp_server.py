@@ -1,16 +1,14 @@
-"""Named memories for agents that speak MCP: remember, recall, forget and list, over stdio or streamable HTTP.
+"""MCP server with the tools remember, recall, forget, list and list_memories.
 
-    memometer mcp                 over stdio, on the memories of the command line
-    memometer serve                      also over HTTP, at /mcp, for the tenant of the bearer token
+    memometer mcp                 on standard input and output
+    memometer serve               over streamable HTTP at /mcp, for the tenant of the bearer token
 
 Needs the extra `mcp`.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -18,104 +16,90 @@ from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import Field
 
-from memometer.serve import TENANT, default_url
+from memometer.errors import UserError
+from memometer.serve.registry import DEFAULT_MEMORY
 from memometer.serve.schemas import MemoryOut, StoredOut, Tokens, TurnOut
-from memometer.serve.tenants import DEFAULT_NAME, TOLD, NamedMemories, Said
+from memometer.serve.tenants import NewTurn, TenantMemories
 
-INSTRUCTIONS = """Long-term memory. Recall before answering what may have been said before; remember what will matter \
-later, one fact or utterance at a time, with who said it."""
+INSTRUCTIONS = """Long-term memory. Call recall before you answer a question that may depend on earlier conversations. \
+Call remember for facts that will matter later: one fact or utterance per call, with its speaker."""
 
-Memory = Annotated[str, Field(description="Which memory.")]
+Memory = Annotated[str, Field(description="Name of the memory.")]
 
 
-def server(memories: NamedMemories, *, tenant: str) -> MCPServer:
-    """The tools, on the memories of the tenant that the service's guard found, or over stdio of `tenant`."""
+def server(memories: TenantMemories, *, tenant: str) -> MCPServer:
+    """Return the MCP server.
+
+    Args:
+        memories: the memories of all tenants.
+        tenant: the tenant over standard input and output; over HTTP, the request determines it.
+    """
     mcp: Any = MCPServer("memometer", instructions=INSTRUCTIONS, log_level="WARNING")
 
-    def whose(context: Context[Any, Any]) -> str:
+    def tenant_of(context: Context[Any, Any]) -> str:
         request = context.request_context.request
         return tenant if request is None else str(request.state.tenant)
 
-    # Functions without `async` run in a pool of threads: nothing is encoded or stored on the event loop.
+    # Tool functions without `async` run in a thread pool, which keeps encoding and storage off the event loop.
 
     @mcp.tool()
     def remember(
-        text: Annotated[str, Field(min_length=1, description="What to remember, in a sentence or as it was said.")],
+        text: Annotated[str, Field(min_length=1, description="The fact or utterance to store.")],
         context: Context[Any, Any],
         speaker: Annotated[str, Field(min_length=1, description="Who said it.")] = "user",
-        memory: Memory = DEFAULT_NAME,
+        memory: Memory = DEFAULT_MEMORY,
     ) -> StoredOut:
-        """Remember something. It is kept when this returns."""
-        with _told():
-            memories.ensure(whose(context), memory)
-            return StoredOut(memory=memory, ids=memories.observe(whose(context), memory, [Said(text, speaker)]))
+        """Store a fact or utterance. It is durable when this returns."""
+        with _user_errors():
+            memories.registry.ensure(tenant_of(context), memory)
+            ids = memories.observe(tenant_of(context), memory, [NewTurn(text, speaker)])
+            return StoredOut(memory=memory, ids=ids)
 
     @mcp.tool()
     def recall(
-        question: Annotated[str, Field(min_length=1, description="What is to be known.")],
+        question: Annotated[str, Field(min_length=1, description="The question to search for.")],
         context: Context[Any, Any],
-        budget_tokens: Annotated[Tokens, Field(description="How long the reply may be.")] = 1000,
-        memory: Memory = DEFAULT_NAME,
+        budget_tokens: Annotated[Tokens, Field(description="Maximum length of the result.")] = 1000,
+        memory: Memory = DEFAULT_MEMORY,
     ) -> str:
-        """What was said that fits a question, under the days on which it was said; empty where nothing was."""
-        with _told():
-            return memories.recall(whose(context), memory, question, budget_tokens=budget_tokens).text
+        """Search for what was said about a question. Returns dated lines; empty if nothing matches."""
+        with _user_errors():
+            return memories.recall(tenant_of(context), memory, question, budget_tokens=budget_tokens).text
 
     @mcp.tool()
     def forget(
-        ids: Annotated[list[str], Field(min_length=1, description="As `list` and `remember` tell them.")],
+        ids: Annotated[list[str], Field(min_length=1, description="Ids from `list` or `remember`.")],
         context: Context[Any, Any],
-        memory: Memory = DEFAULT_NAME,
+        memory: Memory = DEFAULT_MEMORY,
     ) -> list[str]:
-        """Let nothing find these again. They are archived, not destroyed. Returns those that there were."""
-        with _told():
-            return memories.forget(whose(context), memory, ids)
+        """Exclude turns from recall. They are archived, not deleted. Returns the ids that existed."""
+        with _user_errors():
+            return memories.forget(tenant_of(context), memory, ids)
 
     @mcp.tool(name="list")
     def list_turns(
         context: Context[Any, Any],
-        limit: Annotated[int, Field(ge=1, le=1000, description="How many, the latest first.")] = 20,
-        memory: Memory = DEFAULT_NAME,
+        limit: Annotated[int, Field(ge=1, le=1000, description="Maximum number of turns.")] = 20,
+        memory: Memory = DEFAULT_MEMORY,
     ) -> list[TurnOut]:
-        """What was remembered last, with ids."""
-        with _told():
-            return [TurnOut.of(episode) for episode in memories.newest(whose(context), memory, k=limit)]
+        """List the newest turns with their ids, newest first."""
+        with _user_errors():
+            return [TurnOut.of(episode) for episode in memories.newest(tenant_of(context), memory, k=limit)]
 
     @mcp.tool()
     def list_memories(context: Context[Any, Any]) -> list[MemoryOut]:
-        """The memories that there are."""
-        found = memories.all(whose(context))
-        return [MemoryOut.of(named, memories.store.size(named.scope)) for named in found]
+        """List the memories."""
+        entries = memories.registry.entries(tenant_of(context))
+        return [MemoryOut.of(entry, memories.store.size(entry.scope)) for entry in entries]
 
-    made: MCPServer = mcp
-    return made
+    server: MCPServer = mcp
+    return server
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """What a caller can mend is said to it in our sentence."""
+def _user_errors() -> Iterator[None]:
+    """Report errors that the caller can correct as tool errors."""
     try:
         yield
-    except TOLD as error:
+    except UserError as error:
         raise ToolError(str(error)) from error
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    import anyio
-
-    parser = argparse.ArgumentParser(prog="memometer mcp", description="Memories over MCP's stdio.")
-    parser.add_argument("--memory-url", metavar="URL", help="of the store; default MEMOMETER_URL, or one file")
-    parser.add_argument("--encoder", metavar="NAME", help="makes the vectors; default minilm")
-    args = parser.parse_args(argv)
-    try:
-        memories = NamedMemories(args.memory_url or default_url(), encoder=args.encoder)
-    except TOLD as error:
-        print(f"memometer mcp: {error}", file=sys.stderr)
-        return 2
-    try:
-        anyio.run(server(memories, tenant=TENANT).run_stdio_async)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        memories.close()
-    return 0

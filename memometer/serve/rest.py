@@ -1,10 +1,10 @@
-"""Named memories over HTTP: the seed's four routes, those of each memory, and what a service needs around them.
+"""The REST service: routes, pages, health checks and the server process.
 
-    memometer serve                      http://127.0.0.1:8765/docs, without a token on this machine alone
-    memometer token ada                  a token of tenant ada; with one, --host 0.0.0.0 may be served
+    memometer serve                      http://127.0.0.1:8765/docs, without tokens
+    memometer token ada                  creates a token of tenant ada; required for --host 0.0.0.0
 
-Every error is an application/problem+json (RFC 9457). A request to store with an Idempotency-Key may be repeated
-until there is a reply: its turns are remembered once. What was acknowledged is in the store.
+Errors are application/problem+json (RFC 9457). A write is durable when it is acknowledged. A store request with an
+Idempotency-Key header can be repeated safely.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection
 from contextlib import ExitStack, asynccontextmanager, nullcontext
-from datetime import UTC, datetime
+from datetime import UTC
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,20 +27,22 @@ from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Respons
 from fastapi.responses import FileResponse
 from fastapi.security import HTTPBearer
 from prometheus_client import generate_latest
+from pydantic import FiniteFloat, TypeAdapter
 from starlette.background import BackgroundTask
 
 from memometer.cartridge.container import CartridgeError
-from memometer.serve.auth import Access
-from memometer.serve.errors import Problem, described, install
-from memometer.serve.glibc_trim import small_heaps
-from memometer.serve.middleware import MOST_CARTRIDGE_BYTES, Guard, Measures, Rate
+from memometer.serve.auth import AccessTokens
+from memometer.serve.cartridge_io import export_cartridge, import_cartridge
+from memometer.serve.errors import ProblemDetails, add_error_handlers
+from memometer.serve.glibc_trim import trimmed_heap
+from memometer.serve.middleware import MAX_CARTRIDGE_BYTES, Metrics, RateLimiter, RequestGuard
+from memometer.serve.registry import DEFAULT_MEMORY, InvalidRequest, MemoryEntry, NotFound
 from memometer.serve.schemas import (
     AnswerIn,
     AnswerOut,
     ConsolidatedOut,
     ConsolidateIn,
     CreateIn,
-    FoundOut,
     HealthOut,
     Id,
     MemoriesOut,
@@ -57,76 +59,80 @@ from memometer.serve.schemas import (
     TurnOut,
     TurnsOut,
 )
-from memometer.serve.tenants import DEFAULT_NAME, Named, NamedMemories, NotThere, Refused
+from memometer.serve.tenants import TenantMemories
 from memometer.store.consolidation import IdleConsolidation
 from memometer.store.url import without_password
 
 BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 THREADS = 16
-"""Requests worked on at a time. More would wait for the store and the encoder, and take memory."""
+"""Requests processed at the same time. More threads would wait for the store and the encoder, and use memory."""
 
 Key = Annotated[str | None, Header(alias="Idempotency-Key", pattern=r"^[\x21-\x7e]{1,200}$")]
 Memory = Annotated[Name, Query()]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Cursor = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_-]{1,1000}$")]
+MEMORY_CURSOR: TypeAdapter[Any] = TypeAdapter(tuple[Name])
+TURN_CURSOR: TypeAdapter[Any] = TypeAdapter(tuple[FiniteFloat, Text])
 
 
 def application(
-    memories: NamedMemories,
+    memories: TenantMemories,
     *,
     tenant: str,
-    access: Access | None = None,
-    rate: Rate | None = None,
+    tokens: AccessTokens | None = None,
+    rate: RateLimiter | None = None,
     hosts: Collection[str] | None = None,
 ) -> FastAPI:
-    """The service as an ASGI application.
+    """Return the service as an ASGI application.
 
     Args:
-        tenant: whose memories it speaks of where it asks for no tokens.
-        access: the tokens that it asks for; None asks for none.
-        rate: of each caller; None for any.
-        hosts: what it may be called where it asks for no tokens; None for anything.
+        memories: the memories of all tenants.
+        tenant: the tenant of all requests if there are no tokens.
+        tokens: the accepted tokens; None accepts every request.
+        rate: limit of requests per caller; None for no limit.
+        hosts: accepted Host headers if there are no tokens; None for any.
     """
-    measures = Measures()
-    tools = _tools(memories, tenant)
+    metrics = Metrics()
+    mcp = _mcp_server(memories, tenant)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         to_thread.current_default_thread_limiter().total_tokens = THREADS
-        async with tools.session_manager.run() if tools else nullcontext():
+        async with mcp.session_manager.run() if mcp else nullcontext():
             yield
 
     app = FastAPI(
-        title="Adaptive memory",
+        title="Memometer",
         version="1",
         lifespan=lifespan,
         redoc_url=None,
-        responses={status: {"model": Problem} for status in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503)},
+        responses={status: {"model": ProblemDetails} for status in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503)},
     )
-    app.add_middleware(Guard, access=access, tenant=tenant, rate=rate or Rate(0), measures=measures, hosts=hosts)
-    install(app)
-    plain = app.openapi
-    app.openapi = lambda: app.openapi_schema or described(plain())  # type: ignore[method-assign]
-    asking = APIRouter(dependencies=[Depends(HTTPBearer(auto_error=False))] if access else [])
-    _add_seed_routes(asking, memories)
-    _add_memory_routes(asking, memories)
-    _add_measures(asking, measures)
-    app.include_router(asking)
+    guard: dict[str, Any] = {"tokens": tokens, "tenant": tenant, "rate": rate or RateLimiter(0), "hosts": hosts}
+    app.add_middleware(RequestGuard, metrics=metrics, **guard)
+    add_error_handlers(app)
+    router = APIRouter(dependencies=[Depends(HTTPBearer(auto_error=False))] if tokens else [])
+    _add_default_routes(router, memories)
+    _add_memory_routes(router, memories)
+    _add_turn_routes(router, memories)
+    _add_cartridge_routes(router, memories)
+    _add_metrics_route(router, metrics)
+    app.include_router(router)
     _add_health_routes(app, memories)
-    if tools:
-        # Each request stands for itself, and the guard has looked at who asks and by which name.
+    if mcp:
         from mcp.server.transport_security import TransportSecuritySettings
 
+        # RequestGuard checks hosts and tokens already.
         security = TransportSecuritySettings(enable_dns_rebinding_protection=False)
-        spoken = tools.streamable_http_app(stateless_http=True, json_response=True, transport_security=security)
-        for route in spoken.routes:
-            route.methods = {"POST"}  # nothing is ever sent unasked; a GET would wait for it without end
-        app.router.routes.extend(spoken.routes)
+        mcp_app = mcp.streamable_http_app(stateless_http=True, json_response=True, transport_security=security)
+        for route in mcp_app.routes:
+            route.methods = {"POST"}  # the server sends no notifications; a GET would wait for them for ever
+        app.router.routes.extend(mcp_app.routes)
     return app
 
 
-def _tools(memories: NamedMemories, tenant: str) -> Any:
-    """The MCP server; None where its library is not installed."""
+def _mcp_server(memories: TenantMemories, tenant: str) -> Any:
+    """The MCP server; None if the extra `mcp` is not installed."""
     if find_spec("mcp") is None:
         return None
     from memometer.serve.mcp_server import server
@@ -135,130 +141,129 @@ def _tools(memories: NamedMemories, tenant: str) -> Any:
 
 
 def tenant_of(request: Request) -> str:
-    """Whose request it is, as the guard found."""
-    found: str = request.state.tenant
-    return found
+    """Return the tenant that RequestGuard has set."""
+    tenant: str = request.state.tenant
+    return tenant
 
 
 Tenant = Annotated[str, Depends(tenant_of)]
 
+# Route functions without `async` run in a thread pool, which keeps encoding and storage off the event loop.
 
-# ---------------------------------------------------------------- the seed's routes
 
-
-def _add_seed_routes(app: APIRouter, memories: NamedMemories) -> None:
-    # Functions without `async` run in a pool of threads: nothing is encoded or stored on the event loop.
-
+def _add_default_routes(app: APIRouter, memories: TenantMemories) -> None:
     @app.post("/memory/store", status_code=201)
-    def store(told: StoreIn, tenant: Tenant, key: Key = None) -> StoredOut:
-        """Remember a turn; the memory is made where there is none."""
-        memories.ensure(tenant, told.memory)
-        ids = memories.observe(tenant, told.memory, [told.said()], key=key, importance=told.importance)
-        return StoredOut(memory=told.memory, ids=ids)
+    def store(body: StoreIn, tenant: Tenant, key: Key = None) -> StoredOut:
+        """Store a turn. Creates the memory if it is missing."""
+        memories.registry.ensure(tenant, body.memory)
+        ids = memories.observe(tenant, body.memory, [body.turn()], key=key, importance=body.importance)
+        return StoredOut(memory=body.memory, ids=ids)
 
     @app.get("/memory/retrieve")
     def retrieve(
         q: Annotated[Text, Query()],
         tenant: Tenant,
         k: Annotated[int, Query(ge=1, le=1000)] = 10,
-        memory: Memory = DEFAULT_NAME,
+        memory: Memory = DEFAULT_MEMORY,
     ) -> RetrievedOut:
-        """The k turns that fit best by words and meaning, the best first."""
-        found = memories.retrieve(tenant, memory, q, k=k)
-        return RetrievedOut(memory=memory, found=[FoundOut.found(hit) for hit in found])
+        """Return the k best turns by words and meaning, best first."""
+        return RetrievedOut.of(memory, memories.retrieve(tenant, memory, q, k=k))
 
     @app.post("/memory/consolidate")
-    def consolidate(told: ConsolidateIn, tenant: Tenant) -> ConsolidatedOut:
-        """Merge near-duplicates and archive what is forgotten. Once is as good as twice."""
-        return ConsolidatedOut.of(told.memory, memories.consolidate(tenant, told.memory))
+    def consolidate(body: ConsolidateIn, tenant: Tenant) -> ConsolidatedOut:
+        """Merge near-duplicate turns and archive faded ones. Idempotent."""
+        return ConsolidatedOut.of(body.memory, memories.consolidate(tenant, body.memory))
 
     @app.get("/memory/stats")
     def stats(tenant: Tenant) -> StatsOut:
-        """How much there is in all memories."""
-        sizes = [memories.store.size(named.scope) for named in memories.all(tenant)]
+        """Count the turns of all memories."""
+        sizes = [memories.store.size(entry.scope) for entry in memories.registry.entries(tenant)]
         return StatsOut(
             memories=len(sizes), turns=sum(s.episodes for s in sizes), archived=sum(s.archived for s in sizes)
         )
 
 
-# ---------------------------------------------------------------- each memory
-
-
-def _add_memory_routes(app: APIRouter, memories: NamedMemories) -> None:
-    carrying = CapacityLimiter(1)  # what is to be exchanged does not queue behind those who ask
-
-    def out(named: Named) -> MemoryOut:
-        return MemoryOut.of(named, memories.store.size(named.scope))
+def _add_memory_routes(app: APIRouter, memories: TenantMemories) -> None:
+    def out(entry: MemoryEntry) -> MemoryOut:
+        return MemoryOut.of(entry, memories.store.size(entry.scope))
 
     @app.get("/v1/memories")
     def list_memories(tenant: Tenant, limit: Limit = 100, cursor: Cursor = None) -> MemoriesOut:
-        """The memories, by name."""
-        after = str(_parsed(cursor, 1)[0]) if cursor else ""
-        page = [named for named in memories.all(tenant) if named.name > after]
-        shown = page[:limit]
-        following = _cursor(shown[-1].name) if len(page) > limit else None
-        return MemoriesOut(memories=[out(named) for named in shown], next=following)
+        """List the memories, sorted by name."""
+        after = _decoded(cursor, MEMORY_CURSOR)[0] if cursor else ""
+        entries = [entry for entry in memories.registry.entries(tenant) if entry.name > after]
+        page = entries[:limit]
+        following = _encoded(page[-1].name) if len(entries) > limit else None
+        return MemoriesOut(memories=[out(entry) for entry in page], next=following)
 
     @app.put("/v1/memories/{name}", status_code=201, responses={200: {"model": MemoryOut}})
-    def create(name: Name, told: CreateIn, tenant: Tenant, response: Response) -> MemoryOut:
-        """Make a memory: 201, or 200 where it is there already with the same system."""
-        named, new = memories.create(tenant, name, system=told.system)
-        response.status_code = 201 if new else 200
-        return out(named)
+    def create(name: Name, body: CreateIn, tenant: Tenant, response: Response) -> MemoryOut:
+        """Create a memory: 201, or 200 if it exists with the same system."""
+        entry, created = memories.registry.create(tenant, name, system=body.system)
+        response.status_code = 201 if created else 200
+        return out(entry)
 
     @app.get("/v1/memories/{name}")
     def show(name: Name, tenant: Tenant) -> MemoryOut:
-        """What a memory is, and how much it holds."""
-        return out(memories.find(tenant, name))
+        """Show the system and size of a memory."""
+        return out(memories.registry.find(tenant, name))
 
     @app.delete("/v1/memories/{name}", status_code=204)
     def delete(name: Name, tenant: Tenant) -> None:
-        """Remove a memory with all that it holds, for good."""
-        memories.delete(tenant, name)
-
-    @app.post("/v1/memories/{name}/observe", status_code=201)
-    def observe(name: Name, told: ObserveIn, tenant: Tenant, key: Key = None) -> StoredOut:
-        """Remember turns. All are there when it answers."""
-        return StoredOut(memory=name, ids=memories.observe(tenant, name, [turn.said() for turn in told.turns], key=key))
+        """Delete a memory and its turns permanently."""
+        memories.registry.delete(tenant, name)
 
     @app.post("/v1/memories/{name}/recall")
-    def recall(name: Name, told: RecallIn, tenant: Tenant) -> RecallOut:
-        """What a reader is to be shown for a question, within a budget of tokens."""
-        at = _seconds(told.at) if told.at else None
-        return RecallOut.of(memories.recall(tenant, name, told.question, budget_tokens=told.budget_tokens, at=at))
+    def recall(name: Name, body: RecallIn, tenant: Tenant) -> RecallOut:
+        """Return the text to show to a reader for a question, within a token budget."""
+        at = body.at.replace(tzinfo=body.at.tzinfo or UTC).timestamp() if body.at else None
+        return RecallOut.of(memories.recall(tenant, name, body.question, budget_tokens=body.budget_tokens, at=at))
 
     @app.post("/v1/memories/{name}/answer")
-    def answer(name: Name, told: AnswerIn, tenant: Tenant) -> AnswerOut:
-        """What a language model answers from that."""
-        said, shown = memories.answer(tenant, name, told.question, budget_tokens=told.budget_tokens)
-        return AnswerOut(answer=said, recall=RecallOut.of(shown))
+    def answer(name: Name, body: AnswerIn, tenant: Tenant) -> AnswerOut:
+        """Answer a question with the language model, from recalled turns."""
+        text, recall = memories.answer(tenant, name, body.question, budget_tokens=body.budget_tokens)
+        return AnswerOut(answer=text, recall=RecallOut.of(recall))
 
     @app.post("/v1/memories/{name}/consolidate")
     def consolidate_one(name: Name, tenant: Tenant) -> ConsolidatedOut:
-        """As /memory/consolidate."""
+        """Same as /memory/consolidate."""
         return ConsolidatedOut.of(name, memories.consolidate(tenant, name))
+
+
+def _add_turn_routes(app: APIRouter, memories: TenantMemories) -> None:
+    @app.post("/v1/memories/{name}/observe", status_code=201)
+    def observe(name: Name, body: ObserveIn, tenant: Tenant, key: Key = None) -> StoredOut:
+        """Store turns. All of them are durable when the response arrives."""
+        return StoredOut(memory=name, ids=memories.observe(tenant, name, [t.turn() for t in body.turns], key=key))
 
     @app.get("/v1/memories/{name}/turns")
     def turns(name: Name, tenant: Tenant, limit: Limit = 100, cursor: Cursor = None) -> TurnsOut:
-        """The turns that can be found, the latest first."""
-        before = _parsed(cursor, 2) if cursor else None
-        found = memories.newest(
-            tenant, name, k=limit + 1, before=(float(before[0]), str(before[1])) if before else None
-        )
-        shown = found[:limit]
-        following = _cursor(shown[-1].at, shown[-1].id) if len(found) > limit else None
-        return TurnsOut(turns=[TurnOut.of(episode) for episode in shown], next=following)
+        """List the turns that are not archived, newest first."""
+        before = _decoded(cursor, TURN_CURSOR) if cursor else None
+        found = memories.newest(tenant, name, k=limit + 1, before=before)
+        page = found[:limit]
+        following = _encoded(page[-1].at, page[-1].id) if len(found) > limit else None
+        return TurnsOut(turns=[TurnOut.of(episode) for episode in page], next=following)
+
+    @app.delete("/v1/memories/{name}/turns/{id}", status_code=204)
+    def forget(name: Name, id: Id, tenant: Tenant, archive: bool = False) -> None:
+        """Delete a turn permanently, or archive it (`archive=true`), which excludes it from recall."""
+        if not memories.forget(tenant, name, [id], permanent=not archive):
+            raise NotFound(f"there is no turn {id!r} in memory {name!r}.")
+
+
+def _add_cartridge_routes(app: APIRouter, memories: TenantMemories) -> None:
+    import_thread = CapacityLimiter(1)  # imports must not queue behind other requests
 
     @app.get("/v1/memories/{name}/cartridge", response_class=FileResponse, responses={200: {"content": BINARY}})
     def export(name: Name, tenant: Tenant) -> FileResponse:
-        """The memory as one file, which any store takes."""
-        from memometer.serve.cartridge_io import export_cartridge
-
+        """Download the memory as a cartridge file, which can be imported into any store."""
         folder = tempfile.TemporaryDirectory()
         try:
             path = Path(folder.name) / f"{name}.cartridge"
             export_cartridge(memories, tenant, name, path)
-        except BaseException:  # the response, which would clean up, was not made
+        except BaseException:  # without a response, no background task cleans up
             folder.cleanup()
             raise
         clean = BackgroundTask(folder.cleanup)
@@ -266,77 +271,56 @@ def _add_memory_routes(app: APIRouter, memories: NamedMemories) -> None:
 
     @app.put("/v1/memories/{name}/cartridge", openapi_extra={"requestBody": {"required": True, "content": BINARY}})
     async def put_cartridge(name: Name, request: Request, tenant: Tenant) -> MemoryOut:
-        """Put the turns of a cartridge in the place of the memory, or of none, for the system that it names. Until all
-        of it is there, requests are answered from the old one."""
-        from memometer.serve.cartridge_io import import_cartridge
-
+        """Create a memory from a cartridge file, or replace the existing one. Until the import is complete, requests
+        use the old memory."""
         with tempfile.NamedTemporaryFile(suffix=".cartridge") as file:
             async for block in request.stream():
-                await to_thread.run_sync(file.write, block, limiter=carrying)
-            await to_thread.run_sync(file.flush, limiter=carrying)
+                await to_thread.run_sync(file.write, block, limiter=import_thread)
+            await to_thread.run_sync(file.flush, limiter=import_thread)
             path = Path(file.name)
-            put = partial(import_cartridge, memories, tenant, name, path, most_bytes=MOST_CARTRIDGE_BYTES)
+            put = partial(import_cartridge, memories, tenant, name, path, most_bytes=MAX_CARTRIDGE_BYTES)
             try:
-                return out(await to_thread.run_sync(put, limiter=carrying))
-            except CartridgeError as error:  # of what was sent, not of a file that the caller could find
-                raise CartridgeError(str(error).replace(str(path), "What was sent")) from error
-
-    @app.delete("/v1/memories/{name}/turns/{id}", status_code=204)
-    def forget(name: Name, id: Id, tenant: Tenant, archive: bool = False) -> None:
-        """Remove a turn for good, or with `archive` keep it where nothing finds it."""
-        if not memories.forget(tenant, name, [id], for_good=not archive):
-            raise NotThere(f"there is no turn {id!r} in {name!r}.")
+                entry = await to_thread.run_sync(put, limiter=import_thread)
+            except CartridgeError as error:  # the caller does not know the temporary path
+                raise CartridgeError(str(error).replace(str(path), "The request body")) from error
+            return MemoryOut.of(entry, memories.store.size(entry.scope))
 
 
-def _seconds(moment: datetime) -> float:
-    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
-
-
-def _cursor(*place: str | float) -> str:
-    """Where a page ends, in a form that nobody is meant to read."""
-    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode().rstrip("=")
-
-
-def _parsed(cursor: str, length: int) -> Sequence[Any]:
-    try:
-        place = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        if len(place) != length or not isinstance(place[-1], str) or "\0" in place[-1]:
-            raise ValueError(place)
-        place[-1].encode()  # raises for half a character
-        return [float(number) for number in place[:-1]] + place[-1:]
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise NotThere("this cursor is of no page; begin without one.") from error
-
-
-# ---------------------------------------------------------------- health
-
-
-def _add_health_routes(app: FastAPI, memories: NamedMemories) -> None:
+def _add_health_routes(app: FastAPI, memories: TenantMemories) -> None:
     @app.get("/livez")
     async def livez() -> HealthOut:
-        """The process answers."""
+        """Check that the process responds."""
         return HealthOut(status="ok")
 
     @app.get("/readyz")
     def readyz() -> HealthOut:
-        """The store and the encoder answer."""
+        """Check that the store and the encoder respond."""
         memories.store.vector_format()
         memories.encoder.ready()
         return HealthOut(status="ok")
 
 
-def _add_measures(app: APIRouter, measures: Measures) -> None:
+def _add_metrics_route(app: APIRouter, metrics: Metrics) -> None:
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-    async def metrics() -> Response:
-        """Counters in Prometheus' text format."""
-        return Response(generate_latest(measures.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+    async def prometheus() -> Response:
+        """Return metrics in Prometheus text format."""
+        return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-# ---------------------------------------------------------------- serving
+def _encoded(*position: str | float) -> str:
+    """The cursor of the page after a position."""
+    return base64.urlsafe_b64encode(json.dumps(position).encode()).decode().rstrip("=")
+
+
+def _decoded(cursor: str, kind: TypeAdapter[Any]) -> Any:
+    try:
+        return kind.validate_json(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except ValueError as error:
+        raise NotFound("invalid cursor; omit it to start from the first page.") from error
 
 
 def serve(
-    memories: NamedMemories,
+    memories: TenantMemories,
     *,
     tenant: str,
     host: str,
@@ -345,41 +329,46 @@ def serve(
     per_second: float = 0,
     consolidate_after_seconds: float = 0,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; requests that have begun are finished first.
+    """Serve until SIGTERM or SIGINT; requests in progress are finished first.
 
     Args:
-        auth: whether to ask for tokens; None does so wherever others could ask.
-        per_second: requests of each caller in the long run; 0 for any number.
-        consolidate_after_seconds: without anything new; 0 consolidates only when asked.
+        memories: the memories of all tenants.
+        tenant: the tenant of all requests if tokens are not required.
+        host: the address to listen on.
+        port: the TCP port.
+        auth: require bearer tokens; None requires them unless `host` is the loopback address.
+        per_second: sustained requests per second of each caller; 0 for no limit.
+        consolidate_after_seconds: consolidate a memory after this time without new turns; 0 for never.
 
-    Raises Refused where others could ask without a token, nobody could with one, or there is no such port.
+    Raises:
+        InvalidRequest: the address cannot be used, or tokens are required and none exists.
     """
     import uvicorn
 
     if port > 65_535:
-        raise Refused(f"there is no port {port}; the highest is 65535.")
-    here = host in ("127.0.0.1", "::1", "localhost")
-    if auth is False and not here:
-        raise Refused(f"{host} can be reached from elsewhere, where tokens are always asked for; leave --no-auth out.")
-    access = Access(memories.store) if auth or not here else None
-    if access and not access.keys():
+        raise InvalidRequest(f"port {port} does not exist; the highest is 65535.")
+    is_local = host in ("127.0.0.1", "::1", "localhost")
+    if auth is False and not is_local:
+        raise InvalidRequest(f"{host} accepts remote connections, which always require tokens; omit --no-auth.")
+    tokens = AccessTokens(memories.store) if auth or not is_local else None
+    if tokens and not tokens.issued():
         url = without_password(memories.memory_url)
-        raise Refused(f"{url} holds no token yet; make one with: memometer token NAME --memory-url {url}")
-    memories.sweep()
-    memories.encoder.ready()  # what cannot work is told before the first request
+        raise InvalidRequest(f"{url} has no access token; create one with: memometer token NAME --memory-url {url}")
+    memories.registry.remove_orphans()
+    memories.encoder.ready()  # fail before the first request
     hosts = ("127.0.0.1", "localhost", "[::1]")
-    app = application(memories, tenant=tenant, access=access, rate=Rate(per_second), hosts=hosts)
+    app = application(memories, tenant=tenant, tokens=tokens, rate=RateLimiter(per_second), hosts=hosts)
     try:
-        listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        why = os.strerror(error.errno or 0)
-        raise Refused(f"port {port} of {host} is not free ({why}); name another with --port.") from error
-    print(f"Serving on http://{host}:{port} (Ctrl-C ends it); what there is to ask: /docs", flush=True)
+        reason = os.strerror(error.errno or 0)
+        raise InvalidRequest(f"cannot listen on {host}:{port} ({reason}); choose another --port.") from error
+    print(f"Serving on http://{host}:{port} (API reference: /docs; stop with Ctrl-C)", flush=True)
     with ExitStack() as stack:
-        stack.enter_context(small_heaps())
+        stack.enter_context(trimmed_heap())
         if consolidate_after_seconds:
             idle = IdleConsolidation(memories.store, after_seconds=consolidate_after_seconds, now=memories.now)
-            memories.observed = stack.enter_context(idle).touch
-        stack.enter_context(listening)
+            memories.on_observed = stack.enter_context(idle).touch
+        stack.enter_context(listener)
         settings = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=60)
-        uvicorn.Server(settings).run(sockets=[listening])
+        uvicorn.Server(settings).run(sockets=[listener])

@@ -1,91 +1,89 @@
-"""What the service is told and what it says, as JSON."""
+"""JSON schemas of the REST service: request bodies (`...In`) and responses (`...Out`)."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from memometer.budget import Recall
-from memometer.serve.tenants import DEFAULT_NAME, DEFAULT_SYSTEM, MOST_AT_ONCE, NAME, Named, Said
+from memometer.serve.registry import DEFAULT_MEMORY, DEFAULT_SYSTEM, NAME_PATTERN, MemoryEntry
+from memometer.serve.tenants import MAX_TURNS, NewTurn
 from memometer.store.episode import Episode, ScopeSize, SearchResult
 from memometer.store.protocol import Consolidated
 from memometer.store.turn_conversion import turn_of
 from memometer.systems import SYSTEMS
 
 
-def _only(*kinds: type) -> BeforeValidator:
-    """JSON's types are meant: no number in a string, no truth as a number."""
+def _strictly(*types: type) -> BeforeValidator:
+    """Accept these JSON types only: no number in a string, no boolean as a number."""
 
     def check(value: Any) -> Any:
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise ValueError(f"it is {type(value).__name__}, not {kinds[0].__name__}")
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            raise ValueError(f"expected {types[0].__name__}, got {type(value).__name__}")
         return value
 
     return BeforeValidator(check)
 
 
-def _moment(value: Any) -> Any:
-    if not isinstance(value, str) or value[4:5] != "-":  # pydantic would take a number, and a number in a string
-        raise ValueError("it is no time; write one like 2024-05-08T14:30:00Z")
+def _iso_time(value: Any) -> Any:
+    if not isinstance(value, str) or value[4:5] != "-":  # pydantic also accepts Unix times
+        raise ValueError("expected an ISO 8601 time such as 2024-05-08T14:30:00Z")
     return value
 
 
 Text = Annotated[str, Field(min_length=1, max_length=10_000, pattern=r"^[^\x00]*$")]
-Line = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
-Name = Annotated[str, Field(pattern=f"^{NAME}$")]
+ShortText = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
 Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
-Tokens = Annotated[int, Field(ge=1, le=200_000), _only(int, float)]
-Moment = Annotated[datetime, BeforeValidator(_moment)]
+Tokens = Annotated[int, Field(ge=1, le=200_000), _strictly(int, float)]
+Time = Annotated[datetime, BeforeValidator(_iso_time)]
 
 
-class Told(BaseModel):
-    """What comes in: nothing that is not known here."""
-
+class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class TurnIn(Told):
-    """Something to remember. What is left out is filled in: time by the clock, session by the day, id by chance."""
+class TurnIn(_Body):
+    """A turn to store. Missing fields get defaults: the current time, a session per day, a random id."""
 
     text: Text
-    speaker: Line = "user"
-    said_at: Moment | None = None
-    session: Annotated[int, Field(ge=0, le=2**31), _only(int, float)] | None = None
+    speaker: ShortText = "user"
+    said_at: Time | None = None
+    session: Annotated[int, Field(ge=0, le=2**31), _strictly(int, float)] | None = None
     caption: Text | None = None
     id: Id | None = None
 
-    def said(self) -> Said:
-        return Said(self.text, self.speaker, self.said_at, self.session, self.caption, self.id)
+    def turn(self) -> NewTurn:
+        return NewTurn(self.text, self.speaker, self.said_at, self.session, self.caption, self.id)
 
 
 class StoreIn(TurnIn):
-    memory: Name = DEFAULT_NAME
-    importance: Annotated[float, Field(ge=0, le=1), _only(float, int)] = 0.5
+    memory: Name = DEFAULT_MEMORY
+    importance: Annotated[float, Field(ge=0, le=1), _strictly(float, int)] = 0.5
 
 
-class ObserveIn(Told):
-    turns: Annotated[list[TurnIn], Field(min_length=1, max_length=MOST_AT_ONCE)]
+class ObserveIn(_Body):
+    turns: Annotated[list[TurnIn], Field(min_length=1, max_length=MAX_TURNS)]
 
 
-class CreateIn(Told):
+class CreateIn(_Body):
     system: Annotated[str, Field(json_schema_extra={"enum": sorted(SYSTEMS)})] = DEFAULT_SYSTEM
 
 
-class RecallIn(Told):
-    question: Text
-    budget_tokens: Tokens = 2048
-    at: Moment | None = None
-
-
-class AnswerIn(Told):
+class AnswerIn(_Body):
     question: Text
     budget_tokens: Tokens = 2048
 
 
-class ConsolidateIn(Told):
-    memory: Name = DEFAULT_NAME
+class RecallIn(AnswerIn):
+    at: Time | None = None
+
+
+class ConsolidateIn(_Body):
+    memory: Name = DEFAULT_MEMORY
 
 
 class StoredOut(BaseModel):
@@ -104,30 +102,37 @@ class TurnOut(BaseModel):
     uses: int
 
     @classmethod
-    def of(cls, episode: Episode) -> TurnOut:
-        return cls(**_turn(episode))
+    def of(cls, episode: Episode, **scores: Any) -> Self:
+        """Convert an episode; `scores` are the further fields of FoundOut."""
+        turn = turn_of(episode)
+        said_at = turn.said_at.replace(tzinfo=turn.said_at.tzinfo or UTC)
+        return cls(**asdict(turn) | {"said_at": said_at}, importance=episode.importance, uses=episode.uses, **scores)
 
 
 class FoundOut(TurnOut):
-    """A turn and how well it fits: `score` is the weighted sum of the others."""
+    """A retrieved turn. `score` combines `lexical`, `dense` and `recency`; a higher score is better."""
 
     score: float
     lexical: float
     dense: float
     recency: float
 
-    @classmethod
-    def found(cls, hit: SearchResult) -> FoundOut:
-        return cls(**_turn(hit.episode), score=hit.score, lexical=hit.lexical, dense=hit.dense, recency=hit.recency)
-
 
 class RetrievedOut(BaseModel):
     memory: str
     found: list[FoundOut]
 
+    @classmethod
+    def of(cls, memory: str, found: list[SearchResult]) -> RetrievedOut:
+        rows = [
+            FoundOut.of(hit.episode, score=hit.score, lexical=hit.lexical, dense=hit.dense, recency=hit.recency)
+            for hit in found
+        ]
+        return cls(memory=memory, found=rows)
+
 
 class RecallOut(BaseModel):
-    """`tokens` counts `text` exactly, and is at most what was asked for; `ids` are in the order of time."""
+    """`tokens` is the exact count of `text`, at most the budget. `ids` are in time order."""
 
     text: str
     tokens: int
@@ -144,16 +149,16 @@ class AnswerOut(BaseModel):
 
 
 class ConsolidatedOut(BaseModel):
-    """The id of each turn that now stands for others, with theirs; and those that were forgotten."""
+    """`merged` maps each remaining turn to the near-duplicates merged into it; `forgotten` are archived turns."""
 
     memory: str
     merged: dict[str, list[str]]
     forgotten: list[str]
 
     @classmethod
-    def of(cls, name: str, done: Consolidated) -> ConsolidatedOut:
-        merged = {id: list(others) for id, others in done.merged.items()}
-        return cls(memory=name, merged=merged, forgotten=list(done.forgotten))
+    def of(cls, memory: str, result: Consolidated) -> ConsolidatedOut:
+        merged = {id: list(others) for id, others in result.merged.items()}
+        return cls(memory=memory, merged=merged, forgotten=list(result.forgotten))
 
 
 class MemoryOut(BaseModel):
@@ -164,10 +169,10 @@ class MemoryOut(BaseModel):
     archived: int
 
     @classmethod
-    def of(cls, named: Named, size: ScopeSize) -> MemoryOut:
-        created_at = datetime.fromtimestamp(named.created_at, UTC)
+    def of(cls, entry: MemoryEntry, size: ScopeSize) -> MemoryOut:
+        created_at = datetime.fromtimestamp(entry.created_at, UTC)
         return cls(
-            name=named.name, system=named.system, created_at=created_at, turns=size.episodes, archived=size.archived
+            name=entry.name, system=entry.system, created_at=created_at, turns=size.episodes, archived=size.archived
         )
 
 
@@ -178,14 +183,14 @@ class StatsOut(BaseModel):
 
 
 class MemoriesOut(BaseModel):
-    """A page, in the order of names. `next` is the cursor of the next one; null on the last."""
+    """A page of memories, sorted by name. `next` is the cursor of the next page, null on the last one."""
 
     memories: list[MemoryOut]
     next: str | None
 
 
 class TurnsOut(BaseModel):
-    """A page, the latest first. `next` is the cursor of the next one; null on the last."""
+    """A page of turns, newest first. `next` is the cursor of the next page, null on the last one."""
 
     turns: list[TurnOut]
     next: str | None
@@ -193,17 +198,3 @@ class TurnsOut(BaseModel):
 
 class HealthOut(BaseModel):
     status: str
-
-
-def _turn(episode: Episode) -> dict[str, Any]:
-    turn = turn_of(episode)
-    return {
-        "id": turn.id,
-        "speaker": turn.speaker,
-        "text": turn.text,
-        "said_at": turn.said_at.replace(tzinfo=turn.said_at.tzinfo or UTC),
-        "session": turn.session,
-        "caption": turn.caption,
-        "importance": episode.importance,
-        "uses": episode.uses,
-    }

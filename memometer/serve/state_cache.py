@@ -1,90 +1,92 @@
-"""The states of named memories: made from a scope's turns when they are asked for, and kept while they are current."""
+"""Cache of memory states: built from the turns of a scope on demand, and updated when the scope changes."""
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from cachetools import LRUCache
+
 from memometer.budget import Recall, State, TokenCounter, Turn
 from memometer.models.encoders import Encoder
-from memometer.serve.answering import Answers
+from memometer.serve.answering import AnswerModel
 from memometer.store.protocol import Store
 from memometer.store.turn_conversion import in_time_order, turn_of
 from memometer.systems import load
 
-MOST_KEPT = 32
-"""States in memory; the one that was not asked for longest goes first, and is made again when it is."""
+MAX_STATES = 32
+"""States in the cache; the least recently used one is dropped and built again on demand."""
 
 
 @dataclass
-class Kept:
-    """A state and the change of its scope that it is of."""
+class CachedState:
+    """A state, and the change count of its scope when it was built."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     state: State | None = None
     changes: int = -1
 
 
-class States:
-    """Recalls by any registered system from the turns in a store."""
+class StateCache:
+    """Recalls with any registered memory system from the turns in a store.
 
-    def __init__(self, store: Store, encoder: Encoder, count: TokenCounter, answers: Answers) -> None:
+    Args:
+        store: holds the turns.
+        encoder: for systems that need one.
+        count: counts the tokens of a recall.
+        model: for systems that write with a model.
+    """
+
+    def __init__(self, store: Store, encoder: Encoder, count: TokenCounter, model: AnswerModel) -> None:
         self._store = store
         self._encoder = encoder
         self._count = count
-        self._answers = answers
+        self._model = model
         self._lock = threading.Lock()
-        self._kept: OrderedDict[str, Kept] = OrderedDict()
-        self._system = cache(self._made)
+        self._states: LRUCache[str, CachedState] = LRUCache(MAX_STATES)
+        self._system = cache(self._build_system)
 
     def recall(self, scope: str, system: str, question: str, budget_tokens: int) -> Recall:
-        """As the system's own."""
+        """Return the system's recall for a question, at most `budget_tokens` long."""
         with self.of(scope, system) as (memory, state):
             recall: Recall = memory.checked_recall(state, question, budget_tokens)
             return recall
 
     @contextmanager
     def of(self, scope: str, system: str) -> Iterator[tuple[Any, Any]]:
-        """(memory, its state), for one at a time, because bringing a state up to date changes it."""
+        """Yield (memory system, its current state of a scope). The state is locked, because an update changes it."""
         memory = self._system(system)
         with self._lock:
-            kept = self._kept.setdefault(scope, Kept())
-            self._kept.move_to_end(scope)
-            while len(self._kept) > MOST_KEPT:
-                self._kept.popitem(last=False)
-        with kept.lock:
-            self._bring_up_to_date(kept, scope, memory)
-            yield memory, kept.state
+            cached = self._states.setdefault(scope, CachedState())
+        with cached.lock:
+            self._update(cached, scope, memory)
+            yield memory, cached.state
 
     def drop(self, scope: str) -> None:
-        """Forget a state."""
+        """Remove the state of a scope from the cache."""
         with self._lock:
-            self._kept.pop(scope, None)
+            self._states.pop(scope, None)
 
-    def _bring_up_to_date(self, kept: Kept, scope: str, memory: Any) -> None:
+    def _update(self, cached: CachedState, scope: str, memory: Any) -> None:
         changes = self._store.size(scope).changes
-        if kept.state is not None and kept.changes == changes:
+        if cached.state is not None and cached.changes == changes:
             return
         turns = [turn_of(e) for e in in_time_order(e for e in self._store.scan(scope) if not e.archived)]
-        state = kept.state
+        state = cached.state
         if state is None or state.turns != turns[: len(state.turns)]:
             state = memory.new()
-        kept.state = None  # not to be believed, should observing fail in the middle
+        cached.state = None  # if observing fails half-way, the state is rebuilt
         self._observe(memory, state, turns[len(state.turns) :])
-        kept.state, kept.changes = state, changes
+        cached.state, cached.changes = state, changes
 
-    def _observe(self, memory: Any, state: State, turns: Iterable[Turn]) -> None:
-        if memory.needs_model:
-            with self._answers.reading():
-                memory.observe(state, list(turns))
-        else:
-            memory.observe(state, list(turns))
+    def _observe(self, memory: Any, state: State, turns: Sequence[Turn]) -> None:
+        with self._model.as_dspy_model() if memory.needs_model else nullcontext():
+            memory.observe(state, turns)
 
-    def _made(self, system: str) -> Any:
+    def _build_system(self, system: str) -> Any:
         kind: Any = load(system)
         return kind(count=self._count, encoder=self._encoder) if kind.needs_encoder else kind(count=self._count)

@@ -1,87 +1,44 @@
-"""Memories by tenant and name, kept in a store: what the service, the MCP server and the command line have in common.
+"""Memories by tenant and name in one store: the common basis of the command line, REST, MCP and DSPy tools.
 
-    memories = NamedMemories("sqlite:///memory.db")
-    memories.observe("ada", "diary", [Said("I sold the kayak.", speaker="Nadia")])     # there when it returns
+    memories = TenantMemories("sqlite:///memory.db")
+    memories.observe("ada", "diary", [NewTurn("I sold the kayak.", speaker="Nadia")])
     memories.recall("ada", "diary", "Who sold a kayak?", budget_tokens=400).text
 
-A memory is the turns that it was told, each an episode in a scope of its own. What a system makes of them is made from
-them again whenever it is asked for, so that processes share one store and nothing is lost with one. A tenant sees
-nothing of another's.
+A memory is a list of turns, stored as episodes in a scope of its own. Memory systems are rebuilt from these turns on
+demand, so several processes can share one store. Tenants cannot see each other's memories.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
-from typing import TypeVar
 
 from memometer import store
 from memometer.budget import Recall, TokenCounter, Turn
-from memometer.cartridge.container import CartridgeError
 from memometer.models.concurrency_limited import Gated
-from memometer.models.encoders import Encoder, EncoderUnavailable
-from memometer.serve.answering import Answers, NoModel
-from memometer.serve.state_cache import States
+from memometer.models.encoders import Encoder
+from memometer.serve.answering import AnswerModel
+from memometer.serve.registry import DEFAULT_SYSTEM, AlreadyExists, InvalidRequest, MemoryEntry, MemoryRegistry
+from memometer.serve.state_cache import StateCache
 from memometer.store import turn_conversion
-from memometer.store.episode import Conflict, Episode, ScopeSize, SearchResult, StoreError
+from memometer.store.episode import Conflict, Episode, ScopeSize, SearchResult
 from memometer.store.protocol import Consolidated, Store
-from memometer.systems import SYSTEMS
 from memometer.token_counters import counter_for
 
-DEFAULT_NAME = "default"
-DEFAULT_SYSTEM = "episodic"
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-"""What tenants and memories may be called."""
+MAX_TURNS = 1000
+"""Turns per call of `observe`."""
 
-MOST_AT_ONCE = 1000
-"""Turns observed, or episodes asked for, at a time."""
-
-MOST_TEXT_BYTES = 2**20
-"""Of a turn."""
-
-SWEEP_AFTER_SECONDS = 86_400
-"""What is in no list for so long was left behind; before, it may be on its way."""
-
-T = TypeVar("T")
-
-
-class NotThere(LookupError):
-    """Nothing has that name; the message is one sentence for the user."""
-
-
-class Taken(ValueError):
-    """A name or an id belongs to something else already; the message is one sentence for the user."""
-
-
-class Refused(ValueError):
-    """What is asked cannot be done; the message is one sentence for the user."""
-
-
-TOLD = (NotThere, Taken, Refused, NoModel, CartridgeError, EncoderUnavailable, StoreError)
-"""What a caller can mend, or is to be told: the message is one sentence."""
+MAX_TURN_BYTES = 2**20
+"""UTF-8 bytes of a turn."""
 
 
 @dataclass(frozen=True)
-class Named:
-    """A memory. `created_at` is in Unix seconds, `scope` is where its turns are: another one after an import."""
-
-    name: str
-    system: str
-    created_at: float
-    scope: str
-
-
-@dataclass(frozen=True)
-class Said:
-    """What somebody wants remembered. What is None is filled in: the time by the clock, the session by the day, the id
-    by chance, or from the request's key, so that repeating a request repeats nothing."""
+class NewTurn:
+    """A turn to store. Missing fields get defaults: the current time, a session per day, a random id."""
 
     text: str
     speaker: str = "user"
@@ -91,18 +48,16 @@ class Said:
     id: str | None = None
 
 
-class NamedMemories:
-    """Safe in several threads, and beside other processes on the same store.
+class TenantMemories:
+    """The memories of all tenants in a store. Thread-safe; other processes may use the same store.
 
     Args:
-        memory_url: of the store.
-        encoder: makes the vectors (memometer/models/encoders.py); None for the default one, loaded at first use.
-        tokenizer: counts budgets (memometer/token_counters.py).
-        model: reads memories for `answer` and writes those of systems that a model writes
-        (memometer/models/resolve_models.py);
-            None for the default one, loaded at first use.
-        api_base: of that model.
-        now: the time, in Unix seconds.
+        memory_url: URL of the store (memometer/store/__init__.py).
+        encoder: an encoder or its name; None for the default one. Loaded at first use.
+        tokenizer: tokenizer that budgets are counted with (memometer/token_counters.py).
+        model: model of `answer` and of systems that write with a model; None for the default one. Loaded at first use.
+        api_base: URL of an OpenAI-compatible server for `model`.
+        now: returns the current time in Unix seconds.
     """
 
     def __init__(
@@ -120,269 +75,165 @@ class NamedMemories:
         self.encoder = Gated(encoder)
         self.count: TokenCounter = counter_for(tokenizer=tokenizer)
         self.now = now
-        self.observed: Callable[[str], object] = lambda _: None
-        """Called with the scope of what was observed (memometer/store/consolidation.py)."""
-        self._answers = Answers(model, api_base=api_base)
-        self.states = States(self.store, self.encoder, self.count, self._answers)
-        self._listing = threading.Lock()  # not every store can replace what is listed in one step
-        self._known: dict[str, tuple[int, dict[str, Named]]] = {}
+        self.on_observed: Callable[[str], object] = lambda _: None
+        """Called with the scope after each `observe` (memometer/store/consolidation.py)."""
+        self._model = AnswerModel(model, api_base=api_base)
+        self.states = StateCache(self.store, self.encoder, self.count, self._model)
+        self.registry = MemoryRegistry(self.store, now=now, on_clear=self.states.drop)
 
     def close(self) -> None:
+        """Close the store."""
         store.close(self.memory_url)
 
-    # ------------------------------------------------------------ which there are
-
-    def all(self, tenant: str) -> list[Named]:
-        """A tenant's memories, by name."""
-        return sorted(self._of(tenant).values(), key=lambda named: named.name)
-
-    def find(self, tenant: str, name: str) -> Named:
-        """The memory of a name. The default one is made where there is none; of others raises NotThere."""
-        found = self._of(tenant).get(name)
-        if found is None and name == DEFAULT_NAME:
-            found, _ = self.create(tenant, name)
-        if found is None:
-            raise NotThere(f"there is no memory {name!r}; add something to it, or list those that there are.")
-        return found
-
-    def create(self, tenant: str, name: str, *, system: str = DEFAULT_SYSTEM) -> tuple[Named, bool]:
-        """The memory of a name, and whether it is new.
-
-        Raises Taken where there is one of another system, Refused for a name or a system that cannot be.
-        """
-        named = self._fresh(tenant, name, system)
-        with self._listing, self.store.transaction():
-            self.store.change(_registry(tenant))  # from here on nobody else changes it
-            if entries := self.store.get(_registry(tenant), [name]):
-                found = _named(entries[0])
-                if found.system != system:
-                    raise Taken(f"there is a memory {name!r} already, and its system is {found.system}, not {system}.")
-                return found, False
-            self.store.change(_registry(tenant), add=[_entry(named)])
-        return named, True
-
-    def ensure(self, tenant: str, name: str) -> Named:
-        """The memory of a name, made where there is none."""
-        return self._of(tenant).get(name) or self.create(tenant, name)[0]
-
-    def delete(self, tenant: str, name: str) -> int:
-        """Remove a memory with all that it holds, for good. How many turns there were."""
-        self.find(tenant, name)
-        with self._listing, self.store.transaction():
-            self.store.change(_registry(tenant))  # from here on nobody exchanges it
-            listed = self.store.get(_registry(tenant), [name])
-            self.store.delete(_registry(tenant), [name])
-        return sum(self._clear(_named(entry).scope) for entry in listed)
-
-    def exchange(self, tenant: str, name: str, *, system: str, fill: Callable[[str], object]) -> Named:
-        """Put a memory in the place of the one of a name, or of none, in one step: `fill` has stored all of it in the
-        scope that it is told. What that raises leaves everything as it was.
-
-        What is observed while it fills goes into the old one, and with it.
-        """
-        named = self._fresh(tenant, name, system)
-        try:
-            fill(named.scope)
-            with self._listing:
-                old = self.store.replace(_registry(tenant), _entry(named))
-        except BaseException:  # Ctrl-C too must leave everything as it was
-            self._clear(named.scope)
-            raise
-        if old:
-            self._clear(_named(old).scope)
-        return named
-
-    def sweep(self) -> int:
-        """Remove what exchanges and removals that were killed have left behind. How many turns there were."""
-        kept = {named.scope for scope in self.store.scopes() if scope.count("/") == 0 for named in self._listed(scope)}
-        left = [scope for scope in self.store.scopes() if re.fullmatch(rf"tenant:{NAME}/{NAME}/\d+-\w+", scope)]
-        young = self.now() - SWEEP_AFTER_SECONDS
-        return sum(self._clear(s) for s in left if s not in kept and int(s.rpartition("/")[2].split("-")[0]) < young)
-
-    # ------------------------------------------------------------ what they hold
-
     def observe(
-        self, tenant: str, name: str, said: Sequence[Said], *, key: str | None = None, importance: float = 0.5
+        self, tenant: str, name: str, turns: Sequence[NewTurn], *, key: str | None = None, importance: float = 0.5
     ) -> list[str]:
-        """Remember, in the order of time; all is there when it returns. The ids.
+        """Store turns in time order. They are durable when this returns.
 
         Args:
-            key: of the request. The ids that are not given follow from it, so that a request that is repeated, by a
-                client that saw no reply, is remembered once.
+            tenant: the owner.
+            name: the memory.
+            turns: at most MAX_TURNS.
+            key: idempotency key. Missing ids are derived from it, so a repeated request stores nothing again.
+            importance: from 0 to 1, for the ranking.
 
-        Raises Taken where an id or the key belongs to something else, Refused for too many at once.
+        Returns:
+            The ids, in the order of `turns`.
+
+        Raises:
+            NotFound: there is no memory of this name.
+            AlreadyExists: an id or the key belongs to other content.
+            InvalidRequest: there are too many turns, a turn is too long, or two ids are equal.
         """
-        if len(said) > MOST_AT_ONCE:
-            raise Refused(f"{len(said):,} turns are too many at once; send up to {MOST_AT_ONCE:,}.")
-        ids = [one.id or _id(tenant, key, place) for place, one in enumerate(said)]
+        if len(turns) > MAX_TURNS:
+            raise InvalidRequest(f"got {len(turns):,} turns; send at most {MAX_TURNS:,} at once.")
+        ids = [turn.id or _new_id(tenant, key, index) for index, turn in enumerate(turns)]
         if len(set(ids)) < len(ids):
-            raise Refused("two turns have one id; give each its own.")
+            raise InvalidRequest("two turns have the same id; ids must be unique.")
 
-        def write(named: Named) -> list[str]:
-            for last in (False, True):
-                known = {episode.id: episode for episode in self.store.get(named.scope, ids)}
-                turns = [self._turn(one, id, known.get(id)) for one, id in zip(said, ids, strict=True)]
-                turns.sort(key=turn_conversion.at_of)
-                size = self.store.size(named.scope)
+        def write(entry: MemoryEntry) -> list[str]:
+            for attempt in (1, 2):
+                known = {episode.id: episode for episode in self.store.get(entry.scope, ids)}
+                complete = [self._turn(turn, id, known.get(id)) for turn, id in zip(turns, ids, strict=True)]
+                new = sorted((turn for turn in complete if turn.id not in known), key=turn_conversion.at_of)
                 try:
-                    turn_conversion.observe(
-                        self.store,
-                        named.scope,
-                        turns,
-                        encoder=self.encoder,
-                        number=size.episodes + size.archived,
-                        importance=importance,
-                    )
+                    turn_conversion.store_new(self.store, entry.scope, new, encoder=self.encoder, importance=importance)
                     break
-                except Conflict as error:  # the same request at the same time
-                    if last:
-                        raise Taken(str(error)) from error
-            self.observed(named.scope)
+                except Conflict as error:  # the same request ran at the same time; the next attempt sees its turns
+                    if attempt == 2:
+                        raise AlreadyExists(str(error)) from error
+            self.on_observed(entry.scope)
             return ids
 
-        return self.on(tenant, name, write)
+        return self.registry.apply(tenant, name, write)
 
     def recall(self, tenant: str, name: str, question: str, *, budget_tokens: int, at: float | None = None) -> Recall:
-        """What the memory's system shows for a question; `tokens <= budget_tokens`, always."""
+        """Return the text that the memory's system shows for a question.
 
-        def read(named: Named) -> Recall:
-            if named.system != DEFAULT_SYSTEM:
-                return self.states.recall(named.scope, named.system, question, budget_tokens)
+        Args:
+            tenant: the owner.
+            name: the memory.
+            question: any text.
+            budget_tokens: upper limit of `Recall.tokens`.
+            at: time of the question in Unix seconds; None for the time of the newest turn.
+        """
+
+        def read(entry: MemoryEntry) -> Recall:
+            if entry.system != DEFAULT_SYSTEM:
+                return self.states.recall(entry.scope, entry.system, question, budget_tokens)
             return turn_conversion.recall(
-                self.store, named.scope, question, budget_tokens, encoder=self.encoder, count=self.count, at=at
+                self.store, entry.scope, question, budget_tokens, encoder=self.encoder, count=self.count, at=at
             )
 
-        return self.on(tenant, name, read)
+        return self.registry.apply(tenant, name, read)
 
     def retrieve(self, tenant: str, name: str, question: str, *, k: int, at: float | None = None) -> list[SearchResult]:
-        """The k turns that fit best by words and meaning, the best first, whatever the memory's system."""
+        """Return the k best turns by words and meaning, best first, independent of the memory's system."""
         vector = self.encoder([question])[0]
-        when = self.now() if at is None else at
+        at = self.now() if at is None else at
 
-        def read(named: Named) -> list[SearchResult]:
-            return self.store.retrieve_similar(named.scope, question, vector, k, at=when)
+        def read(entry: MemoryEntry) -> list[SearchResult]:
+            return self.store.retrieve_similar(entry.scope, question, vector, k, at=at)
 
-        return self.on(tenant, name, read)
+        return self.registry.apply(tenant, name, read)
 
     def answer(self, tenant: str, name: str, question: str, *, budget_tokens: int) -> tuple[str, Recall]:
-        """What the model answers from what the memory shows."""
+        """Answer a question with the language model.
+
+        Returns:
+            The answer, and the recall that the model read.
+
+        Raises:
+            ModelUnavailable: the model cannot be loaded or does not answer.
+        """
         recall = self.recall(tenant, name, question, budget_tokens=budget_tokens)
-        return self._answers.read(recall.text, question), recall
+        return self._model.read(recall.text, question), recall
 
     def newest(self, tenant: str, name: str, *, k: int, before: tuple[float, str] | None = None) -> list[Episode]:
-        """The k latest turns, as episodes; those after a given one (its time and id) in this order."""
+        """Return the k newest turns as episodes, newest first.
 
-        def read(named: Named) -> list[Episode]:
+        Args:
+            tenant: the owner.
+            name: the memory.
+            k: the number of turns.
+            before: (time, id) of the last turn of the previous page.
+        """
+
+        def read(entry: MemoryEntry) -> list[Episode]:
             with self.store.snapshot():
-                rows = self.store.newest(named.scope, k, before)
-                return self.store.get(named.scope, self.store.ids(named.scope, rows))
+                rows = self.store.newest(entry.scope, k, before)
+                return self.store.get(entry.scope, self.store.ids(entry.scope, rows))
 
-        return self.on(tenant, name, read)
+        return self.registry.apply(tenant, name, read)
 
-    def forget(self, tenant: str, name: str, ids: Sequence[str], *, for_good: bool = False) -> list[str]:
-        """Archive turns, so that nothing finds them, or remove them for good. Those that there were."""
+    def forget(self, tenant: str, name: str, ids: Sequence[str], *, permanent: bool = False) -> list[str]:
+        """Archive turns, which excludes them from recall, or delete them permanently.
 
-        def write(named: Named) -> list[str]:
-            found = [e.id for e in self.store.get(named.scope, list(dict.fromkeys(ids))) if for_good or not e.archived]
-            if for_good:
-                self.store.delete(named.scope, found)
+        Returns:
+            The ids that existed.
+        """
+
+        def write(entry: MemoryEntry) -> list[str]:
+            episodes = self.store.get(entry.scope, list(dict.fromkeys(ids)))
+            found = [episode.id for episode in episodes if permanent or not episode.archived]
+            if permanent:
+                self.store.delete(entry.scope, found)
             elif found:
-                self.store.change(named.scope, archive=found)
+                self.store.change(entry.scope, archive=found)
             return found
 
-        return self.on(tenant, name, write)
+        return self.registry.apply(tenant, name, write)
 
     def consolidate(self, tenant: str, name: str, *, at: float | None = None) -> Consolidated:
-        """Merge near-duplicates and archive what is forgotten."""
-        when = self.now() if at is None else at
-        return self.on(tenant, name, lambda named: self.store.consolidate(named.scope, at=when))
+        """Merge near-duplicate turns and archive faded ones."""
+        at = self.now() if at is None else at
+        return self.registry.apply(tenant, name, lambda entry: self.store.consolidate(entry.scope, at=at))
 
     def size(self, tenant: str, name: str) -> ScopeSize:
-        return self.store.size(self.find(tenant, name).scope)
+        """Return the number of turns of a memory."""
+        return self.store.size(self.registry.find(tenant, name).scope)
 
-    # ------------------------------------------------------------ inside
-
-    def on(self, tenant: str, name: str, act: Callable[[Named], T]) -> T:
-        """Act on a memory, and again where it was exchanged for another in the meantime: what is read comes from one
-        memory, and what is written goes into the one that is there."""
-        while True:
-            named = self.find(tenant, name)
-            result = act(named)
-            if self._of(tenant).get(name) == named:
-                return result
-            self._clear(named.scope)  # nobody will look there again
-
-    def _of(self, tenant: str) -> dict[str, Named]:
-        scope = _registry(tenant)
-        with self._listing:
-            changes = self.store.size(scope).changes
-            known = self._known.get(tenant)
-            if known is None or known[0] != changes:
-                known = changes, {named.name: named for named in self._listed(scope)}
-                self._known[tenant] = known
-            return known[1]
-
-    def _listed(self, registry: str) -> list[Named]:
-        return [_named(episode) for episode in self.store.scan(registry)] if registry.startswith("tenant:") else []
-
-    def _clear(self, scope: str) -> int:
-        """Remove all that is in a scope, bit by bit, so that others get their turn. How many there were."""
-        self.states.drop(scope)
-        removed = 0
-        while batch := [episode.id for episode in islice(self.store.scan(scope), 500)]:
-            removed += self.store.delete(scope, batch)
-        return removed
-
-    def _turn(self, one: Said, id: str, known: Episode | None) -> Turn:
-        said_at = one.said_at or datetime.fromtimestamp(self.now() if known is None else known.at, UTC)
+    def _turn(self, new: NewTurn, id: str, known: Episode | None) -> Turn:
+        """Complete a new turn, and check it against the stored turn with the same id."""
+        said_at = new.said_at or datetime.fromtimestamp(self.now() if known is None else known.at, UTC)
         if not 1 < said_at.year < 9999:
-            raise Refused(f"a turn is of the year {said_at.year}; it may be of the years 2 to 9998.")
-        session = said_at.toordinal() if one.session is None else one.session
-        turn = Turn(id, one.speaker, one.text, session, said_at, one.caption)
+            raise InvalidRequest(f"said_at is in the year {said_at.year}; expected a year from 2 to 9998.")
+        session = said_at.toordinal() if new.session is None else new.session
+        turn = Turn(id, new.speaker, new.text, session, said_at, new.caption)
         try:
             size = len(turn.line.encode())
         except UnicodeEncodeError as error:
-            raise Refused("a text is no UTF-8: it holds half a character; send it as UTF-8.") from error
-        if size > MOST_TEXT_BYTES:
-            raise Refused(f"a turn of {size:,} bytes is too long; send up to {MOST_TEXT_BYTES:,} in one.")
-        at = None if one.said_at is None else turn_conversion.at_of(turn)
+            raise InvalidRequest("text contains an unpaired surrogate; send valid UTF-8.") from error
+        if size > MAX_TURN_BYTES:
+            raise InvalidRequest(f"a turn has {size:,} bytes; the limit is {MAX_TURN_BYTES:,}.")
+        at = None if new.said_at is None else turn_conversion.at_of(turn)
         if known and (known.text != turn.line.rstrip("\n") or at not in (None, known.at)):
-            raise Taken(f"another turn has the id {id!r}, or another request had the same key; give this one its own.")
+            raise AlreadyExists(f"id {id!r} or its idempotency key belongs to another turn; use a new one.")
         return turn
 
-    def _fresh(self, tenant: str, name: str, system: str) -> Named:
-        check_name("tenant", tenant)
-        check_name("memory", name)
-        if system not in SYSTEMS:
-            raise Refused(f"there is no memory system {system!r}; there are {', '.join(sorted(SYSTEMS))}.")
-        now = self.now()
-        return Named(name, system, now, f"{_registry(tenant)}/{name}/{int(now)}-{uuid.uuid4().hex[:12]}")
 
-
-def check_name(what: str, given: str) -> None:
-    """Raises Refused for a name that no tenant or memory can have."""
-    if not re.fullmatch(NAME, given):
-        raise Refused(
-            f"no {what} can be called {given!r}; a name is up to 64 letters, digits, dots, dashes and underscores, and "
-            "begins with a letter or digit."
-        )
-
-
-def _registry(tenant: str) -> str:
-    """The scope in which a tenant's memories are listed."""
-    return f"tenant:{tenant}"
-
-
-def _entry(named: Named) -> Episode:
-    return Episode(named.name, "", named.created_at, details={"system": named.system, "scope": named.scope})
-
-
-def _named(entry: Episode) -> Named:
-    return Named(entry.id, str(entry.details["system"]), entry.at, str(entry.details["scope"]))
-
-
-def _id(tenant: str, key: str | None, place: int) -> str:
+def _new_id(tenant: str, key: str | None, index: int) -> str:
     if key is None:
         return uuid.uuid4().hex[:16]
     digest = hashlib.sha256(f"{tenant}\0{key}".encode()).hexdigest()
-    return f"{digest[:24]}.{place}"
+    return f"{digest[:24]}.{index}"

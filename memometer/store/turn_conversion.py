@@ -59,9 +59,7 @@ def turn_of(episode: Episode) -> Turn:
     )
 
 
-def observe(
-    store: Store, scope: str, turns: Sequence[Turn], *, encoder: Encoder, number: int, importance: float = 0.5
-) -> list[Turn]:
+def observe(store: Store, scope: str, turns: Sequence[Turn], *, encoder: Encoder, number: int) -> list[Turn]:
     """Store turns durably. Known turns are skipped, so that a call can be repeated after a crash.
 
     Args:
@@ -70,21 +68,48 @@ def observe(
         turns: turns in time order.
         encoder: encodes the turns.
         number: position of the first new turn in the scope.
-        importance: importance of the new episodes.
 
     Returns:
         The turns that were new.
     """
     known = {episode.id for episode in store.get(scope, [turn.id for turn in turns])}
     new = [turn for turn in turns if turn.id not in known]
-    # One batch per session: the last bits of a vector depend on its batch.
-    for _, session in groupby(new, key=lambda turn: turn.session):
-        said = list(session)
-        episodes = [episode_of(turn, number + n, importance=importance) for n, turn in enumerate(said)]
-        vectors = encoder([turn.header + turn.line for turn in said])
-        store.store_episodes(scope, episodes, vectors, encoder=encoder.name)
-        number += len(said)
+    store_new(store, scope, new, encoder=encoder, number=number)
     return new
+
+
+def store_new(
+    store: Store,
+    scope: str,
+    turns: Sequence[Turn],
+    *,
+    encoder: Encoder,
+    number: int | None = None,
+    importance: float = 0.5,
+) -> None:
+    """Store turns that are not in the scope yet.
+
+    Args:
+        store: store to write.
+        scope: scope to add to.
+        turns: turns in time order.
+        encoder: encodes the turns.
+        number: position of the first turn in the scope; None for the next free one.
+        importance: importance of the episodes.
+
+    Raises:
+        Conflict: an id belongs to another text or time.
+    """
+    if number is None:
+        size = store.size(scope)
+        number = size.episodes + size.archived
+    # One batch per session: the last bits of a vector depend on its batch.
+    for _, group in groupby(turns, key=lambda turn: turn.session):
+        session = list(group)
+        episodes = [episode_of(turn, number + n, importance=importance) for n, turn in enumerate(session)]
+        vectors = encoder([turn.header + turn.line for turn in session])
+        store.store_episodes(scope, episodes, vectors, encoder=encoder.name)
+        number += len(session)
 
 
 def recall(

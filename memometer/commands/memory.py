@@ -1,0 +1,277 @@
+"""The subcommands for daily use of a memory: add, recall, ask, list, forget, export and import."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memometer.errors import UserError
+from memometer.serve import LOCAL_TENANT, default_url, former_default_notice
+
+if TYPE_CHECKING:
+    from memometer.serve.tenants import TenantMemories
+
+BUDGET_TOKENS = 2048
+
+
+# ---------------------------------------------------------------- common parts
+
+
+def store_options(description: str) -> argparse.ArgumentParser:
+    """Return a parser with the options that select a store and an encoder."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument(
+        "--memory-url", metavar="URL", help="URL of the store (default: MEMOMETER_URL, or a file in ~/.local/share)"
+    )
+    parser.add_argument("--encoder", metavar="NAME", help="embedding model (default: minilm)")
+    return parser
+
+
+def memory_options(description: str) -> argparse.ArgumentParser:
+    """Return a parser with the options of a command on one memory."""
+    parser = store_options(description)
+    parser.add_argument(
+        "--memory", type=utf8_text, metavar="NAME", default="default", help="name of the memory (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that select a language model."""
+    parser.add_argument("--model", metavar="NAME", help="language model (default: by the API keys in the environment)")
+    parser.add_argument("--api-base", metavar="URL", help="OpenAI-compatible server for --model")
+
+
+@contextmanager
+def open_memories(args: argparse.Namespace, *, create: bool = False) -> Iterator[TenantMemories]:
+    """Open the store of the command line.
+
+    Args:
+        args: the parsed options of `store_options`.
+        create: create a store at --memory-url if it is missing.
+
+    Raises:
+        UserError: the store cannot be opened, or it is missing.
+    """
+    from memometer.serve.tenants import TenantMemories
+    from memometer.store.url import check_exists
+
+    if args.memory_url and not create:
+        check_exists(args.memory_url)
+    if not args.memory_url and (notice := former_default_notice()):
+        print(notice, file=sys.stderr)
+    model, api_base = getattr(args, "model", None), getattr(args, "api_base", None)
+    memories = TenantMemories(args.memory_url or default_url(), encoder=args.encoder, model=model, api_base=api_base)
+    try:
+        yield memories
+    finally:
+        memories.close()
+
+
+def print_result(args: argparse.Namespace, data: Any, text: str) -> None:
+    """Print a result as text, or as JSON with --json."""
+    print(json.dumps(data, ensure_ascii=False) if args.json else text)
+
+
+def utf8_text(text: str) -> str:
+    """Argument type: text without bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected UTF-8 text") from error
+    return text
+
+
+def limit(text: str) -> int:
+    """Argument type: a count of things to show."""
+    if not text.isdecimal() or not 0 < int(text) <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected an integer from 1 to 1,000,000")
+    return int(text)
+
+
+def _time(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a time such as 2024-05-08T14:30") from error
+
+
+def _turns(count: int) -> str:
+    return "1 turn" if count == 1 else f"{count:,} turns"
+
+
+# ---------------------------------------------------------------- commands
+
+
+def add(argv: Sequence[str] | None = None) -> int:
+    """Store text as turns."""
+    parser = memory_options("Store text as turns of a memory.")
+    parser.add_argument("text", nargs="+", type=utf8_text, help="words of one turn; - reads a turn per line from stdin")
+    parser.add_argument("--speaker", type=utf8_text, default="user", metavar="NAME", help="default: %(default)s")
+    parser.add_argument(
+        "--at", type=_time, metavar="TIME", help="time of the turns, as 2024-05-08T14:30 (default: now)"
+    )
+    parser.add_argument("--system", metavar="NAME", help="memory system of a new memory (default: episodic)")
+    args = parser.parse_args(argv)
+    from memometer.serve.tenants import MAX_TURNS, NewTurn
+
+    texts = [" ".join(args.text)]
+    if texts == ["-"]:
+        try:
+            texts = [line.rstrip("\n") for line in sys.stdin]
+        except UnicodeDecodeError as error:
+            raise UserError(f"standard input is not UTF-8 ({error}); nothing was stored. Send UTF-8 text.") from error
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise UserError("nothing to store; give a text, or - to read lines from standard input.")
+    with open_memories(args, create=True) as memories:
+        if args.system:
+            memories.registry.create(LOCAL_TENANT, args.memory, system=args.system)
+        memories.registry.ensure(LOCAL_TENANT, args.memory)
+        ids: list[str] = []
+        for start in range(0, len(texts), MAX_TURNS):
+            turns = [NewTurn(text, args.speaker, args.at) for text in texts[start : start + MAX_TURNS]]
+            ids += memories.observe(LOCAL_TENANT, args.memory, turns)
+    stored = _turns(len(ids)) if len(ids) > 1 else f"turn {ids[0]}"
+    print_result(args, {"ids": ids}, f"Stored {stored} in memory {args.memory}.")
+    return 0
+
+
+def recall(argv: Sequence[str] | None = None) -> int:
+    """Show the turns that best match a question."""
+    parser = _question_options("Show the turns that best match a question.")
+    args = parser.parse_args(argv)
+    with open_memories(args) as memories:
+        found = memories.recall(LOCAL_TENANT, args.memory, " ".join(args.question), budget_tokens=args.budget_tokens)
+    data = {"text": found.text, "tokens": found.tokens, "ids": list(found.turn_ids)}
+    print_result(args, data, found.text.rstrip("\n") or "No matching turns.")
+    return 0 if found.text else 1
+
+
+def ask(argv: Sequence[str] | None = None) -> int:
+    """Answer a question with a language model."""
+    parser = _question_options("Answer a question with a language model, from recalled turns.")
+    model_options(parser)
+    args = parser.parse_args(argv)
+    question = " ".join(args.question)
+    with open_memories(args) as memories:
+        answer, found = memories.answer(LOCAL_TENANT, args.memory, question, budget_tokens=args.budget_tokens)
+    print_result(args, {"answer": answer, "tokens": found.tokens, "ids": list(found.turn_ids)}, answer)
+    return 0
+
+
+def _question_options(description: str) -> argparse.ArgumentParser:
+    parser = memory_options(description)
+    parser.add_argument("question", nargs="+", type=utf8_text)
+    parser.add_argument(
+        "--budget-tokens",
+        type=limit,
+        default=BUDGET_TOKENS,
+        metavar="N",
+        help="tokens to recall (default: %(default)s)",
+    )
+    return parser
+
+
+def list_turns(argv: Sequence[str] | None = None) -> int:
+    """List the newest turns, or the memories."""
+    parser = memory_options("List the newest turns of a memory, or all memories.")
+    parser.add_argument("--limit", type=limit, default=20, metavar="N", help="number of turns (default: %(default)s)")
+    parser.add_argument("--memories", action="store_true", help="list the memories")
+    args = parser.parse_args(argv)
+    with open_memories(args) as memories:
+        if args.memories:
+            rows = [(entry, memories.store.size(entry.scope)) for entry in memories.registry.entries(LOCAL_TENANT)]
+            data = [
+                {"name": entry.name, "system": entry.system, "turns": size.episodes, "archived": size.archived}
+                for entry, size in rows
+            ]
+            lines = [f"{entry.name:<20} {size.episodes:>9,} turns  {entry.system}" for entry, size in rows]
+        else:
+            found = memories.newest(LOCAL_TENANT, args.memory, k=args.limit)
+            times = [datetime.fromtimestamp(episode.at, UTC) for episode in found]
+            data = [
+                {"id": episode.id, "text": episode.text, "at": time.isoformat(), "uses": episode.uses}
+                for episode, time in zip(found, times, strict=True)
+            ]
+            lines = [f"{t:%Y-%m-%d %H:%M}  {e.id}  {e.text}" for e, t in zip(found, times, strict=True)]
+    print_result(args, data, "\n".join(lines) or f"No {'memories' if args.memories else 'turns'}.")
+    return 0
+
+
+def forget(argv: Sequence[str] | None = None) -> int:
+    """Archive or delete turns."""
+    parser = memory_options("Archive turns, which excludes them from recall, or delete them.")
+    parser.add_argument("ids", nargs="*", type=utf8_text, metavar="ID", help="ids from `memometer list`")
+    parser.add_argument("--for-good", action="store_true", help="delete permanently instead of archiving")
+    parser.add_argument("--everything", action="store_true", help="delete the whole memory permanently")
+    args = parser.parse_args(argv)
+    if args.everything == bool(args.ids):
+        raise UserError("give the ids to forget, or --everything; `memometer list` shows the ids.")
+    with open_memories(args) as memories:
+        if args.everything:
+            count = memories.registry.delete(LOCAL_TENANT, args.memory)
+            print_result(args, {"removed": count}, f"Deleted memory {args.memory} with {_turns(count)}.")
+            return 0
+        gone = memories.forget(LOCAL_TENANT, args.memory, args.ids, permanent=args.for_good)
+    missing = [id for id in args.ids if id not in gone]
+    text = f"{'Deleted' if args.for_good else 'Archived'}: {', '.join(gone) or 'nothing'}."
+    if missing:
+        text += f" Not found: {', '.join(missing)}."
+    print_result(args, {"forgotten": gone, "not_found": missing}, text)
+    return 1 if missing else 0
+
+
+def export(argv: Sequence[str] | None = None) -> int:
+    """Write a memory to a cartridge file."""
+    parser = memory_options("Write a memory to a cartridge file.")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--sign-with", metavar="PEM", type=Path, help="sign with this Ed25519 private key")
+    args = parser.parse_args(argv)
+    from memometer.cartridge.cartridge import CartridgeError, open_manifest
+    from memometer.serve.cartridge_io import export_cartridge
+
+    if args.file.is_file() and args.file.stat().st_size:
+        try:
+            open_manifest(args.file)
+        except CartridgeError as error:
+            raise UserError(f"{args.file} exists and is not a cartridge; choose another file.") from error
+    with open_memories(args) as memories:
+        export_cartridge(memories, LOCAL_TENANT, args.memory, args.file, sign_with=args.sign_with)
+    size = args.file.stat().st_size
+    print_result(args, {"file": str(args.file), "bytes": size}, f"Wrote {args.memory} to {args.file} ({size:,} bytes).")
+    return 0
+
+
+def import_(argv: Sequence[str] | None = None) -> int:
+    """Create a memory from a cartridge file."""
+    parser = memory_options("Create a memory from a cartridge file.")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--replace", action="store_true", help="replace an existing memory and delete its turns")
+    parser.add_argument("--public-key", metavar="PEM", type=Path, help="require a signature of this Ed25519 key")
+    parser.add_argument("--reobserve", action="store_true", help="compute the vectors again if the encoder differs")
+    args = parser.parse_args(argv)
+    from memometer.serve.cartridge_io import import_cartridge
+
+    with open_memories(args, create=True) as memories:
+        existing = [entry for entry in memories.registry.entries(LOCAL_TENANT) if entry.name == args.memory]
+        held = sum(memories.store.size(entry.scope).episodes for entry in existing)
+        if held and not args.replace:
+            raise UserError(
+                f"memory {args.memory} holds {_turns(held)}; give --replace to delete them, or --memory NAME to import "
+                "into another memory."
+            )
+        entry = import_cartridge(
+            memories, LOCAL_TENANT, args.memory, args.file, public_key=args.public_key, reobserve=args.reobserve
+        )
+        count = memories.store.size(entry.scope).episodes
+    data = {"memory": entry.name, "system": entry.system, "turns": count}
+    print_result(args, data, f"Imported {_turns(count)} from {args.file} into memory {entry.name}.")
+    return 0

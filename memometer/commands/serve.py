@@ -1,0 +1,69 @@
+"""`memometer serve`: serve memories over REST and MCP."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+
+from memometer.commands.memory import limit, model_options, open_memories, store_options
+from memometer.errors import UserError
+from memometer.serve import LOCAL_TENANT
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the options of the command."""
+    p = store_options("Serve memories over REST, and over MCP at /mcp. The API reference is at /docs.")
+    p.add_argument("--host", default="127.0.0.1", help="address (default: %(default)s); others require tokens")
+    p.add_argument("--port", type=limit, default=8765, help="default: %(default)s")
+    p.add_argument(
+        "--auth",
+        action=argparse.BooleanOptionalAction,
+        help="require bearer tokens (default: on unless bound to localhost)",
+    )
+    p.add_argument(
+        "--rate",
+        type=_rate,
+        default=100.0,
+        metavar="N",
+        help="requests per second and tenant; 0 for no limit (default: %(default)g)",
+    )
+    p.add_argument(
+        "--consolidate-after",
+        type=limit,
+        default=0,
+        metavar="SECONDS",
+        help="consolidate a memory after this time without new turns (default: never)",
+    )
+    model_options(p)
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until SIGTERM or Ctrl-C."""
+    args = parser().parse_args(argv)
+    try:
+        from memometer.serve.rest import serve
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed; run: pip install 'memometer[service]'") from error
+    with open_memories(args, create=True) as memories:
+        serve(
+            memories,
+            tenant=LOCAL_TENANT,
+            host=args.host,
+            port=args.port,
+            auth=args.auth,
+            per_second=args.rate,
+            consolidate_after_seconds=args.consolidate_after,
+        )
+    return 0
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 <= rate < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of requests, 0 or more")
+    return rate

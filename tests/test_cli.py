@@ -1,0 +1,77 @@
+"""The `memometer` command: help, version, unknown commands, exit codes and interrupts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+from memometer import cli
+from memometer.errors import UserError
+from tests.conftest import ROOT
+
+NAMES = {name: module for commands in cli.COMMANDS.values() for name, (module, _) in commands.items()}
+
+
+def test_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {name} " in text for name in NAMES)
+    assert all(len(line) <= 100 for line in text.splitlines())
+    assert cli.main([]) == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([name, "--help"])
+    assert "usage: " in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("memometer ")
+
+
+@pytest.mark.parametrize(("name", "advice"), [("recal", "recall"), ("exprt", "export"), ("xyzzy", "--help")])
+def test_unknown_command(name: str, advice: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([name]) == 2
+    error = capsys.readouterr().err
+    assert repr(name) in error
+    assert advice in error
+
+
+class InvalidResult(UserError):
+    exit_code = 3
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(UserError("reason"), 2), (InvalidResult("reason"), 3), (KeyboardInterrupt(), 130)]
+)
+def test_errors_become_exit_codes(
+    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(argv: Any) -> int:
+        raise error
+
+    monkeypatch.setattr(import_module("memometer.commands.token"), "main", fail)
+    assert cli.main(["token"]) == code
+    message = capsys.readouterr().err
+    assert message.startswith("memometer token: ")
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["--help"], ["simulate", "--help"]])
+def test_closed_standard_output_is_not_a_traceback(words: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "memometer", *words], stdout=writer, stderr=subprocess.PIPE, cwd=ROOT, check=False
+    )
+    os.close(writer)
+    assert done.stderr == b""
+    assert done.returncode in (0, 4), "argparse ignores the error and exits 0"
