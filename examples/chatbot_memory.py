@@ -1,0 +1,18 @@
+"""A chatbot's memory: add what was said, and recall what fits a question. No key and no language model.
+
+    python examples/chatbot_memory.py
+"""
+
+import tempfile
+
+import memometer
+
+with tempfile.TemporaryDirectory() as folder:
+    memory = memometer.open_memory(f"sqlite:///{folder}/memory.db")
+    memory.add("I sold the kayak to my cousin.", speaker="Nadia")
+    memory.add("The vet closes at six on Fridays.", speaker="Oskar")
+    memory.add("My cousin paid me in honey.", speaker="Nadia")
+
+    recall = memory.recall("Who bought the kayak?", budget_tokens=60)
+    print(recall.text)
+    print(f"{recall.tokens} tokens, turns {', '.join(recall.turn_ids)}")

@@ -1,0 +1,25 @@
+"""A memory system of your own: define it, register it, and measure what it finds on the built-in sample.
+
+    python examples/own_memory.py
+"""
+
+import sys
+
+from locomo.dataset import SAMPLE
+from memometer.commands.evaluate import main
+from memometer.systems import SYSTEMS
+from memory_system import Memory, Recall, State, pack
+
+
+class Longest(Memory[State]):
+    """Show the longest turns first, for any question."""
+
+    def recall(self, state: State, question: str, budget_tokens: int) -> Recall:
+        ranking = sorted(range(len(state.turns)), key=lambda i: -state.line_tokens[i])
+        return pack(state, ranking, budget_tokens, self.count)
+
+
+if __name__ == "__main__":
+    SYSTEMS["longest"] = "__main__:Longest"
+    options = "--recall-only --no-mlflow --split all --budgets 128,256 --systems longest,recent,bm25"
+    sys.exit(main([*options.split(), "--data", str(SAMPLE)]))
