@@ -104,7 +104,9 @@ def python(package: str, purpose: str) -> str:
 def contents() -> str:
     """Return the list of packages as Markdown."""
     rows = [f"| [`{package}`]({package}.md) | {purpose} |" for package, purpose in PACKAGES.items()]
-    return "\n".join(["# Python", "", "Generated from the docstrings.", "", "| package | content |", "|---|---|", *rows, ""])
+    return "\n".join(
+        ["# Python", "", "Generated from the docstrings.", "", "| package | content |", "|---|---|", *rows, ""]
+    )
 
 
 def main() -> int:

@@ -1,6 +1,6 @@
 """A chatbot's memory: add what was said, and recall what fits a question. No key and no language model.
 
-    python examples/chatbot_memory.py
+python examples/chatbot_memory.py
 """
 
 import tempfile

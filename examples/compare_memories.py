@@ -1,6 +1,6 @@
 """Compare memory systems from Python: evidence recall at one budget, on the built-in sample conversation.
 
-    python examples/compare_memories.py
+python examples/compare_memories.py
 """
 
 from statistics import mean

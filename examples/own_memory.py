@@ -1,12 +1,12 @@
 """A memory system of your own: define it, register it, and measure what it finds on the built-in sample.
 
-    python examples/own_memory.py
+python examples/own_memory.py
 """
 
 import sys
 
 from locomo.dataset import SAMPLE
-from memometer.commands.evaluate import main
+from memometer.cli import main
 from memometer.systems import SYSTEMS
 from memory_system import Memory, Recall, State, pack
 
@@ -22,4 +22,4 @@ class Longest(Memory[State]):
 if __name__ == "__main__":
     SYSTEMS["longest"] = "__main__:Longest"
     options = "--recall-only --no-mlflow --split all --budgets 128,256 --systems longest,recent,bm25"
-    sys.exit(main([*options.split(), "--data", str(SAMPLE)]))
+    sys.exit(main(["eval", *options.split(), "--data", str(SAMPLE)]))

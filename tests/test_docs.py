@@ -29,7 +29,7 @@ PAGES = sorted(
     if not path.relative_to(ROOT).as_posix().startswith("docs/reference/python/") and path.name != "command-line.md"
 )
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-SCRIPTS = ("evaluate.py", "optimize.py", "train.py")
+SCRIPTS = {"evaluate.py": "eval", "optimize.py": "optimize", "train.py": "train"}
 GENERATED = ("docs/reference/command-line.md", "docs/reference/python/index.md")
 
 
@@ -52,18 +52,18 @@ RUN = [page for page in PAGES if any(language in ("bash", "python") for language
 
 
 def run(command: str) -> None:
-    """Run one command of a page in this process; the README's two set-up lines run as its job alone."""
-    words = shlex.split(command.split("&&")[-1], comments=True)
+    """Run one command of a page in this process."""
+    words = shlex.split(command, comments=True)
     match words:
         case ["memometer", *rest]:
             code = cli.main(rest)
-        case [python, "-m", "pytest"] if python.endswith("python"):
-            return  # this is it
-        case [python, "-m", module, *rest] if python.endswith("python"):
+        case ["python3", "-m", "venv", *_]:
+            return  # tests/test_readme.py runs these
+        case ["python", "-m", module, *rest]:
             code = import_module(module).main(rest)
-        case [python, script, *rest] if python.endswith("python"):
-            assert script in SCRIPTS, f"only {SCRIPTS} run in the tests: {command}"
-            code = import_module(script.removesuffix(".py")).main(rest)
+        case ["python", script, *rest]:
+            assert script in SCRIPTS, f"only {list(SCRIPTS)} run in the tests: {command}"
+            code = cli.main([SCRIPTS[script], *rest])
         case _:
             pytest.fail(f"not a command that the tests can run; mark the block `sh`: {command}")
     assert code in (0, None), f"{command} exits with {code}"
@@ -81,13 +81,16 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Pa
     return tmp_path
 
 
-@pytest.mark.filterwarnings("default")  # MLflow reads its own database with SQLAlchemy calls that warn
+@pytest.mark.filterwarnings("default")  # MLflow's database access warns
 @pytest.mark.parametrize("page", RUN, ids=name_of)
-def test_the_blocks_of_a_page_run(page: Path, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names: dict[str, Any] = {"__name__": "__main__"}
+def test_the_blocks_of_a_page_run(
+    page: Path, workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = ModuleType("__main__")  # the page's Python blocks, as one script
+    monkeypatch.setitem(sys.modules, "__main__", script)
     for language, text in blocks(page):
         if language == "python":
-            exec(compile(text, name_of(page), "exec", dont_inherit=True), names)
+            exec(compile(text, name_of(page), "exec", dont_inherit=True), vars(script))
         for command in commands(text) if language == "bash" else ():
             capsys.readouterr()
             run(command)
@@ -159,7 +162,7 @@ def options_of(text: str) -> set[str]:
 
 SUBCOMMAND: dict[str, Callable[[list[str]], str]] = {
     "memometer": lambda words: words[1],
-    "python": lambda words: {"evaluate.py": "eval", "optimize.py": "optimize", "train.py": "train"}.get(words[1], ""),
+    "python": lambda words: SCRIPTS.get(words[1], ""),
 }
 
 

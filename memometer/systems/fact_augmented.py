@@ -1,7 +1,7 @@
 """Rich mode: facts that a model reads out of each session, as further keys to the turns they come from.
 
 Turns stay what is kept and printed; a fact only says in other words, or with its date, what its turns are about. Off
-unless asked for: measured at equal total tokens it has not paid for its calls (dev/LOG.md).
+unless asked for: measured at equal total tokens it has not paid for its calls (docs/experiments.md).
 """
 
 from __future__ import annotations
