@@ -43,8 +43,8 @@ PACKAGES = {
 
 INTRODUCTION = """# Command line
 
-Generated from each command's `--help`. `python evaluate.py`, `python optimize.py` and `python train.py` take the options of
-`memometer eval`, `memometer optimize` and `memometer train`. Exit codes are in
+Generated from each command's `--help`. `python evaluate.py`, `python optimize.py` and `python train.py` take the
+options of `memometer eval`, `memometer optimize` and `memometer train`. Exit codes are in
 [Files, variables, exit codes](files.md#exit-codes).
 """
 

@@ -111,8 +111,8 @@ def bootstrap(values: Sequence[float], clusters: Sequence[str], *, seed: int = S
     """A cluster bootstrap interval of the mean, studentised (bootstrap-t), 4,999 resamples of whole conversations.
 
     Studentised, because with ten conversations the percentile interval and BCa hold the true rate in 90 % of cases
-    (with four in 80 %), and this one in 95 % (docs/experiments.md). None with fewer than six conversations, or where they
-    agree. Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 12.
+    (with four in 80 %), and this one in 95 % (docs/experiments.md). None with fewer than six conversations, or where
+    they agree. Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 12.
     """
     sizes = cluster_sums([1.0] * len(values), clusters)
     estimate = clustered_mean(values, clusters)
