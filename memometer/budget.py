@@ -17,6 +17,9 @@ from memometer.retrieval import dates
 
 DEFAULT_BUDGET_TOKENS = 20_000
 
+UNBOUNDED = 10_000_000
+"""The budget of a system that shows everything if no reader limits it."""
+
 
 @dataclass(frozen=True)
 class Turn:

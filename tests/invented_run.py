@@ -12,8 +12,8 @@ from typing import Any
 from locomo.dataset import read
 from locomo.synthetic.simulate import as_json, conversation
 from memometer.benchmarks.protocol import Dataset
-from memometer.harness.loop import UNBOUNDED
-from memometer.harness.results import amounts
+from memometer.budget import UNBOUNDED
+from memometer.report.results import compute_results
 from memometer.run.environment import provenance
 
 SKILL = {"adaptive": 0.72, "bm25": 0.55, "session": 0.5, "recent": 0.3, "full_context": 0.66, "summary": 0.42,
@@ -66,7 +66,7 @@ def invent(
         "reader": "openai/invented-reader", "judge": "openai/invented-judge (strict)", "token_counter": "o200k_base",
     }  # fmt: skip
     certificates = [certificate()] if certificates is None else certificates
-    results = amounts(manifest, records, ingests, data, planned, facts, certificates=certificates)
+    results = compute_results(manifest, records, ingests, data, planned, facts, certificates=certificates)
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "results.json").write_text(json.dumps(results))

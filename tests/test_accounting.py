@@ -16,11 +16,11 @@ from locomo.dataset import Question
 from memometer.commands import evaluate
 from memometer.models import resolve_models
 from memometer.models.plain_adapter import PlainAdapter
-from memometer.models.prices import Price, price_of
 from memometer.models.usage import metered, metered_in
 from memometer.run import cost
 from memometer.run.cost import Spending, dollars
 from memometer.run.folder import read_records
+from memometer.run.prices import Price, price_of
 from memometer.stats.pareto import areas, frontier, total_tokens
 from memory_system import Memory, Recall, State
 from tests.conftest import ROOT, Reply, Server, completion

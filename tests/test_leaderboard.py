@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from memometer.benchmarks.protocol import Dataset
+from memometer.budget import UNBOUNDED
 from memometer.harness import import_results
-from memometer.harness.loop import UNBOUNDED
 from memometer.report import leaderboard
 from tests.invented_run import certificate, invent, simulated
 from tests.test_published import audit_file, save

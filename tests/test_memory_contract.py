@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memometer import systems
-from memometer.harness.baselines import CONTROLS, Oracle
 from memometer.retrieval.features import features
 from memometer.retrieval.late_interaction import TokenMap
 from memometer.retrieval.ranker import Ranker
 from memometer.retrieval.turn_index import Index
+from memometer.systems.baselines import Oracle
 from memometer.token_counters import HuggingFace, Tiktoken
 from memory_system import BudgetExceeded, BudgetTooSmall, Memory, MemorySystem, Recall, TokenCounter, Turn, Utf8Bytes
 from tests.conftest import HashEncoder, HashTokenEncoder, writing
@@ -37,8 +37,7 @@ def any_ranker() -> Ranker:
 
 
 SYSTEMS = {
-    **{name: systems.load(name) for name in systems.SYSTEMS},
-    **CONTROLS,
+    **{name: systems.load(name) for name in (*systems.SYSTEMS, *systems.BASELINES)},
     "adaptive in rounds": partial(MemorySystem, rounds=2),
     "adaptive with an encoder": partial(
         MemorySystem,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from locomo.dataset import Question
 from memometer.benchmarks.metrics import ABSTENTION
 from memometer.benchmarks.protocol import Conversation, Session
-from memometer.benchmarks.reward import Objective, Reply, answer_score, feedback, figures, span
+from memometer.benchmarks.reward import Objective, Reply, answer_score, feedback, span
 from memory_system import Turn
 
 SAID_AT = datetime(2023, 5, 8, 14)
@@ -132,11 +132,3 @@ def test_feedback_says_what_was_wrong_without_the_answer(question: Question, giv
     said = feedback(question, given, CONVERSATION)
     assert told in said
     assert "kayak" not in said
-
-
-def test_evaluate_has_the_same_figure() -> None:
-    record = {"answer": "a red kayak", "error": "", "form": "free", "recall": {"turn_ids": list(ALL)},
-              "prompt_tokens": 900, "completion_tokens": 100, "cited": ["D1:1"]}  # fmt: skip
-    failed = {**record, "error": "LMTimeoutError", "answer": None}
-    found = figures([(QUESTION, record), (QUESTION, failed)])
-    assert found == {"mean": pytest.approx(0.99), "interval": None, "n": 1, "token_price": 0.01}

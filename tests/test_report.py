@@ -10,6 +10,7 @@ import pytest
 from locomo.dataset import CATEGORIES, Question
 from memometer.report import aggregate
 from memometer.report.terminal import as_text
+from memometer.run.folder import key
 
 JUDGE = {"judge": "m/judge", "prompt": "strict", "prompt_hash": "a1", "reason": "", "prompt_tokens": 9,
          "completion_tokens": 1}  # fmt: skip
@@ -216,3 +217,12 @@ def test_what_a_reader_has_to_know_first() -> None:
     assert aggregate.few_clusters(10, 30).endswith("no p of 30 sign-flip tests can be below 0.06 after Holm.")
     assert aggregate.few_clusters(1).startswith("One conversation: no interval")
     assert aggregate.cautions(questions(11), questions(11), []) == []
+
+
+def test_the_objective_is_the_mean_reward_of_answered_records() -> None:
+    (question,) = questions(conversations=1, each=2)[:1]
+    answered = record("a", question, "correct", prompt_tokens=900, completion_tokens=100, cited=["D1:0"])
+    failed = {**record("a", question, None), "error": "LMTimeoutError", "answer": None, "budget_tokens": 1024}
+    found = aggregate.results([answered, failed], [question], [(*key(r),) for r in (answered, failed)])
+    entry = found["a"]["budgets"]["512"]["objective"]
+    assert entry == {"mean": pytest.approx(0.99), "interval": None, "n": 1, "token_price": 0.01}

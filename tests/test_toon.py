@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from locomo.dataset import SAMPLE
 from memometer import systems
 from memometer.commands import evaluate
-from memometer.harness.baselines import Oracle
 from memometer.harness.runner import Experiment, Refused
 from memometer.reader.context_formats import FORMATS, form, record
+from memometer.systems.baselines import Oracle
 from memometer.token_counters import Tiktoken
 from memory_system import BudgetTooSmall, Memory, Turn, Utf8Bytes, show
 from tests.test_memory_contract import build, conversations, observed

@@ -13,18 +13,16 @@ price for each thousand tokens of all calls, instructions and examples included.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
 
 from memometer.benchmarks.metrics import abstains, normalize
 from memometer.benchmarks.protocol import Conversation, Question
 from memometer.reader.abstention import named_speaker
 from memometer.retrieval import dates
 from memometer.retrieval.tokenize import names
-from memometer.run.folder import Record, is_answered
-from memometer.stats.intervals import clustered_ratio
+from memometer.run.folder import Record
 from memory_system import Turn
 
 TOKEN_PRICE = 0.01
@@ -103,18 +101,6 @@ def citation_score(question: Question, reply: Reply) -> float:
     """E: F1 of the cited turns against the evidence that was shown; 0 where none was."""
     to_find, cited = set(question.evidence) & set(reply.shown), set(reply.cited or ())
     return 2 * len(to_find & cited) / (len(to_find) + len(cited)) if to_find else 0.0
-
-
-def figures(pairs: Iterable[tuple[Question, Record]], objective: Objective | None = None) -> dict[str, Any]:
-    """The objective over answered records: its mean, its interval clustered by conversation (null for one), n, and
-    the price of a thousand tokens in it. Answers that others published without what they cost have none."""
-    worth = objective or Objective()
-    known = [(q, r) for q, r in pairs if r["recall"]["turn_ids"] is not None and r["prompt_tokens"] is not None]
-    done = [(q, r) for q, r in known if is_answered(r) and r["answer"] is not None and r["form"] == "free"]
-    values = [worth(question, Reply.of_record(record)) for question, record in done]
-    found = clustered_ratio(values, [1.0] * len(values), [question.conversation for question, _ in done])
-    interval = None if found.low is None else [found.low, found.high]
-    return {"mean": found.mean, "interval": interval, "n": found.n, "token_price": worth.token_price}
 
 
 # ---------------------------------------------------------------- dates, however they are written

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from memometer.harness.baselines import Refusal
 from memometer.harness.loop import Task, prompt_overhead
 from memometer.run import cost as accounting
 from memometer.run.folder import Key
+from memometer.systems.baselines import Refusal
 from memory_system import State, show
 
 if TYPE_CHECKING:

@@ -25,12 +25,12 @@ from typing import Any
 from memometer.benchmarks.arguments import add_data_arguments, load_data
 from memometer.benchmarks.metrics import comparable
 from memometer.benchmarks.protocol import FREE, DataError, Dataset, Question
+from memometer.budget import UNBOUNDED
 from memometer.harness import rerun_detection
 from memometer.harness.import_formats import FORMATS, Format, at, first, recognise
-from memometer.harness.loop import UNBOUNDED
-from memometer.harness.results import conclude
 from memometer.judging import label_sets
 from memometer.report import aggregate
+from memometer.report.results import write_results
 from memometer.report.summary import STATUS
 from memometer.run.environment import digest, provenance
 from memometer.run.folder import Key, Record, RunFolder, RunFolderError, key
@@ -311,7 +311,7 @@ def write(
             "ledger": {"test_scored": None, "broken": []},
             "published": {**_source(found), "scores": figures},
         }
-        _, table = conclude(
+        _, table = write_results(
             folder,
             data,
             keys,

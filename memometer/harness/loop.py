@@ -18,14 +18,15 @@ from typing import Any
 import dspy
 
 from memometer.benchmarks.protocol import FREE, Conversation, Question
-from memometer.harness.baselines import NoMemory, Oracle
+from memometer.budget import UNBOUNDED
 from memometer.judging.judge import Judge, Verdict
-from memometer.models.errors import FATAL, LM_ERROR, describe, is_of_a_model, without_keys
+from memometer.models.errors import FATAL, GIVE_UP_AFTER, LM_ERROR, describe, is_of_a_model, without_keys
 from memometer.models.plain_adapter import PlainAdapter
 from memometer.models.resolve_models import Model
 from memometer.models.usage import metered, metered_in
 from memometer.reader.multi_round import inputs_of, prompt_tokens
 from memometer.run.folder import Key, Record, RunFolder, is_answered, key, latest, needs_verdict
+from memometer.systems.baselines import NoMemory, Oracle
 from memory_system import Form, Memory, Recall, State, TokenCounter, show
 
 
@@ -78,14 +79,8 @@ def plan(
     ]
 
 
-UNBOUNDED = 10_000_000
-"""The budget of a system that shows everything where nobody reads."""
-
 RANKED = 50
 """Of the ranking so many turns are recorded: more than any published measure looks at."""
-
-GIVE_UP_AFTER = 8
-"""So many calls that all fail at the start end the run: a wrong address or model would cost hours of waiting."""
 
 
 def run(

@@ -16,7 +16,6 @@ from memometer.benchmarks.protocol import DataError, Dataset
 from memometer.benchmarks.sampling import sample
 from memometer.errors import UserError
 from memometer.harness import contamination
-from memometer.harness.baselines import CONTROLS, Refusal
 from memometer.harness.configure_memories import LoadForm, Unfit, check_taken, check_url, print_as, try_store
 from memometer.harness.cost_estimate import forecast
 from memometer.harness.loop import Task, conversation_tokens, plan, window_budget
@@ -34,6 +33,7 @@ from memometer.run import cost
 from memometer.run.environment import digest, recalling_code
 from memometer.run.folder import Key
 from memometer.run.progress import eprint
+from memometer.systems import BASELINES
 from memory_system import DEFAULT_BUDGET_TOKENS, Memory, TokenCounter, Utf8Bytes
 
 Config = dict[str, Any]
@@ -194,10 +194,10 @@ class Choice:
         self.left_out: dict[str, str] = {}
         check_url(memory_url := self.config.get("memory_url"))
         # Without answers a constant one is no system of its own.
-        controls = [name for name in CONTROLS if self.reader or CONTROLS[name] is not Refusal]
-        for name in [*names, *controls]:
+        baselines = [name for name in BASELINES if self.reader or name != "refusal"]
+        for name in [*names, *baselines]:
             try:
-                kind = CONTROLS.get(name) or load_memory(name)
+                kind = load_memory(name)
             except KeyError as error:
                 raise Refused(f"--systems: {error.args[0]}.") from error
             if kind.needs_model and self.reader is None:

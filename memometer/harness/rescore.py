@@ -25,9 +25,8 @@ from memometer import benchmarks
 from memometer.benchmarks.arguments import load_data
 from memometer.benchmarks.protocol import FREE, Dataset
 from memometer.benchmarks.sampling import sample
-from memometer.harness.loop import UNBOUNDED
+from memometer.budget import UNBOUNDED
 from memometer.harness.plan import categories_of
-from memometer.harness.results import conclude
 from memometer.judging import calibrate, judge_calibration, judge_sensitivity, label_sets
 from memometer.judging.graders import Grading, gradings, score
 from memometer.judging.judge import Judge
@@ -36,6 +35,7 @@ from memometer.judging.regrading import Todo, grade, missing
 from memometer.models.downloads import WeightsUnavailable
 from memometer.models.errors import FATAL, describe
 from memometer.report import aggregate
+from memometer.report.results import write_results
 from memometer.run import progress, test_set_usage
 from memometer.run.folder import Key, Record, RunFolder, RunFolderError, asked_of, latest
 from memometer.run.interrupts import stopping
@@ -97,7 +97,7 @@ def rewrite(
         for budget, entry in system["budgets"].items()
         if "rounds" in entry  # cannot be found out from records alone
     }
-    return conclude(
+    return write_results(
         folder,
         data,
         keys,

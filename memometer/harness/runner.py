@@ -16,11 +16,11 @@ from typing import Any
 from memometer.harness.configure_memories import LoadForm
 from memometer.harness.loop import run
 from memometer.harness.plan import Choice, LoadMemory, Refused
-from memometer.harness.results import conclude
 from memometer.judging import judge_calibration
 from memometer.models.errors import FATAL, describe
 from memometer.models.resolve_models import Model
 from memometer.report import aggregate, multi_round_analysis
+from memometer.report.results import write_results
 from memometer.run import cost, test_set_usage
 from memometer.run.environment import digest, provenance
 from memometer.run.folder import Key, Record, RunFolder, RunFolderError, failed, is_answered, latest, new_path
@@ -203,7 +203,7 @@ class Experiment(Choice):
             "ledger": {"test_scored": asdict(looks) if looks else None, "broken": broken},
         }
         rounds, told = self._rounds(records, keys)
-        results, table = conclude(
+        results, table = write_results(
             folder,
             self.data,
             keys,

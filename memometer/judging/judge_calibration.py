@@ -25,7 +25,7 @@ from typing import Any
 from memometer.judging.calibration_set import RIGHT, SEED, WRONG, Probe
 from memometer.judging.judge import Judge, Label, Verdict
 from memometer.models.downloads import models_folder
-from memometer.models.errors import LM_ERROR
+from memometer.models.errors import GIVE_UP_AFTER, LM_ERROR
 from memometer.run.environment import digest
 from memometer.stats.intervals import clustered_mean, wilson
 
@@ -52,9 +52,6 @@ MAX_UNGRADED = 0.02
 MAX_AGE = timedelta(days=30)
 """Of a certificate of a model that is served under a name, which may mean other weights tomorrow. A file of weights is
 identified by its bytes, and its certificate does not age."""
-
-GIVE_UP_AFTER = 8
-"""So many calls that all fail at the start end the measurement."""
 
 
 class Unmeasured(ValueError):

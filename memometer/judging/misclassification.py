@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from memometer.harness.loop import UNBOUNDED
+from memometer.budget import UNBOUNDED
 from memometer.judging.graders import Grading, gradings, prompt_hashes
 from memometer.judging.judge_calibration import Certificate, sentence
 from memometer.run.folder import Record

@@ -8,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from memometer.benchmarks.protocol import Dataset, Question
-from memometer.harness.loop import GIVE_UP_AFTER
 from memometer.judging.graders import Grading, grading_of, prompt_hashes
 from memometer.judging.judge import Judge
-from memometer.models.errors import FATAL, LM_ERROR, describe
+from memometer.models.errors import FATAL, GIVE_UP_AFTER, LM_ERROR, describe
 from memometer.run.folder import Record, RunFolder, RunFolderError, is_answered, key, latest
 
 

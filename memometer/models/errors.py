@@ -21,6 +21,10 @@ FATAL = (LMAuthError, LMBillingError, LMNotConfiguredError, LMUnsupportedModelEr
 """What no other question could fare better with: a rejected key, an empty account, a model that is not there."""
 
 
+GIVE_UP_AFTER = 8
+"""If this many calls fail at the start and none succeeds, the run ends: the address or the model is wrong."""
+
+
 def is_of_a_model(error: BaseException | None) -> bool:
     """Whether a failure goes back to a model: a call that failed, or a reply that holds no answer. Such a failure says
     nothing about the memory that asked. DSPy turns whatever a client raises into an LMError; a memory may have put an

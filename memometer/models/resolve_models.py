@@ -19,7 +19,7 @@ from dspy.clients import execution
 from dspy.utils.exceptions import LMConfigurationError
 
 from memometer.models import embedded
-from memometer.models.prices import Price, price_of, published
+from memometer.run.prices import Price, price_of, published
 from memometer.token_counters import counter_for
 from memory_system import TokenCounter
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from memometer.benchmarks import reward
 from memometer.benchmarks.metrics import evidence_recall
-from memometer.benchmarks.protocol import Question
-from memometer.harness.baselines import CONTROLS
+from memometer.benchmarks.protocol import FREE, Question
 from memometer.judging.graders import Grading, grading_of, gradings, score
 from memometer.run.folder import Key, Record, failed, is_answered, latest
 from memometer.stats import abstention, sample_scores
@@ -27,6 +26,7 @@ from memometer.stats.intervals import (
 )
 from memometer.stats.pairwise import Entrant, corrected, versus
 from memometer.stats.sample_scores import Pair
+from memometer.systems import BASELINES
 
 Results = dict[str, Any]
 
@@ -56,7 +56,7 @@ def results(records: Sequence[Record], questions: Iterable[Question], planned: I
         entry["all_questions"] = _figures(pairs, under[:1])
         entry["by_conversation"] = _conversations(answerable)
         entry["abstention"] = abstention.figures([(q, r) for q, r in pairs if r is not None and not failed(r)])
-        entry["objective"] = reward.figures([(q, r) for q, r in pairs if r is not None and not failed(r)])
+        entry["objective"] = _objective([(q, r) for q, r in pairs if r is not None and not failed(r)])
         entry["gradings"] = {
             grading.name: {
                 **_graded(answerable, grading),
@@ -177,6 +177,18 @@ def _graded_ids(done: Sequence[tuple[Question, Record]], under: Sequence[Grading
     return {q.id for q, _ in done if not under or not sample_scores.applies(q, "judge") or q.id in judged}
 
 
+def _objective(pairs: Sequence[tuple[Question, Record]]) -> Results:
+    """The mean reward of answered records with its interval clustered by conversation (null for one conversation), n
+    and the price of a thousand tokens. Records without token counts, as of imported results, are excluded."""
+    objective = reward.Objective()
+    known = [(q, r) for q, r in pairs if r["recall"]["turn_ids"] is not None and r["prompt_tokens"] is not None]
+    done = [(q, r) for q, r in known if is_answered(r) and r["answer"] is not None and r["form"] == FREE]
+    values = [objective(question, reward.Reply.of_record(record)) for question, record in done]
+    found = clustered_ratio(values, [1.0] * len(values), [question.conversation for question, _ in done])
+    interval = None if found.low is None else [found.low, found.high]
+    return {"mean": found.mean, "interval": interval, "n": found.n, "token_price": objective.token_price}
+
+
 def _all_evidence(pairs: Sequence[Pair]) -> Results:
     recalls = sample_scores.by_question(pairs, "evidence_recall")
     found = rate(
@@ -247,7 +259,7 @@ def _matches(entrants: dict[Place, Entrant], *, floor: bool) -> dict[int, list[t
     systems: dict[str, list[int]] = defaultdict(list)
     for system, budget in entrants:
         systems[system].append(budget)
-    controls = {name: systems.pop(name) for name in CONTROLS if name in systems}
+    controls = {name: systems.pop(name) for name in BASELINES if name in systems}
     levels = controls.get("oracle") or sorted({budget for budgets in systems.values() for budget in budgets})
     floors = [entrants[name, 0] for name in ("none", "refusal") if floor and (name, 0) in entrants]
     lowest = [max(floors, key=lambda entrant: entrant.mean)] if floors else []

@@ -22,8 +22,7 @@ from typing import Any
 
 from memometer import benchmarks
 from memometer.benchmarks.protocol import DataError, Dataset, Question
-from memometer.harness.baselines import CONTROLS
-from memometer.harness.loop import UNBOUNDED
+from memometer.budget import UNBOUNDED
 from memometer.judging import misclassification
 from memometer.judging.graders import Grading, gradings, prompt_hashes
 from memometer.report import aggregate, terminal
@@ -32,6 +31,7 @@ from memometer.stats import sample_scores
 from memometer.stats.intervals import FEW_CLUSTERS
 from memometer.stats.pairwise import Entrant, corrected, place, versus
 from memometer.stats.sample_scores import MEASURES, Pair
+from memometer.systems import BASELINES
 
 USAGE = 2
 
@@ -285,7 +285,7 @@ def _entrants(
 def _contestants(entrants: Sequence[Entrant]) -> Sequence[Entrant]:
     """All but the controls, which are compared where they are named, or where there is nothing else: each comparison
     more takes from the others what Holm's correction leaves them."""
-    contestants = [entrant for entrant in entrants if entrant.system not in CONTROLS]
+    contestants = [entrant for entrant in entrants if entrant.system not in BASELINES]
     return contestants if len(contestants) > 1 else entrants
 
 

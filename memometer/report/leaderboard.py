@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from memometer.benchmarks.protocol import DataError
-from memometer.harness import results as conclusion
+from memometer.report import results as conclusion
 from memometer.report.markdown import grid, number, p_value, rate
 from memometer.report.summary import Results, summary
 from memometer.report.viewer import follow
@@ -165,7 +165,7 @@ _OTHERS = ["others' answers", "read by", "J on these", "n", "J on all", "n"]
 def _others(run: Run, asked: set[str]) -> list[list[str]]:
     keys = [k for k in latest(run.records) if k[2] in asked]
     certificates = run.results["certificates"]
-    same: dict[str, Any] = conclusion.amounts(
+    same: dict[str, Any] = conclusion.compute_results(
         run.manifest, run.records, [], run.data, keys, run.results, certificates=certificates
     )
     told = summary(run.manifest, run.results)

@@ -9,9 +9,9 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from memometer.benchmarks.protocol import category_label
-from memometer.harness.baselines import CONTROLS
-from memometer.harness.loop import UNBOUNDED
+from memometer.budget import UNBOUNDED
 from memometer.run import cost, test_set_usage
+from memometer.systems import BASELINES
 
 Results = dict[str, Any]
 
@@ -101,7 +101,7 @@ def _rows(results: Mapping[str, Any], measures: list[Results]) -> Iterable[Resul
             "system": name,
             "budget": int(budget),
             "shown_budget": shown_budget(int(budget)),
-            "control": name in CONTROLS,
+            "control": name in BASELINES,
             "questions": entry["questions"],
             "ungraded": entry["ungraded"],
             "failed": entry.get("failed", 0),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from memometer.benchmarks.protocol import category_label
-from memometer.harness.loop import UNBOUNDED
+from memometer.budget import UNBOUNDED
 from memometer.stats import abstention
 from memometer.stats.sample_scores import MEASURES
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from memometer.benchmarks.protocol import DataError
-from memometer.harness import results as conclusion
+from memometer.report import results as conclusion
 from memometer.report import viewer_data, write
 from memometer.report.saved_results import upgraded
 from memometer.run.folder import (
@@ -115,7 +115,7 @@ class Followed:
             "token_counter": next((record["recall"]["counter"] for record in self.records), ""),
             "left_out": self.manifest.get("left_out", {}),
         }
-        return conclusion.amounts(
+        return conclusion.compute_results(
             self.manifest,
             self.records,
             self.ingests,

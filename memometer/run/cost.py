@@ -12,15 +12,28 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
-from memometer.harness.loop import UNBOUNDED
-from memometer.models.prices import LOCAL, Price, price_of
-from memometer.models.resolve_models import Model
+from memometer.budget import UNBOUNDED
 from memometer.run.folder import Record, RunFolder
-from memory_system import Memory
+from memometer.run.prices import LOCAL, Price, price_of
 
 Results = dict[str, Any]
+
+
+class Model(Protocol):
+    """The attributes of a language model that its cost depends on."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def lm(self) -> Any: ...
+
+    @property
+    def price(self) -> Price | None: ...
+
+
 Prices = Mapping[str, Price | None]
 
 COUNTED = ("calls", "unreported", "prompt_tokens", "completion_tokens", "cached_tokens")
@@ -40,13 +53,13 @@ def prices_in(manifest: Mapping[str, Any]) -> dict[str, Price | None]:
     return {name: Price(**told) if told else None for name, told in manifest.get("prices", {}).items()}
 
 
-def unmetered(memories: Mapping[str, Memory[Any]]) -> list[str]:
+def unmetered(memories: Mapping[str, Any]) -> list[str]:
     """The systems that ask a provider's encoder, whose calls nobody counts."""
     encoders = {name: getattr(memory, "encoder", None) for name, memory in memories.items()}
     return [name for name, encoder in encoders.items() if getattr(encoder, "is_paid", False)]
 
 
-def unknown_cost(reader: Model | None, judge: Model | None, memories: Mapping[str, Memory[Any]]) -> str:
+def unknown_cost(reader: Model | None, judge: Model | None, memories: Mapping[str, Any]) -> str:
     """Why it cannot be known what a run costs, and what to do; empty where it can."""
     for model, flag in ((reader, "--price"), (judge, "--judge-price")):
         if model and model.price is None:

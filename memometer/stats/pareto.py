@@ -10,13 +10,13 @@ from operator import mul
 from typing import Any
 
 from memometer.benchmarks.protocol import Question
-from memometer.harness.baselines import CONTROLS
-from memometer.harness.loop import UNBOUNDED
+from memometer.budget import UNBOUNDED
 from memometer.judging.graders import Grading, gradings
 from memometer.run.folder import Record, is_answered, latest
 from memometer.stats import sample_scores
 from memometer.stats.intervals import clustered_mean
 from memometer.stats.sample_scores import Pair
+from memometer.systems import BASELINES
 
 Results = dict[str, Any]
 
@@ -70,7 +70,7 @@ def frontier(
             if found := sample_scores.by_question(pairs, *measure):
                 points[name].append({"system": system, "budget": budget, **cost, **_interval(found)})
     for of_measure in points.values():
-        memories = [point for point in of_measure if point["system"] not in CONTROLS]
+        memories = [point for point in of_measure if point["system"] not in BASELINES]
         for point in of_measure:
             point["best"] = point in memories and not any(_beats(other, point) for other in memories)
     return dict(points)

@@ -25,12 +25,20 @@ SYSTEMS = {
     "vector": "memometer.systems.vector:Vector",
 }
 
+BASELINES = {
+    "none": "memometer.systems.baselines:NoMemory",
+    "refusal": "memometer.systems.baselines:Refusal",
+    "oracle": "memometer.systems.baselines:Oracle",
+}
+"""The baselines of every evaluation. `recent` and `full_context` are memory systems like any other."""
+
 
 def load(name: str) -> type:
-    """The class of the memory system `name`. Raises KeyError with the known names."""
-    if name not in SYSTEMS:
+    """The class of a memory system or a baseline. Raises KeyError with the known names."""
+    found = SYSTEMS | BASELINES
+    if name not in found:
         raise KeyError(f"unknown memory system {name!r}; known: {', '.join(sorted(SYSTEMS))}")
-    module, _, attribute = SYSTEMS[name].partition(":")
+    module, _, attribute = found[name].partition(":")
     return getattr(import_module(module), attribute)
 
 

@@ -21,18 +21,18 @@ from memometer.benchmarks.protocol import Conversation, DataError, Question
 from memometer.benchmarks.reward import Objective, Reply
 from memometer.benchmarks.sampling import sample
 from memometer.harness import loop
-from memometer.harness.baselines import Oracle
 from memometer.harness.plan import Refused
-from memometer.harness.results import conclude
 from memometer.models import resolve_models
 from memometer.models.resolve_models import Model
 from memometer.report import aggregate
+from memometer.report.results import write_results
 from memometer.run import cost, test_set_usage
 from memometer.run.environment import digest, provenance, recalling_code
 from memometer.run.folder import Record, RunFolder, RunFolderError, is_answered, new_path
 from memometer.run.interrupts import stopping
 from memometer.run.progress import eprint
 from memometer.stats.intervals import Comparison, paired
+from memometer.systems.baselines import Oracle
 from memometer.token_counters import counter_for
 from memometer.train import local_model
 from memometer.train.local_engine import LocalEngine
@@ -240,7 +240,7 @@ def _conclude(evaluation: Evaluation, folder: RunFolder, fatal: str, *, stopped:
         "left_out": {},
         "ledger": {"test_scored": asdict(looks) if looks else None, "broken": []},
     }
-    _, table = conclude(folder, data, keys, facts, no_judge="no judge is asked", notes=[str(looks or "")])
+    _, table = write_results(folder, data, keys, facts, no_judge="no judge is asked", notes=[str(looks or "")])
     lines = [*table.splitlines(), "", *verdict(evaluation, records)]
     if not evaluation.served:
         lines.append(_likelihood(evaluation))

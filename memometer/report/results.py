@@ -25,7 +25,7 @@ from memometer.stats import pareto, sample_scores
 Results = dict[str, Any]
 
 
-def conclude(
+def write_results(
     folder: RunFolder,
     data: Dataset,
     keys: Sequence[Key],
@@ -52,7 +52,7 @@ def conclude(
         corrections: tells the questions whose gold is wrong from the others; None for the file that the benchmark's
         variable names.
     """
-    results = amounts(
+    results = compute_results(
         folder.manifest,
         folder.records(),
         folder.ingests(),
@@ -89,7 +89,7 @@ def _known(folder: RunFolder, new: Sequence[Certificate]) -> list[Certificate]:
     return list(found.values())
 
 
-def amounts(
+def compute_results(
     manifest: Mapping[str, Any],
     records: Sequence[Record],
     ingests: Sequence[Record],
@@ -102,7 +102,7 @@ def amounts(
     corrections: LabelCorrections | None = None,
     measurings: Sequence[Record] = (),
 ) -> Results:
-    """What results.json says; the arguments are those of `conclude`, the certificates as reports keep them."""
+    """What results.json says; the arguments are those of `write_results`, the certificates as reports keep them."""
     asked = {k[2] for k in keys}
     questions = [question for question in data.questions if question.id in asked]
     under = gradings(records)
