@@ -35,7 +35,7 @@ import numpy as np
 
 from memometer import systems
 from memometer.cartridge.cartridge import load_cartridge, open_manifest, save_cartridge
-from memory_system import Memory, Turn
+from memometer.memory import Memory, Turn
 
 DIMENSIONS = 384
 FULL, QUICK = (5_882, 100_000), (5_882,)

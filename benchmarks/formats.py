@@ -22,9 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from locomo.dataset import load
 from memometer.benchmarks.metrics import evidence_recall
+from memometer.budget import best_first, pack, show
 from memometer.reader.context_formats import FORMATS, form
-from memometer.token_counters import counter_for
-from memory_system import MemorySystem, TokenCounter, best_first, pack, show
+from memometer.systems.adaptive import AdaptiveMemory
+from memometer.token_counters import TokenCounter, counter_for
 
 
 class Remembering:
@@ -48,7 +49,7 @@ def main() -> int:
     forms = {name: form(name) for name in FORMATS}
     data = load(None)
     found: dict[tuple[str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    memory = MemorySystem(count=count)
+    memory = AdaptiveMemory(count=count)
     for conversation in data.part("test"):
         state = memory.new()
         for session in conversation.sessions:

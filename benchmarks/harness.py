@@ -71,10 +71,11 @@ def main() -> int:
     from locomo.dataset import Question
     from memometer.benchmarks.protocol import Conversation, Session
     from memometer.harness.loop import plan, run
+    from memometer.memory import Turn
     from memometer.models import resolve_models
     from memometer.models.plain_adapter import PlainAdapter
     from memometer.run.folder import RunFolder
-    from memory_system import MemorySystem, Turn
+    from memory_system import MemorySystem
 
     said_at = datetime(2024, 3, 3)
     turns = tuple(Turn(f"D1:{i}", "Nadia", f"I baked bread number {i} today.", 1, said_at) for i in range(50))
@@ -87,9 +88,17 @@ def main() -> int:
 
     def ours() -> float:
         with tempfile.TemporaryDirectory() as scratch, RunFolder.create(Path(scratch) / "run", {}) as folder:
-            tasks = plan({"adaptive": memory}, questions, budgets=[512])
+            tasks = plan({"adaptive": memory.memory}, questions, budgets=[512])
             started = time.perf_counter()
-            run(tasks, lambda *_: memory, [conversation], folder, reader=reader, num_threads=THREADS)
+            run(
+                tasks,
+                lambda *_: memory.memory,
+                [conversation],
+                folder,
+                reader=reader,
+                readers={"adaptive": memory},
+                num_threads=THREADS,
+            )
             seconds = time.perf_counter() - started
             assert sum(record["answer"] == "Sourdough" for record in folder.records()) == QUESTIONS
             return seconds

@@ -28,9 +28,10 @@ from locomo.dataset import Question, load
 from locomo.splits import SPLITS
 from memometer.benchmarks.metrics import evidence_recall
 from memometer.benchmarks.protocol import Conversation, DataError, Session
+from memometer.memory import Memory, Turn
+from memometer.systems.adaptive import AdaptiveMemory
 from memometer.systems.fact_augmented import Rich
 from memometer.token_counters import Tiktoken
-from memory_system import Memory, MemorySystem, Turn
 
 BUDGETS = (512, 1_024, 2_048, 4_096)
 WEIGHTS = (0.1, 0.25, 0.5, 1.0)
@@ -130,7 +131,7 @@ def report(
     spent = sum(replies.tokens[session.number] for session in sessions)
     extra = round(spent / len(covered))
     count = Tiktoken("o200k_base")
-    plain = MemorySystem(count=count)
+    plain = AdaptiveMemory(count=count)
     if conversation.id in plain.fitted_on:
         raise SystemExit(f"the ranking has seen the labels of {conversation.id}; choose another --conversation.")
     turns = observed(plain, sessions)

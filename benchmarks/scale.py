@@ -36,8 +36,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from locomo.dataset import Question
 from locomo.synthetic.simulate import history
+from memometer.memory import Turn
+from memometer.systems.adaptive import AdaptiveMemory
 from memometer.token_counters import Tiktoken
-from memory_system import MemorySystem, Turn
 
 SIZES = (1_000, 3_000, 10_000, 30_000, 100_000, 280_000)
 BUDGETS = (2_048, 20_000)
@@ -93,7 +94,7 @@ def quantile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def measure(memory: MemorySystem, state: Any, questions: list[Question], watch: Stopwatch) -> dict[str, Any]:
+def measure(memory: AdaptiveMemory, state: Any, questions: list[Question], watch: Stopwatch) -> dict[str, Any]:
     """Recall of the questions at each budget: milliseconds, all and without counting; evidence found, 0 to 100."""
     started = time.perf_counter()
     memory.recall(state, questions[0].text, BUDGETS[0])
@@ -120,7 +121,7 @@ def measure(memory: MemorySystem, state: Any, questions: list[Question], watch: 
 def run(path: Path, sizes: tuple[int, ...], *, asked: int, seed: int) -> list[dict[str, Any]]:
     """One row per size, printed as it comes. Ingest figures are of the stretch since the row before."""
     watch = Stopwatch()
-    memory = MemorySystem(count=watch)
+    memory = AdaptiveMemory(count=watch)
     turns, _ = next(read_history(path))
     state = memory.new()
     memory.observe(state, turns)

@@ -18,8 +18,8 @@ from datetime import date
 
 from locomo.dataset import Question, load
 from memometer.benchmarks.protocol import Conversation, DataError
+from memometer.memory import Turn
 from memometer.retrieval import dates
-from memory_system import Turn
 
 RELATIVE = re.compile(r"\b(?:before|after|week|weekend|early|late|end|beginning|around|few)\b", re.IGNORECASE)
 ANY_DAY = date(2023, 6, 1)

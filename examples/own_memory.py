@@ -6,9 +6,10 @@ python examples/own_memory.py
 import sys
 
 from locomo.dataset import SAMPLE
+from memometer.budget import pack
 from memometer.cli import main
+from memometer.memory import Memory, Recall, State
 from memometer.systems import SYSTEMS
-from memory_system import Memory, Recall, State, pack
 
 
 class Longest(Memory[State]):

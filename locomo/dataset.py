@@ -23,8 +23,8 @@ from typing import Any
 from locomo import metrics, splits
 from memometer.benchmarks import protocol
 from memometer.benchmarks.protocol import Conversation, DataError, Dataset, Session
+from memometer.memory import Turn
 from memometer.run.progress import bar, eprint
-from memory_system import Turn
 
 COMMIT = "3eb6f2c585f5e1699204e3c3bdf7adc5c28cb376"
 URL = f"https://raw.githubusercontent.com/snap-research/locomo/{COMMIT}/data/locomo10.json"

@@ -1,46 +1,75 @@
-"""Token counters that work offline: exact where the model's tokenizer is known, else a provable upper bound."""
+"""Token counters that work offline: exact for a known tokenizer, otherwise an upper bound in UTF-8 bytes."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from functools import cached_property
+import tempfile
+import threading
+import warnings
+from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from memometer.budget import TokenCounter, Utf8Bytes
+ENCODINGS = {
+    "o200k_base": "fb374d419588a4632f3f557e76b4b70aebbca790",
+    "cl100k_base": "9b5ad71b2ce5302211f9c61530b329a4922fc6a4",
+}
+"""tiktoken's encodings, each with the name of its vocabulary file in tiktoken's cache."""
 
-ENCODINGS = ("o200k_base", "cl100k_base")
+_loading = threading.Lock()
+
+
+class TokenCounter(Protocol):
+    """Counts the tokens of a text. Every record stores `name`, the unit of its counts."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, text: str) -> int: ...
+
+
+class Utf8Bytes:
+    """Counts UTF-8 bytes, an upper bound for every byte-level BPE tokenizer: a token covers at least one byte."""
+
+    name = "utf8-bytes (upper bound)"
+
+    def __call__(self, text: str) -> int:
+        return len(text.encode())
 
 
 class Tiktoken:
-    """OpenAI's own tokenizer; `name` is `o200k_base` or `cl100k_base`."""
+    """One of OpenAI's tokenizers; `name` is `o200k_base` or `cl100k_base`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     @cached_property
     def _encoding(self) -> Any:
-        # tiktoken would fetch its vocabularies at run time; LiteLLM, which DSPy installs, carries the same files.
-        spec = find_spec("litellm")
-        if spec is not None and spec.submodule_search_locations:
-            folder = Path(spec.submodule_search_locations[0]) / "litellm_core_utils" / "tokenizers"
-            if folder.is_dir():
-                os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(folder))
         import tiktoken
 
-        return tiktoken.get_encoding(self.name)
+        folder = vocabulary_folder(self.name)
+        with _loading:  # tiktoken reads the place of its vocabularies from the environment, and from nowhere else
+            before = os.environ.get("TIKTOKEN_CACHE_DIR")
+            try:
+                if folder:
+                    os.environ["TIKTOKEN_CACHE_DIR"] = str(folder)
+                return tiktoken.get_encoding(self.name)
+            finally:
+                os.environ.pop("TIKTOKEN_CACHE_DIR", None)
+                if before is not None:
+                    os.environ["TIKTOKEN_CACHE_DIR"] = before
 
     def __call__(self, text: str) -> int:
         return len(self._encoding.encode_ordinary(text))
 
     def __deepcopy__(self, memo: dict[int, object]) -> Tiktoken:
-        return self  # DSPy's optimisers copy programs by the hundred; a vocabulary never changes
+        return self  # a vocabulary never changes, and optimisers copy programs often
 
 
 class HuggingFace:
-    """The tokenizer of any model on the Hugging Face hub, from its `tokenizer.json` on disk. No special tokens."""
+    """A tokenizer of the Hugging Face Hub, from its `tokenizer.json` on disk. Special tokens are not counted."""
 
     def __init__(self, path: Path) -> None:
         from tokenizers import Tokenizer
@@ -58,15 +87,42 @@ class HuggingFace:
         return self
 
 
+def vocabulary_folder(encoding: str) -> Path | None:
+    """Return the folder on this machine that holds the vocabulary of an encoding, or None.
+
+    LiteLLM, which DSPy installs, carries the files that tiktoken would download.
+    """
+    folders = [os.environ.get("TIKTOKEN_CACHE_DIR"), os.environ.get("DATA_GYM_CACHE_DIR")]
+    spec = find_spec("litellm")
+    if spec is not None and spec.submodule_search_locations:
+        folders.append(f"{spec.submodule_search_locations[0]}/litellm_core_utils/tokenizers")
+    folders.append(f"{tempfile.gettempdir()}/data-gym-cache")
+    return next((Path(name) for name in folders if name and (Path(name) / ENCODINGS[encoding]).is_file()), None)
+
+
+@cache
+def default_counter() -> TokenCounter:
+    """Return the o200k_base counter, or the counter of UTF-8 bytes, with a warning, if its vocabulary is missing."""
+    if find_spec("tiktoken") and vocabulary_folder("o200k_base"):
+        return Tiktoken("o200k_base")
+    warnings.warn(
+        "The o200k_base vocabulary is not on this machine, so budgets count UTF-8 bytes (about four per token). "
+        "Pass count=counter_for(tokenizer='PATH/tokenizer.json') to count tokens.",
+        stacklevel=3,
+    )
+    return Utf8Bytes()
+
+
 def counter_for(model: str | None = None, *, tokenizer: str | None = None) -> TokenCounter:
-    """The counter for a model, or for an explicitly named tokenizer.
+    """Return the counter for a model, or for a named tokenizer.
 
     Args:
-        model: a DSPy model string such as `openai/gpt-4o-mini`; None counts with o200k_base, the unit in which
+        model: a DSPy model string such as `openai/gpt-4o-mini`. None counts with o200k_base, the unit in which
             memory systems are usually compared.
-        tokenizer: `o200k_base`, `cl100k_base`, or the path of a `tokenizer.json`; it wins over `model`.
+        tokenizer: `o200k_base`, `cl100k_base`, or the path of a `tokenizer.json`; it overrides `model`.
 
-    Raises ValueError for a tokenizer that is neither.
+    Raises:
+        ValueError: `tokenizer` is neither of these.
     """
     if tokenizer:
         if tokenizer in ENCODINGS:
@@ -76,12 +132,12 @@ def counter_for(model: str | None = None, *, tokenizer: str | None = None) -> To
             path = path / "tokenizer.json"
         if not path.is_file():
             raise ValueError(
-                f"--tokenizer is {tokenizer!r}; it may be {' or '.join(ENCODINGS)}, or the path of a tokenizer.json."
+                f"--tokenizer {tokenizer!r} not found; use {' or '.join(ENCODINGS)}, or the path of a tokenizer.json."
             )
         try:
             return HuggingFace(path)
         except Exception as error:  # the tokenizers library raises bare Exception for a bad file
-            raise ValueError(f"--tokenizer names {tokenizer!r}, which is no tokenizer.json ({error}).") from error
+            raise ValueError(f"--tokenizer {tokenizer!r} is not a valid tokenizer.json ({error}).") from error
     if model is None:
         return Tiktoken("o200k_base")
     from tiktoken.model import encoding_name_for_model

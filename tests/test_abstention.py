@@ -14,7 +14,8 @@ from memometer.reader.abstention import Rule, Signals
 from memometer.reader.signatures import ABSTENTION
 from memometer.report import multi_round_analysis
 from memometer.stats import abstention
-from memory_system import MemorySystem, Utf8Bytes
+from memometer.token_counters import Utf8Bytes
+from memory_system import MemorySystem
 from tests.test_evaluate import evaluate, records, remote, results
 
 SINGLE = Question("conv-1", 0, "What did Nadia pay?", "4", "120 euros", ("D1:1",))

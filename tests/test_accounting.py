@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 
 from locomo.dataset import Question
 from memometer.commands import evaluate
+from memometer.memory import Memory, Recall, State
 from memometer.models import resolve_models
 from memometer.models.plain_adapter import PlainAdapter
 from memometer.models.usage import metered, metered_in
+from memometer.reader.reader import Reader
 from memometer.run import cost
 from memometer.run.cost import Spending, dollars
 from memometer.run.folder import read_records
 from memometer.run.prices import Price, price_of
 from memometer.stats.pareto import areas, frontier, total_tokens
-from memory_system import Memory, Recall, State
 from tests.conftest import ROOT, Reply, Server, completion
 from tests.test_evaluate import remote, results
 
@@ -79,9 +80,9 @@ class Rewriter(Memory[State]):
 def test_recall_and_answer_are_metered_apart(server: Server) -> None:
     server.answer = lambda number, body: completion("x", prompt_tokens=[7, 100][number - 1], completion_tokens=number)
     lm = resolve_models.load("openai/scripted", api_base=server.url, retries=0).lm
-    memory = Rewriter()
-    with metered() as whole, metered_in(memory.read) as answering, dspy.context(lm=lm, adapter=PlainAdapter()):
-        memory(state=memory.new(), question="Who?", budget_tokens=10)
+    memory, reader = Rewriter(), Reader()
+    with metered() as whole, metered_in(reader.read) as answering, dspy.context(lm=lm, adapter=PlainAdapter()):
+        reader(memory=memory, state=memory.new(), question="Who?", budget_tokens=10)
     assert (whole.calls, whole.prompt_tokens, whole.completion_tokens) == (2, 107, 3)
     assert (answering.calls, answering.prompt_tokens, answering.completion_tokens) == (1, 100, 2)
     assert 0 < answering.seconds < whole.seconds

@@ -27,14 +27,16 @@ from memometer.cartridge.cartridge import (
     save_cartridge,
 )
 from memometer.cartridge.container import Container
+from memometer.memory import Memory, Turn
 from memometer.reader.abstention import Rule
+from memometer.reader.reader import Reader
 from memometer.retrieval.late_interaction import TokenMap
 from memometer.store import open_store, opened
 from memometer.store.episode import Episode
+from memometer.systems.adaptive import AdaptiveMemory
 from memometer.systems.codebook import Codebook
 from memometer.systems.episodic import Episodic
 from memometer.token_counters import HuggingFace, Tiktoken
-from memory_system import Memory, MemorySystem, Turn
 from tests.conftest import HashEncoder, HashTokenEncoder
 from tests.test_memory_contract import any_ranker, build, conversations, observed, recalled
 
@@ -61,12 +63,11 @@ def held(state: Any) -> Any:
     return vars(state)
 
 
-def adaptive(**parameters: Any) -> MemorySystem:
-    return MemorySystem(
+def adaptive() -> AdaptiveMemory:
+    return AdaptiveMemory(
         encoder=HashTokenEncoder(),
         token_map=TokenMap.identity(HashTokenEncoder.dimensions),
         ranker=any_ranker(),
-        **parameters,
     )
 
 
@@ -116,24 +117,26 @@ def test_what_is_loaded_goes_on_remembering(tmp_path: Path, sample: Any) -> None
 
 def test_parameters_weights_and_prompts_go_along(tmp_path: Path, sample: Any) -> None:
     rule = Rule({"absent": 1.0}, 0.5, ("conv-1",))
-    memory = adaptive(rounds=2, question_budget=3000, abstention=rule)
-    memory.read.signature = memory.read.signature.with_instructions("Read well.")
-    memory.read.demos = [dspy.Example(question="Who?", memory="1 A: b", lines=[1], status="answered", answer="A")]
+    memory, reader = adaptive(), Reader(rounds=2, question_budget=3000, abstention=rule)
+    reader.read.signature = reader.read.signature.with_instructions("Read well.")
+    reader.read.demos = [dspy.Example(question="Who?", memory="1 A: b", lines=[1], status="answered", answer="A")]
     state = observed(memory, list(sample.conversations[0].turns))
-    save_cartridge(tmp_path / "one", memory, state, persona="Nadia's", goal=np.arange(3), provenance={"from": "a test"})
+    about: Any = {"persona": "Nadia's", "goal": np.arange(3), "provenance": {"from": "a test"}}
+    save_cartridge(tmp_path / "one", memory, state, reader=reader, **about)
     cartridge = load_cartridge(tmp_path / "one", encoder=HashTokenEncoder())
     loaded: Any = cartridge.memory
-    assert (loaded.rounds, loaded.question_budget, loaded.abstention) == (2, 3000, rule)
+    read = cartridge.reader
+    assert (read.rounds, read.question_budget, read.abstention) == (2, 3000, rule)
     assert loaded.ranker.names == memory.ranker.names  # type: ignore[union-attr]
     assert np.array_equal(loaded.ranker.hidden, memory.ranker.hidden)  # type: ignore[union-attr]
     assert loaded.token_map.digest == memory.token_map.digest  # type: ignore[union-attr]
-    assert loaded.read.signature.instructions == "Read well."
-    assert [demo.toDict() for demo in loaded.read.demos] == [demo.toDict() for demo in memory.read.demos]
+    assert read.read.signature.instructions == "Read well."
+    assert [demo.toDict() for demo in read.read.demos] == [demo.toDict() for demo in reader.read.demos]
     assert cartridge.persona == "Nadia's"
     assert cartridge.goal is not None
     assert cartridge.goal.tolist() == [0, 1, 2]
     assert cartridge.manifest["provenance"]["from"] == "a test"
-    save_cartridge(tmp_path / "plain", MemorySystem(), MemorySystem().new())
+    save_cartridge(tmp_path / "plain", AdaptiveMemory(), AdaptiveMemory().new())
     with Container(tmp_path / "plain") as file:
         assert "program/program.json" not in file, "a prompt that the system has anyway is not written"
 
@@ -141,9 +144,9 @@ def test_parameters_weights_and_prompts_go_along(tmp_path: Path, sample: Any) ->
 def test_the_prompts_are_a_program_that_optimize_would_write(tmp_path: Path) -> None:
     from memometer.reader import program_file
 
-    memory = MemorySystem()
-    memory.read.signature = memory.read.signature.with_instructions("Read well.")
-    save_cartridge(tmp_path / "one", memory, memory.new())
+    memory, reader = AdaptiveMemory(), Reader()
+    reader.read.signature = reader.read.signature.with_instructions("Read well.")
+    save_cartridge(tmp_path / "one", memory, memory.new(), reader=reader)
     with Container(tmp_path / "one") as file:
         (tmp_path / "program.json").write_bytes(file.read("program/program.json", most=100_000))
     assert program_file.load(tmp_path / "program.json").state["signature"]["instructions"] == "Read well."
@@ -167,7 +170,7 @@ def test_tokens_are_counted_as_before(tmp_path: Path, sample: Any) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     for count in (HuggingFace(tmp_path / "tokenizer.json"), Tiktoken("cl100k_base")):
-        memory = MemorySystem(count=count)
+        memory = AdaptiveMemory(count=count)
         state = observed(memory, list(sample.conversations[0].turns))
         save_cartridge(tmp_path / "one", memory, state)
         cartridge = load_cartridge(tmp_path / "one")
@@ -176,7 +179,7 @@ def test_tokens_are_counted_as_before(tmp_path: Path, sample: Any) -> None:
     with pytest.raises(CartridgeError, match="counted by cl100k_base, and are to be counted by o200k_base; load it w"):
         load_cartridge(tmp_path / "one", count=Tiktoken("o200k_base"))
     other = load_cartridge(tmp_path / "one", count=Tiktoken("o200k_base"), reobserve=True)
-    memory = MemorySystem(count=Tiktoken("o200k_base"))
+    memory = AdaptiveMemory(count=Tiktoken("o200k_base"))
     assert held(other.state) == held(observed(memory, list(sample.conversations[0].turns)))
 
 

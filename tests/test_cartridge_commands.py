@@ -15,8 +15,8 @@ import pytest
 from memometer.cartridge.cartridge import load_cartridge, save_cartridge
 from memometer.cartridge.commands import main, merge
 from memometer.store.hybrid_scoring import SEED
+from memometer.systems.adaptive import AdaptiveMemory
 from memometer.systems.episodic import Episodic
-from memory_system import MemorySystem
 from tests.conftest import ROOT, HashEncoder
 from tests.test_cartridge import held, keys
 from tests.test_memory_contract import build, observed
@@ -79,7 +79,7 @@ def test_diff_tells_records_and_parameters_apart(
     assert [line[:7] for line in lines if line[0] == "-"] == [f"- D1:{n}:"[:7] for n in range(1, 9)]
     assert sum(line[0] == "+" for line in lines) == 8
     turns = [replace(turn, text="Changed.") if turn.id == "D1:2" else turn for turn in sample.conversations[0].turns]
-    memory = MemorySystem(question_budget=5)
+    memory = AdaptiveMemory()
     save_cartridge(tmp_path / "other", memory, observed(memory, turns))
     out = run(capsys, "diff", files["all"], tmp_path / "other")[1]
     assert 'system: "bm25" | "adaptive"' in out

@@ -22,7 +22,7 @@ from memometer.cartridge import container
 from memometer.cartridge.cartridge import CartridgeError, load_cartridge, save_cartridge
 from memometer.cartridge.commands import main
 from memometer.cartridge.container import MANIFEST, MIMETYPE, RECORDS, STATE, TENSORS, VECTORS, Container, Spool
-from memory_system import Turn
+from memometer.memory import Turn
 from tests.conftest import HashEncoder
 from tests.test_memory_contract import build, observed
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from memometer.memory import Memory, Turn
 from memometer.store import open_store, opened
 from memometer.store.consolidation import IdleConsolidation
 from memometer.store.episode import Episode
 from memometer.store.hybrid_scoring import DAY, DEFAULT, Weights
 from memometer.systems.codebook import Codes
 from memometer.systems.episodic import Episodic, Seed
-from memory_system import Memory, Turn
 from tests.conftest import HashEncoder
 
 START = datetime(2024, 1, 1)

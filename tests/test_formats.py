@@ -26,6 +26,7 @@ from memometer.harness import rescore
 from memometer.judging import judge_calibration as certificate
 from memometer.judging import label_sets as answer_keys
 from memometer.judging.label_sets import side_by_side
+from memometer.memory import Memory
 from memometer.models import encoders
 from memometer.optimize.search import Optimization
 from memometer.reader import program_file as programs
@@ -44,7 +45,7 @@ from memometer.store.protocol import Store
 from memometer.systems import load as system_named
 from memometer.systems.episodic import Episodic
 from memometer.token_counters import counter_for
-from memory_system import Memory, MemorySystem
+from memory_system import MemorySystem
 from tests import servers
 from tests.conftest import ROOT, HashEncoder, HashTokenEncoder, Reply, Server, completion, shown, truthful, writing
 

@@ -15,14 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from memometer.memory import Turn
 from memometer.models import embedded, resolve_models
 from memometer.models.embedded import Embedded, WeightsUnavailable, weights
 from memometer.models.errors import describe, redact
 from memometer.models.plain_adapter import PlainAdapter
 from memometer.models.usage import metered
 from memometer.reader.signatures import Answer
-from memometer.token_counters import counter_for
-from memory_system import MemorySystem, Turn, Utf8Bytes
+from memometer.token_counters import Utf8Bytes, counter_for
+from memory_system import MemorySystem
 from tests.conftest import Server, completion, failure
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from memometer.memory import Turn
 from memometer.models import encoders
 from memometer.models.bert import Bert
 from memometer.models.encoders import CachedTokens, TokenEncoder
 from memometer.retrieval import late_interaction, late_interaction_fit
 from memometer.retrieval.late_interaction import TokenMap, TokenVectors
 from memometer.retrieval.late_interaction_fit import Draw, Lesson, Texts, fit, loss
-from memory_system import Turn
 from tests.conftest import HashEncoder, HashTokenEncoder
 from tests.test_encoders import LAYERS, TEXTS, WIDTH, write_bert
 

@@ -11,10 +11,10 @@ from dspy import lm15
 
 from memometer import systems
 from memometer.harness.runner import Experiment, Refused
+from memometer.memory import Memory, Turn
 from memometer.models.plain_adapter import PlainAdapter
 from memometer.systems import entity, knowledge_graph
 from memometer.systems.notes import REPLY_TOKENS, sentences
-from memory_system import Memory, Turn
 from tests.conftest import HashEncoder
 
 SAID = (

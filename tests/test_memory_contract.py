@@ -15,13 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memometer import systems
+from memometer.memory import BudgetExceeded, BudgetTooSmall, Memory, Recall, Turn
+from memometer.reader.reader import Reader, predictors_of
 from memometer.retrieval.features import features
 from memometer.retrieval.late_interaction import TokenMap
 from memometer.retrieval.ranker import Ranker
 from memometer.retrieval.turn_index import Index
+from memometer.systems.adaptive import AdaptiveMemory
 from memometer.systems.baselines import Oracle
-from memometer.token_counters import HuggingFace, Tiktoken
-from memory_system import BudgetExceeded, BudgetTooSmall, Memory, MemorySystem, Recall, TokenCounter, Turn, Utf8Bytes
+from memometer.token_counters import HuggingFace, Tiktoken, TokenCounter, Utf8Bytes
+from memory_system import MemorySystem
 from tests.conftest import HashEncoder, HashTokenEncoder, writing
 
 
@@ -38,9 +41,8 @@ def any_ranker() -> Ranker:
 
 SYSTEMS = {
     **{name: systems.load(name) for name in (*systems.SYSTEMS, *systems.BASELINES)},
-    "adaptive in rounds": partial(MemorySystem, rounds=2),
     "adaptive with an encoder": partial(
-        MemorySystem,
+        AdaptiveMemory,
         encoder=HashTokenEncoder(),
         token_map=TokenMap.identity(HashTokenEncoder.dimensions),
         ranker=any_ranker(),
@@ -175,20 +177,25 @@ def test_an_empty_memory_recalls_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_a_system_is_a_program_that_saves_without_its_memory(name: str, tmp_path: Path, sample: Any) -> None:
-    """DSPy's optimisers find the predictor, copy the program, and save it without a word of any conversation."""
+def test_predictors_are_found(name: str) -> None:
     memory = build(name)
-    observed(memory, list(sample.conversations[0].turns))
-    first, *others = [predictor for predictor, _ in memory.named_predictors()]
+    first, *others = predictors_of(memory, Reader())
     assert first == "read"
-    assert bool(others) == memory.needs_model, "what writes can be improved as well"
-    memory.deepcopy().save(tmp_path / "program.json")
+    assert bool(others) == memory.needs_model
+
+
+def test_a_memory_system_saves_as_a_program_without_its_state(tmp_path: Path, sample: Any) -> None:
+    """DSPy's optimisers find the predictor, copy the program, and save it without any text of a conversation."""
+    system = MemorySystem()
+    system.observe(system.new(), list(sample.conversations[0].turns))
+    assert [name for name, _ in system.named_predictors()] == ["read"]
+    system.deepcopy().save(tmp_path / "program.json")
     assert "accordion" not in (tmp_path / "program.json").read_text()
     assert json.loads((tmp_path / "program.json").read_text())["read"]["demos"]
 
 
 def test_the_adaptive_memory_finds_the_answer_in_a_third_of_the_conversation(sample: Any) -> None:
-    memory = MemorySystem(count=Tiktoken("o200k_base"))
+    memory = AdaptiveMemory(count=Tiktoken("o200k_base"))
     state = observed(memory, list(sample.conversations[0].turns))
     for question in sample.questions:
         if question.category == "4":
@@ -196,7 +203,7 @@ def test_the_adaptive_memory_finds_the_answer_in_a_third_of_the_conversation(sam
 
 
 def test_the_budget_is_filled_when_there_is_enough(locomo: Any) -> None:
-    memory = MemorySystem(count=Tiktoken("o200k_base"))
+    memory = AdaptiveMemory(count=Tiktoken("o200k_base"))
     conversation = locomo.conversations[0]
     state = observed(memory, list(conversation.turns))
     for budget in (512, 1024, 4096):
@@ -220,8 +227,8 @@ def test_a_memory_that_breaks_its_budget_is_found_out(sample: Any) -> None:
             return Recall("far too much", budget_tokens)
 
     memory = Greedy()
-    with pytest.raises(BudgetExceeded, match="shows 12 tokens, says 5, and may show 5"):
-        memory.checked_recall(memory.new(), "anything", 5)
+    with pytest.raises(BudgetExceeded, match="3 tokens and reports 2"):
+        memory.checked_recall(memory.new(), "anything", 2)
 
 
 def test_an_unknown_system_is_answered_with_the_known_ones() -> None:

@@ -13,11 +13,11 @@ from locomo.dataset import SAMPLE
 from memometer import systems as memories
 from memometer.commands import evaluate
 from memometer.harness.runner import Experiment, Refused
+from memometer.memory import Turn
 from memometer.store import open_store, opened
 from memometer.store.turn_conversion import episode_of, turn_of
 from memometer.systems.codebook import Codebook
 from memometer.systems.episodic import Episodic
-from memory_system import Turn
 from tests.conftest import HashEncoder
 from tests.test_memory_contract import build, observed
 

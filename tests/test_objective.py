@@ -14,7 +14,7 @@ from locomo.dataset import Question
 from memometer.benchmarks.metrics import ABSTENTION
 from memometer.benchmarks.protocol import Conversation, Session
 from memometer.benchmarks.reward import Objective, Reply, answer_score, feedback, span
-from memory_system import Turn
+from memometer.memory import Turn
 
 SAID_AT = datetime(2023, 5, 8, 14)
 TURNS = (

@@ -22,6 +22,7 @@ from locomo.synthetic.simulate import as_json
 from memometer.benchmarks.protocol import Conversation
 from memometer.commands import evaluate, optimize
 from memometer.optimize.search import Optimization
+from memometer.systems.adaptive import AdaptiveMemory
 from memory_system import MemorySystem
 from tests.conftest import ROOT, Reply, Server, completion, failure
 
@@ -116,9 +117,9 @@ def test_each_finds_the_instruction_that_helps(
 ) -> None:
     server.answer = scripted(simulated, learns=True)
     read_in: Counter[str] = Counter()
-    observe = MemorySystem.observe
+    observe = AdaptiveMemory.observe
     monkeypatch.setattr(
-        MemorySystem,
+        AdaptiveMemory,
         "observe",
         lambda self, state, turns: read_in.update([turns[0].text]) or observe(self, state, turns),
     )

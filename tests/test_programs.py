@@ -170,9 +170,9 @@ def test_a_search_sees_training_and_validation_conversations_alone(locomo: Datas
 def test_instructions_are_paid_from_the_questions_budget() -> None:
     made = study("--data", str(ROOT / "locomo/sample.json"), "--model", "openai/x", "--context-window", "8000")
     plain = MemorySystem(rounds=1)
-    with_more = MemorySystem(rounds=1, question_budget=made.memory.question_budget, count=made.reader.count)
-    assert made.memory.question_budget
-    assert 512 + 64 < made.memory.question_budget < 512 + 64 + 600
+    with_more = MemorySystem(rounds=1, question_budget=made.reading.question_budget, count=made.reader.count)
+    assert made.reading.question_budget
+    assert 512 + 64 < made.reading.question_budget < 512 + 64 + 600
     lm = dspy.LM("openai/x", max_tokens=64)
     (conversation,) = made.data.conversations
     state = with_more.new()
@@ -189,12 +189,12 @@ def test_instructions_are_paid_from_the_questions_budget() -> None:
         return dspy.Prediction(lines=[], status="absent", answer="none")
 
     with dspy.context(lm=lm, adapter=PlainAdapter()):
-        before = prompt_tokens(made.memory.read, inputs_of(made.memory.read, "", "What?"), made.reader.count)
+        before = prompt_tokens(made.reading.read, inputs_of(made.reading.read, "", "What?"), made.reader.count)
         after = prompt_tokens(with_more.read, inputs_of(with_more.read, "", "What?"), made.reader.count)
         with_more.read.forward = asked
         prediction = with_more(state=state, question="What?", budget_tokens=512)
     assert after - before > 100
-    assert prediction.rounds[0].total_tokens <= made.memory.question_budget
+    assert prediction.rounds[0].total_tokens <= made.reading.question_budget
     assert prediction.recall.tokens <= 512 - (after - before) + 100
 
 

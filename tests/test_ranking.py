@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 import memometer.retrieval.features as features_module
 from benchmarks import temporal_coverage
 from memometer.harness import fit_ranker
+from memometer.memory import Turn
 from memometer.retrieval import dates, late_interaction, ranker, stemmer
 from memometer.retrieval.features import features
 from memometer.retrieval.ranker import SHIPPED, SHIPPED_WITH_ENCODER, Example, Ranker
 from memometer.retrieval.tokenize import grams, names, terms
 from memometer.retrieval.turn_index import Index
-from memory_system import MemorySystem, Turn
+from memory_system import MemorySystem
 from tests.conftest import ROOT, HashTokenEncoder
 
 MONDAY = date(2023, 5, 8)

@@ -14,13 +14,14 @@ from dspy.utils.exceptions import AdapterParseError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from memometer.memory import Turn
 from memometer.models.embedded import ONE_LINE, _form
 from memometer.models.plain_adapter import PlainAdapter
-from memometer.reader.abstention import gap, named_speaker
 from memometer.reader.multi_round import MESSAGE_TOKENS, QuestionBudgetTooSmall
 from memometer.reader.signatures import LAST, NOT_LAST, READ_EXAMPLES, Read, ReadOn
-from memometer.token_counters import Tiktoken
-from memory_system import MemorySystem, Turn, Utf8Bytes
+from memometer.retrieval.speakers import named_speaker, speaker_gap
+from memometer.token_counters import Tiktoken, Utf8Bytes
+from memory_system import MemorySystem
 from tests.test_memory_contract import conversations, lines, observed
 
 REPLY_TOKENS = 40
@@ -268,9 +269,11 @@ NAMES = ("Nadia", "Oskar")
 
 
 def test_the_gap_is_larger_where_the_other_one_said_it() -> None:
-    assert gap(np.array([3.0, 0.0, 1.0, 0.0]), [False, True, False, True]) == pytest.approx(2 / np.std([3, 0, 1, 0]))
-    assert gap(np.zeros(2), [False, True]) == 0.0
-    assert gap(np.ones(2), [False, False]) is None
+    assert speaker_gap(np.array([3.0, 0.0, 1.0, 0.0]), [False, True, False, True]) == pytest.approx(
+        2 / np.std([3, 0, 1, 0])
+    )
+    assert speaker_gap(np.zeros(2), [False, True]) == 0.0
+    assert speaker_gap(np.ones(2), [False, False]) is None
     memory = MemorySystem()
     state = observed(memory, REED)
     # Learned scores favour whoever is named, so that zero is no boundary; the order of the two is what a rule needs.

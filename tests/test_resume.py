@@ -15,11 +15,11 @@ from typing import Any
 from dspy.utils.exceptions import LMTransportError
 
 from memometer.harness.loop import plan, run
+from memometer.memory import Memory
 from memometer.models import resolve_models
 from memometer.models.errors import is_of_a_model
 from memometer.run.folder import RunFolder
 from memometer.systems.summary import Summary
-from memory_system import Memory
 from tests.conftest import ROOT, Reply, Server, completion, failure
 from tests.test_evaluate import SECRET, evaluate, everything, records, remote, results
 
@@ -202,7 +202,8 @@ def test_a_damaged_folder_is_one_sentence(server: Server, tmp_path: Path) -> Non
 
 
 FRAGILE = """
-from memory_system import Memory, pack
+from memometer.budget import pack
+from memometer.memory import Memory
 
 
 class Fragile(Memory):

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from memometer.systems.adaptive import AdaptiveMemory
 from memometer.systems.fact_augmented import Fact, Rich, add, parse, world_time
-from memory_system import MemorySystem
 from tests.test_memories import TURNS, Writer, observe
 
 SAID = datetime(2024, 3, 8, 12)
@@ -106,7 +106,7 @@ def test_a_fact_lifts_the_turn_it_comes_from() -> None:
     memory, state = told(*REPLIES)
     question = "Who enjoys paddling?"  # a word that no turn has
     assert np.argmax(memory.scores(state, question)) == 0
-    plain = MemorySystem.scores(memory, state, question)
+    plain = AdaptiveMemory.scores(memory, state, question)
     lifted = memory.scores(state, question) - plain
     assert lifted[0] > 0
     assert not lifted[1:].any()
@@ -120,7 +120,7 @@ def test_a_question_about_now_skips_what_is_superseded() -> None:
     memory, state = told(*REPLIES)
 
     def lifted(question: str) -> list[int]:
-        gain = memory.scores(state, question) - MemorySystem.scores(memory, state, question)
+        gain = memory.scores(state, question) - AdaptiveMemory.scores(memory, state, question)
         return np.flatnonzero(gain > 0).tolist()
 
     assert lifted("What was the residence of Eva?") == [1, 3]

@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 
 from locomo.dataset import SAMPLE
 from memometer import systems
+from memometer.budget import show
 from memometer.commands import evaluate
 from memometer.harness.runner import Experiment, Refused
+from memometer.memory import BudgetTooSmall, Memory, Turn
 from memometer.reader.context_formats import FORMATS, form, record
 from memometer.systems.baselines import Oracle
-from memometer.token_counters import Tiktoken
-from memory_system import BudgetTooSmall, Memory, Turn, Utf8Bytes, show
+from memometer.token_counters import Tiktoken, Utf8Bytes
 from tests.test_memory_contract import build, conversations, observed
 
 SYSTEMS = [name for name in systems.SYSTEMS if systems.load(name).shows_turns]

@@ -16,7 +16,7 @@ from typing import Any
 from locomo.dataset import Question
 from locomo.synthetic.templates import Draw, Names, blanks, fill, relative_date, said_by, vocabulary
 from memometer.benchmarks.protocol import Session
-from memory_system import Turn
+from memometer.memory import Turn
 
 RATES = {1: 282 / 5882, 2: 321 / 5882, 3: 96 / 5882, 4: 841 / 5882, 5: 446 / 5882}
 """Questions of each category per turn: LOCOMO's."""

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from memometer.retrieval.dates import written
+from memometer.memory import format_date
 
 T = TypeVar("T")
 Slots = Mapping[str, str | Sequence[str]]
@@ -135,13 +135,13 @@ def relative_date(draw: Draw, said_at: datetime) -> tuple[str, str]:
     """
     n = draw.between(0, len(NUMBERS) - 1)
     kind = draw.pick(("day", "day", "now", "ago", "weekday", "weekday", "week", "weekend", "weeks", "month", "year"))
-    today = written(said_at)
+    today = format_date(said_at)
     if kind == "day":
-        return draw.pick(("yesterday", "last night")), written(said_at - timedelta(days=1))
+        return draw.pick(("yesterday", "last night")), format_date(said_at - timedelta(days=1))
     if kind == "now":
         return draw.pick(("today", "this morning")), today
     if kind == "ago":
-        return f"{NUMBERS[n]} days ago", written(said_at - timedelta(days=n + 2))
+        return f"{NUMBERS[n]} days ago", format_date(said_at - timedelta(days=n + 2))
     if kind == "weekday":
         name = f"{said_at - timedelta(days=draw.between(1, 6)):%A}"
         return f"last {name}", f"the {name} before {today}"

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from memometer.benchmarks.metrics import abstains, token_f1
 from memometer.errors import UserError
-from memory_system import Turn
+from memometer.memory import Turn
 
 T = TypeVar("T")
 

@@ -19,11 +19,11 @@ from datetime import date
 
 from memometer.benchmarks.metrics import abstains, normalize
 from memometer.benchmarks.protocol import Conversation, Question
-from memometer.reader.abstention import named_speaker
+from memometer.memory import Turn
 from memometer.retrieval import dates
+from memometer.retrieval.speakers import named_speaker
 from memometer.retrieval.tokenize import names
 from memometer.run.folder import Record
-from memory_system import Turn
 
 TOKEN_PRICE = 0.01
 """Of a thousand tokens: what one point of F1 is worth by default."""

@@ -33,9 +33,11 @@ from memometer.cartridge import container, memory_spec, records, serialization, 
 from memometer.cartridge.container import CartridgeError, Container, NotWritten
 from memometer.cartridge.read import Cartridge, Verified, refusing
 from memometer.cartridge.write import Writing
+from memometer.memory import Memory, State
 from memometer.models.encoders import Encoder
+from memometer.reader.reader import Reader
 from memometer.systems.episodic import Episodic, EpisodicState
-from memory_system import Memory, State, TokenCounter
+from memometer.token_counters import TokenCounter
 
 
 class Slot:
@@ -69,6 +71,7 @@ def save_cartridge(
     memory: Memory[Any],
     state: State,
     *,
+    reader: Reader | None = None,
     adapter: Path | None = None,
     persona: str = "",
     goal: np.ndarray | None = None,
@@ -80,6 +83,7 @@ def save_cartridge(
 
     Args:
         memory: of a registered system. Its parameters and prompts go along.
+        reader: reads the memory; its parameters and prompt go along. None for the default reader.
         adapter: the folder of a LoRA adapter as PEFT saves it (adapter_config.json, adapter_model.safetensors).
         goal: a vector, shape (dimensions,).
         provenance: whatever is to be known of where it is from. Not the time, unless it stands here.
@@ -88,6 +92,7 @@ def save_cartridge(
 
     Raises NotWritten, which is a CartridgeError, with one sentence.
     """
+    reader = reader or Reader()
     try:
         sign = signature.signer(sign_with) if sign_with else None
         with ExitStack() as stack:
@@ -98,7 +103,7 @@ def save_cartridge(
                 "adapter": writing.adapter(adapter) if adapter else None,
                 "provenance": {"made_by": _made_by(), **(provenance or {})},
                 "parents": list(parents),
-                **writing.parameters(memory),
+                **writing.parameters(memory, reader),
             }
             writing.goal(goal)
             if isinstance(memory, Episodic):
@@ -106,7 +111,7 @@ def save_cartridge(
                 manifest |= writing.episodes(memory.store(state), state.scope)
             else:
                 manifest |= writing.state(memory, state)
-            writing.prompts(memory)
+            writing.prompts(memory, reader)
             writing.tokenizer(memory.count)
             writing.finish(persona)
             container.write(path, manifest, writing.spools, sign)

@@ -17,11 +17,11 @@ from memometer.cartridge import container, memory_spec, serialization
 from memometer.cartridge.cartridge import Cartridge, load_cartridge, open_manifest, open_records, save_cartridge
 from memometer.cartridge.container import CartridgeError, NotWritten
 from memometer.cartridge.read import refusing
+from memometer.memory import Turn
 from memometer.models import encoders
 from memometer.models.encoders import Encoder, EncoderUnavailable
 from memometer.store.migrate import copy
 from memometer.systems.episodic import Episodic
-from memory_system import Turn
 
 FAILED, REFUSED = 1, 3
 
@@ -127,7 +127,14 @@ def merge(
             first.memory.observe(state, session)
     parents = [cartridge.digest for cartridge in cartridges]
     save_cartridge(
-        out, first.memory, state, persona=first.persona, goal=first.goal, parents=parents, sign_with=sign_with
+        out,
+        first.memory,
+        state,
+        reader=first.reader,
+        persona=first.persona,
+        goal=first.goal,
+        parents=parents,
+        sign_with=sign_with,
     )
     return load_cartridge(out, encoder=encoder)
 
@@ -143,10 +150,11 @@ def _check_alike(one: Cartridge, other: Cartridge) -> None:
         )
     if one.manifest["adapter"] or other.manifest["adapter"]:
         raise CartridgeError("adapters cannot be merged; save the cartridges without them")
-    mine, yours = memory_spec.parameters_of(one.memory), memory_spec.parameters_of(other.memory)
+    mine, yours = (memory_spec.parameters_of(each.memory, each.reader) for each in (one, other))
+    my_prompts, your_prompts = (memory_spec.prompts_of(each.memory, each.reader) for each in (one, other))
     names = one.manifest["weights"]
     parts = [("weights", [mine[name] for name in names], [yours[name] for name in names]),
-             ("program", memory_spec.prompts_of(one.memory), memory_spec.prompts_of(other.memory)),
+             ("program", my_prompts, your_prompts),
              ("persona", one.persona, other.persona), ("goal", one.goal, other.goal)]  # fmt: skip
     for name, ours, theirs in parts:
         if not _equal(ours, theirs):

@@ -20,14 +20,18 @@ import numpy as np
 from memometer import systems
 from memometer.cartridge import columnar
 from memometer.cartridge.container import CartridgeError
+from memometer.memory import Memory
 from memometer.models import encoders
 from memometer.models.encoders import Encoder
+from memometer.reader.reader import Reader, predictors_of
 from memometer.retrieval import late_interaction
-from memometer.token_counters import ENCODINGS, HuggingFace, Tiktoken
-from memory_system import Memory, TokenCounter, Utf8Bytes
+from memometer.token_counters import ENCODINGS, HuggingFace, Tiktoken, TokenCounter, Utf8Bytes
 
 NOT_PARAMETERS = ("self", "count", "encoder", "memory_url")
 """What a memory is given at each place where it is used."""
+
+READER_PARAMETERS = ("rounds", "question_budget", "abstention")
+"""The parameters of a reader. They are stored with those of a memory that can be read in rounds."""
 
 
 def system_of(memory: Memory[Any]) -> str:
@@ -69,15 +73,21 @@ def parameter_types(kind: type[Memory[Any]]) -> dict[str, Any]:
         found |= {name: hints[name] for name in names if signature[name].kind is not inspect.Parameter.VAR_KEYWORD}
         if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.values()):
             break
+    if kind.reads_in_rounds:
+        hints = typing.get_type_hints(Reader.__init__)
+        found |= {name: hints[name] for name in READER_PARAMETERS}
     return found
 
 
-def parameters_of(memory: Memory[Any]) -> dict[str, Any]:
-    """The parameters that a memory was made with."""
+def parameters_of(memory: Memory[Any], reader: Reader | None = None) -> dict[str, Any]:
+    """The parameters that a memory was made with, and those of its reader if it can be read in rounds."""
     try:
-        named = {name: getattr(memory, name) for name in parameter_types(type(memory))}
+        names = [name for name in parameter_types(type(memory)) if name not in READER_PARAMETERS]
+        named = {name: getattr(memory, name) for name in names}
     except AttributeError as error:
         raise CartridgeError(f"{type(memory).__name__} does not keep its parameters ({error})") from error
+    if memory.reads_in_rounds:
+        named |= {name: getattr(reader or Reader(), name) for name in READER_PARAMETERS}
     return {**named, **vars(memory).get("parameters", {})}
 
 
@@ -111,10 +121,12 @@ def from_plain(hint: Any, value: Any, name: str) -> Any:
     raise CartridgeError(f"its parameter {name} is {str(value)[:60]!r}, which this system does not take")
 
 
-def build(kind: type[Memory[Any]], parameters: Mapping[str, Any], **given: Any) -> Memory[Any]:
-    """The memory. Raises CartridgeError for parameters that it does not take."""
+def build(kind: type[Memory[Any]], parameters: Mapping[str, Any], **given: Any) -> tuple[Memory[Any], Reader]:
+    """The memory and its reader. Raises CartridgeError for parameters that they do not take."""
+    reading = {name: value for name, value in parameters.items() if name in READER_PARAMETERS and kind.reads_in_rounds}
+    own = {name: value for name, value in parameters.items() if name not in reading}
     try:
-        return kind(**parameters, **given)
+        return kind(**own, **given), Reader(**reading)
     except (TypeError, ValueError) as error:
         raise CartridgeError(f"its parameters are not those of {kind.__name__} ({error})") from error
 
@@ -122,21 +134,21 @@ def build(kind: type[Memory[Any]], parameters: Mapping[str, Any], **given: Any) 
 # ---------------------------------------------------------------- prompts
 
 
-def prompts_of(memory: Memory[Any]) -> dict[str, Any]:
-    """The instructions and examples of a memory's predictors, as DSPy saves a program with them."""
-    states = {name: predictor.dump_state() for name, predictor in memory.named_predictors()}
+def prompts_of(memory: Memory[Any], reader: Reader) -> dict[str, Any]:
+    """The instructions and examples of a memory's and its reader's predictors, as DSPy saves a program with them."""
+    states = {name: predictor.dump_state() for name, predictor in predictors_of(memory, reader).items()}
     return {
         name: {"traces": [], "train": [], "demos": state["demos"], "signature": state["signature"], "lm": None}
         for name, state in states.items()
     }
 
 
-def with_prompts(memory: Memory[Any], program: Any) -> None:
-    """Give a memory its prompts. Only instructions, descriptions and examples are taken from the file.
+def with_prompts(memory: Memory[Any], reader: Reader, program: Any) -> None:
+    """Give a memory and its reader their prompts. Only instructions, descriptions and examples are taken from the file.
 
     Raises CartridgeError where the predictors or their fields are others.
     """
-    predictors = dict(memory.named_predictors())
+    predictors = predictors_of(memory, reader)
     try:
         if set(program) - {"metadata"} != set(predictors):
             raise ValueError("its predictors are others")

@@ -18,11 +18,13 @@ from dspy.utils.exceptions import LMProviderError
 from memometer.cartridge import columnar, container, memory_spec, records, signature, tensors
 from memometer.cartridge import serialization as rows
 from memometer.cartridge.container import CartridgeError, Container
+from memometer.memory import Memory, State, Turn
 from memometer.models.encoders import Encoder, EncoderUnavailable
+from memometer.reader.reader import Reader
 from memometer.store.episode import Episode, StoreError, VectorFormat
 from memometer.store.migrate import batches, copy
 from memometer.systems.episodic import Episodic, EpisodicState
-from memory_system import Memory, State, TokenCounter, Turn
+from memometer.token_counters import TokenCounter
 
 TOLD = (CartridgeError, StoreError, EncoderUnavailable, LMProviderError)
 """These say themselves what is wrong."""
@@ -44,6 +46,7 @@ class Cartridge:
     empty. `goal` has shape (dimensions,)."""
 
     memory: Memory[Any]
+    reader: Reader
     state: Any
     manifest: Mapping[str, Any]
     digest: str
@@ -114,16 +117,18 @@ class Verified:
             parts["encoder"] = self._encoder(encoder, reobserve)
         if memory_url:
             parts["memory_url"] = memory_url
-        memory = memory_spec.build(kind, self._parameters(kind, decoder), **parts)
+        memory, reader = memory_spec.build(kind, self._parameters(kind, decoder), **parts)
         self._check_map(memory, reobserve)
         if container.PROGRAM in self._file:
-            memory_spec.with_prompts(memory, json.loads(self._read(container.PROGRAM)))
+            memory_spec.with_prompts(memory, reader, json.loads(self._read(container.PROGRAM)))
         goal = arrays.take("goal", "F32").copy() if arrays.next_is("goal") else None
         if isinstance(memory, Episodic):
             state: State = self._episodes(memory, scope, reobserve)
         else:
             state = self._observed(memory) if reobserve else self._state(memory, decoder)
-        return Cartridge(memory, state, self.manifest, self._file.digest, self.signed_by, texts["persona"], goal)
+        return Cartridge(
+            memory, reader, state, self.manifest, self._file.digest, self.signed_by, texts["persona"], goal
+        )
 
     @property
     def _is_of_episodes(self) -> bool:

@@ -9,9 +9,9 @@ from datetime import datetime
 from typing import Any
 
 from memometer.cartridge.container import CartridgeError
+from memometer.memory import Turn
 from memometer.store.episode import Episode
 from memometer.store.turn_conversion import turn_of
-from memory_system import Turn
 
 Row = dict[str, Any]
 

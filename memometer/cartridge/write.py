@@ -12,8 +12,10 @@ import numpy as np
 
 from memometer.cartridge import columnar, container, memory_spec, records, serialization, tensors
 from memometer.cartridge.container import CartridgeError, Spool
+from memometer.memory import Memory, State
+from memometer.reader.reader import Reader
 from memometer.store.protocol import Store
-from memory_system import Memory, State, TokenCounter
+from memometer.token_counters import TokenCounter
 
 
 class Writing:
@@ -25,10 +27,10 @@ class Writing:
         self._arrays = tensors.Writer(self._spool())
         self._columns = columnar.Encoder(self._arrays)
 
-    def parameters(self, memory: Memory[Any]) -> dict[str, Any]:
+    def parameters(self, memory: Memory[Any], reader: Reader) -> dict[str, Any]:
         """Those that JSON holds; of the others, the names: they become columns."""
         hints = memory_spec.parameter_types(type(memory))
-        found = memory_spec.parameters_of(memory)
+        found = memory_spec.parameters_of(memory, reader)
         others = [name for name, value in found.items() if not memory_spec.is_plain(value)]
         for name in others:
             self._columns.write(hints[name], [found[name]], f"parameters.{name}")
@@ -109,10 +111,12 @@ class Writing:
         except (ValueError, KeyError, TypeError) as error:
             raise CartridgeError(f"its adapter_config.json names no base model ({error!r})") from error
 
-    def prompts(self, memory: Memory[Any]) -> None:
+    def prompts(self, memory: Memory[Any], reader: Reader) -> None:
         """Only where they are not those that the system has anyway."""
-        own = memory_spec.prompts_of(memory)
-        if own != memory_spec.prompts_of(memory_spec.build(type(memory), memory_spec.parameters_of(memory))):
+        own = memory_spec.prompts_of(memory, reader)
+        if own != memory_spec.prompts_of(
+            *memory_spec.build(type(memory), memory_spec.parameters_of(memory, reader), count=memory.count)
+        ):
             self._entry(container.PROGRAM).write(container.canonical({**own, "metadata": {"dependency_versions": {}}}))
 
     def tokenizer(self, count: TokenCounter) -> None:

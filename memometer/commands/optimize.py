@@ -155,8 +155,8 @@ def _fit_retrieval(args: argparse.Namespace) -> int:
     from memometer.models import encoders
     from memometer.retrieval import late_interaction, ranker
     from memometer.run.progress import eprint
+    from memometer.systems.adaptive import AdaptiveMemory
     from memometer.token_counters import counter_for
-    from memory_system import MemorySystem
 
     out = Path(args.out) if args.out else None
     try:
@@ -188,7 +188,7 @@ def _fit_retrieval(args: argparse.Namespace) -> int:
     )
     weights, token_map = fit(train, lessons, encoder=name, seed=args.seed, made_by=made_by)
     count = counter_for(tokenizer=None)
-    memory = MemorySystem(count=count, ranker=weights, encoder=encoder, token_map=token_map)
+    memory = AdaptiveMemory(count=count, ranker=weights, encoder=encoder, token_map=token_map)
     say(f"Evidence recall on {', '.join(c.id for c in validation)}, {count.name} tokens:")
     say("  " + "".join(f"{budget:>8,}" for budget in BUDGETS))
     for label, found in recalls(validation, memory, BUDGETS, count).items():

@@ -7,16 +7,19 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from memory_system import Form, Memory
+from memometer.memory import Memory, TurnFormat
+from memometer.reader.reader import Reader
 
-LoadForm = Callable[[str], Form | None]
+LoadForm = Callable[[str], TurnFormat | None]
 
 
 class Unfit(ValueError):
     """A memory cannot have what is asked for; the message is one sentence for the user."""
 
 
-def print_as(name: str | None, load_form: LoadForm, memories: Mapping[str, Memory[Any]]) -> Form | None:
+def print_as(
+    name: str | None, load_form: LoadForm, memories: Mapping[str, Memory[Any]], readers: Mapping[str, Reader]
+) -> TurnFormat | None:
     """Let memories print turns in a format; None is lines. Raises Unfit."""
     if name in (None, "lines"):
         return None
@@ -26,7 +29,7 @@ def print_as(name: str | None, load_form: LoadForm, memories: Mapping[str, Memor
                 f"{system} shows what a model wrote, which has no fields, so --context-format {name} cannot print it; "
                 "leave out one of the two."
             )
-        if memory.rounds:
+        if readers[system].rounds:
             raise Unfit(
                 f"{system} is read in rounds, which cite numbered lines; leave out either --rounds (or the --program "
                 f"that asks for them) or --context-format {name}."

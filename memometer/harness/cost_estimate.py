@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from memometer.budget import show
 from memometer.harness.loop import Task, prompt_overhead
+from memometer.memory import State
+from memometer.reader.reader import RefusingReader
 from memometer.run import cost as accounting
 from memometer.run.folder import Key
-from memometer.systems.baselines import Refusal
-from memory_system import State, show
 
 if TYPE_CHECKING:
     from memometer.harness.plan import Choice
@@ -24,9 +25,10 @@ def forecast(choice: Choice, done: Collection[Key] = ()) -> str:
     tasks = [task for task in choice.tasks if task.key not in done]
     asked = {task.key: f"{task.question.text} {task.question.options(task.form)}" for task in tasks}
     longest = max(asked.values(), key=len, default="")
-    overhead = {name: prompt_overhead(choice.reader, longest, memory) for name, memory in choice.memories.items()}
+    overhead = {name: prompt_overhead(choice.reader, longest, reading) for name, reading in choice.readers.items()}
     rounds = {
-        name: 0 if isinstance(memory, Refusal) else max(1, memory.rounds) for name, memory in choice.memories.items()
+        name: 0 if isinstance(reading, RefusingReader) else max(1, reading.rounds)
+        for name, reading in choice.readers.items()
     }
     prompts = sum(rounds[task.system] * (overhead[task.system] + _most_memory(choice, task)) for task in tasks)
     calls = sum(rounds[task.system] for task in tasks)

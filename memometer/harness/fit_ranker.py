@@ -12,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-import memory_system
-from memometer import budget as packing
-from memometer import retrieval
+from memometer import budget, memory, retrieval
 from memometer.benchmarks.metrics import evidence_recall
 from memometer.benchmarks.protocol import Conversation, Dataset
+from memometer.budget import pack
 from memometer.models.downloads import models_folder
 from memometer.models.encoders import TokenEncoder
 from memometer.retrieval import late_interaction, late_interaction_fit, ranker
@@ -27,7 +26,9 @@ from memometer.retrieval.ranker import Example, Ranker
 from memometer.retrieval.turn_index import Index
 from memometer.run import progress
 from memometer.run.environment import digest
-from memory_system import MemorySystem, TokenCounter, pack
+from memometer.systems import adaptive
+from memometer.systems.adaptive import AdaptiveMemory
+from memometer.token_counters import TokenCounter
 
 Weights = tuple[Ranker, TokenMap | None]
 
@@ -110,8 +111,9 @@ def folds(data: Dataset, asked: Sequence[str], encoder: TokenEncoder | None = No
     sources = [
         *Path(retrieval.__path__[0]).glob("*.py"),
         Path(__file__),
-        Path(memory_system.__file__),
-        Path(packing.__file__),
+        Path(memory.__file__),
+        Path(budget.__file__),
+        Path(adaptive.__file__),
     ]
     code = digest([path.read_text(encoding="utf-8") for path in sorted(sources)])
     folder = models_folder() / "folds" / digest([data.sha256, code, encoder.name if encoder else ""])
@@ -148,7 +150,7 @@ def _whole(save: Callable[[Path], None], path: Path) -> None:
 
 
 def recalls(
-    conversations: Iterable[Conversation], memory: MemorySystem, budgets: Sequence[int], count: TokenCounter
+    conversations: Iterable[Conversation], memory: AdaptiveMemory, budgets: Sequence[int], count: TokenCounter
 ) -> dict[str, list[float]]:
     """Mean evidence recall over answerable questions at each budget: of the memory, and of its untrained first
     score."""

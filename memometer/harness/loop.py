@@ -18,16 +18,18 @@ from typing import Any
 import dspy
 
 from memometer.benchmarks.protocol import FREE, Conversation, Question
-from memometer.budget import UNBOUNDED
+from memometer.budget import UNBOUNDED, show
 from memometer.judging.judge import Judge, Verdict
+from memometer.memory import Memory, Recall, State, TurnFormat
 from memometer.models.errors import FATAL, GIVE_UP_AFTER, LM_ERROR, describe, is_of_a_model, without_keys
 from memometer.models.plain_adapter import PlainAdapter
 from memometer.models.resolve_models import Model
 from memometer.models.usage import metered, metered_in
 from memometer.reader.multi_round import inputs_of, prompt_tokens
+from memometer.reader.reader import Reader
 from memometer.run.folder import Key, Record, RunFolder, is_answered, key, latest, needs_verdict
 from memometer.systems.baselines import NoMemory, Oracle
-from memory_system import Form, Memory, Recall, State, TokenCounter, show
+from memometer.token_counters import TokenCounter
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ def run(
     folder: RunFolder,
     *,
     reader: Model | None,
+    readers: Mapping[str, Reader],
     judge: Judge | None = None,
     num_threads: int = 4,
     stop: threading.Event | None = None,
@@ -97,8 +100,8 @@ def run(
 ) -> str:
     """Do every task that the folder does not hold an answer to, and append a record for each.
 
-    `memory_of` gives the memory for a system and a conversation. With no reader only the recall is recorded. Setting
-    `stop` lets the calls in flight end and starts no other.
+    `memory_of` gives the memory for a system and a conversation, `readers` the reader of each system. With no reader
+    only the recall is recorded. Setting `stop` lets the calls in flight end and starts no other.
     Returns the empty string, or why no call could succeed (a rejected key, an unknown model): then it stops early.
     """
     stop = stop or threading.Event()
@@ -116,7 +119,9 @@ def run(
             return
         number = tried[task.key] + 1
         memory = memory_of(task.system, task.question.conversation)
-        record, end = _attempt(task, memory, state, failed, number, reader=reader, judge=judge)
+        record, end = _attempt(
+            task, memory, state, failed, number, reader=reader, reading=readers[task.system], judge=judge
+        )
         folder.append(record)
         progress(record)
         if len(outcomes) < GIVE_UP_AFTER and record["calls"]:
@@ -208,17 +213,18 @@ def _attempt(
     number: int,
     *,
     reader: Model | None,
+    reading: Reader,
     judge: Judge | None,
 ) -> tuple[Record, str]:
     """(the record, why the whole run must end or "")."""
     question = task.question
     recall, answer, end = Recall(), None, ""
-    reading: dict[str, Any] = {}
+    signals: dict[str, Any] = {}
     verdicts: list[dict[str, Any]] = []
-    with metered() as usage, metered_in(memory.read) as answering:
+    with metered() as usage, metered_in(reading.read) as answering:
         if state is not None:
             try:
-                recall, answer, reading = _ask(task, memory, state, reader)
+                recall, answer, signals = _ask(task, memory, state, reader, reading)
             except FATAL as problem:
                 end = describe(problem)
                 failed = _blamed(problem)
@@ -240,7 +246,7 @@ def _attempt(
             "tokens": recall.tokens,
             "counter": memory.count.name,
         },
-        **reading,
+        **signals,
         "verdicts": verdicts,
         **asdict(usage),  # of recall and answer together
         "answering": asdict(answering),
@@ -253,7 +259,7 @@ def _attempt(
 
 
 def _ask(
-    task: Task, memory: Memory[Any], state: State, reader: Model | None
+    task: Task, memory: Memory[Any], state: State, reader: Model | None, reading: Reader
 ) -> tuple[Recall, str | None, dict[str, Any]]:
     """(what was shown, the answer, what the record says about the reading beside these)."""
     question = task.question
@@ -263,7 +269,8 @@ def _ask(
         recall = memory.checked_recall(state, question.text, task.budget_tokens)
         return recall, None, {"speaker_gap": recall.speaker_gap}
     with dspy.context(lm=reader.lm, adapter=PlainAdapter(), disable_history=True):
-        prediction = memory(
+        prediction = reading(
+            memory=memory,
             state=state,
             question=question.text,
             budget_tokens=task.budget_tokens,
@@ -295,7 +302,7 @@ def _judge(judge: Judge, question: Question, answer: str) -> tuple[dict[str, Any
     return {**judge.record(verdict), "seconds": round(time.perf_counter() - started, 4)}, end
 
 
-def window_budget(reader: Model, questions: Iterable[Question], memories: Iterable[Memory[Any]]) -> int | None:
+def window_budget(reader: Model, questions: Iterable[Question], readers: Iterable[Reader]) -> int | None:
     """Tokens that the reader's window leaves for any memory, beside the longest question; None for an unknown
     window."""
     if reader.context_tokens is None:
@@ -305,17 +312,17 @@ def window_budget(reader: Model, questions: Iterable[Question], memories: Iterab
         key=len,
         default="",
     )
-    overhead = max(prompt_overhead(reader, longest, memory) for memory in memories)
+    overhead = max(prompt_overhead(reader, longest, reading) for reading in readers)
     return max(0, reader.context_tokens - overhead - reader.max_tokens)
 
 
-def prompt_overhead(reader: Model, question: str, memory: Memory[Any]) -> int:
-    """Tokens of a memory's prompt without what it shows, with an allowance for the chat template."""
+def prompt_overhead(reader: Model, question: str, reading: Reader) -> int:
+    """Count the tokens of a prompt without its memory, with an allowance for the chat template."""
     with dspy.context(adapter=PlainAdapter()):
-        return prompt_tokens(memory.read, inputs_of(memory.read, "", question), reader.count)
+        return prompt_tokens(reading.read, inputs_of(reading.read, "", question), reader.count)
 
 
-def conversation_tokens(conversation: Conversation, count: TokenCounter, form: Form | None = None) -> int:
+def conversation_tokens(conversation: Conversation, count: TokenCounter, form: TurnFormat | None = None) -> int:
     """What the whole conversation costs to show."""
     state = State(turns=list(conversation.turns), lines=[turn.line for turn in conversation.turns])
     return show(state, range(len(state.turns)), count, form=form).tokens

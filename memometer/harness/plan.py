@@ -22,11 +22,13 @@ from memometer.harness.loop import Task, conversation_tokens, plan, window_budge
 from memometer.judging.calibrate import Certifier
 from memometer.judging.judge import Judge, shared_family
 from memometer.judging.judge_calibration import judged, sentence
+from memometer.memory import DEFAULT_BUDGET_TOKENS, Memory
 from memometer.models.downloads import WeightsUnavailable
 from memometer.models.encoders import Encoder, EncoderUnavailable, TokenEncoder
 from memometer.models.encoders import load as load_encoder
 from memometer.reader.abstention import Rule
 from memometer.reader.program_file import Program, ProgramError, load_for
+from memometer.reader.reader import Reader, RefusingReader, predictors_of
 from memometer.retrieval import late_interaction
 from memometer.retrieval.ranker import SHIPPED
 from memometer.run import cost
@@ -34,7 +36,7 @@ from memometer.run.environment import digest, recalling_code
 from memometer.run.folder import Key
 from memometer.run.progress import eprint
 from memometer.systems import BASELINES
-from memory_system import DEFAULT_BUDGET_TOKENS, Memory, TokenCounter, Utf8Bytes
+from memometer.token_counters import TokenCounter, Utf8Bytes
 
 Config = dict[str, Any]
 LoadMemory = Callable[[str], type[Memory[Any]]]
@@ -83,7 +85,7 @@ class Choice:
         self._choose_models()
         try:
             self._choose_memories(load_memory)
-            self.form = print_as(config.get("context_format"), load_form, self.memories)
+            self.form = print_as(config.get("context_format"), load_form, self.memories, self.readers)
             self.notices += [f"Remembered turns stand in the prompt as {self.form.name}."] if self.form else []
         except ProgramError as error:
             raise Refused(f"--program: {error}") from error
@@ -191,6 +193,7 @@ class Choice:
         }
         self.encoder: Encoder | None = None
         self.memories: dict[str, Memory[Any]] = {}
+        self.readers: dict[str, Reader] = {}
         self.left_out: dict[str, str] = {}
         check_url(memory_url := self.config.get("memory_url"))
         # Without answers a constant one is no system of its own.
@@ -204,7 +207,7 @@ class Choice:
                 raise Refused(
                     f"{name} writes its memory with a model, and --recall-only asks none; leave out one of the two."
                 )
-            parts = dict(reading) if kind.reads_in_rounds else {}
+            parts: dict[str, Any] = {}
             if kind.needs_encoder or (kind.takes_token_encoder and self.config["encoder"]):
                 parts["encoder"] = self._encoder(name)
             if kind.takes_token_encoder and "encoder" in parts:
@@ -221,8 +224,10 @@ class Choice:
             self.memories[name] = kind(count=self.count, **parts)
             if "memory_url" in parts:
                 try_store(name, self.memories[name])
+            options = reading if kind.reads_in_rounds else {}
+            self.readers[name] = RefusingReader() if name == "refusal" else Reader(**options)
             if self.program and kind.reads_in_rounds:
-                self.program.into(self.memories[name])
+                self.program.into(self.readers[name])
         check_taken(memory_url, self.memories.values())
 
     def _encoder(self, system: str) -> Encoder:
@@ -270,7 +275,7 @@ class Choice:
         prompts = [
             text
             for name, memory in self.memories.items()
-            for predictor, prompt in memory.named_predictors()
+            for predictor, prompt in predictors_of(memory, self.readers[name]).items()
             for text in contamination.texts_in(f"the prompt {predictor!r} of {name}", prompt.dump_state())
         ]
         if found := contamination.scan(prompts + files, contamination.HeldOut.of(self.data, self.config["split"])):
@@ -317,7 +322,7 @@ class Choice:
     def _plan(self) -> list[Task]:
         budgets = self.config["budgets"] or [self.config["budget_tokens"] or DEFAULT_BUDGET_TOKENS]
         self.whole = {c.id: conversation_tokens(c, self.count, self.form) for c in self.conversations}
-        room = window_budget(self.reader, self.questions, self.memories.values()) if self.reader else None
+        room = window_budget(self.reader, self.questions, self.readers.values()) if self.reader else None
         if self.reader and room is None:
             self._leave_out_all_showing(f"the window of {self.reader.name} is not known; give it with --context-window")
         if room is not None:
@@ -418,7 +423,7 @@ class Choice:
 
     def answer_prompts(self) -> dict[str, str]:
         """System -> a short hash of what its reader is told, without the memory."""
-        read = {name: memory.read for name, memory in self.memories.items()}
+        read = {name: reader.read for name, reader in self.readers.items()}
         return {
             name: digest([predict.signature.instructions, [demo.toDict() for demo in predict.demos]])
             for name, predict in read.items()

@@ -137,6 +137,7 @@ class Experiment(Choice):
                     self.conversations,
                     folder,
                     reader=self.reader,
+                    readers=self.readers,
                     judge=self.judge,
                     num_threads=self._num_threads(self.reader),
                     stop=stop,
@@ -252,16 +253,16 @@ class Experiment(Choice):
         """What asking for more was worth, by system and budget, and for people."""
         figures, told = {}, []
         asked = {question.id: question for question in self.questions}
-        for name, memory in self.memories.items():
-            if memory.rounds < 2:
+        for name, reader in self.readers.items():
+            if reader.rounds < 2:
                 continue
             for budget in sorted({budget for system, budget, *_ in keys if system == name}):
-                contexts = multi_round_analysis.contexts_of(budget, memory.rounds)
+                contexts = multi_round_analysis.contexts_of(budget, reader.rounds)
                 needed = multi_round_analysis.needed_tokens(
                     partial(self.memory_of, name), self.conversations, self.questions, contexts
                 )
                 mine = aggregate.current(records, [key for key in keys if key[:2] == (name, budget)])
                 found = multi_round_analysis.figures([(asked[r["question_id"]], r) for r in mine], needed, contexts)
                 figures[name, budget] = found
-                told.append(f"{name} at {budget:,}: {multi_round_analysis.sentence(found, memory.rounds)}")
+                told.append(f"{name} at {budget:,}: {multi_round_analysis.sentence(found, reader.rounds)}")
         return figures, told

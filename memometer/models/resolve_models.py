@@ -20,8 +20,7 @@ from dspy.utils.exceptions import LMConfigurationError
 
 from memometer.models import embedded
 from memometer.run.prices import Price, price_of, published
-from memometer.token_counters import counter_for
-from memory_system import TokenCounter
+from memometer.token_counters import TokenCounter, counter_for
 
 PROVIDER_DEFAULTS = {
     "TOGETHER_API_KEY": "together_ai/Qwen/Qwen2.5-7B-Instruct-Turbo",

@@ -29,12 +29,13 @@ from memometer.models.encoders import EncoderUnavailable, TokenEncoder
 from memometer.models.encoders import load as load_encoder
 from memometer.models.resolve_models import Model
 from memometer.optimize.optimizers import Size, size
+from memometer.reader.reader import Reader
 from memometer.report.multi_round_analysis import contexts_of
 from memometer.retrieval import late_interaction
 from memometer.run import cost as accounting
 from memometer.run.environment import digest, recalling_code
 from memometer.run.progress import eprint
-from memory_system import MemorySystem
+from memometer.systems.adaptive import AdaptiveMemory
 
 Config = dict[str, Any]
 
@@ -191,11 +192,10 @@ class Study:
                 or encoder.name != late_interaction.load(late_interaction.SHIPPED).encoder
             ):
                 raise Refused(f"there are no weights for {encoder.name}; use --encoder minilm, or leave it out.")
-        self.memory = MemorySystem(
-            count=self.reader.count, encoder=encoder, rounds=config["rounds"], question_budget=config["question_budget"]
-        )
+        self.memory = AdaptiveMemory(count=self.reader.count, encoder=encoder)
+        self.reading = Reader(rounds=config["rounds"], question_budget=config["question_budget"])
         longest = max((q.text for q in (*self.train, *self.choosing, *self.confirming)), key=len)
-        beside = prompt_overhead(self.reader, longest, self.memory) + self.reader.max_tokens
+        beside = prompt_overhead(self.reader, longest, self.reading) + self.reader.max_tokens
         budget, rounds = config["budget_tokens"], config["rounds"]
         window = self.reader.context_tokens
         if window is not None and budget + beside > window:
@@ -204,11 +204,11 @@ class Study:
                 f"{window:,}; use a smaller --budget-tokens."
             )
         # By default what the unoptimised prompt takes at most: what an instruction or an example adds, memory loses.
-        if self.memory.question_budget is None:
-            self.memory.question_budget = sum(contexts_of(budget, rounds)) + rounds * beside
-        elif self.memory.question_budget < beside:
+        if self.reading.question_budget is None:
+            self.reading.question_budget = sum(contexts_of(budget, rounds)) + rounds * beside
+        elif self.reading.question_budget < beside:
             raise Refused(
-                f"--question-budget {self.memory.question_budget:,} does not hold one prompt without memory, which "
+                f"--question-budget {self.reading.question_budget:,} does not hold one prompt without memory, which "
                 f"takes {beside:,} tokens; give more."
             )
 
@@ -230,7 +230,7 @@ class Study:
             f"{len(self.choosing)} of {_names(self.validation_conversations)} choose, {len(self.confirming)} others of "
             f"them confirm" + (f"; sealed: {_names(self.sealed)}." if self.sealed else "."),
             f"Objective: 0.8 answer + 0.2 citations, a price of {self.objective.token_price:g} for each 1,000 tokens; "
-            f"{config['budget_tokens']:,} tokens of memory, {self.memory.question_budget:,} a question in all, "
+            f"{config['budget_tokens']:,} tokens of memory, {self.reading.question_budget:,} a question in all, "
             f"instructions and at most {self.max_demos} found examples included.",
             *self.notices,
         ]
@@ -238,7 +238,7 @@ class Study:
 
     def forecast(self) -> Forecast:
         """Of all: the unoptimised prompt on every question, the optimiser, the choice among what it left."""
-        rounds, question = self.config["rounds"], self.memory.question_budget or 0
+        rounds, question = self.config["rounds"], self.reading.question_budget or 0
         before = len(self.train) + len(self.choosing) + len(self.confirming)
         runs = before + self.size.runs + self.size.left * len(self.choosing) + len(self.confirming)
         replies = rounds * self.reader.max_tokens  # which the budget of a question includes

@@ -17,8 +17,9 @@ from memometer.models.errors import describe
 from memometer.models.plain_adapter import PlainAdapter
 from memometer.models.replay_cache import CallStore, SearchStopped, at_fault_itself
 from memometer.reader.multi_round import QuestionBudgetTooSmall
+from memometer.reader.reader import Reader
 from memometer.run.environment import digest
-from memory_system import MemorySystem
+from memometer.systems.adaptive import AdaptiveMemory
 
 NEIGHBOURS = 1
 """Lines before and after a cited one that an example keeps."""
@@ -51,7 +52,7 @@ class States:
         self._states: dict[tuple[str, str], Any] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, memory: MemorySystem, conversation: str) -> Any:
+    def __call__(self, memory: AdaptiveMemory, conversation: str) -> Any:
         encoder = memory.encoder.name if memory.encoder else ""
         key = digest([type(memory).__qualname__, memory.count.name, encoder]), conversation
         with self._lock:
@@ -64,10 +65,18 @@ class States:
 
 
 class Desk:
-    """What all copies of the program share: the memory, the states, the store of calls, and the budget."""
+    """What all copies of the program share: memory, reader, states, the store of calls, and the budget."""
 
-    def __init__(self, memory: MemorySystem, states: States, store: CallStore, *, budget_tokens: int) -> None:
-        self.memory, self.states, self.store, self.budget_tokens = memory, states, store, budget_tokens
+    def __init__(
+        self, memory: AdaptiveMemory, reader: Reader, states: States, store: CallStore, *, budget_tokens: int
+    ) -> None:
+        self.memory, self.reader, self.states, self.store, self.budget_tokens = (
+            memory,
+            reader,
+            states,
+            store,
+            budget_tokens,
+        )
 
     def __deepcopy__(self, memo: dict[int, object]) -> Desk:
         return self
@@ -76,15 +85,18 @@ class Desk:
         """One question, read with the predictor `read`. A failed call is a prediction that says so, never an exception,
         which an optimiser would score as zero. Raises SearchStopped."""
         read.demos = [excerpt(demo) for demo in read.demos]
-        memory = copy(self.memory)
-        memory.read = read
+        reader = copy(self.reader)
+        reader.read = read
         lm = read.lm or dspy.settings.lm
         prediction = dspy.Prediction(answer="", status="absent")
         failed = ""
         with self.store.billed() as bill, dspy.context(adapter=PlainAdapter()):
             try:
-                prediction = memory(
-                    state=self.states(memory, conversation), question=question, budget_tokens=self.budget_tokens
+                prediction = reader(
+                    memory=self.memory,
+                    state=self.states(self.memory, conversation),
+                    question=question,
+                    budget_tokens=self.budget_tokens,
                 )
             except QuestionBudgetTooSmall:
                 pass  # instructions and examples leave no room: an empty answer, and worth what that is worth
@@ -110,7 +122,7 @@ class Asked(dspy.Module):
 
     def __init__(self, desk: Desk) -> None:
         super().__init__()
-        self.read = desk.memory.read.deepcopy()
+        self.read = desk.reader.read.deepcopy()
         self.desk = desk
 
     def forward(self, conversation: str, question_id: str, question: str) -> dspy.Prediction:

@@ -120,7 +120,7 @@ class Optimization(Study):
             for role, model in self.models.items()
         }
         states = States((*self.train_conversations, *self.validation_conversations))
-        desk = Desk(self.memory, states, store, budget_tokens=self.config["budget_tokens"])
+        desk = Desk(self.memory, self.reading, states, store, budget_tokens=self.config["budget_tokens"])
         conversations = (*self.train_conversations, *self.validation_conversations)
         objective = replace(
             self.objective, judged=_verdicts(lms["judge"], self.benchmark.judge_prompt()) if "judge" in lms else None

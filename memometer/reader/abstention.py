@@ -7,22 +7,16 @@ that artefact, and promise little for questions that nobody ever touched on.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import numpy as np
-
-from memometer.retrieval.tokenize import names
-
-TOP = 3  # turns of each side that the gap compares: an answer often has a turn before or after it
 
 
 @dataclass(frozen=True, slots=True)
 class Signals:
     """What speaks for abstaining. `absent`: the reader says that it is not there; `attributed`: a cited turn is by the
     person that the question names, or names that person, None where nobody was named or nothing cited; `speaker_gap`:
-    see `gap`, None where it names nobody or both."""
+    see `memometer.retrieval.speakers`, None where it names nobody or both."""
 
     absent: bool
     attributed: bool | None
@@ -69,20 +63,3 @@ class Rule:
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
-
-
-def named_speaker(question: str, speakers: Iterable[str]) -> str | None:
-    """The one speaker that a question names; None where it names none, or more than one."""
-    named = {speaker for speaker in set(speakers) if names(question, speaker)}
-    return named.pop() if len(named) == 1 else None
-
-
-def gap(scores: np.ndarray, is_named: np.ndarray | list[bool]) -> float | None:
-    """Mean of the best scores of the other speaker's turns minus that of the named speaker's, in standard deviations
-    of the question's scores, so that rankings of any scale compare; None where either said nothing."""
-    mine = np.asarray(is_named, dtype=bool)
-    if not mine.any() or mine.all():
-        return None
-    others, own = (float(np.sort(scores[side])[-TOP:].mean()) for side in (~mine, mine))
-    spread = float(scores.std())
-    return (others - own) / spread if spread > 0 else 0.0

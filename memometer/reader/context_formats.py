@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
-from memometer.budget import Form, Turn
+from memometer.memory import Turn, TurnFormat
 
 FORMATS = ("lines", "toon", "json", "yaml", "csv")
 
@@ -97,13 +97,13 @@ class Csv:
         return target.getvalue()
 
 
-def form(name: str) -> Form | None:
+def form(name: str) -> TurnFormat | None:
     """The form of a name in `FORMATS`; None for lines. Raises FormatUnavailable, ValueError."""
     if name not in FORMATS:
         raise ValueError(f"the format {name!r} is not known; it may be {', '.join(FORMATS)}.")
     if name == "toon":
         _toons()
-    forms: dict[str, Form] = {each.name: each for each in (Toon(), Json(), Yaml(), Csv())}
+    forms: dict[str, TurnFormat] = {each.name: each for each in (Toon(), Json(), Yaml(), Csv())}
     return forms.get(name)
 
 

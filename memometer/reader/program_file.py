@@ -1,7 +1,7 @@
 """Optimised prompts on disk: DSPy's own JSON of a program, with what it was made for and on under `metadata`.
 
     program = load(Path("optimized_memory_qa.json"))
-    program.into(memory)                                   # memory.read has its instructions and examples
+    program.into(reader)                                   # reader.read has its instructions and examples
 
 No model, key or memory is in it, and nothing of it is executed, so that it can be given away and read with any model.
 """
@@ -17,8 +17,8 @@ from typing import Any
 
 import dspy
 
+from memometer.reader.reader import Reader
 from memometer.run.environment import digest
-from memory_system import Memory, MemorySystem
 
 PREDICTOR = "read"
 NOTES = "adaptive_memory"
@@ -52,15 +52,19 @@ class Program:
         """Conversations on which it was chosen among others."""
         return tuple(self.notes.get("selected_on", ()))
 
-    def into(self, memory: Memory[Any]) -> None:
-        """Let a memory read with this prompt. Raises ProgramError where the memory's own has other fields."""
-        if fields(self.state["signature"]) != fields(memory.read.signature.dump_state()):
+    def into(self, reader: Reader) -> None:
+        """Give a reader this prompt.
+
+        Raises:
+            ProgramError: the reader's own prompt has other fields.
+        """
+        if fields(self.state["signature"]) != fields(reader.read.signature.dump_state()):
             raise ProgramError(
-                f"the program reads in {self.rounds} round(s) and this memory in {memory.rounds}: their prompts have "
-                f"other fields; use --rounds {self.rounds}, or leave --rounds out."
+                f"the program reads in {self.rounds} round(s) and this reader in {reader.rounds}, so their prompts "
+                f"have different fields; use --rounds {self.rounds}, or leave --rounds out."
             )
-        memory.read.load_state(deepcopy(dict(self.state)))
-        memory.read.demos = [dspy.Example(**demo) for demo in memory.read.demos]
+        reader.read.load_state(deepcopy(dict(self.state)))
+        reader.read.demos = [dspy.Example(**demo) for demo in reader.read.demos]
 
 
 def fields(signature: Mapping[str, Any]) -> list[str]:
@@ -83,8 +87,8 @@ def load(path: Path) -> Program:
         raise ProgramError(f"{path} does not exist; write it with python optimize.py.") from error
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise ProgramError(f"{path} holds no program ({error!r}); write one with python optimize.py.") from error
-    rounds = next((n for n in (1, 2) if own == fields(MemorySystem(rounds=n).read.signature.dump_state())), None)
-    if own == fields(MemorySystem().read.signature.dump_state()):
+    rounds = next((n for n in (1, 2) if own == fields(Reader(rounds=n).read.signature.dump_state())), None)
+    if own == fields(Reader().read.signature.dump_state()):
         rounds = 0
     if rounds is None:
         raise ProgramError(

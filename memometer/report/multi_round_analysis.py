@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from memometer.benchmarks.protocol import Conversation, Question
+from memometer.memory import Memory
 from memometer.run.folder import Record, is_answered
 from memometer.stats.intervals import wilson
-from memory_system import Memory
 
 Results = dict[str, Any]
 

@@ -13,6 +13,8 @@ from datetime import date, timedelta
 from functools import lru_cache
 from typing import Literal
 
+from memometer.memory import format_date
+
 Precision = Literal["day", "week", "weekend", "month", "season", "year", "about"]
 
 MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october",
@@ -39,7 +41,7 @@ class When:
     @property
     def text(self) -> str:
         """Such as `5 May 2023`, `week of 1 May 2023`, `May 2023`, `2023`; the form in which the date lines stand."""
-        day = written(self.start)
+        day = format_date(self.start)
         match self.precision:
             case "day":
                 return day
@@ -55,11 +57,6 @@ class When:
                 return f"{self.start.year}"
             case "about":
                 return f"about {day}"
-
-
-def written(day: date) -> str:
-    """Such as `5 May 2023`: a token cheaper than an ISO date, and the form in which people, and gold answers, write."""
-    return f"{day.day} {day:%B %Y}"
 
 
 _UNIT = r"(?P<unit>day|night|week|weekend|month|year)s?"

@@ -18,9 +18,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from memometer.retrieval import dates
+from memometer.memory import Turn, format_date
 from memometer.retrieval.blas_threads import one_thread
-from memometer.retrieval.turn_index import Turn
 
 Floats = np.ndarray[Any, Any]  # float32, or in a test of the gradients float64
 
@@ -45,7 +44,7 @@ class Encoder(Protocol):
 
 def document(turn: Turn) -> str:
     """A turn as it is encoded: `8 May 2023. Nadia: …`, for a day and a name are much of what is asked for."""
-    return f"{dates.written(turn.said_at)}. {turn.line.strip()}"
+    return f"{format_date(turn.said_at)}. {turn.line.strip()}"
 
 
 @dataclass

@@ -11,11 +11,10 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Protocol
 
 import numpy as np
 
+from memometer.memory import Turn
 from memometer.retrieval import dates
 from memometer.retrieval.tokenize import grams, terms
 
@@ -36,23 +35,6 @@ SHAPE = (
     "exclaims",
 )
 """What is written down of a turn's form, one column each."""
-
-
-class Turn(Protocol):
-    """What is read of a turn (memory_system.Turn)."""
-
-    @property
-    def speaker(self) -> str: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def caption(self) -> str | None: ...
-    @property
-    def session(self) -> int: ...
-    @property
-    def said_at(self) -> datetime: ...
-    @property
-    def line(self) -> str: ...
 
 
 @dataclass(slots=True)

@@ -33,7 +33,7 @@ def recalling_code() -> str:
     """A hash of all that shapes what is recalled and read: a memory whose code or weights changed is another memory."""
     root = Path(__file__).parent.parent
     folders = ("systems", "retrieval", "reader", "store")
-    files = [root.parent / "memory_system.py", root / "budget.py", root / "harness" / "fit_ranker.py"]
+    files = [root / name for name in ("memory.py", "budget.py", "token_counters.py", "harness/fit_ranker.py")]
     files += [path for folder in folders for path in (root / folder).glob("*.*")]
     return digest(
         {str(path.relative_to(root.parent)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}

@@ -57,11 +57,10 @@ class AnswerModel:
         Raises:
             ModelUnavailable: the model cannot be loaded or does not answer.
         """
-        from memory_system import Memory
+        from memometer.reader.reader import Reader
 
-        memory: Memory[Any] = Memory()
         with self.as_dspy_model():
-            return str(memory.read(memory=text, question=question).answer)
+            return str(Reader().read(memory=text, question=question).answer)
 
     def _model(self) -> Any:
         from memometer.models.embedded import WeightsUnavailable

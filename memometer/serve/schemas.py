@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from memometer.budget import Recall
+from memometer.memory import Recall
 from memometer.serve.registry import DEFAULT_MEMORY, DEFAULT_SYSTEM, NAME_PATTERN, MemoryEntry
 from memometer.serve.tenants import MAX_TURNS, NewTurn
 from memometer.store.episode import Episode, ScopeSize, SearchResult

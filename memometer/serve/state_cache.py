@@ -11,12 +11,13 @@ from typing import Any
 
 from cachetools import LRUCache
 
-from memometer.budget import Recall, State, TokenCounter, Turn
+from memometer.memory import Recall, State, Turn
 from memometer.models.encoders import Encoder
 from memometer.serve.answering import AnswerModel
 from memometer.store.protocol import Store
 from memometer.store.turn_conversion import in_time_order, turn_of
 from memometer.systems import load
+from memometer.token_counters import TokenCounter
 
 MAX_STATES = 32
 """States in the cache; the least recently used one is dropped and built again on demand."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from memometer import store
-from memometer.budget import Recall, TokenCounter, Turn
+from memometer.memory import Recall, Turn
 from memometer.models.concurrency_limited import Gated
 from memometer.models.encoders import Encoder
 from memometer.serve.answering import AnswerModel
@@ -27,7 +27,7 @@ from memometer.serve.state_cache import StateCache
 from memometer.store import turn_conversion
 from memometer.store.episode import Conflict, Episode, ScopeSize, SearchResult
 from memometer.store.protocol import Consolidated, Store
-from memometer.token_counters import counter_for
+from memometer.token_counters import TokenCounter, counter_for
 
 MAX_TURNS = 1000
 """Turns per call of `observe`."""

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import groupby
 
-from memometer.budget import Form, Recall, State, TokenCounter, Turn, pack
+from memometer.budget import pack
+from memometer.memory import Recall, State, Turn, TurnFormat
 from memometer.models.encoders import Encoder
 from memometer.store.episode import Episode
 from memometer.store.hybrid_scoring import DEFAULT, Weights
 from memometer.store.protocol import Store
+from memometer.token_counters import TokenCounter
 
 MIN_EPISODES = 100
 """Least number of episodes to retrieve. With large budgets it is one per four tokens, because few lines are shorter."""
@@ -122,7 +124,7 @@ def recall(
     count: TokenCounter,
     weights: Weights = DEFAULT,
     at: float | None = None,
-    form: Form | None = None,
+    form: TurnFormat | None = None,
 ) -> Recall:
     """Retrieve the best episodes for a question and pack them into a token budget.
 

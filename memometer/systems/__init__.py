@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 SYSTEMS = {
-    "adaptive": "memory_system:MemorySystem",
+    "adaptive": "memometer.systems.adaptive:AdaptiveMemory",
     "bm25": "memometer.systems.bm25:BM25",
     "codebook": "memometer.systems.codebook:Codebook",
     "entity": "memometer.systems.entity:Entity",

@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-import dspy
-
-from memometer.reader.signatures import ABSTENTION
-from memory_system import DEFAULT_BUDGET_TOKENS, Memory, Recall, State, pack
+from memometer.budget import pack
+from memometer.memory import Memory, Recall, State
 
 
 class NoMemory(Memory[State]):
@@ -24,14 +22,10 @@ class NoMemory(Memory[State]):
 class Refusal(NoMemory):
     """Always answers "No information available" without a model call.
 
-    It is right on every unanswerable question. A system with a lower score over all questions is useless, and so is a
-    judge that accepts this answer to an answerable question.
+    `memometer.reader.reader.RefusingReader` gives the answer. It is right on every unanswerable question. A system
+    with a lower score over all questions is useless, and so is a judge that accepts this answer to an answerable
+    question.
     """
-
-    def forward(
-        self, state: State, question: str, budget_tokens: int = DEFAULT_BUDGET_TOKENS, choices: str = ""
-    ) -> dspy.Prediction:
-        return dspy.Prediction(answer=ABSTENTION, recall=Recall())
 
 
 @dataclass

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from memometer.budget import best_first, pack
+from memometer.memory import Memory, Recall, State, Turn
 from memometer.retrieval.bm25_scorer import counted, scores
-from memory_system import Memory, Recall, State, Turn, best_first, pack
 
 
 @dataclass

@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from memometer.budget import pack
+from memometer.memory import Memory, Recall, State, Turn
 from memometer.models import encoders
 from memometer.models.encoders import Encoder
 from memometer.store import opened
 from memometer.store.protocol import Store
 from memometer.store.turn_conversion import at_of, episode_of, turn_of
-from memory_system import Memory, Recall, State, TokenCounter, Turn, pack
+from memometer.token_counters import TokenCounter
 
 
 @dataclass

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 import dspy
 
+from memometer.memory import Recall, State, Turn
 from memometer.retrieval.bm25_scorer import counted, scores
 from memometer.systems.notes import Note, WritingMemory, ask, day, show_notes, text, transcript
-from memory_system import Recall, State, TokenCounter, Turn
+from memometer.token_counters import TokenCounter
 
 KNOWN_NOTES = 20  # of what is known already, so many notes are shown to the model, the newest
 

@@ -15,13 +15,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from memometer.memory import Memory, Recall, State, Turn
 from memometer.models import encoders
 from memometer.models.encoders import Encoder
 from memometer.store import opened, turn_conversion
 from memometer.store.hybrid_scoring import DEFAULT, SEED, Weights
 from memometer.store.in_memory import InMemory
 from memometer.store.protocol import Consolidated, Store
-from memory_system import Memory, Recall, State, TokenCounter, Turn
+from memometer.token_counters import TokenCounter
 
 
 @dataclass

@@ -15,11 +15,12 @@ from typing import Any
 import dspy
 import numpy as np
 
+from memometer.memory import Turn
 from memometer.retrieval import dates
 from memometer.retrieval.bm25_scorer import counted
 from memometer.retrieval.bm25_scorer import scores as matches
+from memometer.systems.adaptive import AdaptiveMemory, IndexedState
 from memometer.systems.notes import WritingMemory, ask
-from memory_system import IndexedState, MemorySystem, Turn
 
 NOW = re.compile(r"\b(?:currently|now|nowadays|these days|at the moment|still|latest|most recent)\b", re.IGNORECASE)
 """What asks for how things are now. Narrow on purpose: a question that is missed still has every key."""
@@ -66,13 +67,13 @@ class FactsState(IndexedState):
     facts: list[Fact] = field(default_factory=list)
 
 
-class Rich(WritingMemory[IndexedState], MemorySystem):
+class Rich(WritingMemory[IndexedState], AdaptiveMemory):
     """The adaptive memory, with a bonus for the turns behind the facts that match the question.
 
     Args:
         fact_weight: what a fact that matches one standard deviation better than the mean fact adds to its turns, in
             standard deviations of the turns' own scores; 0 leaves the ranking as it is.
-        adaptive: as MemorySystem takes them.
+        adaptive: the parameters of AdaptiveMemory.
     """
 
     state_type = FactsState
@@ -97,11 +98,11 @@ class Rich(WritingMemory[IndexedState], MemorySystem):
             valid_from, valid_to = world_time(value, said_at.date())
             add(state.facts, Fact(subject, attribute, value, positions, said_at, valid_from, valid_to))
 
-    def scores(self, state: FactsState, question: str, lookups: Sequence[str] = ()) -> np.ndarray:  # type: ignore[override]
-        own = super().scores(state, question, lookups)
+    def scores(self, state: FactsState, question: str, follow_up_queries: Sequence[str] = ()) -> np.ndarray:  # type: ignore[override]
+        own = super().scores(state, question, follow_up_queries)
         if not state.facts:
             return own
-        bonus = np.max([by_facts(state, asked) for asked in (question, *lookups)], axis=0)
+        bonus = np.max([by_facts(state, asked) for asked in (question, *follow_up_queries)], axis=0)
         # Where all turns score the same, the facts alone decide.
         return own + self.fact_weight * (float(own.std()) or 1.0) * bonus
 

@@ -1,6 +1,7 @@
 """Full context: the whole conversation, the baseline that most published memories do not reach."""
 
-from memory_system import BudgetTooSmall, Memory, Recall, State, show
+from memometer.budget import show
+from memometer.memory import BudgetTooSmall, Memory, Recall, State
 
 
 class FullContext(Memory[State]):

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 import dspy
 
+from memometer.memory import Recall, State, Turn
 from memometer.retrieval.bm25_scorer import counted, scores
 from memometer.systems.notes import Note, WritingMemory, ask, day, show_notes
-from memory_system import Recall, State, TokenCounter, Turn
+from memometer.token_counters import TokenCounter
 
 
 # No example: small models copy it into their answers as a fact.

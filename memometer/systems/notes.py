@@ -15,8 +15,8 @@ from typing import TypeVar
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
-from memometer.retrieval import dates
-from memory_system import Memory, Recall, State, TokenCounter, Turn
+from memometer.memory import Memory, Recall, State, Turn, format_date
+from memometer.token_counters import TokenCounter
 
 REPLY_TOKENS = 400
 """The room for one reply: about twenty lines. Answers are cut much earlier."""
@@ -106,7 +106,7 @@ def transcript(session: Sequence[Turn]) -> str:
 
 def day(turn: Turn) -> str:
     """The date of a turn's session, such as 8 May 2023."""
-    return dates.written(turn.said_at)
+    return format_date(turn.said_at)
 
 
 def text(notes: Iterable[Note]) -> str:

@@ -1,6 +1,7 @@
 """The newest turns that fit: Simple Predict, the baseline, and what a plain chat buffer remembers."""
 
-from memory_system import Memory, Recall, State, pack
+from memometer.budget import pack
+from memometer.memory import Memory, Recall, State
 
 
 class Recent(Memory[State]):

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import dspy
 
+from memometer.memory import Recall, Turn
 from memometer.systems.notes import NotesState, WritingMemory, ask, sentences, show_notes, text, transcript
-from memory_system import Recall, TokenCounter, Turn
+from memometer.token_counters import TokenCounter
 
 
 class Rewrite(dspy.Signature):

@@ -7,8 +7,9 @@ from typing import TypeVar
 
 import dspy
 
+from memometer.memory import Recall, Turn
 from memometer.systems.notes import NotesState, WritingMemory, ask, sentences, show_notes, text, transcript
-from memory_system import Recall, TokenCounter, Turn
+from memometer.token_counters import TokenCounter
 
 
 class Summarise(dspy.Signature):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from memometer.budget import pack
+from memometer.memory import Recall, Turn
 from memometer.systems.notes import Note, NotesState, show_notes
 from memometer.systems.summary import Summary
-from memory_system import Recall, Turn, pack
 
 
 @dataclass

@@ -8,9 +8,11 @@ from itertools import groupby
 
 import numpy as np
 
+from memometer.budget import best_first, pack
+from memometer.memory import Memory, Recall, State, Turn
 from memometer.models import encoders
 from memometer.models.encoders import Encoder
-from memory_system import Memory, Recall, State, TokenCounter, Turn, best_first, pack
+from memometer.token_counters import TokenCounter
 
 
 @dataclass

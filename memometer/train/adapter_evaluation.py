@@ -22,8 +22,10 @@ from memometer.benchmarks.reward import Objective, Reply
 from memometer.benchmarks.sampling import sample
 from memometer.harness import loop
 from memometer.harness.plan import Refused
+from memometer.memory import Memory
 from memometer.models import resolve_models
 from memometer.models.resolve_models import Model
+from memometer.reader.reader import Reader
 from memometer.report import aggregate
 from memometer.report.results import write_results
 from memometer.run import cost, test_set_usage
@@ -32,6 +34,7 @@ from memometer.run.folder import Record, RunFolder, RunFolderError, is_answered,
 from memometer.run.interrupts import stopping
 from memometer.run.progress import eprint
 from memometer.stats.intervals import Comparison, paired
+from memometer.systems.adaptive import AdaptiveMemory
 from memometer.systems.baselines import Oracle
 from memometer.token_counters import counter_for
 from memometer.train import local_model
@@ -39,7 +42,6 @@ from memometer.train.local_engine import LocalEngine
 from memometer.train.plan import Config, Outcome, data_of
 from memometer.train.prompt_dataset import reading_prompts
 from memometer.train.reward import gold_reply
-from memory_system import Memory, MemorySystem
 
 ADAPTER, BASE, STYLED = "adapter", "base", "base with style rules"
 
@@ -69,8 +71,11 @@ class Evaluation:
         self.count = counter_for()
         self.served = bool(config["api_base"])
         self.models = self._served() if self.served else self._local()
-        self.memories = {name: self._memory(name) for name in (ADAPTER, BASE, STYLED)}
-        self.tasks = loop.plan(self.memories, self.questions, budgets=[self.budget])
+        memory = Oracle if self.notes["memory"] == "oracle" else AdaptiveMemory
+        self.memory: Memory[Any] = memory(count=self.count)
+        self.readers = {name: self._reader(name) for name in (ADAPTER, BASE, STYLED)}
+        memories = dict.fromkeys(self.readers, self.memory)
+        self.tasks = loop.plan(memories, self.questions, budgets=[self.budget])
 
     def _questions(self) -> tuple[Question, ...]:
         try:
@@ -121,19 +126,15 @@ class Evaluation:
         except ValueError as error:
             raise Refused(str(error)) from error
 
-    def _memory(self, arm: str) -> Memory[Any]:
-        memory: Memory[Any]
-        if self.notes["memory"] == "oracle":
-            memory = Oracle(count=self.count)
-        else:
-            memory = MemorySystem(count=self.count, rounds=self.notes["rounds"])
+    def _reader(self, arm: str) -> Reader:
+        reader = Reader(rounds=0 if self.notes["memory"] == "oracle" else self.notes["rounds"])
         if not self.notes["examples"]:
-            memory.read.demos = []
+            reader.read.demos = []
         if arm == STYLED:
-            told = f"{memory.read.signature.instructions} {STYLE}"
-            memory.read.signature = memory.read.signature.with_instructions(told)
-        memory.read.lm = self.models[ADAPTER if arm == ADAPTER else BASE].lm
-        return memory
+            instructions = f"{reader.read.signature.instructions} {STYLE}"
+            reader.read.signature = reader.read.signature.with_instructions(instructions)
+        reader.read.lm = self.models[ADAPTER if arm == ADAPTER else BASE].lm
+        return reader
 
     def cautions(self) -> list[str]:
         """What flatters the adapter."""
@@ -145,8 +146,8 @@ class Evaluation:
     def manifest(self) -> dict[str, Any]:
         """As evaluate.py writes it, so that its readers know what was asked."""
         prompts = {
-            name: digest([memory.read.signature.instructions, [dict(demo) for demo in memory.read.demos]])
-            for name, memory in self.memories.items()
+            name: digest([reader.read.signature.instructions, [dict(demo) for demo in reader.read.demos]])
+            for name, reader in self.readers.items()
         }
         config = {
             **{name: self.config[name] for name in ("mode", "split", "num_test", "seed", "api_base", "attn")},
@@ -206,10 +207,11 @@ def evaluate(config: Config) -> Outcome:
         with stopping() as stop:
             fatal = loop.run(
                 evaluation.tasks,
-                lambda system, _: evaluation.memories[system],
+                lambda _system, _conversation: evaluation.memory,
                 evaluation.conversations,
                 folder,
                 reader=evaluation.models[BASE],
+                readers=evaluation.readers,
                 num_threads=4 if evaluation.served else 1,
                 stop=stop,
                 progress=_progress(len(evaluation.tasks), data.prefix),

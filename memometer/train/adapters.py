@@ -10,13 +10,13 @@ from typing import Any
 
 from memometer.models.errors import describe
 from memometer.reader import program_file
+from memometer.reader.reader import Reader
 from memometer.run.folder import RunFolder
 from memometer.run.progress import eprint
 from memometer.train import metrics
 from memometer.train.local_model import dense
 from memometer.train.plan import Job, Outcome, licence
 from memometer.train.prompt_dataset import ReadingPrompt
-from memory_system import MemorySystem
 
 COMPLETE = "complete"
 """A file in a checkpoint that was written to its end."""
@@ -87,11 +87,11 @@ def conclude(job: Job, folder: RunFolder) -> Outcome:
 
 def write_program(job: Job, note: Mapping[str, Any]) -> None:
     """The reading prompt that the adapter was trained with, for evaluate.py --program, at --out."""
-    memory = MemorySystem(rounds=job.config["rounds"])
+    reader = Reader(rounds=job.config["rounds"])
     if not job.config["examples"]:
-        memory.read.demos = []
+        reader.read.demos = []
     out = Path(job.config["out"])
-    program_file.save(memory.read, out, {**note, "rounds": job.config["rounds"], "optimised": True})
+    program_file.save(reader.read, out, {**note, "rounds": job.config["rounds"], "optimised": True})
     job.say(f"Prompt written to {out}.")
 
 

@@ -1,6 +1,6 @@
 """The one exporter: static reading prompts with the facts to reward replies to them, fit for any trainer.
 
-Of each question one prompt a budget, and each prompt is what `MemorySystem` would show a reader that asks for more:
+Of each question one prompt a budget, and each prompt is what a `Reader` of the adaptive memory sends:
 the same messages, line numbers and offers. Only conversations that the caller names are read.
 """
 
@@ -18,14 +18,18 @@ import dspy
 from memometer import benchmarks
 from memometer.benchmarks.protocol import Conversation, Question
 from memometer.benchmarks.sampling import sample
+from memometer.budget import show
 from memometer.harness.contamination import HeldOut, Leak
+from memometer.memory import State
 from memometer.models.plain_adapter import PlainAdapter
 from memometer.reader.multi_round import inputs_of
+from memometer.reader.reader import Reader
 from memometer.reader.signatures import ABSTENTION
 from memometer.report.multi_round_analysis import contexts_of
 from memometer.retrieval.ranker import Ranker
+from memometer.systems.adaptive import AdaptiveMemory
+from memometer.token_counters import TokenCounter
 from memometer.train.reward import Case
-from memory_system import MemorySystem, State, TokenCounter, show
 
 Message = dict[str, str]
 
@@ -151,23 +155,24 @@ def reading_prompts(
         raise ValueError(f"each round doubles the memory: with {rounds} rounds use --budgets {wanted}")
     form = form_of(rounds)
     for conversation in conversations:
-        reader = MemorySystem(count=count, rounds=rounds, ranker=(rankers or {}).get(conversation.id))
+        adaptive = AdaptiveMemory(count=count, ranker=(rankers or {}).get(conversation.id))
+        reader = Reader(rounds=rounds)
         asking = reader.read = _Asking.like(reader.read)
         if instructions:
             asking.signature = asking.signature.with_instructions(instructions)
         if not examples:
             asking.demos = []
-        state = reader.new()
+        state = adaptive.new()
         for session in conversation.sessions:
-            reader.observe(state, session.turns)
+            adaptive.observe(state, session.turns)
         for question in questions:
             if question.conversation != conversation.id:
                 continue
             asking.asked.clear()
             shown = (
-                [_evidence(asking, reader, state, question)] * len(budgets)
+                [_evidence(asking, adaptive, reader, state, question)] * len(budgets)
                 if memory == "oracle"
-                else _pages(reader, state, question, budgets)
+                else _pages(reader, adaptive, state, question, budgets)
             )
             # A smaller page than its budget can hold has been shown already: there is no larger one.
             for level, (inputs, turn_ids) in enumerate(zip(asking.asked, shown, strict=False)):
@@ -197,20 +202,25 @@ def messages(read: dspy.Predict, inputs: Mapping[str, Any]) -> tuple[Message, ..
     return tuple({"role": str(m["role"]), "content": str(m["content"])} for m in formatted)
 
 
-def _pages(reader: MemorySystem, state: Any, question: Question, budgets: Sequence[int]) -> list[tuple[str, ...]]:
+def _pages(
+    reader: Reader, memory: AdaptiveMemory, state: Any, question: Question, budgets: Sequence[int]
+) -> list[tuple[str, ...]]:
     """What each prompt shows, by line number; the prompts are in the reader's `asked`."""
     if reader.rounds > 1:
-        return [r.turn_ids for r in reader(state=state, question=question.text, budget_tokens=budgets[-1]).rounds]
+        prediction = reader(memory=memory, state=state, question=question.text, budget_tokens=budgets[-1])
+        return [r.turn_ids for r in prediction.rounds]
     found = []
     for budget in budgets:
-        prediction = reader(state=state, question=question.text, budget_tokens=budget)
+        prediction = reader(memory=memory, state=state, question=question.text, budget_tokens=budget)
         found.append(prediction.rounds[-1].turn_ids if reader.rounds else prediction.recall.turn_ids)
     return found
 
 
-def _evidence(asking: _Asking, reader: MemorySystem, state: State, question: Question) -> tuple[str, ...]:
+def _evidence(
+    asking: _Asking, memory: AdaptiveMemory, reader: Reader, state: State, question: Question
+) -> tuple[str, ...]:
     positions = [n for n, turn in enumerate(state.turns) if turn.id in question.evidence]
-    recall = show(state, positions, reader.count, first_number=1 if reader.rounds else None)
+    recall = show(state, positions, memory.count, first_number=1 if reader.rounds else None)
     asking.asked.append(inputs_of(asking, recall.text, question.text))
     return recall.turn_ids
 

@@ -1,0 +1,199 @@
+"""The interface of every memory system: turns, states, recalls, and the class that remembers. Plain Python.
+
+A memory remembers into a value (`State`) that the caller holds. The memory itself (`Memory`) holds parameters only:
+
+    memory = AdaptiveMemory()
+    state = memory.new()
+    memory.observe(state, turns)                                  # session by session, in time order
+    recall = memory.recall(state, question, budget_tokens=2048)   # recall.tokens <= 2048, always
+
+A new memory system is a subclass with one method, `recall`, and a line in `memometer/systems/__init__.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from functools import cached_property
+from typing import ClassVar, Generic, Protocol, TypeVar, cast
+
+from memometer.token_counters import TokenCounter, default_counter
+
+DEFAULT_BUDGET_TOKENS = 20_000
+
+
+def format_date(day: date) -> str:
+    """Format a date like `5 May 2023`, the way people and gold answers write it; an ISO date costs a token more."""
+    return f"{day.day} {day:%B %Y}"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One utterance. `id` is unique in its conversation; `said_at` is the time of its session."""
+
+    id: str
+    speaker: str
+    text: str
+    session: int
+    said_at: datetime
+    caption: str | None = None
+
+    @cached_property
+    def line(self) -> str:
+        """The turn as a reader sees it: one line with single spaces, ending in a newline.
+
+        Token counts of such lines add up exactly, because no tokenizer joins tokens across the newline.
+        """
+        image = f" [image: {self.caption}]" if self.caption else ""
+        return " ".join(f"{self.speaker}: {self.text}{image}".split()) + "\n"
+
+    @cached_property
+    def header(self) -> str:
+        """The date line that opens the turn's session, such as `# Mon 8 May 2023`."""
+        return f"# {self.said_at:%a} {format_date(self.said_at)}\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """The text that a reader is shown for one question.
+
+    Attributes:
+        text: the text.
+        tokens: the exact size of `text` in the memory's own token counter.
+        turn_ids: the turns shown, in time order.
+        ranked: the same turns by rank, if the system ranks turns.
+        speaker_gap: how much better the question fits the other speaker's turns than those of the person it names
+            (memometer/retrieval/speakers.py). None if it names nobody or both, or if the system scores no turns.
+    """
+
+    text: str = ""
+    tokens: int = 0
+    turn_ids: tuple[str, ...] = ()
+    ranked: tuple[str, ...] = ()
+    speaker_gap: float | None = None
+
+
+class TurnFormat(Protocol):
+    """Prints turns as records in place of lines under dates (memometer/reader/context_formats.py)."""
+
+    @property
+    def name(self) -> str: ...
+
+    def row(self, turn: Turn, line: str) -> str:
+        """Return the text that one turn adds, as near as one turn alone can tell."""
+        ...
+
+    def text(self, shown: Sequence[tuple[Turn, str]]) -> str:
+        """Return the whole text for turns in time order, each with its line."""
+        ...
+
+
+class BudgetExceeded(RuntimeError):
+    """A memory showed more than its budget, or miscounted its text: a fault of that memory."""
+
+
+class BudgetTooSmall(ValueError):
+    """A system that shows everything or nothing does not fit the budget."""
+
+
+@dataclass
+class State:
+    """The remembered content of one conversation: its turns in time order, their printed lines, and the costs."""
+
+    turns: list[Turn] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    line_tokens: list[int] = field(default_factory=list)
+    header_tokens: dict[int, int] = field(default_factory=dict)
+    least_line_tokens: int = 0
+
+
+S = TypeVar("S", bound=State)
+
+
+class Memory(Generic[S]):
+    """A memory system. It holds parameters only, so one instance serves all conversations and threads.
+
+    Args:
+        count: counts tokens as the answering model does; every budget is measured with it. None counts with
+            o200k_base, or with UTF-8 bytes if that vocabulary is not on this machine.
+    """
+
+    state_type: ClassVar[type[State]] = State
+    """The class of states that `new` makes."""
+
+    shows_everything: ClassVar[bool] = False
+    """True for a system that gets the reader's whole window instead of the budget."""
+
+    needs_model: ClassVar[bool] = False
+    """True for a system whose `observe` calls DSPy's language model."""
+
+    needs_encoder: ClassVar[bool] = False
+    """True for a system that does not work without an `encoder` (memometer/models/encoders.py)."""
+
+    takes_token_encoder: ClassVar[bool] = False
+    """True for a system that can use an encoder of token vectors, and works without one."""
+
+    reads_in_rounds: ClassVar[bool] = False
+    """True for a system that a reader can ask in several rounds (memometer/reader/reader.py)."""
+
+    takes_memory_url: ClassVar[bool] = False
+    """True for a system that accepts `memory_url` and then keeps its episodes in that store (memometer/store/)."""
+
+    shows_turns: ClassVar[bool] = True
+    """False for a system that shows text written by a model, which no `TurnFormat` can print."""
+
+    form: TurnFormat | None = None
+    """How turns are printed; None prints lines under dates."""
+
+    def __init__(self, *, count: TokenCounter | None = None) -> None:
+        self.count: TokenCounter = count or default_counter()
+
+    @property
+    def fitted_on(self) -> tuple[str, ...]:
+        """Conversations whose labels the weights were fitted to; recall on these proves nothing."""
+        return ()
+
+    def new(self) -> S:
+        """Return an empty state."""
+        return cast(S, self.state_type())
+
+    def line(self, turn: Turn) -> str:
+        """Return the line that shows a turn, ending in a newline."""
+        return turn.line
+
+    def observe(self, state: S, turns: Sequence[Turn]) -> None:
+        """Append turns, in time order. One call or many calls give the same state."""
+        for turn in turns:
+            line = self.line(turn)
+            state.turns.append(turn)
+            state.lines.append(line)
+            state.line_tokens.append(cost := self.count(line))
+            state.least_line_tokens = min(state.least_line_tokens or cost, cost)
+            if turn.session not in state.header_tokens:
+                state.header_tokens[turn.session] = self.count(turn.header)
+
+    def recall(self, state: S, question: str, budget_tokens: int) -> Recall:
+        """Return the text to show for a question. It does not change the state.
+
+        Args:
+            state: what `new` made and `observe` filled.
+            question: any text.
+            budget_tokens: a hard bound: `Recall.tokens <= budget_tokens`, always.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define recall")
+
+    def checked_recall(self, state: S, question: str, budget_tokens: int) -> Recall:
+        """Call `recall` and count its text again.
+
+        Raises:
+            BudgetExceeded: the text exceeds the budget, or `Recall.tokens` is wrong.
+        """
+        recall = self.recall(state, question, budget_tokens)
+        tokens = self.count(recall.text)
+        if tokens > budget_tokens or tokens != recall.tokens:
+            raise BudgetExceeded(
+                f"{type(self).__name__} shows {tokens} tokens and reports {recall.tokens}; the budget is "
+                f"{budget_tokens} tokens"
+            )
+        return recall
