@@ -223,14 +223,15 @@ def test_a_signed_cartridge_is_of_its_key(tmp_path: Path) -> None:
     pytest.importorskip("cryptography", reason="it is not installed: pip install '.[signatures]'")
     public = FORMATS / "cartridges" / "public.pem"
     cartridge = load_cartridge(FORMATS / "cartridges" / "signed.cartridge", public_key=public)
-    memory: Any = cartridge.memory
+    memory, reader = cartridge.memory, cartridge.reader
     assert cartridge.signed_by == CARTRIDGES["signed.cartridge"]["signed_by"]
     assert cartridge.manifest["provenance"]["from"] == "a fixture"
     assert memory.count.name == "o200k_base"
-    assert (memory.rounds, memory.question_budget, memory.abstention.threshold) == (2, 3000, 0.5)
-    assert memory.abstention.weights["speaker_gap"] == 0.25
-    assert memory.read.signature.instructions == "Read well."
-    assert [demo.answer for demo in memory.read.demos] == ["A"]
+    assert reader.abstention
+    assert (reader.rounds, reader.question_budget, reader.abstention.threshold) == (2, 3000, 0.5)
+    assert reader.abstention.weights["speaker_gap"] == 0.25
+    assert reader.read.signature.instructions == "Read well."
+    assert [demo.answer for demo in reader.read.demos] == ["A"]
     with pytest.raises(CartridgeError, match="not signed"):
         load_cartridge(FORMATS / "cartridges" / "bm25.cartridge", public_key=public)
 

@@ -54,10 +54,10 @@ def test_bytes_are_an_upper_bound(text: str) -> None:
 
 
 def test_a_wrong_tokenizer_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"it may be o200k_base or cl100k_base, or the path of a tokenizer.json"):
+    with pytest.raises(ValueError, match=r"o200k_base or cl100k_base"):
         counter_for(tokenizer="gpt2")
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"is no tokenizer.json"):
+    with pytest.raises(ValueError, match=r"tokenizer.json"):
         counter_for(tokenizer=str(tmp_path))
 
 

@@ -162,7 +162,7 @@ def test_a_leaked_example_stops_an_evaluation(talk: Conversation, file: Path, mo
     leaked = dspy.Example(memory="-", question=talk.questions[0].text, lines=[], status="absent", answer="-")
     monkeypatch.setitem(signatures.READ_EXAMPLES, signatures.Read, [leaked])
     config["rounds"] = 1
-    with pytest.raises(Refused, match=r"has leaked.*the prompt 'read' of adaptive: 1 held-out question"):
+    with pytest.raises(Refused, match=r"test data found.*the prompt 'read' of adaptive: 1 held-out question"):
         Choice(config, systems.load)
 
 

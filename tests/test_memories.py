@@ -15,6 +15,7 @@ from memometer.memory import Memory, Turn
 from memometer.models.plain_adapter import PlainAdapter
 from memometer.systems import entity, knowledge_graph
 from memometer.systems.notes import REPLY_TOKENS, sentences
+from memometer.token_counters import Utf8Bytes
 from tests.conftest import HashEncoder
 
 SAID = (
@@ -62,7 +63,8 @@ def observe(memory: Memory[Any], writer: Writer, turns: list[Turn] = TURNS, stat
 
 def build(name: str) -> Memory[Any]:
     kind = systems.load(name)
-    return kind(encoder=HashEncoder()) if kind.needs_encoder else kind()
+    count = Utf8Bytes()
+    return kind(count=count, encoder=HashEncoder()) if kind.needs_encoder else kind(count=count)
 
 
 def seen(name: str, question: str, budget: int, *replies: str) -> list[str]:

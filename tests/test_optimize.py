@@ -374,7 +374,7 @@ def test_a_program_is_evaluated_with_any_model_and_refused_with_what_is_held_out
     memory.read.demos = [demo]
     program_file.save(memory.read, Path("bad.json"), {"rounds": 1})
     assert evaluate.main([*words, "--program", "bad.json", "--run-dir", "refused"]) == 3
-    assert "what is held out has leaked" in capfd.readouterr().err
+    assert "test data found" in capfd.readouterr().err
     program_file.save(MemorySystem(rounds=3).read, Path("other.json"), {"rounds": 3})
     assert evaluate.main([*words, "--program", "other.json", "--rounds", "1", "--dry-run"]) == 2
     assert "use --rounds 3, or leave --rounds out" in capfd.readouterr().err

@@ -247,7 +247,7 @@ def test_what_is_shipped_says_what_it_has_seen_and_holds_no_text(path: Path) -> 
 
 def test_a_map_for_another_encoder_is_refused() -> None:
     memory = MemorySystem(encoder=HashTokenEncoder())
-    with pytest.raises(ValueError, match="make one with python optimize.py"):
+    with pytest.raises(ValueError, match="python optimize.py"):
         memory.observe(memory.new(), turns_of(2))
 
 

@@ -149,7 +149,7 @@ def test_the_grammar_follows_the_examples() -> None:
 
 def test_one_round_cites_turns_and_never_offers_more() -> None:
     memory = MemorySystem(count=Tiktoken("o200k_base"), rounds=1)
-    engine = Scripted(memory.count, "1, 3, 77, 3\nStatus: more\nAnswer: a man in Vienna")
+    engine = Scripted(memory.memory.count, "1, 3, 77, 3\nStatus: more\nAnswer: a man in Vienna")
     prediction = ask(memory, observed(memory, REED), engine, "Who repairs the accordion?", 300)
     numbered = [line for line in prediction.recall.text.splitlines() if not line.startswith("#")]
     assert [line.split()[0] for line in numbered] == [str(n) for n in range(1, 9)], "every line is numbered, no date is"
@@ -158,13 +158,15 @@ def test_one_round_cites_turns_and_never_offers_more() -> None:
     (told,) = prediction.rounds
     assert not told.offers_more
     assert "more" not in engine.prompts[0].lower()
-    assert prediction.recall.tokens == memory.count(prediction.recall.text) <= 300
+    assert prediction.recall.tokens == memory.memory.count(prediction.recall.text) <= 300
 
 
 def test_more_brings_what_the_lookup_names_and_keeps_the_prefix() -> None:
     memory = MemorySystem(count=Tiktoken("o200k_base"), rounds=3)
     engine = Scripted(
-        memory.count, "none\nStatus: more\nLookup: euros paid\nAnswer: ?", "4\nStatus: answered\nAnswer: 120 euros"
+        memory.memory.count,
+        "none\nStatus: more\nLookup: euros paid\nAnswer: ?",
+        "4\nStatus: answered\nAnswer: 120 euros",
     )
     prediction = ask(memory, observed(memory, REED), engine, "What did the accordion cost?", 200)
     first, second = engine.prompts
@@ -183,7 +185,7 @@ def test_more_brings_what_the_lookup_names_and_keeps_the_prefix() -> None:
 
 def test_the_last_round_does_not_offer_more() -> None:
     memory = MemorySystem(count=Tiktoken("o200k_base"), rounds=2)
-    engine = Scripted(memory.count, "none\nStatus: more\nLookup: bowl\nAnswer: so far so good")
+    engine = Scripted(memory.memory.count, "none\nStatus: more\nLookup: bowl\nAnswer: so far so good")
     prediction = ask(memory, observed(memory, REED), engine, "What did the accordion cost?", 100)
     assert [f"Offered: {NOT_LAST}" in prompt for prompt in engine.prompts] == [True, False]
     assert [f"Offered: {LAST}" in prompt for prompt in engine.prompts] == [False, True]
@@ -193,7 +195,7 @@ def test_the_last_round_does_not_offer_more() -> None:
 
 def test_nothing_new_ends_the_rounds() -> None:
     memory = MemorySystem(count=Tiktoken("o200k_base"), rounds=3)
-    engine = Scripted(memory.count, "none\nStatus: more\nAnswer: No information available")
+    engine = Scripted(memory.memory.count, "none\nStatus: more\nAnswer: No information available")
     prediction = ask(memory, observed(memory, REED), engine, "What did the accordion cost?", 4000)
     assert len(engine.prompts) == 1, "everything was shown at once"
     assert prediction.status == "absent"
@@ -202,7 +204,7 @@ def test_nothing_new_ends_the_rounds() -> None:
 def test_a_question_budget_that_holds_no_prompt_is_refused() -> None:
     memory = MemorySystem(count=Tiktoken("o200k_base"), rounds=2, question_budget=100)
     with pytest.raises(QuestionBudgetTooSmall, match="without memory takes 4"):
-        ask(memory, observed(memory, REED), Scripted(memory.count, "1\nAnswer: x"), "Who?", 1000)
+        ask(memory, observed(memory, REED), Scripted(memory.memory.count, "1\nAnswer: x"), "Who?", 1000)
 
 
 def replies() -> st.SearchStrategy[str]:

@@ -18,6 +18,7 @@ from memometer.harness.loop import plan, run
 from memometer.memory import Memory
 from memometer.models import resolve_models
 from memometer.models.errors import is_of_a_model
+from memometer.reader.reader import Reader
 from memometer.run.folder import RunFolder
 from memometer.systems.summary import Summary
 from tests.conftest import ROOT, Reply, Server, completion, failure
@@ -217,8 +218,8 @@ class Fragile(Memory):
 def test_a_memory_that_fails_is_a_result_and_a_model_that_fails_is_none(server: Server, tmp_path: Path) -> None:
     (tmp_path / "fragile.py").write_text(FRAGILE)
     script = (
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}, '.']; import evaluate, memories\n"
-        "memories.SYSTEMS['fragile'] = 'fragile:Fragile'; sys.exit(evaluate.main(sys.argv[1:]))"
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, '.']; import evaluate; from memometer import systems\n"
+        "systems.SYSTEMS['fragile'] = 'fragile:Fragile'; sys.exit(evaluate.main(sys.argv[1:]))"
     )
 
     def fragile(*args: str) -> subprocess.CompletedProcess[str]:
@@ -263,7 +264,11 @@ def test_a_conversation_that_cannot_be_read_is_blamed_on_the_memory_or_on_its_mo
     systems = {"writes": Summary(count=reader.count), "broken": Broken(count=reader.count)}
     tasks = plan(systems, sample.questions[:2], budgets=[150])
     with RunFolder.create(tmp_path / "run", {}) as folder:
-        assert run(tasks, lambda system, _: systems[system], sample.conversations, folder, reader=reader) == ""
+        readers = {name: Reader() for name in systems}
+        fatal = run(
+            tasks, lambda system, _: systems[system], sample.conversations, folder, reader=reader, readers=readers
+        )
+        assert fatal == ""
         found = {record["system"]: (record["error"], record["memory_error"]) for record in folder.records()}
         ingests = {ingest["system"]: ingest["memory_error"] for ingest in folder.ingests()}
     assert found["writes"][0].startswith("ingest: LMServerError")

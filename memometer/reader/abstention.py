@@ -55,10 +55,10 @@ class Rule:
             weights = {name: float(found["weights"][name]) for name in Signals(False, None, None).vector()}
             return cls(weights, float(found["threshold"]), tuple(map(str, found.get("fitted_on", ()))))
         except FileNotFoundError as error:
-            raise ValueError(f"{path} does not exist; write it with python -m memometer.stats.abstention.") from error
+            raise ValueError(f"{path} does not exist; write it with memometer fit-abstention.") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path} holds no rule ({error!r}); write one with python -m memometer.stats.abstention."
+                f"{path} is not an abstention rule ({error!r}); write one with memometer fit-abstention."
             ) from error
 
     def save(self, path: Path) -> None:
