@@ -44,7 +44,7 @@ from memometer.store import close, open_store
 from memometer.store.protocol import Store
 from memometer.systems import load as system_named
 from memometer.systems.episodic import Episodic
-from memometer.token_counters import counter_for
+from memometer.token_counters import Utf8Bytes, counter_for
 from memory_system import MemorySystem
 from tests import servers
 from tests.conftest import ROOT, HashEncoder, HashTokenEncoder, Reply, Server, completion, shown, truthful, writing
@@ -101,7 +101,7 @@ def same_store(store: Store, expected: dict[str, Any]) -> None:
 def same_episodic(url: str, expected: dict[str, Any]) -> None:
     with open_store(url) as store:
         same_store(store, expected)
-    memory = Episodic(encoder=HashEncoder(), memory_url=url)
+    memory = Episodic(count=Utf8Bytes(), encoder=HashEncoder(), memory_url=url)
     for scope, told in expected["recalls"].items():
         same_recalls(memory, memory.open(scope), told)
     close(url)
