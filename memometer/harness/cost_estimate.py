@@ -6,7 +6,6 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from memometer.budget import show
-from memometer.harness.baselines import RefusingReader
 from memometer.harness.loop import Task, prompt_overhead
 from memometer.memory import State
 from memometer.reader.reader import RefusingReader
