@@ -1,0 +1,64 @@
+"""Resume a run: read its options, and refuse to continue if anything that shapes its results has changed.
+
+    options, identity = resume.read(path, EvaluateOptions)
+    plan = make_plan(options)
+    resume.check(path, identity, plan.identity())
+
+The command then reopens the folder and continues. `evaluate`, `optimize` and `train` use the same functions. A run's
+manifest holds `config` (`Options.as_json()`) and `identity` (name -> digest or short text; `configuration` is the
+digest of `config`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from memometer.run.folder import RunFolderError, read_manifest
+from memometer.run.options import Options
+
+O = TypeVar("O", bound=Options)
+
+
+def read(path: Path, kind: type[O], *, required: str = "") -> tuple[O, dict[str, str]]:
+    """Read what a run was started with.
+
+    Args:
+        path: The run folder.
+        kind: The options class of the command.
+        required: A key that the saved options must have; it tells the runs of this command from those of another.
+
+    Returns:
+        The options and the identity as they were saved.
+
+    Raises:
+        RunFolderError: The folder holds no run of this command, or one of an incompatible version.
+    """
+    manifest = read_manifest(path)
+    config: dict[str, Any] = manifest["config"]
+    if required and required not in config:
+        raise RunFolderError(f"{path} is a run of another command (its options have no {required}); name another run.")
+    try:
+        return kind.of_saved(config), manifest["identity"]
+    except (TypeError, ValueError) as error:
+        raise RunFolderError(f"{path} has options that this version cannot use ({error}); start a new run.") from error
+
+
+def check(path: Path, saved: Mapping[str, str], current: Mapping[str, str]) -> None:
+    """Refuse to continue a run under another identity.
+
+    Args:
+        path: The run folder.
+        saved: The identity in the manifest.
+        current: The identity that the same options have now.
+
+    Raises:
+        RunFolderError: The two differ. The message names every difference.
+    """
+    changed = [name for name in {**saved, **current} if current.get(name) != saved.get(name)]
+    if changed:
+        raise RunFolderError(
+            f"{path} cannot be resumed: {', '.join(changed)} changed since it began, and results of two configurations "
+            "may not be mixed. Restore what changed, or start a new run."
+        )
