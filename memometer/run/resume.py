@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 from memometer.run.folder import RunFolderError, read_manifest
 from memometer.run.options import Options
 
-O = TypeVar("O", bound=Options)
+OptionsT = TypeVar("OptionsT", bound=Options)
 
 
-def read(path: Path, kind: type[O], *, required: str = "") -> tuple[O, dict[str, str]]:
+def read(path: Path, kind: type[OptionsT], *, required: str = "") -> tuple[OptionsT, dict[str, str]]:
     """Read what a run was started with.
 
     Args:
