@@ -5,14 +5,14 @@ python examples/compare_memories.py
 
 from statistics import mean
 
-from locomo.dataset import ANSWERABLE, SAMPLE, read
+from locomo.dataset import SAMPLE, read
 from memometer.systems import load
 from memometer.token_counters import counter_for
 
 BUDGET_TOKENS = 150
 count = counter_for(tokenizer="o200k_base")
 (conversation,) = read(SAMPLE).conversations
-questions = [question for question in conversation.questions if question.category in ANSWERABLE and question.evidence]
+questions = [question for question in conversation.questions if question.answerable and question.evidence]
 
 print(f"{len(questions)} questions, {len(conversation.turns)} turns, {BUDGET_TOKENS} tokens of o200k_base")
 for name in ("recent", "session", "bm25", "adaptive"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import runpy
@@ -94,7 +95,7 @@ def test_the_blocks_of_a_page_run(
         for command in commands(text) if language == "bash" else ():
             capsys.readouterr()
             run(command)
-            if "evaluate.py" in command:
+            if command.startswith("python evaluate.py"):
                 printed = capsys.readouterr().out
                 assert re.match("SAMPLE|SIMULATED", printed), f"{command} prints {printed[:200]}"
 
@@ -108,6 +109,12 @@ def test_an_example_runs(example: Path, workplace: Path, capsys: pytest.CaptureF
         code = stopped.code
     assert code in (0, None)
     assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_json_blocks_parse(page: Path) -> None:
+    for text in [text for language, text in blocks(page) if language == "json"]:
+        json.loads(text)
 
 
 def test_there_are_three_examples() -> None:
