@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.slow
 
 ENCODER = ROOT / "tests" / "fixtures" / "formats" / "encoder"
-TIMEOUT_SECONDS = 300
+TIMEOUT_SECONDS = 600
 
 
 @dataclass
@@ -55,7 +55,10 @@ class Installation:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installation:
-    """Build the wheel from a copy of the sources, and install it in an environment that shares our dependencies."""
+    """Build the wheel from a copy of the sources, and install it in a new environment.
+
+    The environment shares our dependencies; with WHEEL_DEPENDENCIES=install it gets its own, those of the wheel alone.
+    """
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
@@ -70,9 +73,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installation:
     (wheel,) = folder.glob("*.whl")
     venv.create(folder / "env", symlinks=True)
     python = folder / "env" / "bin" / "python"
-    subprocess.run([*pip, "--python", str(python), "install", "--no-deps", str(wheel)], check=True)
+    alone = os.environ.get("WHEEL_DEPENDENCIES") == "install"
+    install = ["install", "-c", str(ROOT / "constraints.txt")] if alone else ["install", "--no-deps"]
+    subprocess.run([*pip, "--python", str(python), *install, str(wheel)], check=True)
     (packages,) = (folder / "env").glob("lib/python*/site-packages")
-    (packages / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    if not alone:
+        (packages / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     (folder / "empty").mkdir()
     return Installation(wheel, python, packages, folder / "empty")
 
