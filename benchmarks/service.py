@@ -1,15 +1,15 @@
-"""The service under mixed load: what it sustains, and whether its memory stays flat.
+"""The REST service under mixed load: throughput, latency and growth of its memory.
 
     python benchmarks/service.py [--minutes 30] [--clients 8] [--turns 5000] [--encoder minilm] [--json FILE]
 
-A service in a process of its own, on one SQLite file with every write on disk before it is acknowledged, is asked by
-clients that each send the next request when the last was answered: of ten, six retrieve, two store, one recalls under
-a budget, one lists or reads the measures; every thousandth consolidates. A client that has stored a hundred turns
-removes one for each that it stores, so that the service holds the same number throughout and its memory has no reason
-to grow. Turns are of LOCOMO's size and of no sense (benchmarks/stores.py). Resident memory is read from the process
-every second, in all and its own; slopes are fitted to the second half, after the caches have filled. Exits 1 where a
-request failed, or its own memory grows faster than --slope. Half an hour shows a slope; a minute shows that everything
-answers, and its slope nothing.
+The service runs in its own process on one SQLite file. Each client sends its next request when the last one is
+answered. Of ten requests, six retrieve, two store, one recalls within a budget, and one lists or reads the metrics;
+every thousandth one consolidates. A client that has stored a hundred turns deletes one for each new one, so the number
+of turns is constant and memory has no reason to grow. The turns are random words of LOCOMO's length
+(benchmarks/stores.py). Resident memory is sampled every second; slopes are fitted to the second half, when the caches
+are full. A run of a minute checks that everything works; a slope needs half an hour.
+
+Exits 1 if a request failed, or if anonymous memory grows faster than --slope.
 """
 
 from __future__ import annotations
@@ -34,63 +34,65 @@ import numpy as np
 from benchmarks.stores import texts, turns
 
 PORT = 8799
-MIX = ["retrieve"] * 6 + ["store"] * 2 + ["recall", "look"]
+MIX = ["retrieve"] * 6 + ["store"] * 2 + ["recall", "read"]
 
 
 def resident(pid: int) -> tuple[float, float]:
-    """MB in all, and without pages that are mapped from files: of the weights, those whose words have occurred."""
+    """Return resident memory in MB: total, and anonymous only (without mapped files such as the encoder's weights)."""
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return int(status["VmRSS"].split()[0]) / 1e3, int(status["RssAnon"].split()[0]) / 1e3
 
 
 class Load:
-    """What the clients do, and what came of it."""
+    """The clients of the service, and their latencies and failures."""
 
     def __init__(self, address: str, lines: list[str], seconds: float) -> None:
         self.address = address
         self.lines = lines
-        self.until = time.monotonic() + seconds
+        self.end = time.monotonic() + seconds
         self.milliseconds: dict[str, list[float]] = defaultdict(list)
         self.failed: Counter[str] = Counter()
         self.stored = 0
 
     def run(self, seed: int) -> None:
+        """Send requests until the time is over."""
         import httpx
 
         draw = random.Random(seed)
         ids: list[str] = []
         number = 0
         with httpx.Client(base_url=self.address, timeout=120) as client:
-            while time.monotonic() < self.until:
+            while time.monotonic() < self.end:
                 number += 1
-                what = draw.choice(MIX)
-                if what == "store" and len(ids) > 100 and number % 2:
-                    what = "forget"
+                kind = draw.choice(MIX)
+                if kind == "store" and len(ids) > 100 and number % 2:
+                    kind = "forget"
                 if number % 1000 == 0:
-                    what = "consolidate"
-                began = time.perf_counter()
+                    kind = "consolidate"
+                started = time.perf_counter()
                 try:
-                    reply = self.ask(client, what, draw, ids)
+                    reply = self.send(client, kind, draw, ids)
                     if reply.status_code >= 400:
-                        self.failed[f"{what} {reply.status_code} {reply.text[:200]}"] += 1
+                        self.failed[f"{kind} {reply.status_code} {reply.text[:200]}"] += 1
                 except httpx.HTTPError as error:
-                    self.failed[f"{what} {error!r}"] += 1
-                self.milliseconds[what].append(1000 * (time.perf_counter() - began))
+                    self.failed[f"{kind} {error!r}"] += 1
+                self.milliseconds[kind].append(1000 * (time.perf_counter() - started))
 
-    def ask(self, client: Any, what: str, draw: random.Random, ids: list[str]) -> Any:
+    def send(self, client: Any, kind: str, draw: random.Random, ids: list[str]) -> Any:
+        """Send one request of a kind."""
         words = " ".join(draw.choice(self.lines).split()[1:9])
-        if what == "retrieve":
+        if kind == "retrieve":
             return client.get("/memory/retrieve", params={"q": words, "k": 10})
-        if what == "recall":
+        if kind == "recall":
             return client.post("/v1/memories/default/recall", json={"question": words, "budget_tokens": 1024})
-        if what == "store":
+        if kind == "store":
             reply = client.post("/memory/store", json={"text": draw.choice(self.lines), "speaker": "Nadia"})
             ids += reply.json().get("ids", [])
             self.stored += 1
             return reply
-        if what == "forget":
+        if kind == "forget":
             return client.delete(f"/v1/memories/default/turns/{ids.pop(0)}")
-        if what == "consolidate":
+        if kind == "consolidate":
             return client.post("/memory/consolidate", json={})
         path = draw.choice(
             ["/v1/memories/default/turns?limit=20", "/memory/stats", "/metrics", "/readyz", "/v1/memories"]
@@ -99,12 +101,13 @@ class Load:
 
 
 def main() -> int:
+    """Run the benchmark; print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--turns", type=int, default=5000, help="that are there before")
+    parser.add_argument("--turns", type=int, default=5000, help="turns stored before the load")
     parser.add_argument("--encoder", default="minilm")
-    parser.add_argument("--slope", type=float, default=10.0, help="MB an hour that its own memory may grow")
+    parser.add_argument("--slope", type=float, default=10.0, help="allowed growth of anonymous memory, MB per hour")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     import httpx
@@ -124,39 +127,41 @@ def main() -> int:
                     time.sleep(0.2)
             empty = resident(process.pid)
             for start in range(0, args.turns, 500):
-                told = [{"text": line, "speaker": "Nadia"} for line in lines[start : min(start + 500, args.turns)]]
-                body = {"turns": told}
+                turns_in = [{"text": line, "speaker": "Nadia"} for line in lines[start : min(start + 500, args.turns)]]
+                body = {"turns": turns_in}
                 httpx.get(f"{address}/memory/retrieve", params={"q": "a"}, timeout=600).raise_for_status()
                 httpx.post(f"{address}/v1/memories/default/observe", json=body, timeout=600).raise_for_status()
             load = Load(address, lines, 60 * args.minutes)
             threads = [threading.Thread(target=load.run, args=(seed,)) for seed in range(args.clients)]
-            began = time.monotonic()
+            started = time.monotonic()
             for thread in threads:
                 thread.start()
-            seen: list[tuple[float, float, float]] = []
+            samples: list[tuple[float, float, float]] = []
             while any(thread.is_alive() for thread in threads):
-                seen.append((time.monotonic() - began, *resident(process.pid)))
+                samples.append((time.monotonic() - started, *resident(process.pid)))
                 time.sleep(1)
-            seconds = time.monotonic() - began
+            seconds = time.monotonic() - started
             process.send_signal(signal.SIGTERM)
-            ended = process.wait(120)
+            exit_code = process.wait(120)
         finally:
             process.kill()
             process.wait()
-    half = seen[len(seen) // 2 :]
-    at, whole, own = (np.array(column, float) for column in zip(*half, strict=True))
-    slopes = [float(np.polyfit(at, used, 1)[0]) * 3600 if len(half) > 2 else 0.0 for used in (whole, own)]
+    half = samples[len(samples) // 2 :]
+    times, total_mb, anonymous_mb = (np.array(column, float) for column in zip(*half, strict=True))
+    slopes = [
+        float(np.polyfit(times, used, 1)[0]) * 3600 if len(half) > 2 else 0.0 for used in (total_mb, anonymous_mb)
+    ]
     total = sum(map(len, load.milliseconds.values()))
     figures = {
         "minutes": round(seconds / 60, 2), "clients": args.clients, "requests": total,
         "per_second": round(total / seconds, 1), "stored": load.stored, "errors": sum(load.failed.values()),
-        "rss_empty_mb": empty, "rss_first_mb": seen[0][1:3],
-        "rss_middle_mb": half[0][1:3], "rss_last_mb": seen[-1][1:3],
-        "own_mb_by_tenths": [round(seen[(len(seen) - 1) * tenth // 10][2], 1) for tenth in range(11)],
+        "rss_empty_mb": empty, "rss_first_mb": samples[0][1:3],
+        "rss_middle_mb": half[0][1:3], "rss_last_mb": samples[-1][1:3],
+        "anonymous_mb_by_tenths": [round(samples[(len(samples) - 1) * tenth // 10][2], 1) for tenth in range(11)],
         "rss_slopes_mb_per_hour": [round(slope, 2) for slope in slopes],
-        "ended": ended,
-        "p50_p95_ms": {w: [round(float(np.percentile(ms, p)), 1) for p in (50, 95)]
-                       for w, ms in sorted(load.milliseconds.items())},
+        "exit_code": exit_code,
+        "p50_p95_ms": {kind: [round(float(np.percentile(ms, p)), 1) for p in (50, 95)]
+                       for kind, ms in sorted(load.milliseconds.items())},
     }  # fmt: skip
     for name, value in figures.items():
         print(f"{name:>24} {value}")

@@ -289,7 +289,7 @@ def test_a_limit_that_cannot_be_kept_is_refused_or_stops(
         (["--cost-limit", "0"], "--cost-limit is 0.0; it is a number of dollars above 0"),
         (["--recall-only", "--cost-limit", "1"], "--recall-only costs nothing"),
         (["--judge-model", "none", "--judge-price", "1,1"], "--judge-price needs a judge"),
-        (["--price", "cheap"], "is not two numbers such as 0.15,0.60"),
+        (["--price", "cheap"], "0.15,0.60"),
         (["--price=-1,2"], "two numbers from 0"),
         (["--resume", "run", "--cost-limit", "2", "--seed", "1"], "but got --seed 1"),
     ],

@@ -19,7 +19,7 @@ from memometer.cli import main
 from memometer.commands import serve
 from memometer.models import encoders
 from memometer.serve import default_url
-from memometer.serve.registry import MemoryEntry
+from memometer.serve.registry import ORPHAN_AGE_SECONDS, MemoryEntry
 from memometer.serve.tenants import MAX_TURN_BYTES, NewTurn, TenantMemories
 from memometer.store.episode import Episode
 from tests.conftest import ROOT, HashEncoder
@@ -220,6 +220,21 @@ def test_deletion_includes_a_memory_that_was_replaced_meanwhile(
     monkeypatch.setattr(registry, "find", find_and_replace)
     registry.delete("ada", "default")
     assert memories.store.scopes() == []
+    memories.close()
+
+
+def test_orphaned_scopes_are_removed(tmp_path: Path) -> None:
+    """A killed import leaves turns in a scope that no memory names."""
+    clock = [1e9]
+    memories = TenantMemories(f"sqlite:///{tmp_path}/orphans.db", encoder=HashEncoder(), now=lambda: clock[0])
+    memories.observe("ada", "default", [NewTurn("a kayak")])
+    (kept,) = [scope for scope in memories.store.scopes() if "/" in scope]
+    orphan = kept.replace("default", "diary")
+    memories.store.store_episode(orphan, Episode("1", "a bowl", 0.0))
+    assert memories.registry.remove_orphans() == 0, "it may belong to an import in progress"
+    clock[0] += ORPHAN_AGE_SECONDS + 1
+    assert memories.registry.remove_orphans() == 1
+    assert [scope for scope in memories.store.scopes() if "/" in scope] == [kept]
     memories.close()
 
 

@@ -117,7 +117,7 @@ def test_what_cannot_be_is_refused_before_anything_is_asked(
     assert err.count("\n") == 1
 
 
-def test_a_seed_is_no_negative_number(capfd: Any) -> None:
+def test_negative_seed(capfd: Any) -> None:
     with pytest.raises(SystemExit, match="2"):
         optimize.main(["--seed", "-1"])
-    assert "is not a number from 0 on" in capfd.readouterr().err
+    assert "-1" in capfd.readouterr().err

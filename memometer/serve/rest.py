@@ -31,34 +31,14 @@ from pydantic import FiniteFloat, TypeAdapter
 from starlette.background import BackgroundTask
 
 from memometer.cartridge.container import CartridgeError
+from memometer.serve import schemas
 from memometer.serve.auth import AccessTokens
 from memometer.serve.cartridge_io import export_cartridge, import_cartridge
 from memometer.serve.errors import ProblemDetails, add_error_handlers
 from memometer.serve.glibc_trim import trimmed_heap
 from memometer.serve.middleware import MAX_CARTRIDGE_BYTES, Metrics, RateLimiter, RequestGuard
 from memometer.serve.registry import DEFAULT_MEMORY, InvalidRequest, MemoryEntry, NotFound
-from memometer.serve.schemas import (
-    AnswerIn,
-    AnswerOut,
-    ConsolidatedOut,
-    ConsolidateIn,
-    CreateIn,
-    HealthOut,
-    Id,
-    MemoriesOut,
-    MemoryOut,
-    Name,
-    ObserveIn,
-    RecallIn,
-    RecallOut,
-    RetrievedOut,
-    StatsOut,
-    StoredOut,
-    StoreIn,
-    Text,
-    TurnOut,
-    TurnsOut,
-)
+from memometer.serve.schemas import Id, Name, Text
 from memometer.serve.tenants import TenantMemories
 from memometer.store.consolidation import IdleConsolidation
 from memometer.store.url import without_password
@@ -153,11 +133,11 @@ Tenant = Annotated[str, Depends(tenant_of)]
 
 def _add_default_routes(app: APIRouter, memories: TenantMemories) -> None:
     @app.post("/memory/store", status_code=201)
-    def store(body: StoreIn, tenant: Tenant, key: Key = None) -> StoredOut:
+    def store(body: schemas.StoreIn, tenant: Tenant, key: Key = None) -> schemas.StoredOut:
         """Store a turn. Creates the memory if it is missing."""
         memories.registry.ensure(tenant, body.memory)
         ids = memories.observe(tenant, body.memory, [body.turn()], key=key, importance=body.importance)
-        return StoredOut(memory=body.memory, ids=ids)
+        return schemas.StoredOut(memory=body.memory, ids=ids)
 
     @app.get("/memory/retrieve")
     def retrieve(
@@ -165,46 +145,46 @@ def _add_default_routes(app: APIRouter, memories: TenantMemories) -> None:
         tenant: Tenant,
         k: Annotated[int, Query(ge=1, le=1000)] = 10,
         memory: Memory = DEFAULT_MEMORY,
-    ) -> RetrievedOut:
+    ) -> schemas.RetrievedOut:
         """Return the k best turns by words and meaning, best first."""
-        return RetrievedOut.of(memory, memories.retrieve(tenant, memory, q, k=k))
+        return schemas.RetrievedOut.of(memory, memories.retrieve(tenant, memory, q, k=k))
 
     @app.post("/memory/consolidate")
-    def consolidate(body: ConsolidateIn, tenant: Tenant) -> ConsolidatedOut:
+    def consolidate(body: schemas.ConsolidateIn, tenant: Tenant) -> schemas.ConsolidatedOut:
         """Merge near-duplicate turns and archive faded ones. Idempotent."""
-        return ConsolidatedOut.of(body.memory, memories.consolidate(tenant, body.memory))
+        return schemas.ConsolidatedOut.of(body.memory, memories.consolidate(tenant, body.memory))
 
     @app.get("/memory/stats")
-    def stats(tenant: Tenant) -> StatsOut:
+    def stats(tenant: Tenant) -> schemas.StatsOut:
         """Count the turns of all memories."""
         sizes = [memories.store.size(entry.scope) for entry in memories.registry.entries(tenant)]
-        return StatsOut(
+        return schemas.StatsOut(
             memories=len(sizes), turns=sum(s.episodes for s in sizes), archived=sum(s.archived for s in sizes)
         )
 
 
 def _add_memory_routes(app: APIRouter, memories: TenantMemories) -> None:
-    def out(entry: MemoryEntry) -> MemoryOut:
-        return MemoryOut.of(entry, memories.store.size(entry.scope))
+    def out(entry: MemoryEntry) -> schemas.MemoryOut:
+        return schemas.MemoryOut.of(entry, memories.store.size(entry.scope))
 
     @app.get("/v1/memories")
-    def list_memories(tenant: Tenant, limit: Limit = 100, cursor: Cursor = None) -> MemoriesOut:
+    def list_memories(tenant: Tenant, limit: Limit = 100, cursor: Cursor = None) -> schemas.MemoriesOut:
         """List the memories, sorted by name."""
         after = _decoded(cursor, MEMORY_CURSOR)[0] if cursor else ""
         entries = [entry for entry in memories.registry.entries(tenant) if entry.name > after]
         page = entries[:limit]
         following = _encoded(page[-1].name) if len(entries) > limit else None
-        return MemoriesOut(memories=[out(entry) for entry in page], next=following)
+        return schemas.MemoriesOut(memories=[out(entry) for entry in page], next=following)
 
-    @app.put("/v1/memories/{name}", status_code=201, responses={200: {"model": MemoryOut}})
-    def create(name: Name, body: CreateIn, tenant: Tenant, response: Response) -> MemoryOut:
+    @app.put("/v1/memories/{name}", status_code=201, responses={200: {"model": schemas.MemoryOut}})
+    def create(name: Name, body: schemas.CreateIn, tenant: Tenant, response: Response) -> schemas.MemoryOut:
         """Create a memory: 201, or 200 if it exists with the same system."""
         entry, created = memories.registry.create(tenant, name, system=body.system)
         response.status_code = 201 if created else 200
         return out(entry)
 
     @app.get("/v1/memories/{name}")
-    def show(name: Name, tenant: Tenant) -> MemoryOut:
+    def show(name: Name, tenant: Tenant) -> schemas.MemoryOut:
         """Show the system and size of a memory."""
         return out(memories.registry.find(tenant, name))
 
@@ -214,37 +194,41 @@ def _add_memory_routes(app: APIRouter, memories: TenantMemories) -> None:
         memories.registry.delete(tenant, name)
 
     @app.post("/v1/memories/{name}/recall")
-    def recall(name: Name, body: RecallIn, tenant: Tenant) -> RecallOut:
+    def recall(name: Name, body: schemas.RecallIn, tenant: Tenant) -> schemas.RecallOut:
         """Return the text to show to a reader for a question, within a token budget."""
         at = body.at.replace(tzinfo=body.at.tzinfo or UTC).timestamp() if body.at else None
-        return RecallOut.of(memories.recall(tenant, name, body.question, budget_tokens=body.budget_tokens, at=at))
+        return schemas.RecallOut.of(
+            memories.recall(tenant, name, body.question, budget_tokens=body.budget_tokens, at=at)
+        )
 
     @app.post("/v1/memories/{name}/answer")
-    def answer(name: Name, body: AnswerIn, tenant: Tenant) -> AnswerOut:
+    def answer(name: Name, body: schemas.AnswerIn, tenant: Tenant) -> schemas.AnswerOut:
         """Answer a question with the language model, from recalled turns."""
         text, recall = memories.answer(tenant, name, body.question, budget_tokens=body.budget_tokens)
-        return AnswerOut(answer=text, recall=RecallOut.of(recall))
+        return schemas.AnswerOut(answer=text, recall=schemas.RecallOut.of(recall))
 
     @app.post("/v1/memories/{name}/consolidate")
-    def consolidate_one(name: Name, tenant: Tenant) -> ConsolidatedOut:
+    def consolidate_one(name: Name, tenant: Tenant) -> schemas.ConsolidatedOut:
         """Same as /memory/consolidate."""
-        return ConsolidatedOut.of(name, memories.consolidate(tenant, name))
+        return schemas.ConsolidatedOut.of(name, memories.consolidate(tenant, name))
 
 
 def _add_turn_routes(app: APIRouter, memories: TenantMemories) -> None:
     @app.post("/v1/memories/{name}/observe", status_code=201)
-    def observe(name: Name, body: ObserveIn, tenant: Tenant, key: Key = None) -> StoredOut:
+    def observe(name: Name, body: schemas.ObserveIn, tenant: Tenant, key: Key = None) -> schemas.StoredOut:
         """Store turns. All of them are durable when the response arrives."""
-        return StoredOut(memory=name, ids=memories.observe(tenant, name, [t.turn() for t in body.turns], key=key))
+        return schemas.StoredOut(
+            memory=name, ids=memories.observe(tenant, name, [t.turn() for t in body.turns], key=key)
+        )
 
     @app.get("/v1/memories/{name}/turns")
-    def turns(name: Name, tenant: Tenant, limit: Limit = 100, cursor: Cursor = None) -> TurnsOut:
+    def turns(name: Name, tenant: Tenant, limit: Limit = 100, cursor: Cursor = None) -> schemas.TurnsOut:
         """List the turns that are not archived, newest first."""
         before = _decoded(cursor, TURN_CURSOR) if cursor else None
         found = memories.newest(tenant, name, k=limit + 1, before=before)
         page = found[:limit]
         following = _encoded(page[-1].at, page[-1].id) if len(found) > limit else None
-        return TurnsOut(turns=[TurnOut.of(episode) for episode in page], next=following)
+        return schemas.TurnsOut(turns=[schemas.TurnOut.of(episode) for episode in page], next=following)
 
     @app.delete("/v1/memories/{name}/turns/{id}", status_code=204)
     def forget(name: Name, id: Id, tenant: Tenant, archive: bool = False) -> None:
@@ -270,7 +254,7 @@ def _add_cartridge_routes(app: APIRouter, memories: TenantMemories) -> None:
         return FileResponse(path, media_type=next(iter(BINARY)), filename=path.name, background=clean)
 
     @app.put("/v1/memories/{name}/cartridge", openapi_extra={"requestBody": {"required": True, "content": BINARY}})
-    async def put_cartridge(name: Name, request: Request, tenant: Tenant) -> MemoryOut:
+    async def put_cartridge(name: Name, request: Request, tenant: Tenant) -> schemas.MemoryOut:
         """Create a memory from a cartridge file, or replace the existing one. Until the import is complete, requests
         use the old memory."""
         with tempfile.NamedTemporaryFile(suffix=".cartridge") as file:
@@ -283,21 +267,21 @@ def _add_cartridge_routes(app: APIRouter, memories: TenantMemories) -> None:
                 entry = await to_thread.run_sync(put, limiter=import_thread)
             except CartridgeError as error:  # the caller does not know the temporary path
                 raise CartridgeError(str(error).replace(str(path), "The request body")) from error
-            return MemoryOut.of(entry, memories.store.size(entry.scope))
+            return schemas.MemoryOut.of(entry, memories.store.size(entry.scope))
 
 
 def _add_health_routes(app: FastAPI, memories: TenantMemories) -> None:
     @app.get("/livez")
-    async def livez() -> HealthOut:
+    async def livez() -> schemas.HealthOut:
         """Check that the process responds."""
-        return HealthOut(status="ok")
+        return schemas.HealthOut(status="ok")
 
     @app.get("/readyz")
-    def readyz() -> HealthOut:
+    def readyz() -> schemas.HealthOut:
         """Check that the store and the encoder respond."""
         memories.store.vector_format()
         memories.encoder.ready()
-        return HealthOut(status="ok")
+        return schemas.HealthOut(status="ok")
 
 
 def _add_metrics_route(app: APIRouter, metrics: Metrics) -> None:

@@ -25,7 +25,7 @@ from memometer.serve.answering import AnswerModel
 from memometer.serve.registry import DEFAULT_SYSTEM, AlreadyExists, InvalidRequest, MemoryEntry, MemoryRegistry
 from memometer.serve.state_cache import StateCache
 from memometer.store import turn_conversion
-from memometer.store.episode import Conflict, Episode, ScopeSize, SearchResult
+from memometer.store.episode import Conflict, Episode, SearchResult
 from memometer.store.protocol import Consolidated, Store
 from memometer.token_counters import TokenCounter, counter_for
 
@@ -147,13 +147,12 @@ class TenantMemories:
 
         return self.registry.apply(tenant, name, read)
 
-    def retrieve(self, tenant: str, name: str, question: str, *, k: int, at: float | None = None) -> list[SearchResult]:
+    def retrieve(self, tenant: str, name: str, question: str, *, k: int) -> list[SearchResult]:
         """Return the k best turns by words and meaning, best first, independent of the memory's system."""
         vector = self.encoder([question])[0]
-        at = self.now() if at is None else at
 
         def read(entry: MemoryEntry) -> list[SearchResult]:
-            return self.store.retrieve_similar(entry.scope, question, vector, k, at=at)
+            return self.store.retrieve_similar(entry.scope, question, vector, k, at=self.now())
 
         return self.registry.apply(tenant, name, read)
 
@@ -204,14 +203,9 @@ class TenantMemories:
 
         return self.registry.apply(tenant, name, write)
 
-    def consolidate(self, tenant: str, name: str, *, at: float | None = None) -> Consolidated:
+    def consolidate(self, tenant: str, name: str) -> Consolidated:
         """Merge near-duplicate turns and archive faded ones."""
-        at = self.now() if at is None else at
-        return self.registry.apply(tenant, name, lambda entry: self.store.consolidate(entry.scope, at=at))
-
-    def size(self, tenant: str, name: str) -> ScopeSize:
-        """Return the number of turns of a memory."""
-        return self.store.size(self.registry.find(tenant, name).scope)
+        return self.registry.apply(tenant, name, lambda entry: self.store.consolidate(entry.scope, at=self.now()))
 
     def _turn(self, new: NewTurn, id: str, known: Episode | None) -> Turn:
         """Complete a new turn, and check it against the stored turn with the same id."""
