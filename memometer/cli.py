@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -102,6 +103,7 @@ def _run(words: Sequence[str]) -> int:
         print(_unknown(name, list(modules)), file=sys.stderr)
         return 2
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # LiteLLM would download its price table on import
+    logging.getLogger("dspy.clients.lm").setLevel(logging.ERROR)  # replies end at max_tokens on purpose
     module, _, function = modules[name].partition(":")
     code: int = getattr(import_module(module), function or "main")(rest)
     return code

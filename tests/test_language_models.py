@@ -120,7 +120,7 @@ def test_a_rate_limit_is_waited_out(server: Server) -> None:
 
 def test_nobody_waits_for_a_daily_quota(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr("dspy.clients.execution.time.sleep", waited.append)
+    monkeypatch.setattr("memometer.models.bounded_retries.time.sleep", waited.append)
     server.answer = lambda number, body: failure(429, "quota \ud83d", Retry_After="86400")
     lm = resolve_models.load("openai/scripted", api_base=server.url, retries=3).lm
     with pytest.raises(dspy.LMRateLimitError) as raised:
@@ -193,9 +193,9 @@ def test_weights_come_from_the_hub_by_its_own_client(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(embedded.TIERS, "right", right)
     monkeypatch.setitem(embedded.TIERS, "wrong", wrong)
     try:
-        assert weights("right", say=lambda _: None).read_bytes() == b"weights"
+        assert weights("right", log=lambda _: None).read_bytes() == b"weights"
         with pytest.raises(WeightsUnavailable, match=r"wrong bytes.*EMBEDDED_MODELS_DIR.*use embedded:tiny"):
-            weights("wrong", say=lambda _: None)
+            weights("wrong", log=lambda _: None)
         assert not (tmp_path / "n.gguf").exists()
     finally:
         http.shutdown()

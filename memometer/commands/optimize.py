@@ -161,7 +161,7 @@ def _fit_retrieval(args: argparse.Namespace) -> int:
     out = Path(args.out) if args.out else None
     try:
         data = benchmarks.load(args.benchmark).load(args.data)
-        encoder = encoders.load(args.encoder, say=eprint) if args.encoder else None
+        encoder = encoders.load(args.encoder, log=eprint) if args.encoder else None
     except (DataError, encoders.EncoderUnavailable) as error:
         return _refuse(str(error))
     if data.kind and not out:

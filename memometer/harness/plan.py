@@ -131,7 +131,7 @@ class Choice:
         # A judge is chosen unasked only where the reader was: nothing is spent on what nobody named.
         if judge is None and not self.config["model"] and name != resolve_models.NO_KEY_DEFAULT:
             judge = name
-        calls = {"timeout_seconds": self.config["timeout_seconds"], "retries": self.config["retries"], "say": eprint}
+        calls = {"timeout_seconds": self.config["timeout_seconds"], "retries": self.config["retries"], "log": eprint}
         try:
             self.reader = resolve_models.load(
                 name,
@@ -234,7 +234,7 @@ class Choice:
         """The encoder, loaded once for all systems that need one."""
         if self.encoder is None:
             try:
-                self.encoder = load_encoder(self.config["encoder"], say=eprint)
+                self.encoder = load_encoder(self.config["encoder"], log=eprint)
             except EncoderUnavailable as error:
                 raise Refused(f"{system} needs an encoder: {error}") from error
         return self.encoder

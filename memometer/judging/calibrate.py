@@ -168,7 +168,7 @@ def load_judge(args: argparse.Namespace) -> tuple[Model, Judge]:
         max_tokens=16,
         timeout_seconds=args.timeout_seconds,
         retries=args.retries,
-        say=eprint,
+        log=eprint,
     )
     return model, Judge(model.lm, benchmarks.load(args.benchmark).judge_prompt(args.judge))
 

@@ -31,7 +31,7 @@ class Gated:
     def _encoder(self) -> Encoder:
         if self._given is not None and not isinstance(self._given, str):
             return self._given
-        return encoders.load(self._given, cached=False, say=lambda text: print(text, file=sys.stderr))
+        return encoders.load(self._given, cached=False, log=lambda text: print(text, file=sys.stderr))
 
     def ready(self) -> Encoder:
         """The encoder, loaded."""

@@ -37,7 +37,7 @@ def fetch(
     *,
     repository: str,
     package: str | None,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
     """Put `files` (name -> sha256) into `folder`, all or none; another process that wants the same waits.
 
@@ -54,7 +54,7 @@ def fetch(
     with FileLock(folder / f"{next(iter(files))}.lock"):
         if all((folder / name).exists() for name in files):  # another process was faster
             return
-        say(f"Fetching {what} to {folder} …")
+        log(f"Fetching {what} to {folder} …")
         sources: dict[str, Callable[[Path], list[Path]]] = {
             "hub": lambda scratch: [_from_hub(repository, name, scratch) for name in files]
         }

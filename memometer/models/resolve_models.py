@@ -1,13 +1,12 @@
-"""Which model answers and which one judges: any DSPy model string, a local server, or an embedded model.
+"""Language models by name: any DSPy model string, a local server, or an embedded model.
 
 openai/gpt-4o-mini            a provider that DSPy knows, with its key in the environment
 openai/NAME with an api base  any OpenAI-compatible server
-embedded:tiny|small|base      in this process, no key; embedded:/path/model.gguf for any other GGUF
+embedded:tiny|small|base      runs in this process without a key; embedded:/path/model.gguf loads another GGUF file
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import urllib.parse
 from collections.abc import Callable
@@ -15,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import dspy
-from dspy.clients import execution
 from dspy.utils.exceptions import LMConfigurationError
 
 from memometer.models import embedded
+from memometer.models.bounded_retries import BoundedRetryLM
 from memometer.run.prices import Price, price_of, published
 from memometer.token_counters import TokenCounter, counter_for
 
@@ -26,29 +25,23 @@ PROVIDER_DEFAULTS = {
     "TOGETHER_API_KEY": "together_ai/Qwen/Qwen2.5-7B-Instruct-Turbo",
     "OPENAI_API_KEY": "openai/gpt-4o-mini",
 }
-"""The first key found in the environment picks the provider, for reader and judge alike."""
+"""The first key found in the environment selects the default model of reader and judge."""
 
 NO_KEY_DEFAULT = "embedded:tiny"
 
 
-LONGEST_WAIT_SECONDS = 120.0
-"""Before a failed call is made again, whatever `Retry-After` says: that of a spent daily quota is hours, in which a run
-would say nothing. It is better stopped, and resumed."""
-
-
-def _bounded(error: Exception, attempt: int, *, asked: Callable[..., float] = execution._delay) -> float:
-    return min(asked(error, attempt), LONGEST_WAIT_SECONDS)
-
-
-execution._delay = _bounded  # DSPy has no setting for it
-
-
 @dataclass(frozen=True)
 class Model:
-    """A language model ready for its role.
+    """A language model, ready for its role.
 
-    `context_tokens` is the window, None where unknown; `max_tokens` bounds a reply; `price` is None where
-    unknown; `revision` tells weights of the same name apart, where we see them.
+    Attributes:
+        name: the model string.
+        lm: DSPy's client for it.
+        count: counts tokens as the model does, or an upper bound.
+        context_tokens: the context window; None if unknown.
+        max_tokens: upper bound on the tokens of a reply.
+        price: None if unknown.
+        revision: distinguishes weights of the same name, if they are on this machine.
     """
 
     name: str
@@ -61,7 +54,7 @@ class Model:
 
 
 def default_model() -> str:
-    """The provider whose key is set, else the embedded model that any package index can serve."""
+    """Return the model of the provider whose key is set, else the embedded model."""
     return next((model for key, model in PROVIDER_DEFAULTS.items() if os.environ.get(key)), NO_KEY_DEFAULT)
 
 
@@ -75,27 +68,36 @@ def load(
     timeout_seconds: float = 120.0,
     retries: int = 4,
     price: tuple[float, float] | None = None,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> Model:
-    """The model `name`, at temperature 0 and uncached, so that every recorded answer was really given.
+    """Load a model for calls at temperature 0, without DSPy's cache, so that the model really gives every answer.
 
-    Retries are DSPy's: exponential back-off that waits as long as a server's `Retry-After` asks, up to
-    LONGEST_WAIT_SECONDS. `price` is in dollars
-    per million tokens of prompt and reply, where the table does not know the model, or another.
-    Raises ValueError or embedded.WeightsUnavailable with one sentence for the user.
+    Args:
+        name: as in this module's documentation.
+        api_base: URL of an OpenAI-compatible server.
+        tokenizer: as in `counter_for`; None derives it from `name`.
+        context_tokens: the context window; None looks it up.
+        max_tokens: upper bound on the tokens of a reply.
+        timeout_seconds: read timeout per call.
+        retries: retries per failed call, with bounded waits.
+        price: dollars per million tokens of prompt and reply; None looks it up.
+        log: receives progress messages.
+
+    Raises:
+        ValueError: the name, the URL or the tokenizer is not valid.
+        WeightsUnavailable: the weights of an embedded model cannot be fetched.
     """
     _check_address(api_base)
-    logging.getLogger("dspy.clients.lm").setLevel(logging.ERROR)  # replies are cut at max_tokens on purpose
     if name.startswith("embedded:"):
         if api_base:
-            raise ValueError(f"{name} runs in this process and takes no API base; leave one of the two out.")
-        path = embedded.weights(name.removeprefix("embedded:"), say=say)
+            raise ValueError(f"{name} runs in this process and takes no API base; omit the model or the API base.")
+        path = embedded.weights(name.removeprefix("embedded:"), log=log)
         if tokenizer:
-            raise ValueError(f"{name} counts with its own vocabulary; leave --tokenizer out.")
+            raise ValueError(f"{name} uses its own tokenizer; omit --tokenizer.")
         engine = embedded.Embedded(path, context_tokens=context_tokens or embedded.CONTEXT_TOKENS)
-        engine("")  # a file that cannot be loaded is refused now, not at the first question
-        lm = dspy.LM(
-            name.replace(":", "/", 1), engine=engine, temperature=0.0, max_tokens=max_tokens, cache=False, num_retries=0
+        engine("")  # reject a broken file now, not at the first question
+        lm = BoundedRetryLM(
+            name.replace(":", "/", 1), engine=engine, temperature=0.0, max_tokens=max_tokens, cache=False, retries=0
         )
         tier = embedded.TIERS.get(name.removeprefix("embedded:"))
         revision = tier.sha256 if tier else embedded.sha256(path)
@@ -105,12 +107,12 @@ def load(
     if api_base:
         client["api_base"] = api_base
         if name.startswith("openai/") and not os.environ.get("OPENAI_API_KEY"):
-            client["api_key"] = "none"  # local servers ask for none, and the client refuses to start without
+            client["api_key"] = "none"  # local servers need no key, but the client requires one
     try:
-        lm = dspy.LM(name, temperature=0.0, max_tokens=max_tokens, cache=False, num_retries=retries, **client)
-    except LMConfigurationError:  # a reasoning model: it sets its own temperature and thinks within its reply
+        lm = BoundedRetryLM(name, temperature=0.0, max_tokens=max_tokens, cache=False, retries=retries, **client)
+    except LMConfigurationError:  # a reasoning model sets its own temperature and thinks within its reply
         max_tokens = 16_000
-        lm = dspy.LM(name, temperature=None, max_tokens=max_tokens, cache=False, num_retries=retries, **client)
+        lm = BoundedRetryLM(name, temperature=None, max_tokens=max_tokens, cache=False, retries=retries, **client)
     return Model(
         name=name,
         lm=lm,
@@ -122,23 +124,23 @@ def load(
 
 
 def _check_provider(name: str) -> None:
-    """A misspelt name is told before a run begins, not by each of its questions."""
+    """Raise ValueError for an unknown provider before a run begins."""
     from litellm import BadRequestError, get_llm_provider
 
     try:
         get_llm_provider(name)
     except BadRequestError as error:
         raise ValueError(
-            f"the model {name!r} names no known provider; write embedded:tiny|small|base, or PROVIDER/NAME such as "
+            f"unknown provider in model {name!r}; use embedded:tiny|small|base, or PROVIDER/NAME such as "
             "openai/gpt-4o-mini."
         ) from error
 
 
 def _check_address(url: str | None) -> None:
-    """Addresses stand in manifests and error messages, so none may hold a secret."""
+    """Raise ValueError for a URL with a secret, because manifests and error messages contain it."""
     if url:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("an API base must be an address such as http://127.0.0.1:8000/v1.")
+            raise ValueError("the API base must be a URL such as http://127.0.0.1:8000/v1.")
         if parts.username or parts.password or parts.query:
-            raise ValueError("an API base may hold no user, password or query; put the key into OPENAI_API_KEY.")
+            raise ValueError("the API base must not contain a user, password or query; set OPENAI_API_KEY instead.")

@@ -127,7 +127,7 @@ class Study:
 
         config = self.config
         name = config["model"] or resolve_models.default_model()
-        calls = {"timeout_seconds": config["timeout_seconds"], "retries": config["retries"], "say": eprint}
+        calls = {"timeout_seconds": config["timeout_seconds"], "retries": config["retries"], "log": eprint}
         try:
             self.reader: Model = resolve_models.load(
                 name,
@@ -184,7 +184,7 @@ class Study:
         encoder: Any = None
         if config["encoder"]:
             try:
-                encoder = load_encoder(config["encoder"], say=eprint)
+                encoder = load_encoder(config["encoder"], log=eprint)
             except EncoderUnavailable as error:
                 raise Refused(str(error)) from error
             if (

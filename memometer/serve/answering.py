@@ -70,7 +70,7 @@ class AnswerModel:
             if self._loaded is None:
                 name = self._name or default_model()
                 try:
-                    self._loaded = load(name, api_base=self._api_base, say=lambda text: print(text, file=sys.stderr))
+                    self._loaded = load(name, api_base=self._api_base, log=lambda text: print(text, file=sys.stderr))
                 except (ValueError, WeightsUnavailable) as error:
                     raise ModelUnavailable(str(error)) from error
             return self._loaded

@@ -8,7 +8,6 @@ It is a run as evaluate.py makes them, in a run folder: `memometer compare` and 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -92,7 +91,6 @@ class Evaluation:
 
     def _local(self) -> dict[str, Model]:
         notes, values = self.notes, self.notes["values"]
-        logging.getLogger("dspy.clients.lm").setLevel(logging.ERROR)  # replies are cut on purpose
         base = local_model.load(
             notes["model"],
             precision=values["precision"],

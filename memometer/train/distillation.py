@@ -31,7 +31,7 @@ def load(job: Job) -> resolve_models.Model:
             api_base=config["teacher_api_base"],
             price=config["teacher_price"],
             max_tokens=job.values["max_completion_tokens"],
-            say=eprint,
+            log=eprint,
         )
     except (ValueError, WeightsUnavailable) as error:
         raise Refused(str(error)) from error

@@ -214,7 +214,7 @@ def dense(name: str, *, say: Callable[[str], None] = eprint) -> str:
             raise Refused(f"--model {name} is no folder; give one that holds config.json, or a name of the hub.")
         return name
     try:
-        path = embedded.weights(name.removeprefix("embedded:"), say=say)
+        path = embedded.weights(name.removeprefix("embedded:"), log=say)
     except WeightsUnavailable as error:
         raise Refused(str(error)) from error
     folder = models_folder() / "dense" / f"{path.stem}-{sha256(path)[:12]}"
