@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import os
+import os  # few imports: Ctrl-C cannot be handled before they are done
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
-from typing import NoReturn
 
 from memometer.errors import UserError
 
@@ -102,6 +99,8 @@ def _run(words: Sequence[str]) -> int:
     if name not in modules:
         print(_unknown(name, list(modules)), file=sys.stderr)
         return 2
+    import logging
+
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # LiteLLM would download its price table on import
     logging.getLogger("dspy.clients.lm").setLevel(logging.ERROR)  # replies end at max_tokens on purpose
     module, _, function = modules[name].partition(":")
@@ -109,7 +108,7 @@ def _run(words: Sequence[str]) -> int:
     return code
 
 
-def script(command: str = "") -> NoReturn:
+def script(command: str = "") -> None:
     """Run the process's command line and exit.
 
     Args:
@@ -118,7 +117,7 @@ def script(command: str = "") -> NoReturn:
     """
     words = sys.argv[1:]
     if command:
-        sys.exit(main([command, *words], prog=Path(sys.argv[0]).name))
+        sys.exit(main([command, *words], prog=os.path.basename(sys.argv[0])))
     sys.argv = [f"memometer {words[0]}", *words[1:]] if words else ["memometer"]  # argparse takes its `prog` from here
     sys.exit(main(words))
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,3 +78,20 @@ def test_closed_standard_output_is_not_a_traceback(words: list[str]) -> None:
     os.close(writer)
     assert done.stderr == b""
     assert done.returncode in (0, 4), "argparse ignores the error and exits 0"
+
+
+def test_ctrl_c_prints_one_line_even_during_imports(tmp_path: Path) -> None:
+    script = "import sys; from memometer import cli; print(flush=True); sys.exit(cli.main(['add', '-']))"
+    environment = {**os.environ, "MEMOMETER_URL": f"sqlite:///{tmp_path}/memory.db"}
+    for seconds in (0.0, 0.1, 0.3):
+        with subprocess.Popen(
+            [sys.executable, "-c", script],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment,
+        ) as process:  # fmt: skip
+            assert process.stdout
+            process.stdout.readline()
+            time.sleep(seconds)
+            process.send_signal(signal.SIGINT)
+            assert process.stderr
+            assert process.stderr.read() == "memometer add: interrupted.\n"
+            assert process.wait() == 130
