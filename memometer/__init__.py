@@ -1,1 +1,40 @@
-"""Measure, improve and train the memory of conversational agents."""
+"""Measure, improve and train the memory of conversational agents.
+
+    memory = memometer.open_memory("memory.db")
+    memory.add("I sold the kayak to my cousin.", speaker="Nadia")
+    print(memory.recall("Who bought the kayak?", budget_tokens=100).text)
+
+The names below are imported at first use, so that `import memometer` is fast and needs no optional library.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memometer.memory import Memory, Recall, State, Turn
+    from memometer.serve.open_memory import open_memory
+    from memometer.systems.adaptive import AdaptiveMemory
+    from memory_system import MemorySystem
+
+__all__ = ["AdaptiveMemory", "Memory", "MemorySystem", "Recall", "State", "Turn", "open_memory"]
+
+_MODULES = {
+    "AdaptiveMemory": "memometer.systems.adaptive",
+    "Memory": "memometer.memory",
+    "MemorySystem": "memory_system",
+    "Recall": "memometer.memory",
+    "State": "memometer.memory",
+    "Turn": "memometer.memory",
+    "open_memory": "memometer.serve.open_memory",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'memometer' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -110,9 +110,9 @@ class MemoryRegistry:
             self._store.change(_registry(tenant), add=[_episode_of(entry)])
         return entry, True
 
-    def ensure(self, tenant: str, name: str) -> MemoryEntry:
-        """Return a memory; create it if it is missing."""
-        return self._of(tenant).get(name) or self.create(tenant, name)[0]
+    def ensure(self, tenant: str, name: str, *, system: str = DEFAULT_SYSTEM) -> MemoryEntry:
+        """Return a memory; create it with `system` if it is missing."""
+        return self._of(tenant).get(name) or self.create(tenant, name, system=system)[0]
 
     def delete(self, tenant: str, name: str) -> int:
         """Delete a memory and its turns permanently.

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from memometer import store
 from memometer.memory import Recall, Turn
@@ -27,7 +28,8 @@ from memometer.serve.state_cache import StateCache
 from memometer.store import turn_conversion
 from memometer.store.episode import Conflict, Episode, SearchResult
 from memometer.store.protocol import Consolidated, Store
-from memometer.token_counters import TokenCounter, counter_for
+from memometer.systems import load
+from memometer.token_counters import TokenCounter, counter_for, default_counter
 
 MAX_TURNS = 1000
 """Turns per call of `observe`."""
@@ -57,6 +59,8 @@ class TenantMemories:
         tokenizer: tokenizer that budgets are counted with (memometer/token_counters.py).
         model: model of `answer` and of systems that write with a model; None for the default one. Loaded at first use.
         api_base: URL of an OpenAI-compatible server for `model`.
+        always_encode: store a vector with every turn. If False, only turns of systems that need an encoder get one,
+            and `retrieve` finds the others by words alone.
         now: returns the current time in Unix seconds.
     """
 
@@ -68,13 +72,15 @@ class TenantMemories:
         tokenizer: str | None = None,
         model: str | None = None,
         api_base: str | None = None,
+        always_encode: bool = True,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.memory_url = memory_url
         self.store: Store = store.opened(memory_url)
         self.encoder = Gated(encoder)
-        self.count: TokenCounter = counter_for(tokenizer=tokenizer)
+        self.count: TokenCounter = counter_for(tokenizer=tokenizer) if tokenizer else default_counter()
         self.now = now
+        self._always_encode = always_encode
         self.on_observed: Callable[[str], object] = lambda _: None
         """Called with the scope after each `observe` (memometer/store/consolidation.py)."""
         self._model = AnswerModel(model, api_base=api_base)
@@ -117,7 +123,8 @@ class TenantMemories:
                 complete = [self._turn(turn, id, known.get(id)) for turn, id in zip(turns, ids, strict=True)]
                 new = sorted((turn for turn in complete if turn.id not in known), key=turn_conversion.at_of)
                 try:
-                    turn_conversion.store_new(self.store, entry.scope, new, encoder=self.encoder, importance=importance)
+                    encoder = self._encoder_of(entry)
+                    turn_conversion.store_new(self.store, entry.scope, new, encoder=encoder, importance=importance)
                     break
                 except Conflict as error:  # the same request ran at the same time; the next attempt sees its turns
                     if attempt == 2:
@@ -206,6 +213,10 @@ class TenantMemories:
     def consolidate(self, tenant: str, name: str) -> Consolidated:
         """Merge near-duplicate turns and archive faded ones."""
         return self.registry.apply(tenant, name, lambda entry: self.store.consolidate(entry.scope, at=self.now()))
+
+    def _encoder_of(self, entry: MemoryEntry) -> Encoder | None:
+        system: Any = load(entry.system)
+        return self.encoder if self._always_encode or system.needs_encoder else None
 
     def _turn(self, new: NewTurn, id: str, known: Episode | None) -> Turn:
         """Complete a new turn, and check it against the stored turn with the same id."""

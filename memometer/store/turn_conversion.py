@@ -85,7 +85,7 @@ def store_new(
     scope: str,
     turns: Sequence[Turn],
     *,
-    encoder: Encoder,
+    encoder: Encoder | None,
     number: int | None = None,
     importance: float = 0.5,
 ) -> None:
@@ -95,7 +95,7 @@ def store_new(
         store: store to write.
         scope: scope to add to.
         turns: turns in time order.
-        encoder: encodes the turns.
+        encoder: encodes the turns; None stores them without vectors.
         number: position of the first turn in the scope; None for the next free one.
         importance: importance of the episodes.
 
@@ -109,8 +109,8 @@ def store_new(
     for _, group in groupby(turns, key=lambda turn: turn.session):
         session = list(group)
         episodes = [episode_of(turn, number + n, importance=importance) for n, turn in enumerate(session)]
-        vectors = encoder([turn.header + turn.line for turn in session])
-        store.store_episodes(scope, episodes, vectors, encoder=encoder.name)
+        vectors = encoder([turn.header + turn.line for turn in session]) if encoder else None
+        store.store_episodes(scope, episodes, vectors, encoder=encoder.name if encoder else "")
         number += len(session)
 
 
