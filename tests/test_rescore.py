@@ -349,7 +349,7 @@ def test_the_panel_grades_under_every_prompt_and_judges_the_ranking(
     said = capsys.readouterr().out
     assert "The ranking does not survive: 1 of 1 pairs change places" in said
     assert "SAMPLE  lenient: the answer touches on" in said
-    found = json.loads((run / "panel.json").read_text())
+    found = json.loads((run / "judge_sensitivity.json").read_text())
     assert found["systems"]["good at 64"]["scores"]["strict"]["mean"] == pytest.approx(8 / 11)
     assert found["systems"]["none at 64"]["range"] == 1.0
     assert {v["prompt"] for v in verdicts(run)} == set(PROMPTS)
