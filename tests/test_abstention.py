@@ -16,7 +16,7 @@ from memometer.report import multi_round_analysis
 from memometer.stats import abstention
 from memometer.token_counters import Utf8Bytes
 from memory_system import MemorySystem
-from tests.test_evaluate import evaluate, records, remote, results
+from tests.evaluation import evaluate, records, remote, results
 
 SINGLE = Question("conv-1", 0, "What did Nadia pay?", "4", "120 euros", ("D1:1",))
 SWAPPED = Question("conv-1", 1, "What did Oskar pay?", "5", None, ("D1:1",), adversarial_answer="120 euros")

@@ -25,7 +25,7 @@ from memometer.run.folder import read_records
 from memometer.run.prices import Price, price_of
 from memometer.stats.pareto import areas, frontier, total_tokens
 from tests.conftest import ROOT, Reply, Server, completion
-from tests.test_evaluate import remote, results
+from tests.evaluation import remote, results
 
 PRICE = {"prompt": 1e-6, "cached": 5e-7, "completion": 2e-6, "source": "invented"}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -15,35 +14,7 @@ import pytest
 from locomo.dataset import read
 from memometer.judging.calibration_set import draw
 from tests.conftest import ROOT, Reply, Server, completion, failure, shown, truthful
-
-SECRET = "sk-test-0123456789abcdefghij"
-
-
-def evaluate(*args: str, cwd: Path, wait: bool = True, **environment: str) -> Any:
-    """evaluate.py in `cwd` on the sample; a finished process, or a running one."""
-    env = {k: v for k, v in os.environ.items() if k not in ("TOGETHER_API_KEY", "OPENAI_API_KEY")}
-    env |= {"LOCOMO_PATH": str(ROOT / "locomo" / "sample.json"), "OPENAI_API_KEY": SECRET, **environment}
-    command = [sys.executable, str(ROOT / "evaluate.py"), *args]
-    if wait:
-        return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
-    return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def remote(server: Server, *more: str) -> list[str]:
-    return ["--model", "openai/scripted", "--api-base", server.url, "--tokenizer", "o200k_base", "--no-mlflow",
-            "--budget-tokens", "150", "--retries", "0", "--context-window", "8000", *more]  # fmt: skip
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
-
-
-def results(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "results.json").read_text())
-
-
-def everything(folder: Path) -> str:
-    return "".join(path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file())
+from tests.evaluation import SECRET, evaluate, everything, records, remote, results
 
 
 def test_recall_only_asks_no_model_and_imports_none(tmp_path: Path) -> None:

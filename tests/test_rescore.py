@@ -24,7 +24,7 @@ from memometer.report.summary import flat
 from memometer.run.environment import provenance
 from memometer.run.folder import RunFolder
 from tests.conftest import ROOT, Reply, Server, completion, failure, shown, truthful
-from tests.test_evaluate import remote
+from tests.evaluation import remote
 
 SAMPLE = ROOT / "locomo" / "sample.json"
 DATA = read(SAMPLE)

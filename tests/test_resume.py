@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
 from dspy.utils.exceptions import LMTransportError
 
 from memometer.harness.loop import plan, run
@@ -20,9 +18,10 @@ from memometer.models import resolve_models
 from memometer.models.errors import is_of_a_model
 from memometer.reader.reader import Reader
 from memometer.run.folder import RunFolder
+from memometer.systems import SYSTEMS
 from memometer.systems.summary import Summary
-from tests.conftest import ROOT, Reply, Server, completion, failure
-from tests.test_evaluate import SECRET, evaluate, everything, records, remote, results
+from tests.conftest import Reply, Server, completion, failure
+from tests.evaluation import SECRET, evaluate, everything, records, remote, results, start_evaluation
 
 
 def test_a_failed_judge_is_asked_again_and_the_reader_is_not(server: Server, tmp_path: Path) -> None:
@@ -121,7 +120,7 @@ def slow(number: int, body: dict[str, Any]) -> Reply:
 
 def test_a_killed_run_is_resumed_without_asking_twice(server: Server, tmp_path: Path) -> None:
     server.answer = slow
-    running = evaluate(*remote(server, "--num-threads", "2", "--run-dir", "run"), cwd=tmp_path, wait=False)
+    running = start_evaluation(*remote(server, "--num-threads", "2", "--run-dir", "run"), cwd=tmp_path)
     wait_for_records(tmp_path / "run", 20)
     second = evaluate("--resume", "run", cwd=tmp_path)
     assert second.returncode == 2
@@ -148,7 +147,7 @@ def records_whole(folder: Path) -> list[str]:
 
 def test_ctrl_c_finishes_what_is_in_flight_and_saves(server: Server, tmp_path: Path) -> None:
     server.answer = slow
-    running = evaluate(*remote(server, "--num-threads", "2", "--run-dir", "run"), cwd=tmp_path, wait=False)
+    running = start_evaluation(*remote(server, "--num-threads", "2", "--run-dir", "run"), cwd=tmp_path)
     wait_for_records(tmp_path / "run", 8)
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)
@@ -215,17 +214,12 @@ class Fragile(Memory):
 """
 
 
-def test_a_memory_that_fails_is_a_result_and_a_model_that_fails_is_none(server: Server, tmp_path: Path) -> None:
+def test_a_memory_that_fails_is_a_result_and_a_model_that_fails_is_none(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "fragile.py").write_text(FRAGILE)
-    script = (
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}, '.']; import evaluate; from memometer import systems\n"
-        "systems.SYSTEMS['fragile'] = 'fragile:Fragile'; sys.exit(evaluate.main(sys.argv[1:]))"
-    )
-
-    def fragile(*args: str) -> subprocess.CompletedProcess[str]:
-        env = {**os.environ, "LOCOMO_PATH": str(ROOT / "locomo" / "sample.json"), "OPENAI_API_KEY": SECRET}
-        command = [sys.executable, "-c", script, *args]
-        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(SYSTEMS, "fragile", "fragile:Fragile")
 
     def figures() -> dict[str, Any]:
         return results(tmp_path / "run")["systems"]["fragile"]["budgets"]["150"]
@@ -233,7 +227,7 @@ def test_a_memory_that_fails_is_a_result_and_a_model_that_fails_is_none(server: 
     server.answer = lambda number, body: (
         failure(500) if "Question: When" in body["messages"][-1]["content"] else completion("Sourdough")
     )
-    done = fragile(*remote(server, "--systems", "fragile", "--run-dir", "run"))
+    done = evaluate(*remote(server, "--systems", "fragile", "--run-dir", "run"), cwd=tmp_path)
     assert done.returncode == 3, done.stdout + done.stderr
     broken = [record for record in records(tmp_path / "run") if record["memory_error"]]
     assert {(r["system"], r["memory_error"], r["error"]) for r in broken} == {("fragile", "KeyError: 'what'", "")}
@@ -245,7 +239,7 @@ def test_a_memory_that_fails_is_a_result_and_a_model_that_fails_is_none(server: 
     asked = len(server.requests)
     again = sum(bool(record["error"]) for record in records(tmp_path / "run"))
     server.answer = lambda number, body: completion("Sourdough")
-    assert fragile("--resume", "run").returncode == 0
+    assert evaluate("--resume", "run", cwd=tmp_path).returncode == 0
     assert len(server.requests) - asked == again, "what failed in the memory is not tried until it works"
     assert (figures()["ungraded"], figures()["f1_n"]) == (0, 11)
     assert figures()["failed"] > 0

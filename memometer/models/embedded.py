@@ -77,7 +77,9 @@ def weights(name: str, *, log: Callable[[str], None] = print) -> Path:
             raise WeightsUnavailable(
                 f"embedded:{name} is no tier ({', '.join(TIERS)}) and no GGUF file; use embedded:tiny, or give a path."
             )
-        if path.open("rb").read(4) != b"GGUF":
+        with path.open("rb") as file:
+            magic = file.read(4)
+        if magic != b"GGUF":
             raise WeightsUnavailable(f"{path} is no GGUF file; give the path of one, or use embedded:tiny.")
         return path
     tier, path = TIERS[name], models_folder() / TIERS[name].file

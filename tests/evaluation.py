@@ -1,0 +1,47 @@
+"""Evaluations of the sample against the loopback server, and what they leave in their run folders."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from tests.command_line import Finished, run_script, start_script
+from tests.conftest import ROOT, Server
+
+SECRET = "sk-test-0123456789abcdefghij"
+ENVIRONMENT = {
+    "LOCOMO_PATH": str(ROOT / "locomo" / "sample.json"),
+    "OPENAI_API_KEY": SECRET,
+    "TOGETHER_API_KEY": None,
+}
+
+
+def evaluate(*words: str, cwd: Path, **environment: str) -> Finished:
+    """Run evaluate.py on the sample in this process."""
+    return run_script("evaluate.py", *words, cwd=cwd, environment={**ENVIRONMENT, **environment})
+
+
+def start_evaluation(*words: str, cwd: Path) -> subprocess.Popen[str]:
+    """Start evaluate.py on the sample in a process of its own."""
+    return start_script("evaluate.py", *words, cwd=cwd, environment=ENVIRONMENT)
+
+
+def remote(server: Server, *more: str) -> list[str]:
+    """The options of an evaluation whose model is the loopback server."""
+    return ["--model", "openai/scripted", "--api-base", server.url, "--tokenizer", "o200k_base", "--no-mlflow",
+            "--budget-tokens", "150", "--retries", "0", "--context-window", "8000", *more]  # fmt: skip
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+
+
+def results(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
+
+
+def everything(folder: Path) -> str:
+    """The text of all files below a folder."""
+    return "".join(path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file())
