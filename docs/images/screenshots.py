@@ -1,8 +1,8 @@
-"""Make docs/report.png and docs/questions.png: a run without a model over simulated conversations, and its page.
+"""Make report.png and questions.png: screenshots of the report of a recall-only run over synthetic conversations.
 
-    python docs/screenshots.py [--keep FOLDER]
+    python docs/images/screenshots.py [--keep FOLDER]
 
-Needs a Chromium. Takes a minute.
+Needs Chromium. Takes a minute.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.chromium import browser
 
-ROOT = Path(__file__).resolve().parent.parent
-SIMULATE = "-m locomo.synthetic.simulate --seed 1 --conversations 10 --out simulated.json"
+IMAGES = Path(__file__).resolve().parent
+ROOT = IMAGES.parents[1]
+SIMULATE = "-m memometer simulate --seed 1 --conversations 10 --out simulated.json"
 EVALUATE = (
     "evaluate.py --data simulated.json --recall-only --split all --num-test 400 --no-mlflow --run-dir simulated "
     "--systems adaptive,bm25,recent --budgets 512,2048,8192"
@@ -35,7 +36,9 @@ MISSED = """(() => {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="make the run there, or use the one that is there")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="make the run in this folder, or reuse the one in it"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         place = (args.keep or Path(scratch)).resolve()
@@ -48,10 +51,10 @@ def main() -> int:
         address = f"file://{place}/simulated/report.html"
         with browser(Path(scratch) / "profile") as page:
             page.open(address, width=1280, height=1420)
-            page.screenshot(ROOT / "docs" / "report.png")
+            page.screenshot(IMAGES / "report.png")
             page.open(f"{address}#questions", width=1280, height=760)
             page.run(MISSED)
-            page.screenshot(ROOT / "docs" / "questions.png")
+            page.screenshot(IMAGES / "questions.png")
     return 0
 
 
