@@ -47,6 +47,9 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
 }
 """Group -> command -> (module, help text). The module has `main(argv) -> int`; `module:function` names another one."""
 
+EXTRAS = {"fastapi": "service", "prometheus_client": "service", "uvicorn": "service", "mcp": "mcp"}
+"""Optional package -> the extra that installs it."""
+
 INTERRUPTED = 130
 STOPPED = 4
 
@@ -79,6 +82,14 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
     except UserError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        print(
+            f"{prog}: {error.name} is not installed; run: pip install 'memometer[{EXTRAS[error.name]}]'",
+            file=sys.stderr,
+        )
+        return 2
     except BrokenPipeError:  # `| head` closed standard output; Python would fail again when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return STOPPED

@@ -13,6 +13,9 @@ from typing import Any
 
 from tests.conftest import ROOT, HashEncoder
 
+ENCODER = str(ROOT / "tests" / "fixtures" / "formats" / "encoder")
+"""A small encoder for processes of their own."""
+
 
 def free_port() -> int:
     with socket.socket() as listener:
@@ -59,7 +62,9 @@ def in_process(memory_url: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]
     import httpx
 
     port = free_port()
-    process = subprocess.Popen([sys.executable, "-m", "tests.serving", memory_url, str(port)], cwd=ROOT)
+    command = [sys.executable, "-m", "memometer", "serve", "--memory-url", memory_url, "--encoder", ENCODER]
+    command += ["--port", str(port), "--rate", "0"]
+    process = subprocess.Popen(command, cwd=ROOT)
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(300):
@@ -72,10 +77,3 @@ def in_process(memory_url: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]
     finally:
         process.kill()
         process.wait()
-
-
-if __name__ == "__main__":
-    from memometer.serve.rest import serve
-    from memometer.serve.tenants import TenantMemories
-
-    serve(TenantMemories(sys.argv[1], encoder=HashEncoder()), tenant="local", host="127.0.0.1", port=int(sys.argv[2]))

@@ -80,6 +80,15 @@ def test_closed_standard_output_is_not_a_traceback(words: list[str]) -> None:
     assert done.returncode in (0, 4), "argparse ignores the error and exits 0"
 
 
+def test_missing_optional_package_names_its_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "memometer.serve.rest", raising=False)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    assert cli.main(["serve"]) == 2
+    assert "memometer[service]" in capsys.readouterr().err
+
+
 def test_ctrl_c_prints_one_line_even_during_imports(tmp_path: Path) -> None:
     script = "import sys; from memometer import cli; print(flush=True); sys.exit(cli.main(['add', '-']))"
     environment = {**os.environ, "MEMOMETER_URL": f"sqlite:///{tmp_path}/memory.db"}

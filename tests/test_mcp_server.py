@@ -17,10 +17,8 @@ import httpx2
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 
-from memometer.serve.mcp_server import server
-from memometer.serve.tenants import TenantMemories
-from tests.conftest import ROOT, HashEncoder
-from tests.serving import in_thread
+from tests.conftest import ROOT
+from tests.serving import ENCODER, in_thread
 
 
 async def use_all_tools(client: Client) -> None:
@@ -52,7 +50,7 @@ async def use_all_tools(client: Client) -> None:
 
 def test_over_stdio(tmp_path: Path) -> None:
     async def talk() -> None:
-        arguments = ["-m", "tests.test_mcp_server", f"sqlite:///{tmp_path}/memory.db"]
+        arguments = ["-m", "memometer", "mcp", "--memory-url", f"sqlite:///{tmp_path}/memory.db", "--encoder", ENCODER]
         async with Client(StdioServerParameters(command=sys.executable, args=arguments, cwd=ROOT)) as client:
             await use_all_tools(client)
 
@@ -77,7 +75,3 @@ def test_over_http_per_tenant(tmp_path: Path) -> None:
             assert reply.headers["content-type"] == "application/problem+json"
         refused = service.post("/mcp", content=json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list"}))
         assert refused.status_code == 401
-
-
-if __name__ == "__main__":
-    anyio.run(server(TenantMemories(sys.argv[1], encoder=HashEncoder()), tenant="local").run_stdio_async)

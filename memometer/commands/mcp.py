@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 
 from memometer.commands.memory import open_memories, store_options
-from memometer.errors import UserError
 from memometer.serve import LOCAL_TENANT
 
 
@@ -18,12 +17,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until standard input is closed."""
     args = parser().parse_args(argv)
-    try:
-        import anyio
+    from memometer.serve.mcp_server import server
 
-        from memometer.serve.mcp_server import server
-    except ImportError as error:
-        raise UserError(f"{error.name} is not installed; run: pip install 'memometer[mcp]'") from error
     with open_memories(args, create=True) as memories:
-        anyio.run(server(memories, tenant=LOCAL_TENANT).run_stdio_async)
+        server(memories, tenant=LOCAL_TENANT).run()
     return 0

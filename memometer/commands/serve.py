@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 
 from memometer.commands.memory import limit, model_options, open_memories, store_options
-from memometer.errors import UserError
 from memometer.serve import LOCAL_TENANT
 
 
@@ -42,10 +41,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or Ctrl-C."""
     args = parser().parse_args(argv)
-    try:
-        from memometer.serve.rest import serve
-    except ImportError as error:
-        raise UserError(f"{error.name} is not installed; run: pip install 'memometer[service]'") from error
+    from memometer.serve.rest import serve
+
     with open_memories(args, create=True) as memories:
         serve(
             memories,
