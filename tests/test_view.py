@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
+import re
 import shutil
 import threading
 import urllib.error
@@ -168,10 +170,13 @@ def test_what_was_recalled_is_kept_as_ranges() -> None:
     assert viewer_data.ranges([]) == ""
 
 
-def test_the_content_is_the_same_bytes_for_the_same_run(finished: Path) -> None:
-    content = {"a": "</script>", "b": [1, 2]}
-    assert packed(content) == packed(dict(content))
-    assert "<" not in packed(content)
+def test_packed_content_is_intact_the_same_at_any_time_and_safe_in_html(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = {"a": "</script>", "b": [1, 2], "c": "naïve"}
+    text = packed(content)
+    assert json.loads(gzip.decompress(base64.b64decode(text))) == content
+    monkeypatch.setattr("time.time", lambda: 2e9)
+    assert packed(content) == text
+    assert re.fullmatch(r"[A-Za-z0-9+/]+=*", text)
 
 
 def told(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
