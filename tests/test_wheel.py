@@ -121,10 +121,10 @@ def test_every_command_has_help_and_nothing_is_written_into_the_package(installe
 def test_a_memory_needs_no_evaluation_library(installed: Installation) -> None:
     script = (
         "import sys\n"
-        "for name in ('dspy', 'mlflow', 'scipy', 'torch'): sys.modules[name] = None\n"
+        "for name in ('dspy', 'litellm', 'mlflow', 'scipy', 'torch'): sys.modules[name] = None\n"
         "import memometer; from memometer.cli import main\n"
-        "words = ['--memory-url', 'sqlite:///light.db', '--encoder', sys.argv[1]]\n"
+        "with memometer.open_memory('light.db') as memory: memory.add('Nadia sold the kayak.')\n"
+        "words = ['--memory-url', 'sqlite:///other.db', '--encoder', sys.argv[1]]\n"
         "assert main(['add', 'Nadia sold the kayak.', *words]) == main(['recall', 'kayak', *words]) == 0\n"
-        "assert 'litellm' not in sys.modules  # its tokenizer files are read, but not its code\n"
     )
     assert "kayak" in installed.run(str(installed.python), "-c", script, str(ENCODER))
