@@ -20,7 +20,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "import-results": ("memometer.harness.import_results", "convert published result files to run folders"),
         "leaderboard": ("memometer.report.leaderboard", "combine a run and imported results in one table"),
         "label-sets": ("memometer.judging.label_sets", "show known label errors and the score ceiling they imply"),
-        "contamination": ("memometer.harness.contamination", "search files for held-out questions and answers"),
+        "contamination": ("memometer.commands.contamination", "search files for held-out questions and answers"),
         "test-usage": ("memometer.run.test_set_usage", "show how often the test split has been evaluated"),
         "data": ("locomo.dataset", "find or download LOCOMO and verify it"),
         "simulate": ("locomo.synthetic.simulate", "generate synthetic conversations with known evidence"),

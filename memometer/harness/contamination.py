@@ -1,31 +1,25 @@
-"""The leak scanner: what is held out may stand in no prompt, demo, compiled program, memory, training file or weights.
+"""Search for held-out text (test-set contamination) in prompts, examples, programs, memories and training files.
 
-    memometer contamination FILE_OR_FOLDER... [--split test] [--data FILE]
-
-prints what it finds by file and kind, exit code 3, or 0 where there is nothing. It looks for
+The scanner finds
 
 question   a held-out question, word for word;
-answer     its gold answer, or the adversarial answer of an unanswerable question: of six words or more, or shorter and
-beside its question (in the same
-           JSON object, or anywhere in the same plain file), because "yes", "2022" and names stand everywhere;
-turn       four or more of the 8-word sequences of one held-out turn in one text, as eleven words in a row are; a
-           sequence that a conversation outside the held-out ones has too is a stock phrase and does not count, and
-           captions, which a machine wrote from a stock of phrases, are not looked at.
+answer     its gold answer, or the adversarial answer of an unanswerable question, if it has six words or more. A
+           shorter answer, such as "yes" or "2022", counts only together with its question: in the same JSON object,
+           or in the same plain file;
+turn       at least four of the 8-word sequences of one held-out turn in one text. Eleven consecutive words give four.
+           A sequence that also occurs in other conversations does not count. Image captions are ignored, because a
+           model wrote them in similar phrases.
 
-Letter case, punctuation, NFKC forms and zero-width characters make no difference. Paraphrases are not found. Archives
-(zip, npz, gzip) are opened; anything else that is not text is read as the text inside it, so what another format has
-compressed (parquet, say) is not seen.
-
-Exit codes: 0 nothing found, 2 something cannot be read, 3 leaks.
+Case, punctuation, Unicode forms (NFKC) and zero-width characters are ignored. Paraphrases are not found. Archives
+(zip, npz, gzip) are opened. Other binary files are searched for plain text, so that text in compressed formats such as
+Parquet is not found.
 """
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import re
-import sys
 import zipfile
 import zlib
 from collections import defaultdict
@@ -34,29 +28,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from memometer.benchmarks.arguments import add_data_arguments, load_data
 from memometer.benchmarks.metrics import comparable
-from memometer.benchmarks.protocol import Conversation, DataError, Dataset
+from memometer.benchmarks.protocol import Conversation, Dataset
 
 GRAM = 8
-"""Words of a turn that are looked for in a row."""
-GRAMS_OF_A_TURN = 4
-"""So many of them from one turn in one text are an overlap. Of a fresh conversation's turns 1 in 600 has three."""
+"""Consecutive words of a turn that are compared."""
+MIN_GRAMS = 4
+"""Sequences of one turn in one text that count. Of unrelated turns, 1 in 600 has three."""
 LONG_ANSWER = 6
-"""Words from which an answer is looked for without its question: of five, some stand in other conversations."""
+"""Words of an answer that counts without its question. Answers of five words also occur in other conversations."""
 EXCERPT = 60
-"""Characters of a text that are printed at most."""
+"""Maximum length of a printed excerpt, in characters."""
 
 _START = 3
-"""Questions and answers are found by their first words; a question of fewer is not looked for."""
+"""Words by which questions and answers are indexed; shorter questions are ignored."""
 _CHUNK = 1 << 20
-_UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError)  # RuntimeError: a zip with a password
+UNREADABLE = (
+    OSError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    RuntimeError,
+)  # RuntimeError: a ZIP file with a password
 _SKIPPED = {".git", "__pycache__", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
 
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """One held-out thing in one text: where, what kind, which (`conv-42#7` or `conv-42 D3:4`), and a short excerpt."""
+    """A held-out question, answer or turn in a text.
+
+    Attributes:
+        where: the file, with its line or archive member, or the name of the text.
+        kind: the kind of the held-out text.
+        of: the id of the held-out text, such as `conv-42#7` or `conv-42 D3:4`.
+        excerpt: the start of the held-out text.
+    """
 
     where: str
     kind: Literal["question", "answer", "turn"]
@@ -65,16 +71,16 @@ class Leak:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text as they are compared: no case, punctuation or zero-width characters."""
+    """Split a text into words without case, punctuation and zero-width characters."""
     return re.findall(r"[^\W_]+", comparable(text))
 
 
 class HeldOut:
-    """What may leak, indexed once for many texts.
+    """An index of held-out text.
 
     Args:
-        conversations: the held-out ones.
-        others: the rest of the data, whose phrases are nobody's secret.
+        conversations: the held-out conversations.
+        others: the other conversations; phrases that occur in them do not count.
     """
 
     def __init__(self, conversations: Sequence[Conversation], *, others: Iterable[Conversation] = ()) -> None:
@@ -82,9 +88,9 @@ class HeldOut:
         self._phrases = defaultdict(list)
         self._short: dict[str, list[str]] = {}
         for question in (question for c in conversations for question in c.questions):
-            asked, answer = words(question.text), words(question.gold or question.adversarial_answer or "")
-            if len(asked) >= _START:
-                self._phrases[tuple(asked[:_START])].append(("question", question.id, asked))
+            question_words, answer = words(question.text), words(question.gold or question.adversarial_answer or "")
+            if len(question_words) >= _START:
+                self._phrases[tuple(question_words[:_START])].append(("question", question.id, question_words))
             if len(answer) >= LONG_ANSWER:
                 self._phrases[tuple(answer[:_START])].append(("answer", question.id, answer))
             elif answer:
@@ -99,61 +105,66 @@ class HeldOut:
 
     @classmethod
     def of(cls, data: Dataset, split: str = "test") -> HeldOut:
-        """What `split` (a name as `Dataset.part` reads) holds out of a data set."""
+        """Index the held-out part of a data set; `split` is a name that `Dataset.part` accepts."""
         chosen = data.held_out(split)
         ids = {conversation.id for conversation in chosen}
         return cls(chosen, others=[c for c in data.conversations if c.id not in ids])
 
     def find(self, where: str, text: str) -> Iterator[Leak]:
-        """What of it stands in one text, each thing once."""
+        """Search a text; yield each held-out question, answer and turn once."""
         found: dict[tuple[str, str], Leak] = {}
         self._find(where, text, found)
-        if "\0" in text:  # letters of two or four bytes, as arrays of text have them
+        if "\0" in text:  # characters of two or four bytes, as in text arrays
             self._find(where, text.replace("\0", ""), found)
         yield from found.values()
 
     def _find(self, where: str, text: str, found: dict[tuple[str, str], Leak]) -> None:
-        said = words(text)
-        for i in range(len(said) - _START + 1):
-            for kind, id, phrase in self._phrases.get(tuple(said[i : i + _START]), ()):
-                if (kind, id) not in found and said[i : i + len(phrase)] == phrase:
+        text_words = words(text)
+        for i in range(len(text_words) - _START + 1):
+            for kind, id, phrase in self._phrases.get(tuple(text_words[i : i + _START]), ()):
+                if (kind, id) not in found and text_words[i : i + len(phrase)] == phrase:
                     found[kind, id] = Leak(where, kind, id, _excerpt(phrase))
-        line = f" {' '.join(said)} "
+        line = f" {' '.join(text_words)} "
         for id in [id for kind, id in found if kind == "question"]:
             short = self._short.get(id)
             if short and f" {' '.join(short)} " in line:
                 found["answer", id] = Leak(where, "answer", id, _excerpt(short))
         shared: dict[str, set[str]] = defaultdict(set)
-        for gram in _grams(said):
+        for gram in _grams(text_words):
             for turn in self._turns.get(gram, ()):
                 shared[turn].add(gram)
         for turn, grams in shared.items():
-            if len(grams) >= GRAMS_OF_A_TURN:
+            if len(grams) >= MIN_GRAMS:
                 found["turn", turn] = Leak(where, "turn", turn, _excerpt([min(grams)]))
 
 
 def scan(texts: Iterable[tuple[str, str]], held_out: HeldOut) -> list[Leak]:
-    """Every held-out thing in `texts`, which are pairs of where a text stands and the text."""
+    """Search texts, given as pairs (where, text)."""
     return [leak for where, text in texts for leak in held_out.find(where, text)]
 
 
-def summary(leaks: Sequence[Leak], *, most: int = 20) -> list[str]:
-    """A line for each kind of leak in each place, the commonest first: how many, and the first with its excerpt."""
+def summary(leaks: Sequence[Leak], *, limit: int = 20) -> list[str]:
+    """Return a line per file and kind, most frequent first, with the count and the first excerpt."""
     groups: dict[tuple[str, str], list[Leak]] = defaultdict(list)
     for leak in leaks:
-        groups[_file(leak.where), leak.kind].append(leak)
+        groups[file_of(leak.where), leak.kind].append(leak)
     ranked = sorted(groups.items(), key=lambda item: -len(item[1]))
     lines = [
         f"{place}: {len(found)} held-out {kind}{'s' if len(found) > 1 else ''}, first {found[0].of} "
         f"in {found[0].where}: “{found[0].excerpt}”"
-        for (place, kind), found in ranked[:most]
+        for (place, kind), found in ranked[:limit]
     ]
-    return lines + ([f"… and {len(ranked) - most} more places and kinds"] if len(ranked) > most else [])
+    return lines + ([f"… and {len(ranked) - limit} more places and kinds"] if len(ranked) > limit else [])
 
 
 def texts_of(path: Path) -> Iterator[tuple[str, str]]:
-    """(where, text) of a file, or of every file under a folder: of JSON each object's own strings, of JSON lines each
-    line's, of anything else its text. Raises OSError."""
+    """Yield (where, text) of a file, or of all files in a folder.
+
+    JSON files give one text per object, JSON lines one per line and object, other files their text in blocks.
+
+    Raises:
+        OSError: a file cannot be read. Damaged archives raise the other errors in UNREADABLE.
+    """
     if path.is_dir():
         for inner in sorted(path.rglob("*")):
             if inner.is_file() and not _SKIPPED & set(inner.relative_to(path).parts):
@@ -165,14 +176,13 @@ def texts_of(path: Path) -> Iterator[tuple[str, str]]:
                     yield from _texts(f"{path}!{name}", name, member)
     else:
         with path.open("rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if packed else path.open("rb") as file:
-            yield from _texts(str(path), path.name.removesuffix(".gz") if packed else path.name, file)
+            is_gzip = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if is_gzip else path.open("rb") as file:
+            yield from _texts(str(path), path.name.removesuffix(".gz") if is_gzip else path.name, file)
 
 
 def texts_in(where: str, value: Any) -> Iterator[tuple[str, str]]:
-    """(where, text) of what JSON can hold: the strings of an object, or of a list, as one text, and those of what lies
-    deeper as their own."""
+    """Yield (where, text) of a JSON value: one text per object or list, from its own strings."""
     parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
     own = [part for part in parts if isinstance(part, str)]
     if own:
@@ -180,7 +190,7 @@ def texts_in(where: str, value: Any) -> Iterator[tuple[str, str]]:
     for part in parts:
         if isinstance(part, dict | list | tuple):
             yield from texts_in(where, part)
-        elif isinstance(part, str) and part.lstrip()[:1] in ("{", "["):  # JSON within JSON hides its line ends
+        elif isinstance(part, str) and part.lstrip()[:1] in ("{", "["):  # nested JSON escapes its line ends
             yield from _parsed(where, part)
 
 
@@ -191,11 +201,11 @@ def _texts(where: str, name: str, file: IO[bytes] | gzip.GzipFile) -> Iterator[t
     elif name.endswith(".json"):
         yield from _parsed(where, file.read().decode(errors="replace"))
     else:
-        before = ""
+        tail = ""
         while chunk := file.read(_CHUNK):
-            text = before + chunk.decode(errors="replace")
+            text = tail + chunk.decode(errors="replace")
             yield where, text
-            before = text[-4096:]  # what lies across two chunks is found in the second
+            tail = text[-4096:]  # finds text that crosses a block boundary
 
 
 def _parsed(where: str, text: str) -> Iterator[tuple[str, str]]:
@@ -207,56 +217,15 @@ def _parsed(where: str, text: str) -> Iterator[tuple[str, str]]:
     yield from texts_in(where, value if isinstance(value, dict | list) else [value])
 
 
-def _file(where: str) -> str:
-    """Where, without the line."""
+def file_of(where: str) -> str:
+    """Return a place without its line number."""
     return re.sub(r":\d+$", "", where)
 
 
-def _grams(said: Sequence[str]) -> list[str]:
-    return [" ".join(said[i : i + GRAM]) for i in range(len(said) - GRAM + 1)]
+def _grams(words: Sequence[str]) -> list[str]:
+    return [" ".join(words[i : i + GRAM]) for i in range(len(words) - GRAM + 1)]
 
 
 def _excerpt(phrase: Sequence[str]) -> str:
     text = " ".join(phrase)
     return text if len(text) <= EXCERPT else text[: EXCERPT - 1] + "…"
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="memometer contamination", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER")
-    parser.add_argument("--split", default="test", metavar="PART", help="what is held out: test, memory-r1:test …")
-    add_data_arguments(parser)
-    args = parser.parse_args(argv)
-    try:
-        data = load_data(args)
-        index = HeldOut.of(data, args.split)
-        places = data.held_out(args.split)
-        if not places:
-            raise DataError(f"--split {args.split} holds nothing out; give test, or memory-r1:test")
-    except DataError as error:
-        print(f"memometer.harness.contamination: {error}", file=sys.stderr)
-        return 2
-    read: set[str] = set()
-    found: list[Leak] = []
-    try:
-        for path in args.paths:
-            for where, text in texts_of(path):
-                read.add(_file(where))
-                found += index.find(where, text)
-    except _UNREADABLE as error:
-        print(
-            f"memometer.harness.contamination: cannot read all of {str(path)!r} ({error}); nothing is said of it.",
-            file=sys.stderr,
-        )
-        return 2
-    if not read:
-        print(
-            f"memometer.harness.contamination: {', '.join(map(str, args.paths))} holds no text to read; name others.",
-            file=sys.stderr,
-        )
-        return 2
-    for line in summary(found):
-        print(f"{data.prefix}{line}")
-    held = f"{len(places)} held-out conversations ({args.split})"
-    print(f"{data.prefix}{len(found)} leaks of {held} in {len(read)} files")
-    return 3 if found else 0

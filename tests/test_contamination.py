@@ -1,4 +1,4 @@
-"""The leak scanner finds what is held out wherever it stands, and nothing in what only resembles it."""
+"""The contamination scanner finds held-out text in every kind of file, and nothing in similar text."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from locomo.synthetic import simulate
+from memometer import cli
 from memometer.benchmarks.protocol import Conversation, Dataset
 from memometer.harness import contamination
 from memometer.harness.contamination import HeldOut, scan, texts_of, words
@@ -48,7 +49,7 @@ def long_turn(talk: Conversation) -> Any:
     return next(turn for turn in talk.turns if len(words(turn.text)) > 25)
 
 
-def test_every_question_is_found_however_it_is_written(talk: Conversation, index: HeldOut) -> None:
+def test_questions_are_found_in_any_spelling(talk: Conversation, index: HeldOut) -> None:
     for question in talk.questions:
         disguised = "Q: " + question.text.upper().replace(" ", " \u200b ").replace("A", "\uff21") + "\nA: ?"
         assert ("question", question.id) in kinds(scan([("x", disguised)], index))
@@ -56,7 +57,7 @@ def test_every_question_is_found_however_it_is_written(talk: Conversation, index
 
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_eleven_words_of_a_turn_in_a_row_are_found(talk: Conversation, index: HeldOut, data: st.DataObject) -> None:
+def test_eleven_consecutive_words_of_a_turn_are_found(talk: Conversation, index: HeldOut, data: st.DataObject) -> None:
     turn = data.draw(st.sampled_from([turn for turn in talk.turns if len(words(turn.text)) >= 20]))
     said = words(turn.text)
     start = data.draw(st.integers(0, len(said) - 11))
@@ -67,7 +68,7 @@ def test_eleven_words_of_a_turn_in_a_row_are_found(talk: Conversation, index: He
     assert not scan([("x", ten)], index)
 
 
-def test_a_short_answer_counts_beside_its_question_only(talk: Conversation, index: HeldOut) -> None:
+def test_a_short_answer_counts_with_its_question_only(talk: Conversation, index: HeldOut) -> None:
     question = next(q for q in talk.questions if q.gold and len(words(q.gold)) <= 2)
     assert question.gold
     assert not scan([("x", question.gold), ("y", f"{question.gold} {question.gold}, yes, 2022")], index)
@@ -81,13 +82,13 @@ def test_a_long_answer_counts_alone(talk: Conversation, index: HeldOut) -> None:
     assert ("answer", question.id) in kinds(found)
 
 
-def test_what_other_conversations_say_too_is_no_leak(talk: Conversation) -> None:
+def test_phrases_of_other_conversations_do_not_count(talk: Conversation) -> None:
     text = long_turn(talk).text
     assert scan([("x", text)], HeldOut([talk]))
     assert not scan([("x", text)], HeldOut([talk], others=[talk]))
 
 
-def test_every_kind_of_file_is_looked_into(talk: Conversation, index: HeldOut, tmp_path: Path) -> None:
+def test_every_kind_of_file_is_searched(talk: Conversation, index: HeldOut, tmp_path: Path) -> None:
     secret, question = long_turn(talk).text, talk.questions[0].text
     folder = tmp_path / "a folder: 3"
     folder.mkdir()
@@ -118,38 +119,40 @@ def test_every_kind_of_file_is_looked_into(talk: Conversation, index: HeldOut, t
     assert any(leak.where.endswith("train.jsonl:2") for leak in found)
 
 
-def test_what_lies_across_two_blocks_is_found(talk: Conversation, index: HeldOut, tmp_path: Path) -> None:
+def test_text_across_two_blocks_is_found(talk: Conversation, index: HeldOut, tmp_path: Path) -> None:
     path = tmp_path / "long.txt"
     path.write_text("x" * ((1 << 20) - 40) + " " + long_turn(talk).text)
     assert scan(texts_of(path), index)
 
 
-def test_the_command_says_where_and_never_much(
+def test_the_command_prints_places_and_short_excerpts(
     talk: Conversation, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad, good = tmp_path / "bad.txt", tmp_path / "good.txt"
     turn = long_turn(talk)
     bad.write_text(f"{talk.questions[0].text}\n{turn.text}")
-    good.write_text("Nothing of it stands here.")
-    assert contamination.main([str(good), "--data", str(file)]) == 0
-    assert contamination.main([str(bad), str(good), "--data", str(file)]) == 3
+    good.write_text("Nothing is in here.")
+    assert cli.main(["contamination", str(good), "--data", str(file)]) == 0
+    assert cli.main(["contamination", str(bad), str(good), "--data", str(file)]) == 3
     out = capsys.readouterr().out
     assert f"{bad}: 1 held-out question, first {talk.questions[0].id}" in out
     assert f"{bad}: 1 held-out turn, first {talk.id} {turn.id}" in out
     assert all(len(part.split("”")[0]) <= contamination.EXCERPT for part in out.split("“")[1:])
     assert turn.text not in out
-    assert contamination.main([str(tmp_path / "nowhere"), "--data", str(file)]) == 2
-    assert contamination.main([str(good), "--data", str(file), "--split", "train"]) == 2
+    assert cli.main(["contamination", str(tmp_path / "nowhere"), "--data", str(file)]) == 2
+    assert cli.main(["contamination", str(good), "--data", str(file), "--split", "train"]) == 2
     err = capsys.readouterr().err
     assert "nowhere" in err
-    assert "--split train holds nothing out" in err
+    assert "--split train" in err
     torn = tmp_path / "torn.gz"
     torn.write_bytes(gzip.compress(turn.text.encode())[:-9])
-    assert contamination.main([str(torn), "--data", str(file)]) == 2
-    assert "cannot read all of" in capsys.readouterr().err
+    assert cli.main(["contamination", str(torn), "--data", str(file)]) == 2
+    assert "torn.gz" in capsys.readouterr().err
 
 
-def test_a_leaked_example_stops_an_evaluation(talk: Conversation, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_contaminated_example_stops_an_evaluation(
+    talk: Conversation, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import dspy
 
     from memometer import systems
@@ -166,7 +169,7 @@ def test_a_leaked_example_stops_an_evaluation(talk: Conversation, file: Path, mo
         Choice(config, systems.load)
 
 
-def test_the_shipped_files_hold_nothing_of_locomo(locomo: Dataset) -> None:
+def test_the_repository_contains_no_text_of_locomo(locomo: Dataset) -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("not a git checkout")
@@ -175,9 +178,8 @@ def test_the_shipped_files_hold_nothing_of_locomo(locomo: Dataset) -> None:
         assert not scan(texts_of(ROOT / name), index), name
 
 
-def test_fresh_conversations_are_no_leak_and_leaked_ones_are(locomo: Dataset) -> None:
-    """The false positives and the misses that the rules are chosen by."""
-
+def test_false_positives_and_misses_on_locomo(locomo: Dataset) -> None:
+    """The rules were chosen by these two figures."""
     test, others, fresh = locomo.part("test"), locomo.part("train"), locomo.part("validation")
     fresh += tuple(simulate.conversation(seed, 1) for seed in (1, 2))
     index = HeldOut(test, others=others)
