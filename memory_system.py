@@ -39,9 +39,9 @@ from memometer.memory import (
     Turn,
     TurnFormat,
 )
-from memometer.reader.abstention import Rule
+from memometer.reader.abstention import AbstentionRule
 from memometer.reader.reader import Reader
-from memometer.retrieval.late_interaction import Encoder, TokenMap
+from memometer.retrieval.late_interaction import MultiVectorEncoder, Projection
 from memometer.retrieval.ranker import Ranker
 from memometer.systems.adaptive import AdaptiveMemory, IndexedState
 from memometer.token_counters import TokenCounter, Utf8Bytes, counter_for
@@ -75,7 +75,7 @@ class MemorySystem(Reader):
         count: counts tokens as the answering model does; None counts with o200k_base.
         ranker: the ranking weights; None loads the shipped ones.
         encoder: adds matching by meaning (memometer/models/encoders.py); None matches by words alone.
-        token_map: the projection that belongs to `ranker`, if there is an encoder; None loads the shipped one.
+        projection: the projection that belongs to `ranker`, if there is an encoder; None loads the shipped one.
         rounds: calls per question at most. 0 makes one call for the bare answer, 1 adds citations and a status, more
             let the model ask for more memory.
         question_budget: a hard bound on all tokens of all calls for a question; None sets no bound.
@@ -91,14 +91,14 @@ class MemorySystem(Reader):
         *,
         count: TokenCounter | None = None,
         ranker: Ranker | None = None,
-        encoder: Encoder | None = None,
-        token_map: TokenMap | None = None,
+        encoder: MultiVectorEncoder | None = None,
+        projection: Projection | None = None,
         rounds: int = 0,
         question_budget: int | None = None,
-        abstention: Rule | None = None,
+        abstention: AbstentionRule | None = None,
     ) -> None:
         super().__init__(rounds=rounds, question_budget=question_budget, abstention=abstention)
-        self.memory = AdaptiveMemory(count=count, ranker=ranker, encoder=encoder, token_map=token_map)
+        self.memory = AdaptiveMemory(count=count, ranker=ranker, encoder=encoder, projection=projection)
 
     def new(self) -> IndexedState:
         """Return an empty state."""

@@ -30,7 +30,7 @@ from memometer.benchmarks.metrics import evidence_recall
 from memometer.benchmarks.protocol import Conversation, DataError, Session
 from memometer.memory import Memory, Turn
 from memometer.systems.adaptive import AdaptiveMemory
-from memometer.systems.fact_augmented import Rich
+from memometer.systems.fact_augmented import FactAugmented
 from memometer.token_counters import Tiktoken
 
 BUDGETS = (512, 1_024, 2_048, 4_096)
@@ -63,7 +63,7 @@ class Replies:
         self.path.write_text(json.dumps(told))
 
 
-class Replayed(Rich):
+class Replayed(FactAugmented):
     """Rich mode that is told what the model listed."""
 
     def __init__(self, replies: Replies, **rich: Any) -> None:
@@ -85,7 +85,7 @@ def ask_model(name: str, sessions: Sequence[Session], replies: Replies) -> None:
     missing = [session for session in sessions if session.number not in replies.sessions]
     if not missing:
         return
-    model, memory = resolve_models.load(name), Rich()
+    model, memory = resolve_models.load(name), FactAugmented()
     for session in missing:
         with metered() as usage, dspy.context(lm=model.lm, adapter=PlainAdapter()):
             lines = memory.listed(session.turns)

@@ -77,8 +77,8 @@ class HashTokenEncoder(HashEncoder):
             for text in texts
         ]
 
-    def compact(self, texts: Sequence[str], token_map: Any) -> list[bytes]:
-        return [token_map.compact(*each) for each in self.tokens(texts)]
+    def compact(self, texts: Sequence[str], projection: Any) -> list[bytes]:
+        return [projection.compact(*each) for each in self.tokens(texts)]
 
 
 class Scribe:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from locomo.dataset import Question
-from memometer.reader.abstention import Rule, Signals
+from memometer.reader.abstention import AbstentionRule, AbstentionSignals
 from memometer.reader.signatures import ABSTENTION
 from memometer.report import multi_round_analysis
 from memometer.stats import abstention
@@ -100,19 +100,19 @@ def test_the_fitted_rule_keeps_false_abstentions_down(tmp_path: Path) -> None:
     assert sum(says for bad, says in abstained if bad) >= 20
     assert rule.weights["absent"] > 0 < rule.weights["speaker_gap"]
     rule.save(tmp_path / "rule.json")
-    assert Rule.load(tmp_path / "rule.json") == rule
+    assert AbstentionRule.load(tmp_path / "rule.json") == rule
     (tmp_path / "rule.json").write_text("{}")
     with pytest.raises(ValueError, match=r"memometer fit-abstention"):
-        Rule.load(tmp_path / "rule.json")
+        AbstentionRule.load(tmp_path / "rule.json")
     with pytest.raises(ValueError, match="answerable and unanswerable"):
         abstention.fit([pair for pair in pairs if pair[0].gold])
 
 
 def test_a_rule_weighs_what_there_is() -> None:
-    rule = Rule({"absent": 2.0, "not_attributed": 1.0, "speaker_gap": 0.5, "nobody_named": -1.0}, 1.5)
-    assert rule.abstains(Signals(True, None, 0.0))
-    assert not rule.abstains(Signals(True, None, None))
-    assert rule.score(Signals(True, False, 2.0)) == 4.0
+    rule = AbstentionRule({"absent": 2.0, "not_attributed": 1.0, "speaker_gap": 0.5, "nobody_named": -1.0}, 1.5)
+    assert rule.abstains(AbstentionSignals(True, None, 0.0))
+    assert not rule.abstains(AbstentionSignals(True, None, None))
+    assert rule.score(AbstentionSignals(True, False, 2.0)) == 4.0
 
 
 # ------------------------------------------------------------------ asking for more
@@ -228,6 +228,6 @@ def test_the_command_fits_on_validation_conversations_only(locomo: Any, tmp_path
         done = evaluate("--recall-only", "--no-mlflow", *args, cwd=tmp_path, LOCOMO_PATH=str(locomo.path))
         assert done.returncode == 0, done.stderr
         assert abstention.main([str(tmp_path / split), "--out", str(tmp_path / f"{split}.json")]) == code
-    assert Rule.load(tmp_path / "validation.json").weights["speaker_gap"] > 0
+    assert AbstentionRule.load(tmp_path / "validation.json").weights["speaker_gap"] > 0
     assert not (tmp_path / "train.json").exists()
     assert "needs answerable and unanswerable questions" in capsys.readouterr().err

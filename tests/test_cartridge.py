@@ -28,9 +28,9 @@ from memometer.cartridge.cartridge import (
 )
 from memometer.cartridge.container import Container
 from memometer.memory import Memory, Turn
-from memometer.reader.abstention import Rule
+from memometer.reader.abstention import AbstentionRule
 from memometer.reader.reader import Reader
-from memometer.retrieval.late_interaction import TokenMap
+from memometer.retrieval.late_interaction import Projection
 from memometer.store import open_store, opened
 from memometer.store.episode import Episode
 from memometer.systems.adaptive import AdaptiveMemory
@@ -66,7 +66,7 @@ def held(state: Any) -> Any:
 def adaptive() -> AdaptiveMemory:
     return AdaptiveMemory(
         encoder=HashTokenEncoder(),
-        token_map=TokenMap.identity(HashTokenEncoder.dimensions),
+        projection=Projection.identity(HashTokenEncoder.dimensions),
         ranker=any_ranker(),
     )
 
@@ -116,7 +116,7 @@ def test_what_is_loaded_goes_on_remembering(tmp_path: Path, sample: Any) -> None
 
 
 def test_parameters_weights_and_prompts_go_along(tmp_path: Path, sample: Any) -> None:
-    rule = Rule({"absent": 1.0}, 0.5, ("conv-1",))
+    rule = AbstentionRule({"absent": 1.0}, 0.5, ("conv-1",))
     memory, reader = adaptive(), Reader(rounds=2, question_budget=3000, abstention=rule)
     reader.read.signature = reader.read.signature.with_instructions("Read well.")
     reader.read.demos = [dspy.Example(question="Who?", memory="1 A: b", lines=[1], status="answered", answer="A")]
@@ -129,7 +129,7 @@ def test_parameters_weights_and_prompts_go_along(tmp_path: Path, sample: Any) ->
     assert (read.rounds, read.question_budget, read.abstention) == (2, 3000, rule)
     assert loaded.ranker.names == memory.ranker.names  # type: ignore[union-attr]
     assert np.array_equal(loaded.ranker.hidden, memory.ranker.hidden)  # type: ignore[union-attr]
-    assert loaded.token_map.digest == memory.token_map.digest  # type: ignore[union-attr]
+    assert loaded.projection.digest == memory.projection.digest  # type: ignore[union-attr]
     assert read.read.signature.instructions == "Read well."
     assert [demo.toDict() for demo in read.read.demos] == [demo.toDict() for demo in reader.read.demos]
     assert cartridge.persona == "Nadia's"

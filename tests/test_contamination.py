@@ -163,7 +163,7 @@ def test_a_contaminated_example_stops_an_evaluation(
     config["rounds"] = None
     Choice(config, systems.load)
     leaked = dspy.Example(memory="-", question=talk.questions[0].text, lines=[], status="absent", answer="-")
-    monkeypatch.setitem(signatures.READ_EXAMPLES, signatures.Read, [leaked])
+    monkeypatch.setitem(signatures.EXAMPLES, signatures.CitedAnswer, [leaked])
     config["rounds"] = 1
     with pytest.raises(Refused, match=r"test data found.*the prompt 'read' of adaptive: 1 held-out question"):
         Choice(config, systems.load)

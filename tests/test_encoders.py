@@ -19,7 +19,7 @@ from memometer.models import encoders
 from memometer.models.bert import Bert
 from memometer.models.downloads import WeightsUnavailable
 from memometer.models.downloads import models_folder as users_folder
-from memometer.models.encoders import Cached, Encoder, EncoderUnavailable
+from memometer.models.encoders import CachedEncoder, Encoder, EncoderUnavailable
 from tests.conftest import ROOT, HashEncoder, Server, embeddings, failure
 
 MODELS = users_folder()  # the user's, before each test gets its own
@@ -301,12 +301,12 @@ class Counting(HashEncoder):
 def test_a_text_is_encoded_once(tmp_path: Path) -> None:
     inner = Counting()
     texts = [f"text {i % 700}" for i in range(1500)]
-    first = Cached(inner, folder=tmp_path)(texts)
-    again = Cached(inner, folder=tmp_path)(texts)
+    first = CachedEncoder(inner, folder=tmp_path)(texts)
+    again = CachedEncoder(inner, folder=tmp_path)(texts)
     assert len(inner.asked) == 700
     assert np.array_equal(first, again)
     assert np.array_equal(first, HashEncoder()(texts))
-    Cached(Counting("another/name"), folder=tmp_path)(["text 1"])
+    CachedEncoder(Counting("another/name"), folder=tmp_path)(["text 1"])
     assert len(list(tmp_path.glob("*.sqlite"))) == 2, "vectors of two encoders never mix"
 
 
@@ -314,7 +314,7 @@ def test_a_text_is_encoded_once(tmp_path: Path) -> None:
 def test_without_a_usable_cache_everything_is_computed(
     tmp_path: Path, fault: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cached = Cached(HashEncoder(), folder=tmp_path / "vectors")
+    cached = CachedEncoder(HashEncoder(), folder=tmp_path / "vectors")
     if fault == "damaged":
         cached.path.parent.mkdir()
         cached.path.write_bytes(b"no database " * 1000)
@@ -328,8 +328,8 @@ def test_without_a_usable_cache_everything_is_computed(
 def test_two_processes_and_a_kill_leave_the_cache_whole(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
-        "from memometer.models.encoders import Cached; from tests.conftest import HashEncoder\n"
-        "cached = Cached(HashEncoder(), folder=Path(sys.argv[1]))\n"
+        "from memometer.models.encoders import CachedEncoder; from tests.conftest import HashEncoder\n"
+        "cached = CachedEncoder(HashEncoder(), folder=Path(sys.argv[1]))\n"
         "for i in range(10**6):\n"
         "    cached([f'text {i} {j % 3}' for j in range(20)])\n"
         "    if i == 5: print('going', flush=True)\n"
@@ -343,7 +343,7 @@ def test_two_processes_and_a_kill_leave_the_cache_whole(tmp_path: Path) -> None:
         process.kill()
         process.communicate()
     inner = Counting()
-    cached: Encoder = Cached(inner, folder=tmp_path)
+    cached: Encoder = CachedEncoder(inner, folder=tmp_path)
     texts = [f"text {i} {j}" for i in range(5) for j in range(3)]
     assert np.array_equal(cached(texts), HashEncoder()(texts))
     assert not inner.asked
@@ -358,4 +358,4 @@ def test_bert_is_shared_by_copies(tmp_path: Path) -> None:
     write_bert(tmp_path / "m")
     bert = Bert(tmp_path / "m", name="m")
     assert copy.deepcopy(bert) is bert
-    assert copy.deepcopy(Cached(bert)).name == bert.name
+    assert copy.deepcopy(CachedEncoder(bert)).name == bert.name

@@ -17,7 +17,7 @@ from memometer.store.consolidation import IdleConsolidation
 from memometer.store.episode import Episode
 from memometer.store.hybrid_scoring import DAY, DEFAULT, Weights
 from memometer.systems.codebook import Codes
-from memometer.systems.episodic import Episodic, Seed
+from memometer.systems.episodic import Episodic, EpisodicSeed
 from tests.conftest import HashEncoder
 
 START = datetime(2024, 1, 1)
@@ -97,7 +97,7 @@ def test_consolidation_shows_one_of_near_duplicates() -> None:
 
 def test_the_seed_forgets_most_of_a_year() -> None:
     """Why its weights are not the default."""
-    seed, default = Seed(encoder=HashEncoder()), Episodic(encoder=HashEncoder())
+    seed, default = EpisodicSeed(encoder=HashEncoder()), Episodic(encoder=HashEncoder())
     for memory, kept in ((seed, 1), (default, 2)):
         state = memory.new()
         memory.observe(state, talk("I sold my kayak in Porto", "a bowl"))

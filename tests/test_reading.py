@@ -18,7 +18,7 @@ from memometer.memory import Turn
 from memometer.models.embedded import ONE_LINE, _form
 from memometer.models.plain_adapter import PlainAdapter
 from memometer.reader.multi_round import MESSAGE_TOKENS, QuestionBudgetTooSmall
-from memometer.reader.signatures import LAST, NOT_LAST, READ_EXAMPLES, Read, ReadOn
+from memometer.reader.signatures import EXAMPLES, LAST, NOT_LAST, CitedAnswer, MultiRound
 from memometer.retrieval.speakers import named_speaker, speaker_gap
 from memometer.token_counters import Tiktoken, Utf8Bytes
 from memory_system import MemorySystem
@@ -94,14 +94,14 @@ REED = talk(
     ],
 )  # fmt: skip
 def test_messy_replies_are_read(reply: str, expected: tuple[list[int], str, str, str]) -> None:
-    parsed = PlainAdapter().parse(ReadOn, reply)
+    parsed = PlainAdapter().parse(MultiRound, reply)
     assert (parsed["lines"], parsed["status"], parsed["lookup"], parsed["answer"]) == expected
 
 
 @pytest.mark.parametrize("reply", ["", "  \n", "<think>Lines: 3", "1, 2, 3, 4,", "3\nStatus: answered", "Answer:"])
 def test_a_reply_without_an_answer_is_a_failure(reply: str) -> None:
     with pytest.raises(AdapterParseError, match="the reply holds no answer"):
-        PlainAdapter().parse(Read, reply)
+        PlainAdapter().parse(CitedAnswer, reply)
 
 
 @settings(deadline=None)
@@ -109,7 +109,7 @@ def test_a_reply_without_an_answer_is_a_failure(reply: str) -> None:
        .map(" ".join))  # fmt: skip
 def test_no_reply_crashes(reply: str) -> None:
     try:
-        parsed = PlainAdapter().parse(ReadOn, reply)
+        parsed = PlainAdapter().parse(MultiRound, reply)
     except AdapterParseError:
         return
     assert parsed["answer"]
@@ -118,9 +118,9 @@ def test_no_reply_crashes(reply: str) -> None:
 
 
 def test_the_prompt_of_several_outputs() -> None:
-    example, *_ = READ_EXAMPLES[ReadOn]
+    example, *_ = EXAMPLES[MultiRound]
     messages = PlainAdapter().format(
-        ReadOn, [dict(example)], {"memory": "1 Ann: Hi", "question": "Who?", "offered": LAST}
+        MultiRound, [dict(example)], {"memory": "1 Ann: Hi", "question": "Who?", "offered": LAST}
     )
     assert messages[0]["content"].endswith("Lines: …\nStatus: …\nLookup: …\nAnswer: …")
     assert messages[2]["content"] == "1\nStatus: answered\nAnswer: 5 March 2021"
@@ -129,9 +129,9 @@ def test_the_prompt_of_several_outputs() -> None:
 
 def test_reading_stays_far_below_the_cost_of_the_chat_format() -> None:
     count = Tiktoken("o200k_base")
-    for signature, most in ((Read, 220), (ReadOn, 330)):
+    for signature, most in ((CitedAnswer, 220), (MultiRound, 330)):
         inputs = dict.fromkeys(signature.input_fields, "")
-        messages = PlainAdapter().format(signature, [dict(example) for example in READ_EXAMPLES[signature]], inputs)
+        messages = PlainAdapter().format(signature, [dict(example) for example in EXAMPLES[signature]], inputs)
         assert sum(count(message["content"]) for message in messages) < most
 
 
@@ -153,7 +153,7 @@ def test_one_round_cites_turns_and_never_offers_more() -> None:
     prediction = ask(memory, observed(memory, REED), engine, "Who repairs the accordion?", 300)
     numbered = [line for line in prediction.recall.text.splitlines() if not line.startswith("#")]
     assert [line.split()[0] for line in numbered] == [str(n) for n in range(1, 9)], "every line is numbered, no date is"
-    assert prediction.cited == ("D1:1", "D1:3"), "numbers that no line has are dropped"
+    assert prediction.citations == ("D1:1", "D1:3"), "numbers that no line has are dropped"
     assert (prediction.answer, prediction.status) == ("a man in Vienna", "answered")
     (told,) = prediction.rounds
     assert not told.offers_more
@@ -255,7 +255,7 @@ def test_no_script_makes_reading_exceed_its_budgets(
     assert not prediction.rounds[-1].offers_more or len(prediction.rounds) < rounds
     assert prediction.recall.tokens == count(prediction.recall.text) <= budget
     assert len(set(prediction.recall.turn_ids)) == len(prediction.recall.turn_ids)
-    assert set(prediction.cited) <= set(prediction.recall.turn_ids)
+    assert set(prediction.citations) <= set(prediction.recall.turn_ids)
     for told, prompt in zip(prediction.rounds, engine.prompts, strict=True):
         assert (f"Offered: {NOT_LAST}" in prompt) == told.offers_more
 

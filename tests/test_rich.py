@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from memometer.systems.adaptive import AdaptiveMemory
-from memometer.systems.fact_augmented import Fact, Rich, add, parse, world_time
+from memometer.systems.fact_augmented import Fact, FactAugmented, add, parse, world_time
 from tests.test_memories import TURNS, Writer, observe
 
 SAID = datetime(2024, 3, 8, 12)
@@ -78,8 +78,8 @@ def test_messy_lines_are_read_or_dropped() -> None:
     ]
 
 
-def told(*replies: str) -> tuple[Rich, Any]:
-    memory = Rich(fact_weight=3.0)
+def told(*replies: str) -> tuple[FactAugmented, Any]:
+    memory = FactAugmented(fact_weight=3.0)
     return memory, observe(memory, Writer(*replies))
 
 
@@ -92,7 +92,7 @@ REPLIES = (
 
 def test_one_call_a_session_and_facts_name_their_turns() -> None:
     writer = Writer(*REPLIES)
-    state = observe(Rich(), writer)
+    state = observe(FactAugmented(), writer)
     assert len(writer.prompts) == 3
     assert [(f.value, f.positions, f.superseded_by) for f in state.facts] == [
         ("paddling", (0,), None),

@@ -109,7 +109,7 @@ def test_what_cannot_be_printed_so_is_refused() -> None:
     words = ("--context-format", "toon", "--systems")
     with pytest.raises(Refused, match="adaptive is read in rounds, which cite numbered lines; leave out either --roun"):
         Experiment({**config(*words, "adaptive"), "rounds": 2}, systems.load, systems.form)
-    for system in ("summary", "entity", "evolving", "knowledge_graph", "summary_buffer"):
+    for system in ("summary", "entity", "rewritten_notes", "knowledge_graph", "summary_buffer"):
         assert not systems.load(system).shows_turns
     experiment = Experiment(config(*words, "bm25,adaptive"), systems.load, systems.form)
     assert {memory.form.name for memory in experiment.memories.values() if memory.form} == {"toon"}

@@ -22,7 +22,7 @@ from memometer.benchmarks.protocol import Conversation, Question
 from memometer.memory import Turn
 from memometer.retrieval import dates
 from memometer.retrieval.speakers import named_speaker
-from memometer.retrieval.tokenize import names
+from memometer.retrieval.tokenize import mentions
 from memometer.run.folder import Record
 
 TOKEN_PRICE = 0.01
@@ -208,7 +208,7 @@ def _on_speakers(question: Question, reply: Reply, conversation: Conversation, t
     asked_of = named_speaker(question.text, conversation.speakers)
     looked_at = question.evidence if not question.answerable else reply.cited or ()
     found = [turns[id] for id in looked_at if id in turns]
-    if asked_of is None or not found or any(names(turn.line, asked_of) for turn in found):
+    if asked_of is None or not found or any(mentions(turn.line, asked_of) for turn in found):
         return []
     other = next(speaker for speaker in conversation.speakers if speaker != asked_of)
     end = ": absent." if not question.answerable else "."

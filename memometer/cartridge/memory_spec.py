@@ -30,6 +30,9 @@ from memometer.token_counters import ENCODINGS, HuggingFace, Tiktoken, TokenCoun
 NOT_PARAMETERS = ("self", "count", "encoder", "memory_url")
 """What a memory is given at each place where it is used."""
 
+COLUMNS = {"projection": "token_map"}
+"""Parameters that the columns of a file call by an earlier name."""
+
 READER_PARAMETERS = ("rounds", "question_budget", "abstention")
 """The parameters of a reader. They are stored with those of a memory that can be read in rounds."""
 
@@ -205,8 +208,8 @@ class Awaited:
         vectors: np.ndarray = self._loaded()(texts)
         return vectors
 
-    def compact(self, texts: Sequence[str], token_map: late_interaction.TokenMap) -> list[bytes]:
-        made: list[bytes] = self._loaded().compact(texts, token_map)
+    def compact(self, texts: Sequence[str], projection: late_interaction.Projection) -> list[bytes]:
+        made: list[bytes] = self._loaded().compact(texts, projection)
         return made
 
     def _loaded(self) -> Any:
@@ -226,8 +229,8 @@ def encoder_of(memory: Memory[Any]) -> Encoder | None:
     return getattr(memory, "encoder", None)
 
 
-def token_map_of(memory: Memory[Any]) -> str:
+def projection_digest(memory: Memory[Any]) -> str:
     """What tells maps of token vectors apart; "" for a memory without one."""
     if not memory.takes_token_encoder or encoder_of(memory) is None:
         return ""
-    return (getattr(memory, "token_map", None) or late_interaction.load(late_interaction.SHIPPED)).digest
+    return (getattr(memory, "projection", None) or late_interaction.load(late_interaction.SHIPPED)).digest

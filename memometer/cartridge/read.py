@@ -23,6 +23,7 @@ from memometer.models.encoders import Encoder, EncoderUnavailable
 from memometer.reader.reader import Reader
 from memometer.store.episode import Episode, StoreError, VectorFormat
 from memometer.store.migrate import batches, copy
+from memometer.systems import current_name
 from memometer.systems.episodic import Episodic, EpisodicState
 from memometer.token_counters import TokenCounter
 
@@ -69,7 +70,14 @@ def refusing(path: Path) -> Iterator[None]:
 
 
 def upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return the manifest with the field names of this version."""
+    """Return the manifest with the names of this version."""
+    former = {column: name for name, column in memory_spec.COLUMNS.items()}
+    if isinstance(names := manifest.get("weights"), list):
+        manifest = {**manifest, "weights": [former.get(name, name) for name in names]}
+    if isinstance(plain := manifest.get("parameters"), dict):
+        manifest = {**manifest, "parameters": {former.get(name, name): value for name, value in plain.items()}}
+    if isinstance(system := manifest.get("system"), str):
+        manifest = {**manifest, "system": current_name(system)}
     if isinstance(parameters := manifest.get("parameters"), dict) and isinstance(parameters.get("weights"), dict):
         weights = {"neighbours" if name == "beside" else name: value for name, value in parameters["weights"].items()}
         return {**manifest, "parameters": {**parameters, "weights": weights}}
@@ -177,11 +185,12 @@ class Verified:
         hints = memory_spec.parameter_types(kind)
         plain, others = self.manifest["parameters"], self.manifest["weights"]
         found = {name: memory_spec.from_plain(hints.get(name, float), value, name) for name, value in plain.items()}
-        return found | {name: decoder.read(hints[name], 1, f"parameters.{name}")[0] for name in others}
+        columns = {name: f"parameters.{memory_spec.COLUMNS.get(name, name)}" for name in others}
+        return found | {name: decoder.read(hints[name], 1, column)[0] for name, column in columns.items()}
 
     def _check_map(self, memory: Memory[Any], reobserve: bool) -> None:
         about = self.manifest["embedding"]
-        if about and about["map"] != memory_spec.token_map_of(memory) and not reobserve:
+        if about and about["map"] != memory_spec.projection_digest(memory) and not reobserve:
             raise CartridgeError("its token vectors were made with another map than is here; load it with reobserve")
 
     def _state(self, memory: Memory[Any], decoder: columnar.Decoder) -> State:

@@ -33,7 +33,7 @@ class Writing:
         found = memory_spec.parameters_of(memory, reader)
         others = [name for name, value in found.items() if not memory_spec.is_plain(value)]
         for name in others:
-            self._columns.write(hints[name], [found[name]], f"parameters.{name}")
+            self._columns.write(hints[name], [found[name]], f"parameters.{memory_spec.COLUMNS.get(name, name)}")
         plain = {name: memory_spec.plain(value) for name, value in found.items() if name not in others}
         return {"parameters": plain, "weights": others}
 
@@ -62,7 +62,7 @@ class Writing:
             "model": encoder.name,
             "dimensions": encoder.dimensions,
             "kind": "float32",
-            "map": memory_spec.token_map_of(memory),
+            "map": memory_spec.projection_digest(memory),
         }
         return {"holds": "state", "records": found, "embedding": embedding, "scope": ""}
 

@@ -151,7 +151,7 @@ def _fit_retrieval(args: argparse.Namespace) -> int:
     """Writes weights, and prints evidence recall on the validation conversations before and after."""
     from memometer import benchmarks
     from memometer.benchmarks.protocol import DataError
-    from memometer.harness.fit_ranker import fit, lesson, recalls
+    from memometer.harness.fit_ranker import fit, recalls, training_example
     from memometer.models import encoders
     from memometer.retrieval import late_interaction, ranker
     from memometer.run.progress import eprint
@@ -166,7 +166,7 @@ def _fit_retrieval(args: argparse.Namespace) -> int:
         return _refuse(str(error))
     if data.kind and not out:
         return _refuse("weights that the project uses are fitted on the benchmark's own data; give --out FOLDER.")
-    if not (encoder is None or isinstance(encoder, encoders.CachedTokens)):
+    if not (encoder is None or isinstance(encoder, encoders.CachedTokenEncoder)):
         return _refuse(f"{encoder.name} gives no token vectors; use --encoder minilm, or the folder of a BERT.")
     try:
         if out:
@@ -182,20 +182,20 @@ def _fit_retrieval(args: argparse.Namespace) -> int:
         return _refuse("with an encoder it takes two conversations: each is compared by what the others taught.")
     name = encoder.name if encoder else ""
     say(f"Fitting on {', '.join(c.id for c in train)}{f' with {name}' if name else ''} …")
-    lessons = {c.id: lesson(c, encoder) for c in train} if encoder else None
+    training_examples = {c.id: training_example(c, encoder) for c in train} if encoder else None
     made_by = (
         f"python optimize.py --target retrieval{f' --encoder {args.encoder}' if encoder else ''} --seed {args.seed}"
     )
-    weights, token_map = fit(train, lessons, encoder=name, seed=args.seed, made_by=made_by)
+    weights, projection = fit(train, training_examples, encoder=name, seed=args.seed, made_by=made_by)
     count = counter_for(tokenizer=None)
-    memory = AdaptiveMemory(count=count, ranker=weights, encoder=encoder, token_map=token_map)
+    memory = AdaptiveMemory(count=count, ranker=weights, encoder=encoder, projection=projection)
     say(f"Evidence recall on {', '.join(c.id for c in validation)}, {count.name} tokens:")
     say("  " + "".join(f"{budget:>8,}" for budget in BUDGETS))
     for label, found in recalls(validation, memory, BUDGETS, count).items():
         say("  " + "".join(f"{100 * value:8.1f}" for value in found) + f"  {label}")
     for path, value in (
         (ranker.SHIPPED_WITH_ENCODER if encoder else ranker.SHIPPED, weights),
-        (late_interaction.SHIPPED, token_map),
+        (late_interaction.SHIPPED, projection),
     ):
         if value is not None:
             to = out / path.name if out else path

@@ -20,17 +20,17 @@ from memometer.models.downloads import models_folder
 from memometer.models.encoders import TokenEncoder
 from memometer.retrieval import late_interaction, late_interaction_fit, ranker
 from memometer.retrieval.features import features
-from memometer.retrieval.late_interaction import TokenMap, TokenVectors
-from memometer.retrieval.late_interaction_fit import Lesson
-from memometer.retrieval.ranker import Example, Ranker
-from memometer.retrieval.turn_index import Index
+from memometer.retrieval.late_interaction import Projection, TokenVectors
+from memometer.retrieval.late_interaction_fit import TrainingExample
+from memometer.retrieval.ranker import Ranker, RankingExample
+from memometer.retrieval.turn_index import TurnIndex
 from memometer.run import progress
 from memometer.run.environment import digest
 from memometer.systems import adaptive
 from memometer.systems.adaptive import AdaptiveMemory
 from memometer.token_counters import TokenCounter
 
-Weights = tuple[Ranker, TokenMap | None]
+Weights = tuple[Ranker, Projection | None]
 
 HELD_OUT_TOGETHER = 2
 """Conversations a fold where there is an encoder: its map is fitted several times a fold."""
@@ -51,55 +51,55 @@ def evidence_of(conversation: Conversation) -> list[list[int]]:
 
 def examples(
     conversation: Conversation, similarities: Sequence[Mapping[str, np.ndarray]] | None = None
-) -> list[Example]:
+) -> list[RankingExample]:
     """One example a question with evidence. `similarities` has an entry a question."""
-    index = Index()
+    index = TurnIndex()
     index.add(conversation.turns)
     return [
-        Example(features(index, question.text, similarities[n] if similarities else None), tuple(evidence))
+        RankingExample(features(index, question.text, similarities[n] if similarities else None), tuple(evidence))
         for n, (question, evidence) in enumerate(zip(conversation.questions, evidence_of(conversation), strict=True))
         if evidence
     ]
 
 
-def lesson(conversation: Conversation, encoder: TokenEncoder) -> Lesson:
-    """What a map is fitted on: turns and questions encoded, 100 MB and 25 seconds a conversation."""
+def training_example(conversation: Conversation, encoder: TokenEncoder) -> TrainingExample:
+    """Encode the turns and questions of a conversation: 100 MB and 25 seconds for one of LOCOMO."""
     turns = encoder.tokens([late_interaction.document(turn) for turn in conversation.turns])
     questions = encoder.tokens([question.text for question in conversation.questions])
-    return Lesson(turns=turns, questions=questions, evidence=evidence_of(conversation))
+    return TrainingExample(turns=turns, questions=questions, evidence=evidence_of(conversation))
 
 
-def similarities(taught: Lesson, token_map: TokenMap) -> list[dict[str, np.ndarray]]:
-    """How near each turn of a lesson is to each of its questions, by a map."""
+def similarities(example: TrainingExample, projection: Projection) -> list[dict[str, np.ndarray]]:
+    """Compare each question of a training example with its turns, under a projection."""
     vectors = TokenVectors()
-    token_map.append(vectors, [token_map.compact(*turn) for turn in taught.turns])
-    return [token_map.similarities(vectors, token_map.compact(*question)) for question in taught.questions]
+    projection.append(vectors, [projection.compact(*turn) for turn in example.turns])
+    return [projection.similarities(vectors, projection.compact(*question)) for question in example.questions]
 
 
 def fit(
     conversations: Sequence[Conversation],
-    lessons: Mapping[str, Lesson] | None = None,
+    training_examples: Mapping[str, TrainingExample] | None = None,
     *,
     encoder: str = "",
     seed: int = 0,
     made_by: str = "",
 ) -> Weights:
-    """Weights fitted on conversations, with a map where their `lessons` are given (by id, of the encoder named)."""
+    """Fit weights to conversations, and a projection if `training_examples` (by conversation id) are given."""
     names = tuple(conversation.id for conversation in conversations)
-    token_map = None
-    labelled: list[Example] = []
-    if lessons is None:
+    projection = None
+    labelled: list[RankingExample] = []
+    if training_examples is None:
         labelled = [example for conversation in conversations for example in examples(conversation)]
     else:
         for n in range(min(PARTS, len(conversations))):
             part = conversations[n::PARTS]
-            others = [lessons[c.id] for c in conversations if c not in part]
+            others = [training_examples[c.id] for c in conversations if c not in part]
             unseen = late_interaction_fit.fit(others, seed=seed)
-            labelled += [e for c in part for e in examples(c, similarities(lessons[c.id], unseen))]
-        fitted = late_interaction_fit.fit([lessons[id] for id in names], seed=seed)
-        token_map = replace(fitted, fitted_on=names, encoder=encoder, made_by=made_by)
+            labelled += [e for c in part for e in examples(c, similarities(training_examples[c.id], unseen))]
+        fitted = late_interaction_fit.fit([training_examples[id] for id in names], seed=seed)
+        projection = replace(fitted, fitted_on=names, encoder=encoder, made_by=made_by)
     weights = ranker.fit(labelled, seed=seed, fitted_on=names)
-    return replace(weights, encoder=encoder, made_by=made_by), token_map
+    return replace(weights, encoder=encoder, made_by=made_by), projection
 
 
 def folds(data: Dataset, asked: Sequence[str], encoder: TokenEncoder | None = None) -> dict[str, Weights]:
@@ -121,18 +121,18 @@ def folds(data: Dataset, asked: Sequence[str], encoder: TokenEncoder | None = No
     n = -(-len(data.conversations) // HELD_OUT_TOGETHER) if encoder else len(data.conversations)
     groups = [data.conversations[i::n] for i in range(n)]
     wanted = [group for group in groups if any(conversation.id in asked for conversation in group)]
-    lessons: dict[str, Lesson] | None = None
+    training_examples: dict[str, TrainingExample] | None = None
     weights: dict[str, Weights] = {}
     for group in progress.bar(wanted, desc="fitting the ranking, fold by fold", unit="fold", leave=False):
         name = "+".join(conversation.id for conversation in group)
         path, map_path = folder / f"{name}.json", folder / f"{name}.npz"
         if not path.exists():
-            if encoder and lessons is None:
-                lessons = {c.id: lesson(c, encoder) for c in data.conversations}
+            if encoder and training_examples is None:
+                training_examples = {c.id: training_example(c, encoder) for c in data.conversations}
             others = [conversation for conversation in data.conversations if conversation not in group]
-            fitted, token_map = fit(others, lessons, encoder=encoder.name if encoder else "")
-            if token_map:
-                _whole(token_map.save, map_path)
+            fitted, projection = fit(others, training_examples, encoder=encoder.name if encoder else "")
+            if projection:
+                _whole(projection.save, map_path)
             _whole(fitted.save, path)  # last: a fold is there when this is
         found: Weights = (ranker.load(path), late_interaction.load(map_path) if encoder else None)
         weights |= {conversation.id: found for conversation in group}

@@ -277,16 +277,16 @@ def _ask(
             choices=question.options(task.form),
         )
     signals: dict[str, Any] = {"speaker_gap": prediction.recall.speaker_gap}
-    if "said" in prediction:
+    if "raw_answer" in prediction:
         signals |= {
-            "said": without_keys(prediction.said),
+            "said": without_keys(prediction.raw_answer),
             "attributed": prediction.signals.attributed,
             "abstention_score": prediction.abstention_score,
         }
     if "rounds" in prediction:
         signals |= {
             "status": prediction.status,
-            "cited": prediction.cited,
+            "cited": prediction.citations,
             "rounds": [asdict(round) for round in prediction.rounds],
         }
     return prediction.recall, prediction.answer, signals

@@ -26,7 +26,7 @@ from memometer.memory import DEFAULT_BUDGET_TOKENS, Memory
 from memometer.models.downloads import WeightsUnavailable
 from memometer.models.encoders import Encoder, EncoderUnavailable, TokenEncoder
 from memometer.models.encoders import load as load_encoder
-from memometer.reader.abstention import Rule
+from memometer.reader.abstention import AbstentionRule
 from memometer.reader.program_file import Program, ProgramError, load_for
 from memometer.reader.reader import Reader, RefusingReader, predictors_of
 from memometer.retrieval import late_interaction
@@ -263,8 +263,8 @@ class Choice:
         asked = [conversation.id for conversation in self.conversations]
         for name in self.folded:
             memory: Any = self.memories[name]
-            for held_out, (ranker, token_map) in folds(self.data, asked, memory.encoder).items():
-                self.folds[name, held_out] = memory.with_weights(ranker, token_map)
+            for held_out, (ranker, projection) in folds(self.data, asked, memory.encoder).items():
+                self.folds[name, held_out] = memory.with_weights(ranker, projection)
 
     def _refuse_leaks(self) -> None:
         """No prompt, example, rule or weight that a run starts with may hold what the test conversations hold."""
@@ -300,11 +300,11 @@ class Choice:
         self.notices += [notice] if notice else []
         return program
 
-    def _rule(self) -> Rule | None:
+    def _rule(self) -> AbstentionRule | None:
         if not self.config["abstention"]:
             return None
         try:
-            rule = Rule.load(Path(self.config["abstention"]))
+            rule = AbstentionRule.load(Path(self.config["abstention"]))
         except ValueError as error:
             raise Refused(f"--abstention: {error}") from error
         if rule.fitted_on and not {c.id for c in self.data.conversations} & set(rule.fitted_on):

@@ -18,7 +18,7 @@ from datetime import date, timedelta
 from memometer.benchmarks.metrics import ABSTENTION, token_f1
 from memometer.benchmarks.protocol import Conversation, Dataset, Question
 from memometer.benchmarks.sampling import sample
-from memometer.retrieval.dates import MONTHS, WEEKDAYS, When, find
+from memometer.retrieval.dates import MONTHS, WEEKDAYS, DateRange, find
 
 RIGHT = ("gold", "paraphrase")
 WRONG = ("refusal", "other_speaker", "adjacent_date", "specific_wrong")
@@ -170,7 +170,7 @@ def _list_of(question: Question, gold: str) -> list[str]:
     return parts if len(parts) > 1 and all(part and len(part.split()) <= 4 for part in parts) else []
 
 
-def _forms(when: When) -> list[str]:
+def _forms(when: DateRange) -> list[str]:
     """Other ways to write a date. None that is read differently in two countries."""
     day, month, year = when.start.day, f"{when.start:%B}", when.start.year
     if when.precision == "month":
@@ -192,13 +192,13 @@ _YEAR = re.compile(r"\b(?:19|20)\d\d\b")
 _MONTH = "|".join(f"{name}|{name[:3]}" for name in MONTHS)
 
 
-def _dates(gold: str) -> list[When]:
+def _dates(gold: str) -> list[DateRange]:
     """The absolute dates with a year in a gold answer."""
     found = [when for when in find(gold, _ANY_DAY) if not when.relative]
     return [when for when in found if _YEAR.search(gold[slice(*when.span)]) and when.precision in ("day", "month")]
 
 
-def _bare_date(gold: str) -> When | None:
+def _bare_date(gold: str) -> DateRange | None:
     """The date that the gold is, where it is a date and nothing else."""
     dates = _dates(gold)
     if len(dates) != 1:

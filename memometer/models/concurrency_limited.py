@@ -14,7 +14,7 @@ from memometer.models import encoders
 from memometer.models.encoders import Encoder
 
 
-class Gated:
+class ConcurrencyLimitedEncoder:
     """An encoder, or the one of a name (memometer/models/encoders.py), which is loaded where it is first needed, its
     vectors uncached; raises EncoderUnavailable there.
 
@@ -51,5 +51,5 @@ class Gated:
         with self._gate:
             return encoder(texts)
 
-    def __deepcopy__(self, memo: dict[int, object]) -> Gated:
+    def __deepcopy__(self, memo: dict[int, object]) -> ConcurrencyLimitedEncoder:
         return self  # DSPy's optimisers copy programs by the hundred; an encoder never changes

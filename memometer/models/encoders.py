@@ -57,8 +57,8 @@ class TokenEncoder(Encoder, Protocol):
         ...
 
 
-class Compactor(Protocol):
-    """What makes few bytes of a text's many vectors (memometer.retrieval.late_interaction.TokenMap)."""
+class Projection(Protocol):
+    """What makes few bytes of a text's many vectors (memometer.retrieval.late_interaction.Projection)."""
 
     @property
     def digest(self) -> str: ...
@@ -81,7 +81,7 @@ def load(name: str | None = None, *, cached: bool = True, log: Callable[[str], N
     encoder = _found(name or DEFAULT, log)
     if not cached:
         return encoder
-    return CachedTokens(encoder) if isinstance(encoder, TokenEncoder) else Cached(encoder)
+    return CachedTokenEncoder(encoder) if isinstance(encoder, TokenEncoder) else CachedEncoder(encoder)
 
 
 def _found(name: str, log: Callable[[str], None]) -> Encoder:
@@ -92,7 +92,7 @@ def _found(name: str, log: Callable[[str], None]) -> Encoder:
     if name.startswith("sentence-transformers/"):
         return SentenceTransformers(name)
     if "/" in name and not name.startswith((".", "/", "~")):
-        return Remote(name)
+        return ProviderEncoder(name)
     raise EncoderUnavailable(
         f"the encoder {name!r} is not known; it may be {DEFAULT}, the folder of a model, sentence-transformers/NAME, "
         "or a provider's model such as openai/text-embedding-3-small."
@@ -164,7 +164,7 @@ class SentenceTransformers:
         return _unit(self._model.encode(list(texts), show_progress_bar=False))
 
 
-class Remote:
+class ProviderEncoder:
     """A provider's model, through DSPy. Its weights are not seen: a provider that changes them under the same name
     makes the cached vectors stale.
 
@@ -200,7 +200,7 @@ def _unit(vectors: Any) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
-class Cached:
+class CachedEncoder:
     """An encoder that computes each text once (memometer/models/vector_cache.py).
 
     Args:
@@ -211,7 +211,7 @@ class Cached:
     def __init__(self, encoder: Encoder, *, folder: Path | None = None) -> None:
         self.name = encoder.name
         self.dimensions = encoder.dimensions
-        self.is_paid = isinstance(encoder, Remote)
+        self.is_paid = isinstance(encoder, ProviderEncoder)
         """Whether a provider may ask money for it."""
         self._encoder = encoder
         self._folder = folder
@@ -234,7 +234,7 @@ class Cached:
         return np.array(vectors, np.float32).reshape(len(texts), self.dimensions)
 
 
-class CachedTokens(Cached):
+class CachedTokenEncoder(CachedEncoder):
     """The same of an encoder that gives token vectors: what a map makes of a text is kept, a file a map."""
 
     def __init__(self, encoder: TokenEncoder, *, folder: Path | None = None) -> None:
@@ -246,10 +246,10 @@ class CachedTokens(Cached):
         """As the encoder's; computed each time, for 120 KB a text are too many to keep."""
         return self._tokens.tokens(texts)
 
-    def compact(self, texts: Sequence[str], token_map: Compactor) -> list[bytes]:
-        """What `token_map` makes of each text."""
-        name = f"{self.name}-{token_map.digest}"
+    def compact(self, texts: Sequence[str], projection: Projection) -> list[bytes]:
+        """What `projection` makes of each text."""
+        name = f"{self.name}-{projection.digest}"
         cache = self._compact.setdefault(name, VectorCache(name, folder=self._folder))
         return cache(
-            texts, lambda new: [token_map.compact(*each) for each in self.tokens(new)], whole=token_map.is_compact
+            texts, lambda new: [projection.compact(*each) for each in self.tokens(new)], whole=projection.is_compact
         )

@@ -10,8 +10,8 @@ Several outputs: the prompt ends with the first one's name, and the reply goes o
     Status: answered
     Answer: Sourdough
 
-The prompt of `memometer.reader.signatures.Read` with its two examples is 212 tokens, 513 with ChatAdapter;
-ReadOn's with three
+The prompt of `memometer.reader.signatures.CitedAnswer` with its two examples is 212 tokens, 513 with ChatAdapter;
+MultiRound's with three
 322, and 713.
 """
 

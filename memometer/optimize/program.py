@@ -110,7 +110,7 @@ class Desk:
             shown=prediction.rounds[-1].turn_ids if "rounds" in prediction else (),
             total_tokens=bill.total_tokens,
             absent=bool(prediction.answer) and prediction.status == "absent",
-            cited=prediction.cited if "cited" in prediction else (),
+            cited=prediction.citations if "citations" in prediction else (),
         )
         return prediction, Told(reply, read, sampled="rollout_id" in lm.kwargs, failed=failed)
 

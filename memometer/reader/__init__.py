@@ -1,1 +1,1 @@
-"""Prompts that answer a question from recalled turns, in one call or several."""
+"""The reader: prompts that answer a question from recalled turns, in one call or several."""

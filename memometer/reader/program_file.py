@@ -1,9 +1,9 @@
-"""Optimised prompts on disk: DSPy's own JSON of a program, with what it was made for and on under `metadata`.
+"""Optimised prompts on disk: DSPy's JSON of a program, with notes on its origin under `metadata`.
 
     program = load(Path("optimized_memory_qa.json"))
     program.into(reader)                                   # reader.read has its instructions and examples
 
-No model, key or memory is in it, and nothing of it is executed, so that it can be given away and read with any model.
+A file contains no model, key or memory, and nothing in it is executed. It can be shared and used with any model.
 """
 
 from __future__ import annotations
@@ -17,21 +17,28 @@ from typing import Any
 
 import dspy
 
+from memometer.errors import UserError
 from memometer.reader.reader import Reader
 from memometer.run.environment import digest
 
 PREDICTOR = "read"
 NOTES = "adaptive_memory"
-"""The key under `metadata` where `optimize.py` writes down what it has done."""
+"""The key of our notes under `metadata`."""
 
 
-class ProgramError(ValueError):
-    """The file holds no program that can be used; the message is one sentence for the user."""
+class ProgramError(UserError, ValueError):
+    """A program file cannot be used."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """A reading prompt. `rounds` is how often it may ask; `notes` what `optimize.py` wrote beside it."""
+    """A prompt of the reader.
+
+    Attributes:
+        state: signature and demos, as DSPy saves them.
+        rounds: calls per question at most; 0 for the bare answer.
+        notes: what `optimize.py` noted about its origin.
+    """
 
     state: Mapping[str, Any]
     rounds: int
@@ -39,17 +46,17 @@ class Program:
 
     @property
     def digest(self) -> str:
-        """Tells prompts apart: instructions and examples, not where they come from."""
+        """A hash of instructions and examples, without the notes."""
         return digest([self.state["signature"], self.state["demos"]])
 
     @property
     def trained_on(self) -> tuple[str, ...]:
-        """Conversations from which its instructions and examples were made."""
+        """The conversations that its instructions and examples were derived from."""
         return tuple(self.notes.get("trained_on", ()))
 
     @property
     def selected_on(self) -> tuple[str, ...]:
-        """Conversations on which it was chosen among others."""
+        """The conversations on which it was selected among candidates."""
         return tuple(self.notes.get("selected_on", ()))
 
     def into(self, reader: Reader) -> None:
@@ -68,31 +75,36 @@ class Program:
 
 
 def fields(signature: Mapping[str, Any]) -> list[str]:
-    """The fields of a saved signature, by what stands before them in a prompt."""
+    """Return the fields of a saved signature, by their prefixes in the prompt."""
     return [field["prefix"] for field in signature["fields"]]
 
 
 def load(path: Path) -> Program:
-    """A program that `save` wrote. Raises ProgramError."""
+    """Load a program that `save` wrote.
+
+    Raises:
+        ProgramError: the file does not exist, is not a program, or is one of another signature.
+    """
     try:
         saved = json.loads(path.read_bytes())
-        # Only what a prompt is made of: DSPy would set any attribute that a file names.
+        # Only the parts of a prompt are taken, because DSPy would set any attribute that a file names.
         state = {name: saved[PREDICTOR][name] for name in ("signature", "demos")} | {"lm": None}
         demos = [dict(demo) for demo in state["demos"]]
         notes = dict(saved.get("metadata", {}).get(NOTES, {}))
         own, instructions = fields(state["signature"]), state["signature"]["instructions"]
         if not isinstance(instructions, str) or not all(isinstance(name, str) for demo in demos for name in demo):
-            raise TypeError("instructions are text, examples have named fields")
+            raise TypeError("instructions must be a string and the fields of examples must have names")
     except FileNotFoundError as error:
-        raise ProgramError(f"{path} does not exist; write it with python optimize.py.") from error
+        raise ProgramError(f"{path} does not exist; create it with python optimize.py.") from error
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise ProgramError(f"{path} holds no program ({error!r}); write one with python optimize.py.") from error
+        raise ProgramError(f"{path} is not a program file ({error!r}); create one with python optimize.py.") from error
     rounds = next((n for n in (1, 2) if own == fields(Reader(rounds=n).read.signature.dump_state())), None)
     if own == fields(Reader().read.signature.dump_state()):
         rounds = 0
     if rounds is None:
         raise ProgramError(
-            f"{path} is a program of another signature ({', '.join(own)}); use one that python optimize.py wrote here."
+            f"{path} has the prompt fields {', '.join(own)}, which the reader does not use; create a program with "
+            "python optimize.py."
         )
     if rounds > 1:
         rounds = int(notes.get("rounds", rounds))
@@ -100,29 +112,52 @@ def load(path: Path) -> Program:
 
 
 def load_for(path: Path, asked: Collection[str], *, judge: str = "", stand_in: bool = False) -> tuple[Program, str]:
-    """(a program for questions about the conversations `asked`, what to say of it). Raises ProgramError where it was
-    made from one of them (a stand-in, of which no figure counts, may be asked all the same), or to please `judge`."""
+    """Load a program for the evaluation of some conversations.
+
+    Args:
+        path: the file.
+        asked: the conversations that are evaluated.
+        judge: the judge model.
+        stand_in: True if the data are not real, so that a score does not count and an overlap is only reported.
+
+    Returns:
+        The program, and a notice about overlaps, or an empty string.
+
+    Raises:
+        ProgramError: the program was derived from an evaluated conversation, or optimised with this judge.
+    """
     program = load(path)
     if judge and judge == program.notes.get("judge"):
-        raise ProgramError(f"it was made to please {judge}; let another --judge-model grade it, or none.")
+        raise ProgramError(f"the program was optimised with {judge} as judge; use another --judge-model, or none.")
     if seen := sorted(set(asked) & set(program.trained_on)):
         if not stand_in:
-            raise ProgramError(f"it was made from {', '.join(seen)}, asked here; ask other conversations.")
-        return program, f"The program was made from {', '.join(seen)}, asked here."
+            raise ProgramError(
+                f"the program was derived from {', '.join(seen)}, evaluated here; choose other conversations."
+            )
+        return program, f"The program was derived from {', '.join(seen)}, evaluated here."
     if seen := sorted(set(asked) & set(program.selected_on)):
-        return program, f"The program was chosen by its answers on {', '.join(seen)}, asked here."
+        return program, f"The program was selected on {', '.join(seen)}, evaluated here."
     return program, ""
 
 
 def save(read: dspy.Predict, path: Path, notes: Mapping[str, Any]) -> None:
-    """Write a predictor as DSPy saves a program with this one, atomically. `notes` is what JSON can hold."""
+    """Write a predictor as a DSPy program, atomically.
+
+    Args:
+        read: the predictor; its model is not written.
+        path: the file.
+        notes: JSON values about its origin.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     holder = dspy.Module()
     setattr(holder, PREDICTOR, deepcopy(read))
     holder.set_lm(None)
     part = path.with_name(f".{path.name}.part.json")
     try:
         holder.save(part)
-    except RuntimeError as error:  # which DSPy makes of a full disk, too
+    except RuntimeError as error:  # DSPy raises it for a full disk, too
         raise error.__context__ if isinstance(error.__context__, OSError) else error from error
     saved = json.loads(part.read_bytes())
     saved["metadata"][NOTES] = dict(notes)

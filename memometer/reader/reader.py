@@ -8,11 +8,11 @@ from typing import Any
 import dspy
 
 from memometer.memory import DEFAULT_BUDGET_TOKENS, Memory, Recall, State
-from memometer.reader.abstention import Rule, Signals
-from memometer.reader.multi_round import read
-from memometer.reader.signatures import ABSTENTION, ANSWER_EXAMPLES, READ_EXAMPLES, Answer, Read, ReadOn
+from memometer.reader.abstention import AbstentionRule, AbstentionSignals
+from memometer.reader.multi_round import answer_in_rounds
+from memometer.reader.signatures import ABSTENTION, EXAMPLES, Answer, CitedAnswer, MultiRound
 from memometer.retrieval.speakers import named_speaker
-from memometer.retrieval.tokenize import names
+from memometer.retrieval.tokenize import mentions
 
 
 class Reader(dspy.Module):
@@ -20,20 +20,23 @@ class Reader(dspy.Module):
 
     Args:
         rounds: 0 makes one call and asks for the bare answer. 1 also asks for cited lines and a status
-            (`memometer.reader.signatures.Read`). With more, the model may ask for more memory before the last round.
+            (`memometer.reader.signatures.CitedAnswer`). With more, the model may ask for more memory before the last
+            round.
             Only a memory with `reads_in_rounds` can be read in rounds.
         question_budget: a hard bound on all tokens of all calls for a question; None sets no bound.
         abstention: the rule that decides when to abstain; None leaves the decision to the model.
     """
 
-    def __init__(self, *, rounds: int = 0, question_budget: int | None = None, abstention: Rule | None = None) -> None:
+    def __init__(
+        self, *, rounds: int = 0, question_budget: int | None = None, abstention: AbstentionRule | None = None
+    ) -> None:
         super().__init__()
         self.rounds = rounds
         self.question_budget = question_budget
         self.abstention = abstention
-        signature = Answer if not rounds else Read if rounds == 1 else ReadOn
+        signature = Answer if not rounds else CitedAnswer if rounds == 1 else MultiRound
         self.read = dspy.Predict(signature)
-        self.read.demos = list(READ_EXAMPLES[signature] if rounds else ANSWER_EXAMPLES)
+        self.read.demos = list(EXAMPLES[signature])
 
     def forward(
         self,
@@ -53,10 +56,10 @@ class Reader(dspy.Module):
             choices: answer options for the model; they do not influence the recall.
 
         Returns:
-            A prediction with `answer` and `recall`. For a memory with `reads_in_rounds` also `said` (the model's own
-            answer), `signals` and `abstention_score` (None without a rule); `answer` is then "No information
-            available" if the reader abstains. With rounds also `status` (answered or absent), `cited` (turn ids) and
-            `rounds` (one `Round` per call).
+            A prediction with `answer` and `recall`. For a memory with `reads_in_rounds` also `raw_answer` (the model's
+            own answer), `signals` and `abstention_score` (None without a rule); `answer` is then "No information
+            available" if the reader abstains. With rounds also `status` (answered or absent), `citations` (turn ids)
+            and `rounds` (one `Round` per call).
 
         Raises:
             BudgetExceeded: the memory broke its budget.
@@ -67,7 +70,7 @@ class Reader(dspy.Module):
         if self.rounds:
             prediction = self._read_in_rounds(memory, state, question, budget_tokens, prompt_question)
             absent = prediction.status == "absent"
-            attributed = _attributed(state, question, prediction.cited)
+            attributed = _attributed(state, question, prediction.citations)
         else:
             recall = memory.checked_recall(state, question, budget_tokens)
             answer = self.read(memory=recall.text, question=prompt_question).answer
@@ -75,8 +78,8 @@ class Reader(dspy.Module):
             if not memory.reads_in_rounds:
                 return prediction
             absent = ABSTENTION.lower() in prediction.answer.lower()
-        prediction.said = prediction.answer
-        prediction.signals = Signals(absent, attributed, prediction.recall.speaker_gap)
+        prediction.raw_answer = prediction.answer
+        prediction.signals = AbstentionSignals(absent, attributed, prediction.recall.speaker_gap)
         rule = self.abstention
         prediction.abstention_score = rule.score(prediction.signals) if rule else None
         if rule.abstains(prediction.signals) if rule else self.rounds and absent:
@@ -87,7 +90,7 @@ class Reader(dspy.Module):
         self, memory: Any, state: State, question: str, budget_tokens: int, prompt_question: str
     ) -> dspy.Prediction:
         pages = memory.pages(state, question)
-        reading = read(
+        reading = answer_in_rounds(
             self.read,
             prompt_question,
             more=pages,
@@ -99,7 +102,11 @@ class Reader(dspy.Module):
         tokens = memory.count(reading.text)
         shown = Recall(reading.text, tokens, reading.rounds[-1].turn_ids, speaker_gap=pages.speaker_gap)
         return dspy.Prediction(
-            answer=reading.answer, recall=shown, status=reading.status, cited=reading.cited, rounds=reading.rounds
+            answer=reading.answer,
+            recall=shown,
+            status=reading.status,
+            citations=reading.citations,
+            rounds=reading.rounds,
         )
 
 
@@ -123,8 +130,8 @@ def predictors_of(memory: Memory[Any], reader: Reader | None = None) -> dict[str
     return {name: value for name, value in parts.items() if isinstance(value, dspy.Predict)}
 
 
-def _attributed(state: State, question: str, cited: Sequence[str]) -> bool | None:
+def _attributed(state: State, question: str, citations: Sequence[str]) -> bool | None:
     """Whether a cited turn is by the speaker that the question names, or names that speaker."""
     named = named_speaker(question, {turn.speaker for turn in state.turns})
-    turns = [turn for turn in state.turns if turn.id in cited]
-    return any(names(turn.line, named) for turn in turns) if named and turns else None
+    turns = [turn for turn in state.turns if turn.id in citations]
+    return any(mentions(turn.line, named) for turn in turns) if named and turns else None

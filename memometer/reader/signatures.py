@@ -1,8 +1,7 @@
-"""The prompts of reading: the bare answer, one round with lines to cite, or several with a way to ask for more, and the
-worked examples of each.
+"""The prompts of the reader and their worked examples: the bare answer, a cited answer, and several rounds.
 
-In the last two, `lines` comes first: citing before answering makes a reader look before it speaks, and is checked
-without a judge.
+In a cited answer the `lines` come first, so that the model looks for evidence before it answers. Citations can be
+checked without a judge.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ Write dates like 7 May 2023. If the memory does not hold the answer, reply: No i
     answer: str = dspy.OutputField()
 
 
-# Written for this project. They show the two things that small models get wrong: a phrase, not a sentence,
-# and a relative date resolved against the date line.
-ANSWER_EXAMPLES = (
+# The examples show what small models get wrong: a phrase instead of a sentence, and a relative date resolved
+# against the date line.
+_ANSWERS = [
     dspy.Example(
         memory="# Sat 6 March 2021\nPriya: We finally adopted a puppy yesterday, a beagle called Biscuit!",
         question="When did Priya adopt a puppy?",
@@ -36,10 +35,10 @@ ANSWER_EXAMPLES = (
         question="What does Tom bake?",
         answer="Sourdough",
     ),
-)
+]
 
 
-class Read(dspy.Signature):
+class CitedAnswer(dspy.Signature):
     """Answer the question from the numbered lines of a conversation's memory: the lines that hold the answer, the \
 status, and the answer in as few words as possible, using their exact words. Write dates like 7 May 2023. If the \
 memory does not hold the answer, the status is absent and the answer: No information available"""
@@ -51,7 +50,7 @@ memory does not hold the answer, the status is absent and the answer: No informa
     answer: str = dspy.OutputField()
 
 
-class ReadOn(dspy.Signature):
+class MultiRound(dspy.Signature):
     """Answer the question from the numbered lines of a conversation's memory: the lines that hold the answer, the \
 status, and the answer in as few words as possible, using their exact words. Write dates like 7 May 2023. If the \
 memory does not hold the answer, the status is absent and the answer: No information available. Where the \
@@ -59,7 +58,7 @@ status more is offered, it shows more of the memory: look up the words of what i
 
     memory: str = dspy.InputField()
     question: str = dspy.InputField()
-    # An input, after the memory: what is offered changes with the round, and the prompt before it must not.
+    # This input follows the memory, because it changes with the round and the prompt before it must not.
     offered: str = dspy.InputField()
     lines: list[int] = dspy.OutputField()
     status: Literal["answered", "more", "absent"] = dspy.OutputField()
@@ -68,7 +67,7 @@ status more is offered, it shows more of the memory: look up the words of what i
 
 
 LAST, NOT_LAST = "answered, absent", "answered, more, absent"
-"""What `ReadOn.offered` says in the last round, and in one that another may follow."""
+"""`MultiRound.offered` in the last round, and in one that another may follow."""
 
 _PUPPY = dspy.Example(
     memory="# Sat 6 March 2021\n1 Priya: We finally adopted a puppy yesterday, a beagle called Biscuit!\n"
@@ -96,12 +95,13 @@ _MISSING = dspy.Example(
     answer=ABSTENTION,
 )
 
-READ_EXAMPLES = {
-    Read: [_PUPPY, _BREAD],
-    ReadOn: [
+EXAMPLES: dict[type[dspy.Signature], list[dspy.Example]] = {
+    Answer: _ANSWERS,
+    CitedAnswer: [_PUPPY, _BREAD],
+    MultiRound: [
         dspy.Example(_PUPPY, offered=LAST, lookup=""),
         _MISSING,
         dspy.Example(_BREAD, offered=NOT_LAST, lookup=""),
     ],
 }
-"""Written for this project. What they cite is never the last line, or small models cite the last line of everything."""
+"""The worked examples of each prompt. They never cite the last line, or small models always cite the last line."""

@@ -1,5 +1,4 @@
-"""One BLAS thread while small products run: on several threads they wait for each other, spinning, and the last bits of
-a sum depend on how many there are."""
+"""Limit BLAS to one thread. Small products are faster then, and their last bits do not depend on the thread count."""
 
 from __future__ import annotations
 
@@ -10,20 +9,20 @@ from functools import cache
 from typing import Any
 
 _lock = threading.Lock()
-_inside: list[Any] = []  # one entry for each `with` that is open; the number of BLAS threads is the whole process's
+_open: list[Any] = []  # one entry per open block; the limit applies to the whole process
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """For as long as any thread is inside, BLAS has one thread; the last to leave gives back what there was before."""
+    """Use one BLAS thread as long as any thread is inside the block; the last one to leave restores the limit."""
     with _lock:
-        _inside.append(_controller().limit(limits=1) if not _inside else _inside[0])
+        _open.append(_controller().limit(limits=1) if not _open else _open[0])
     try:
         yield
     finally:
         with _lock:
-            limit = _inside.pop()
-            if not _inside:
+            limit = _open.pop()
+            if not _open:
                 limit.restore_original_limits()
 
 

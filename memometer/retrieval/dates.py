@@ -1,8 +1,8 @@
-"""The date rule: the dates that a text means, resolved by rule against the day on which it was said.
+"""Find the dates in a text and resolve relative ones against the day on which it was said.
 
-Understood: yesterday, today, tonight, tomorrow, last night, the other day; last, this or next with a weekday, week,
-weekend, month, season, year or month's name; so many days, weeks, weekends, months or years ago, or from now;
-and absolute dates with their day, month or year.
+Supported: yesterday, today, tonight, tomorrow, last night, the other day; last, this or next with a weekday, week,
+weekend, month, season, year or name of a month; a number of days, weeks, weekends, months or years ago or from now;
+and absolute dates with a day, month or year.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Precision = Literal["day", "week", "weekend", "month", "season", "year", "about"
 MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october",
           "november", "december")  # fmt: skip
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-SEASONS = {"spring": 3, "summer": 6, "fall": 9, "autumn": 9, "winter": 12}  # the month in which each begins
+SEASONS = {"spring": 3, "summer": 6, "fall": 9, "autumn": 9, "winter": 12}  # the first month of each
 NUMBERS = {word: n for n, word in enumerate(
     "zero one two three four five six seven eight nine ten eleven twelve".split())} | {
     "a": 1, "an": 1, "couple": 2, "a couple": 2, "a couple of": 2, "couple of": 2}  # fmt: skip
@@ -28,19 +28,26 @@ VAGUE = {"few": 3, "a few": 3, "several": 4, "some": 3}
 
 
 @dataclass(frozen=True, slots=True)
-class When:
-    """A span of days, both ends included, that the characters `span` of a text mean."""
+class DateRange:
+    """The days that an expression in a text means.
+
+    Attributes:
+        start: the first day.
+        end: the last day.
+        precision: the unit of the expression.
+        span: the start and end of the expression in the text.
+        relative: True if the expression was resolved against the day on which it was said.
+    """
 
     start: date
     end: date
     precision: Precision
     span: tuple[int, int]
     relative: bool
-    """Whether it had to be resolved against the day on which it was said."""
 
     @property
     def text(self) -> str:
-        """Such as `5 May 2023`, `week of 1 May 2023`, `May 2023`, `2023`; the form in which the date lines stand."""
+        """The date as text, such as `5 May 2023`, `week of 1 May 2023`, `May 2023` or `2023`."""
         day = format_date(self.start)
         match self.precision:
             case "day":
@@ -91,7 +98,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
 
 
 def _compiled() -> re.Pattern[str]:
-    """One alternation; the group names of each part are numbered, because Python allows each name once."""
+    """Join all patterns. Group names get a number, because Python allows each name only once."""
     parts = []
     for n, (kind, pattern) in enumerate(_PATTERNS):
         renamed = re.sub(r"\?P<(\w+)>", rf"?P<\1_{n}>", pattern)
@@ -101,62 +108,62 @@ def _compiled() -> re.Pattern[str]:
 
 _ANY = _compiled()
 
-_WORDS_TOO = re.compile(r"\b(?:may|march|mar|sun|sat|wed)\b")
-"""Names of months and days that, without their capital, are other words: `this may help`."""
+_AMBIGUOUS = re.compile(r"\b(?:may|march|mar|sun|sat|wed)\b")
+"""Names of months and days that are other words in lower case: `this may help`."""
 
-_AHEAD = re.compile(
+_FUTURE = re.compile(
     r"\b(?:will|shall|(?:go|com|head|fly|leav|hav|start|meet|play|perform|host)ing|gonna|plan(?:s|ning|ned)?"
     r"|can't wait|looking forward|hop(?:e|ing) to|want to|let's|see you|upcoming|next)\b|'ll\b",
     re.IGNORECASE,
 )
-_BEHIND = re.compile(r"\b(?:was|were|did|had|ago|last|went|came|saw|got|\w{2,}ed)\b", re.IGNORECASE)
-"""What makes `on Friday` the coming one, and what the last one all the same."""
+_PAST = re.compile(r"\b(?:was|were|did|had|ago|last|went|came|saw|got|\w{2,}ed)\b", re.IGNORECASE)
+"""Words that make `on Friday` the next one, and words that make it the last one after all."""
 
 _PERFECT = re.compile(r"(?:\b(?:have|has|had|never|not|first|best|longest)\b|n't\b|'ve\b)[^.!?;]*$", re.IGNORECASE)
-"""Before `in two years`, which is then how long something lasted."""
+"""Before `in two years`, these make it a duration."""
 
 
 @lru_cache(maxsize=4096)
-def find(text: str, said: date) -> tuple[When, ...]:
-    """The dates in a text, in their order; what cannot be resolved (30 February) is left out.
+def find(text: str, said: date) -> tuple[DateRange, ...]:
+    """Return the dates in a text, in order, without those that do not exist (30 February).
 
     Args:
-        said: the day on which the text was said. For a question, which is asked on no particular day, relative
-            expressions found with any `said` are marked `relative` and can be left out.
+        text: the text.
+        said: the day on which it was said. A question has no such day; use any, and skip the `relative` dates.
     """
     found = []
     for match in _ANY.finditer(text):
         groups = {name: value for name, value in match.groupdict().items() if value is not None}
         kind = next(name for name in groups if name.endswith("_all")).rsplit("_", 2)[0]
         values = {name.split("_")[0]: value.lower() for name, value in groups.items() if not name.endswith("_all")}
-        if "year" not in values and _WORDS_TOO.search(match.group()):
+        if "year" not in values and _AMBIGUOUS.search(match.group()):
             continue
         if kind == "from_now" and _PERFECT.search(text[: match.start()]) and match.group()[:2].lower() == "in":
             continue
-        if kind == "weekday" and _is_ahead(text, match):
+        if kind == "weekday" and _is_future(text, match):
             values["which"] = "next"
             kind = "named"
         try:
             when = _resolve(kind, values, said, match.span())
-        except (ValueError, OverflowError):  # the 31st of a month that has 30 days, a year out of range
+        except (ValueError, OverflowError):  # for example the 31st of a month with 30 days, or a year out of range
             continue
         if when is not None:
             found.append(when)
     return tuple(found)
 
 
-def _is_ahead(text: str, match: re.Match[str]) -> bool:
-    """Whether the sentence around a match speaks of what is to come."""
+def _is_future(text: str, match: re.Match[str]) -> bool:
+    """Return True if the sentence around a match is about the future."""
     start = max(text.rfind(end, 0, match.start()) for end in ".!?;") + 1
     stop = re.compile(r"[.!?;]|$").search(text, match.end())
     sentence = text[start : stop.start() if stop else len(text)]
-    return bool(_AHEAD.search(sentence)) and not _BEHIND.search(sentence)
+    return bool(_FUTURE.search(sentence)) and not _PAST.search(sentence)
 
 
-def marked(text: str, said: date) -> str:
-    """The text with the date that each relative expression means behind it, the words kept: `last Friday {5 May 2023}`.
+def annotate(text: str, said: date) -> str:
+    """Write the resolved date behind each relative expression: `last Friday {5 May 2023}`.
 
-    What means the day itself needs no mark, for it stands under that day's date line; what is vague gets none.
+    Expressions for the day itself are left as they are, because the date line above shows that day. Vague ones are too.
     """
     for when in reversed(find(text, said)):
         if when.relative and when.precision != "about" and not (when.start == when.end == said):
@@ -164,11 +171,11 @@ def marked(text: str, said: date) -> str:
     return text
 
 
-def _resolve(kind: str, values: dict[str, str], said: date, span: tuple[int, int]) -> When | None:
+def _resolve(kind: str, values: dict[str, str], said: date, span: tuple[int, int]) -> DateRange | None:
     day = timedelta(days=1)
 
-    def at(start: date, end: date | None = None, precision: Precision = "day", *, relative: bool = True) -> When:
-        return When(start, end or start, precision, span, relative)
+    def at(start: date, end: date | None = None, precision: Precision = "day", *, relative: bool = True) -> DateRange:
+        return DateRange(start, end or start, precision, span, relative)
 
     match kind:
         case "iso":
@@ -208,7 +215,7 @@ def _resolve(kind: str, values: dict[str, str], said: date, span: tuple[int, int
     return None
 
 
-def _counted(values: dict[str, str], said: date, sign: int, span: tuple[int, int]) -> When:
+def _counted(values: dict[str, str], said: date, sign: int, span: tuple[int, int]) -> DateRange:
     word = re.sub(r"\s+", " ", values["count"]).strip()
     word = word.removesuffix(" of")
     vague = word in VAGUE
@@ -216,70 +223,70 @@ def _counted(values: dict[str, str], said: date, sign: int, span: tuple[int, int
     unit = values["unit"]
     if unit in ("day", "night"):
         start = said + timedelta(days=n)
-        return When(start, start, "about" if vague else "day", span, True)
+        return DateRange(start, start, "about" if vague else "day", span, True)
     if unit in ("week", "weekend"):
         start = said + timedelta(weeks=n)
         if unit == "weekend":
             return _weekend(start, span)
         monday = start - timedelta(days=start.weekday())
-        return When(
+        return DateRange(
             start if not vague else monday, monday + timedelta(days=6), "about" if vague else "week", span, True
         )
     if unit == "month":
         months = said.year * 12 + said.month - 1 + n
         start, end = _whole_month(months // 12, months % 12 + 1)
-        return When(start, end, "month", span, True)
-    return When(date(said.year + n, 1, 1), date(said.year + n, 12, 31), "year", span, True)
+        return DateRange(start, end, "month", span, True)
+    return DateRange(date(said.year + n, 1, 1), date(said.year + n, 12, 31), "year", span, True)
 
 
-def _named(which: str, name: str, said: date, span: tuple[int, int]) -> When | None:
+def _named(which: str, name: str, said: date, span: tuple[int, int]) -> DateRange | None:
     step = {"last": -1, "past": -1, "previous": -1, "next": 1, "coming": 1}.get(which, 0)
     if name in MONTHS:
         month = _month(name)
         year = said.year + (step if step > 0 and month <= said.month else 0) - (step < 0 and month >= said.month)
-        return When(*_whole_month(year, month), "month", span, True)
+        return DateRange(*_whole_month(year, month), "month", span, True)
     if name in SEASONS:
         return _season(name, step, said, span)
     if name == "weekend":
         return _weekend(said + timedelta(weeks=step), span) if step else _weekend(said, span)
     if name == "week":
         monday = said - timedelta(days=said.weekday()) + timedelta(weeks=step)
-        return When(monday, monday + timedelta(days=6), "week", span, True)
+        return DateRange(monday, monday + timedelta(days=6), "week", span, True)
     if name == "month":
         months = said.year * 12 + said.month - 1 + step
-        return When(*_whole_month(months // 12, months % 12 + 1), "month", span, True)
+        return DateRange(*_whole_month(months // 12, months % 12 + 1), "month", span, True)
     if name == "year":
-        return When(date(said.year + step, 1, 1), date(said.year + step, 12, 31), "year", span, True)
+        return DateRange(date(said.year + step, 1, 1), date(said.year + step, 12, 31), "year", span, True)
     weekday = _weekday(name)
-    if step < 0:  # the last such day before today
+    if step < 0:  # the last such weekday before today
         start = said - timedelta(days=(said.weekday() - weekday - 1) % 7 + 1)
     elif step > 0:
         start = said + timedelta(days=(weekday - said.weekday() - 1) % 7 + 1)
     else:
         start = said + timedelta(days=weekday - said.weekday())
-    return When(start, start, "day", span, True)
+    return DateRange(start, start, "day", span, True)
 
 
-def _season(name: str, step: int, said: date, span: tuple[int, int]) -> When:
-    """Last summer, said in autumn, is the one that has just ended; said in July, the year before's. This winter, said
-    from January to May, is the one that began in December."""
+def _season(name: str, step: int, said: date, span: tuple[int, int]) -> DateRange:
+    """Resolve a season. In autumn, last summer is the one that just ended; in July, it is last year's. From January to
+    May, this winter is the one that began in December."""
     first = SEASONS[name]
-    began = said.year if said.month >= first else said.year - 1  # the year of the latest one to begin
-    goes_on = (said.month - first) % 12 < 3
+    began = said.year if said.month >= first else said.year - 1  # the year in which the latest one began
+    ongoing = (said.month - first) % 12 < 3
     if step < 0:
-        year = began - 1 if goes_on else began
+        year = began - 1 if ongoing else began
     elif step > 0:
         year = began + 1
     else:
-        year = began if goes_on or (first == 12 and said.month <= 5) else said.year
+        year = began if ongoing or (first == 12 and said.month <= 5) else said.year
     last = (year * 12 + first - 1) + 2
-    return When(date(year, first, 1), _whole_month(last // 12, last % 12 + 1)[1], "season", span, True)
+    return DateRange(date(year, first, 1), _whole_month(last // 12, last % 12 + 1)[1], "season", span, True)
 
 
-def _weekend(near: date, span: tuple[int, int]) -> When:
-    """The weekend of the week of `near`; last weekend, said on a Monday, is then the one two days ago."""
+def _weekend(near: date, span: tuple[int, int]) -> DateRange:
+    """Return the weekend of the week of `near`; on a Monday, last weekend is then two days ago."""
     saturday = near + timedelta(days=5 - near.weekday())
-    return When(saturday, saturday + timedelta(days=1), "weekend", span, True)
+    return DateRange(saturday, saturday + timedelta(days=1), "weekend", span, True)
 
 
 def _whole_month(year: int, month: int) -> tuple[date, date]:
@@ -288,7 +295,7 @@ def _whole_month(year: int, month: int) -> tuple[date, date]:
 
 
 def _nearest_year(said: date, month: int) -> int:
-    """The year that puts a bare month nearest to the day on which it was said."""
+    """Return the year in which a month without a year is closest to the day on which it was said."""
     return min((said.year - 1, said.year, said.year + 1), key=lambda y: abs((y - said.year) * 12 + month - said.month))
 
 

@@ -1,8 +1,8 @@
-"""The evidence for a turn's answering a question, as numbers: one row a turn, one named column a feature.
+"""The ranking features of turns for a question: one row per turn, one named column per feature.
 
-Source of the terms: BM25 (Robertson and Zaragoza, 2009), score propagation to neighbouring turns, session scores,
-speaker and date match. Scores are normalised over the conversation's turns, so that weights learned on one
-conversation fit another.
+The signals are BM25 (Robertson and Zaragoza, 2009) over turns, windows and sessions, character n-grams, propagation to
+neighbouring turns, pseudo-relevance feedback, and matches of speakers and dates. Scores are normalised over the turns
+of the conversation, so that weights learned on one conversation fit another.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 
 from memometer.retrieval import dates
-from memometer.retrieval.bm25 import K1, idf, saturated
-from memometer.retrieval.tokenize import grams, names, stem, terms
-from memometer.retrieval.turn_index import SHAPE, Index, Postings
+from memometer.retrieval.bm25 import K1, idf, saturation
+from memometer.retrieval.tokenize import char_ngrams, mentions, stem, terms
+from memometer.retrieval.turn_index import SHAPE, Postings, TurnIndex
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 POOL = 2048
-"""Of longer histories so many turns are looked at closely; the rest follow in the order of the first score."""
+"""Of a longer history, this many turns get features; the others follow in the order of the first score."""
 
 KINDS = {name: re.compile(pattern) for name, pattern in {
     "when": r"^when\b|what (?:date|day|month|year)|which (?:month|year|date)",
@@ -43,13 +43,19 @@ KINDS = {name: re.compile(pattern) for name, pattern in {
     "first": r"\bfirst\b|origin|start",
     "recent": r"recent|last|latest|new|current",
 }.items()}  # fmt: skip
-"""What a question asks for, by its words."""
+"""Types of questions, recognised by their words."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """`positions` (n,) are the turns looked at closely, ascending; `matrix` (n, len(names)) their features;
-    `first` (turns,) the untrained score of every turn."""
+    """The features of one question.
+
+    Attributes:
+        names: the features, in order.
+        positions: the turns that have features, ascending, shape (n,).
+        matrix: their features, shape (n, len(names)).
+        first: the untrained score of every turn, shape (turns,).
+    """
 
     names: tuple[str, ...]
     positions: np.ndarray
@@ -58,18 +64,18 @@ class Features:
 
 
 class Question:
-    """A question taken apart against one index: its terms, whom it names, which dates it gives."""
+    """A question analysed against one index: its terms, the speakers and dates that it mentions, and its types."""
 
-    def __init__(self, index: Index, text: str) -> None:
+    def __init__(self, index: TurnIndex, text: str) -> None:
         lowered = text.lower()
         self.terms = terms(text)
-        self.named = [n for n, speaker in enumerate(index.speakers) if names(text, speaker)]
-        """Numbers of the speakers whom the question names."""
-        every = {term for n in self.named for term in terms(index.speakers[n])}
-        self.content = sorted({term for term in self.terms if term not in every})
-        """Sorted, so that sums do not depend on the order of a set."""
-        self.words = [word for word in re.findall(r"[^\W_]+", lowered) if stem(word) not in every]
-        # Any day will do: a question is asked on no particular day, so that only absolute dates are used.
+        self.named = [n for n, speaker in enumerate(index.speakers) if mentions(text, speaker)]
+        """The speakers that the question names, as positions in `index.speakers`."""
+        names = {term for n in self.named for term in terms(index.speakers[n])}
+        self.content = sorted({term for term in self.terms if term not in names})
+        """The terms without names, sorted, so that sums do not depend on the order of a set."""
+        self.words = [word for word in re.findall(r"[^\W_]+", lowered) if stem(word) not in names]
+        # A question has no date of its own, so only absolute dates are used, and any reference day will do.
         newest = date.fromordinal(index.session_days[-1]) if index.session_days else date(2000, 1, 1)
         self.dates = [when for when in dates.find(text, newest) if not when.relative]
         self.kinds = {name: float(bool(pattern.search(lowered))) for name, pattern in KINDS.items()}
@@ -83,7 +89,7 @@ def _z(values: np.ndarray) -> np.ndarray:
 class _Turns:
     """The index as arrays, for one question."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: TurnIndex) -> None:
         self.n = len(index)
         self.lengths = np.array(index.lengths, np.float32)
         self.gram_lengths = np.array(index.gram_lengths, np.float32)
@@ -96,7 +102,7 @@ class _Turns:
         self.same = {d: self.session[d:] == self.session[:-d] for d in (1, 2, 3)}
 
     def shift(self, values: np.ndarray, distance: int) -> np.ndarray:
-        """Each turn's value moved to the turn `distance` later (earlier if negative), zero across sessions."""
+        """Move each value to the turn `distance` later (earlier if negative); zero across sessions."""
         moved = np.zeros_like(values)
         d = abs(distance)
         if self.n > d:
@@ -107,11 +113,11 @@ class _Turns:
         return moved
 
     def window(self, values: np.ndarray, reach: int = 1) -> np.ndarray:
-        """The sum over a turn and its neighbours up to `reach` turns away."""
+        """Sum each turn's value and those of its neighbours up to `reach` turns away."""
         return sum((self.shift(values, d) for r in range(1, reach + 1) for d in (r, -r)), start=values)
 
     def spread(self, values: np.ndarray, near: float, far: float) -> np.ndarray:
-        """A turn's value with a share of its neighbours': an answer often stands next to the question's words."""
+        """Add a share of the neighbours' values, because an answer is often next to the question's words."""
         one = self.shift(values, 1) + self.shift(values, -1)
         return values + near * one + far * (self.shift(values, 2) + self.shift(values, -2))
 
@@ -119,24 +125,24 @@ class _Turns:
         return np.maximum.reduceat(values, self.starts)
 
 
-_NOWHERE = Postings()
+_NO_POSTINGS = Postings()
 
 
-def bm25(index: Index, query: list[str], lengths: np.ndarray) -> np.ndarray:
-    """Okapi BM25 of every turn, shape (turns,), over distinct query terms."""
+def bm25(index: TurnIndex, query: list[str], lengths: np.ndarray) -> np.ndarray:
+    """Return the BM25 score of every turn for the distinct query terms, shape (turns,)."""
     n = len(index)
     scores = np.zeros(n, np.float32)
     mean = float(lengths.mean()) or 1.0 if n else 1.0
     for term in sorted(set(query)):
-        found = index.postings.get(term, _NOWHERE)
+        found = index.postings.get(term, _NO_POSTINGS)
         at = np.array(found.positions, np.int64)
         tf = np.array(found.counts, np.float32)
-        scores[at] += idf(n, len(at)) * saturated(tf, lengths[at], mean)
+        scores[at] += idf(n, len(at)) * saturation(tf, lengths[at], mean)
     return scores
 
 
-def _lexical(index: Index, turns: _Turns, query: list[str]) -> dict[str, np.ndarray]:
-    """BM25 over turns, over windows of three and over sessions, and how much of the question stands in each."""
+def _lexical(index: TurnIndex, turns: _Turns, query: list[str]) -> dict[str, np.ndarray]:
+    """Return BM25 over turns, windows and sessions, and the share of the question that each turn covers."""
     n, sessions = turns.n, len(turns.starts)
     names = ("turn", "window", "wide", "covered", "window_covered", "matches", "rarest")
     out = {name: np.zeros(n, np.float32) for name in names}
@@ -146,7 +152,7 @@ def _lexical(index: Index, turns: _Turns, query: list[str]) -> dict[str, np.ndar
     means = [float(x.mean()) or 1.0 for x in (turns.lengths, window_lengths, session_lengths, wide_lengths)]
     total = highest = 0.0
     for term in query:
-        found = index.postings.get(term, _NOWHERE)
+        found = index.postings.get(term, _NO_POSTINGS)
         at = np.array(found.positions, np.int64)
         weight = idf(n, len(at))
         total += weight
@@ -159,13 +165,13 @@ def _lexical(index: Index, turns: _Turns, query: list[str]) -> dict[str, np.ndar
         wide = near + sum(turns.shift(tf, d) for d in (2, -2, 3, -3))
         in_window, in_wide = np.flatnonzero(near), np.flatnonzero(wide)
         by_session = np.bincount(turns.session[at], weights=tf[at], minlength=sessions).astype(np.float32)
-        out["turn"][at] += weight * saturated(tf[at], turns.lengths[at], means[0])
+        out["turn"][at] += weight * saturation(tf[at], turns.lengths[at], means[0])
         for name, held, counts, lengths, mean in (
             ("window", in_window, near, window_lengths, means[1]),
             ("wide", in_wide, wide, wide_lengths, means[3]),
         ):
-            out[name][held] += idf(n, len(held)) * saturated(counts[held], lengths[held], mean)
-        session += idf(sessions, int(np.count_nonzero(by_session))) * saturated(by_session, session_lengths, means[2])
+            out[name][held] += idf(n, len(held)) * saturation(counts[held], lengths[held], mean)
+        session += idf(sessions, int(np.count_nonzero(by_session))) * saturation(by_session, session_lengths, means[2])
         out["covered"][at] += weight
         out["window_covered"][in_window] += weight
         out["matches"][at] += 1
@@ -178,8 +184,8 @@ def _lexical(index: Index, turns: _Turns, query: list[str]) -> dict[str, np.ndar
     return out
 
 
-def _dates(index: Index, turns: _Turns, question: Question) -> tuple[np.ndarray, np.ndarray]:
-    """How near each turn's session is to a date in the question, 0 to 2; and whether the turn means that date."""
+def _dates(index: TurnIndex, turns: _Turns, question: Question) -> tuple[np.ndarray, np.ndarray]:
+    """Return how close each turn's session is to a date in the question (0 to 2), and 1 for turns that mention it."""
     by_session = np.zeros(len(turns.days), np.float32)
     meant = np.zeros(turns.n, np.float32)
     starts, ends = np.array(index.when_start, np.int64), np.array(index.when_end, np.int64)
@@ -203,22 +209,24 @@ def _dates(index: Index, turns: _Turns, question: Question) -> tuple[np.ndarray,
 
 
 def _month_of(day: date) -> tuple[int, int]:
-    """The ordinals of the first day of this month and of the next."""
+    """Return the ordinals of the first day of this month and of the next."""
     following = date(day.year + day.month // 12, day.month % 12 + 1, 1)
     return day.replace(day=1).toordinal(), following.toordinal()
 
 
-def features(index: Index, text: str, similarities: Mapping[str, np.ndarray] | None = None) -> Features:
-    """The features of the turns of a non-empty index for one question.
+def features(index: TurnIndex, text: str, similarities: Mapping[str, np.ndarray] | None = None) -> Features:
+    """Return the features of the turns of a non-empty index for one question.
 
     Args:
-        similarities: further scores of every turn, each of shape (turns,), from an encoder; they are treated as the
-            lexical score is.
+        index: the turns.
+        text: the question.
+        similarities: further scores from an encoder by name, each of shape (turns,). They are used like the lexical
+            score.
     """
     turns = _Turns(index)
     question = Question(index, text)
     lexical = _lexical(index, turns, question.content)
-    letters = bm25(index, grams(" ".join(question.words)), turns.gram_lengths)
+    letters = bm25(index, char_ngrams(" ".join(question.words)), turns.gram_lengths)
     scores = {"lexical": lexical["turn"], "letters": letters, **(similarities or {})}
     date_match, date_meant = _dates(index, turns, question)
     speaker = np.full(turns.n, 0.5, np.float32)
@@ -229,7 +237,7 @@ def features(index: Index, text: str, similarities: Mapping[str, np.ndarray] | N
     z = {name: _z(values) for name, values in scores.items()}
     timely = question.kinds["when"] or question.kinds["how_long"]
 
-    # Untrained: meaning counts for more than words, and needs less of the neighbours.
+    # The untrained score. Similarities get more weight than words, and need less propagation from neighbours.
     relevance = 0.7 * z["lexical"] + 0.3 * z["letters"]
     near, far = 0.45, 0.2
     if similarities:
@@ -258,8 +266,8 @@ def features(index: Index, text: str, similarities: Mapping[str, np.ndarray] | N
     columns["session"] = session_score[pool]
     columns["window"] = window[pool]
     columns["wide window"] = _z(lexical["wide"])[pool]
-    columns["echo"] = _z(_echo(index, first, question.content))[pool]
-    columns["content"] = _content(index, pool)
+    columns["echo"] = _z(_pseudo_relevance_feedback(index, first, question.content))[pool]
+    columns["content"] = _information(index, pool)
     columns["pairs"] = _z(_pairs(index, turns, question.terms))[pool]
     for name in ("covered", "window_covered", "matches", "rarest"):
         columns[name] = lexical[name][pool]
@@ -293,8 +301,10 @@ def features(index: Index, text: str, similarities: Mapping[str, np.ndarray] | N
     return Features(tuple(columns), pool, matrix, first.astype(np.float32))
 
 
-def _echo(index: Index, first: np.ndarray, query: list[str], *, top: int = 8, most: int = 15) -> np.ndarray:
-    """Second hop: BM25 of every turn for the words that the best turns share and the question lacks, shape (turns,)."""
+def _pseudo_relevance_feedback(
+    index: TurnIndex, first: np.ndarray, query: list[str], *, top: int = 8, max_terms: int = 15
+) -> np.ndarray:
+    """Return BM25 of every turn for the terms that the best turns share and the question lacks, shape (turns,)."""
     n = len(index)
     weights: dict[str, float] = {}
     best = np.argsort(-first, kind="stable")[:top] if n <= POOL else _top(first, top)
@@ -305,7 +315,7 @@ def _echo(index: Index, first: np.ndarray, query: list[str], *, top: int = 8, mo
             weights[term] = weights.get(term, 0.0) + idf(n, len(index.postings[term].positions)) / (rank + 2)
     for term in query:
         weights.pop(term, None)
-    chosen = sorted(weights, key=lambda term: -weights[term])[:most]
+    chosen = sorted(weights, key=lambda term: -weights[term])[:max_terms]
     scores = np.zeros(n, np.float32)
     for term in chosen:
         found = index.postings[term]
@@ -319,8 +329,8 @@ def _top(values: np.ndarray, n: int) -> np.ndarray:
     return best[np.argsort(-values[best], kind="stable")]
 
 
-def _content(index: Index, positions: np.ndarray) -> np.ndarray:
-    """How much each of these turns says at all: the idf of its terms, summed, in tens, shape (positions,)."""
+def _information(index: TurnIndex, positions: np.ndarray) -> np.ndarray:
+    """Return the summed idf of each turn's terms, divided by ten, shape (positions,)."""
     n = len(index)
     ends = np.array(index.ends, np.int64)
     stops, starts = ends[positions], np.append(0, ends[:-1])[positions]
@@ -333,8 +343,8 @@ def _content(index: Index, positions: np.ndarray) -> np.ndarray:
     return (sums[last] - sums[last - lengths]).astype(np.float32)
 
 
-def _pairs(index: Index, turns: _Turns, query: list[str]) -> np.ndarray:
-    """BM25 of every turn over pairs of neighbouring terms of the question, shape (turns,)."""
+def _pairs(index: TurnIndex, turns: _Turns, query: list[str]) -> np.ndarray:
+    """Return BM25 of every turn for the question's pairs of neighbouring terms, shape (turns,)."""
     scores = np.zeros(turns.n, np.float32)
     sequence, ends = np.array(index.sequence, np.int32), np.array(index.ends, np.int64)
     mean = float(turns.lengths.mean()) or 1.0
@@ -343,10 +353,10 @@ def _pairs(index: Index, turns: _Turns, query: list[str]) -> np.ndarray:
             continue
         follows = np.flatnonzero((sequence[:-1] == index.numbers[first]) & (sequence[1:] == index.numbers[second]))
         at = np.searchsorted(ends, follows, side="right")
-        at = at[ends[at] > follows + 1]  # not across two turns
+        at = at[ends[at] > follows + 1]  # exclude pairs across two turns
         held, counts = np.unique(at, return_counts=True)
         lengths = turns.lengths[held]
-        scores[held] += idf(turns.n, len(held)) * saturated(counts.astype(np.float32), lengths, mean)
+        scores[held] += idf(turns.n, len(held)) * saturation(counts.astype(np.float32), lengths, mean)
     return scores
 
 

@@ -1,9 +1,8 @@
-"""Late interaction: a question's tokens each find their best match in a turn (ColBERT: Khattab and Zaharia, 2020).
+"""Late interaction: each question token is matched with the best token of a turn (ColBERT: Khattab and Zaharia, 2020).
 
-The encoder stays as it is; a small linear map of its token vectors is what is learned
-(memometer/retrieval/late_interaction_fit.py), with
-weights that say which tokens matter in a question and in a turn. What is kept of a text is the same whether it is asked
-or said: some 130 bytes a token.
+The encoder is not trained. `late_interaction_fit` fits a small linear projection of its token vectors, and weights
+that say which tokens matter in a question and in a turn. Questions and turns are stored in the same form, about 130
+bytes per token.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ Floats = np.ndarray[Any, Any]  # float32, or in a test of the gradients float64
 
 SHIPPED = Path(__file__).parent / "minilm.npz"
 ARRAYS = ("tokens", "pooled", "asked", "said", "scales")
-BLOCK = 4096  # tokens compared at a time: as float32 they stay in the cache
+BLOCK = 4096  # tokens per matrix product; as float32 they fit the processor's cache
 
 
-class Encoder(Protocol):
-    """What is asked of an encoder here (memometer.models.encoders.CachedTokens)."""
+class MultiVectorEncoder(Protocol):
+    """An encoder of texts as several vectors each (memometer.models.encoders.CachedTokenEncoder)."""
 
     @property
     def name(self) -> str: ...
@@ -37,21 +36,24 @@ class Encoder(Protocol):
     @property
     def dimensions(self) -> int: ...
 
-    def compact(self, texts: Sequence[str], token_map: TokenMap) -> list[bytes]:
-        """`token_map.compact` of each text's token vectors and pooled vector."""
+    def compact(self, texts: Sequence[str], projection: Projection) -> list[bytes]:
+        """Return `projection.compact` of each text's token vectors and pooled vector."""
         ...
 
 
 def document(turn: Turn) -> str:
-    """A turn as it is encoded: `8 May 2023. Nadia: …`, for a day and a name are much of what is asked for."""
+    """Return the text to encode for a turn, `8 May 2023. Nadia: …`; questions often name a day or a person."""
     return f"{format_date(turn.said_at)}. {turn.line.strip()}"
 
 
 @dataclass
 class TokenVectors:
-    """What is kept of a conversation's turns; append-only, plain values that compare and pickle.
+    """The vectors of a conversation's turns: append-only plain values, which can be compared and pickled.
 
-    `tokens` and `pooled` are records of a TokenMap, `ends` the number of tokens up to and including each turn.
+    Attributes:
+        tokens: token records of a Projection.
+        ends: number of tokens up to and including each turn.
+        pooled: pooled records of a Projection, one per turn.
     """
 
     tokens: bytearray = field(default_factory=bytearray)
@@ -63,36 +65,39 @@ class TokenVectors:
 
 
 @dataclass(frozen=True, eq=False)
-class TokenMap:
-    """A map of token vectors, of width `2 * dimensions`, and of a text's pooled vector, of width `dimensions`.
+class Projection:
+    """A linear projection of an encoder's token vectors h and pooled vectors v to unit length, with token weights.
 
-    A token vector h becomes `h · tokens` at unit length. In a question it counts softplus(h · asked), in a turn its
-    cosines are multiplied by sigmoid(h · said); the last number of both is a constant. A pooled vector v becomes
-    `v · pooled` at unit length.
-
-    `fitted_on` names the conversations whose labels it has seen, `encoder` the encoder that it is for (empty for any of
-    its width), `made_by` the command.
+    Attributes:
+        tokens: projects h, shape (2 * dimensions, width).
+        pooled: projects v, shape (dimensions, dimensions).
+        asked: weight of a question token, softplus(h · asked), shape (2 * dimensions + 1,); the last one is a bias.
+        said: weight of a turn token, sigmoid(h · said), shape (2 * dimensions + 1,); the last one is a bias.
+        scales: logarithms of the weights of `late` and `dense` in `both`, shape (2,).
+        fitted_on: the conversations with whose labels it was fitted.
+        encoder: name of its encoder; empty for any encoder of this width.
+        made_by: the command that fitted it.
     """
 
-    tokens: Floats  # (2 * dimensions, width)
-    pooled: Floats  # (dimensions, dimensions)
-    asked: Floats  # (2 * dimensions + 1,)
-    said: Floats  # (2 * dimensions + 1,)
-    scales: Floats  # (2,): logarithms of what `late` and `dense` count in `both`
+    tokens: Floats
+    pooled: Floats
+    asked: Floats
+    said: Floats
+    scales: Floats
     fitted_on: tuple[str, ...] = ()
     encoder: str = ""
     made_by: str = ""
 
     def __post_init__(self) -> None:
-        for name in ARRAYS:  # as on disk, so that a map works the same before and after
+        for name in ARRAYS:  # the precision of a saved projection, so that saving changes nothing
             object.__setattr__(self, name, getattr(self, name).astype(np.float16).astype(np.float32))
 
-    def __deepcopy__(self, memo: dict[int, object]) -> TokenMap:
-        return self  # never changes, and DSPy's optimisers copy programs by the hundred
+    def __deepcopy__(self, memo: dict[int, object]) -> Projection:
+        return self  # it never changes, and optimisers copy programs often
 
     @classmethod
-    def identity(cls, dimensions: int) -> TokenMap:
-        """The untrained map: the last layer's token vectors as they are, all of equal weight."""
+    def identity(cls, dimensions: int) -> Projection:
+        """Return the untrained projection: the encoder's last layer, with equal token weights."""
         constant = np.zeros(2 * dimensions + 1, np.float32)
         return cls(
             tokens=np.eye(2 * dimensions, dimensions, dtype=np.float32),
@@ -104,14 +109,14 @@ class TokenMap:
 
     @cached_property
     def digest(self) -> str:
-        """12 hex digits of the sha256 of the weights."""
+        """The first 12 hex digits of the weights' SHA-256."""
         content = hashlib.sha256()
         for name in ARRAYS:
             content.update(repr(getattr(self, name).shape).encode() + getattr(self, name).tobytes())
         return content.hexdigest()[:12]
 
     def save(self, path: Path) -> None:
-        """As .npz in float16, without pickled objects."""
+        """Write an .npz file in float16, without pickled objects."""
         table: dict[str, Any] = {name: getattr(self, name).astype(np.float16) for name in ARRAYS}
         table |= {f.name: np.array(getattr(self, f.name), np.str_) for f in fields(self) if f.name not in ARRAYS}
         with path.open("wb") as file:
@@ -121,7 +126,7 @@ class TokenMap:
 
     @cached_property
     def _token(self) -> np.dtype[Any]:
-        """`vector * scale` has the length of the token's weight in a turn; `asked` is its weight in a question."""
+        """A token: the norm of `vector * scale` is its weight in a turn, `asked` its weight in a question."""
         return np.dtype([("scale", "<f4"), ("asked", "<f4"), ("vector", "i1", (self.tokens.shape[1],))])
 
     @cached_property
@@ -129,30 +134,30 @@ class TokenMap:
         return np.dtype([("scale", "<f4"), ("vector", "i1", (len(self.pooled),))])
 
     def compact(self, hidden: Floats, pooled: Floats) -> bytes:
-        """A text as bytes: its pooled record, then a record a token.
+        """Return a text as bytes: its pooled record, then one record per token.
 
         Args:
-            hidden: its token vectors, shape (tokens, 2 * dimensions), at least one.
-            pooled: its pooled vector, shape (dimensions,).
+            hidden: token vectors, shape (tokens, 2 * dimensions), at least one.
+            pooled: pooled vector, shape (dimensions,).
         """
         with one_thread():  # the last bits of a product depend on the number of threads
-            mapped, mapped_pool = hidden @ self.tokens, pooled[None] @ self.pooled
+            projected, projected_pool = hidden @ self.tokens, pooled[None] @ self.pooled
         tokens = np.empty(len(hidden), self._token)
-        tokens["vector"], lengths = _rounded(mapped)
+        tokens["vector"], lengths = _quantise(projected)
         tokens["scale"] = sigmoid(hidden @ self.said[:-1] + self.said[-1]) / lengths
         tokens["asked"] = softplus(hidden @ self.asked[:-1] + self.asked[-1])
         pool = np.empty(1, self._pool)
-        pool["vector"], lengths = _rounded(mapped_pool)
+        pool["vector"], lengths = _quantise(projected_pool)
         pool["scale"] = 1 / lengths
         return pool.tobytes() + tokens.tobytes()
 
     def is_compact(self, value: bytes) -> bool:
-        """Whether these bytes can be a text of this map."""
+        """Return True if these bytes can be a text of this projection."""
         left = len(value) - self._pool.itemsize
         return left > 0 and left % self._token.itemsize == 0
 
     def append(self, vectors: TokenVectors, texts: Sequence[bytes]) -> None:
-        """Add turns, as `compact` makes them, to what is kept."""
+        """Append turns, given as bytes from `compact`."""
         for text in texts:
             vectors.pooled += text[: self._pool.itemsize]
             vectors.tokens += text[self._pool.itemsize :]
@@ -163,19 +168,22 @@ class TokenMap:
     def similarities(
         self, vectors: TokenVectors, question: bytes, *, positions: np.ndarray | None = None
     ) -> dict[str, Floats]:
-        """How near each turn is to a question, three times, each of shape (turns,).
-
-        `late`: the mean, by their weights, of the question's tokens' best cosines in the turn; `dense`: the cosine of
-        the pooled vectors; `both`: their sum, by the map's scales.
+        """Return three similarities of each turn with a question, each of shape (turns,).
 
         Args:
-            question: as `compact` makes it.
-            positions: compare tokens only in these turns (0-based, at least one), for a long history; of the others,
-                `late` is below all of these, in the order of `dense`. None for all turns.
+            vectors: the turns.
+            question: bytes from `compact`.
+            positions: compare tokens only in these turns (0-based, at least one), which saves time in a long history.
+                None compares all turns.
+
+        Returns:
+            `late`: the weighted mean over the question's tokens of their best cosine in the turn; turns outside
+            `positions` come below all others, in the order of `dense`. `dense`: the cosine of the pooled vectors.
+            `both`: their sum, weighted by `scales`.
         """
         if not len(vectors):
             return {name: np.zeros(0, np.float32) for name in ("late", "dense", "both")}
-        with one_thread():  # 4 ms at 600 turns, 15 and more on two threads that wait spinning
+        with one_thread():  # 4 ms for 600 turns; two threads that spin-wait take 15 ms and more
             return self._similarities(vectors, question, positions)
 
     def _similarities(self, vectors: TokenVectors, question: bytes, positions: np.ndarray | None) -> dict[str, Floats]:
@@ -192,35 +200,43 @@ class TokenMap:
             starts = np.append(0, ends[:-1])
             lengths = (ends - starts)[positions]
             chosen = np.repeat(starts[positions] - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
-            close = _best(tokens.take(chosen), np.cumsum(lengths), _directions(asked)) @ weights
-            late = close.min() + dense - dense.max() - np.float32(1e-3)
-            late[positions] = close
+            selected = _best(tokens.take(chosen), np.cumsum(lengths), _directions(asked)) @ weights
+            late = selected.min() + dense - dense.max() - np.float32(1e-3)
+            late[positions] = selected
         scale = np.exp(self.scales)
         return {"late": late, "dense": dense, "both": late * scale[0] + dense * scale[1]}
 
 
 @lru_cache(maxsize=16)
-def load(path: Path) -> TokenMap:
-    """Raises ValueError with one sentence where the file holds no map."""
+def load(path: Path) -> Projection:
+    """Load a projection that `Projection.save` wrote.
+
+    Raises:
+        ValueError: the file does not contain a projection.
+    """
     try:
         with np.load(path, allow_pickle=False) as table:
-            about = {f.name: table[f.name].tolist() for f in fields(TokenMap) if f.name not in ARRAYS}
+            about = {f.name: table[f.name].tolist() for f in fields(Projection) if f.name not in ARRAYS}
             about["fitted_on"] = tuple(about["fitted_on"])
-            return TokenMap(**{name: table[name].astype(np.float32) for name in ARRAYS}, **about)
+            return Projection(**{name: table[name].astype(np.float32) for name in ARRAYS}, **about)
     except (OSError, KeyError, TypeError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} holds no token map ({error}); make one with python optimize.py.") from error
+        raise ValueError(
+            f"{path} does not contain a projection ({error}); fit one with python optimize.py --target retrieval."
+        ) from error
 
 
 def softplus(x: Floats) -> Floats:
+    """Return log(1 + exp(x)), without overflow."""
     return np.logaddexp(x, np.float32(0))
 
 
 def sigmoid(x: Floats) -> Floats:
+    """Return 1 / (1 + exp(-x)), without overflow."""
     return np.exp(-softplus(-x))
 
 
-def _rounded(x: Floats) -> tuple[np.ndarray, Floats]:
-    """The rows' directions in int8, the largest number of each 127, and how long these rows are."""
+def _quantise(x: Floats) -> tuple[np.ndarray, Floats]:
+    """Return the rows in int8, each scaled to a maximum of 127, and the norms of these int8 rows."""
     whole = np.rint(x * (127 / np.maximum(np.abs(x).max(axis=1, keepdims=True), 1e-12)))
     return whole.astype(np.int8), np.maximum(np.linalg.norm(whole, axis=1), 1).astype(np.float32)
 
@@ -231,7 +247,7 @@ def _directions(records: np.ndarray) -> Floats:
 
 
 def _best(tokens: np.ndarray, ends: np.ndarray, question: Floats) -> Floats:
-    """The best match of each of the question's tokens in each turn, shape (turns, question tokens)."""
+    """Return the best match of each question token in each turn, shape (turns, question tokens)."""
     similarity = np.empty((len(tokens), len(question)), np.float32)
     for start in range(0, len(tokens), BLOCK):
         block = tokens[start : start + BLOCK]

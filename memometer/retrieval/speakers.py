@@ -10,14 +10,14 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from memometer.retrieval.tokenize import names
+from memometer.retrieval.tokenize import mentions
 
 TOP = 3  # best turns of each side that are compared: an answer often has a turn before or after it
 
 
 def named_speaker(question: str, speakers: Iterable[str]) -> str | None:
     """Return the one speaker that a question names, or None if it names nobody or several."""
-    named = {speaker for speaker in set(speakers) if names(question, speaker)}
+    named = {speaker for speaker in set(speakers) if mentions(question, speaker)}
     return named.pop() if len(named) == 1 else None
 
 

@@ -1,6 +1,6 @@
-"""The Porter stem of an English word, as NLTK's PorterStemmer makes it, which the official scorer uses.
+"""The Porter stemmer (Porter, 1980) with NLTK's extensions, which the official LOCOMO scorer uses.
 
-Porter (1980), with NLTK's departures. NLTK itself takes seconds and 100 MB to import, too much for a service.
+Importing NLTK itself takes seconds and 100 MB, too much for a service.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _IRREGULAR = {
     "howe": "howe", "proceed": "proceed", "exceed": "exceed", "succeed": "succeed",
 }  # fmt: skip
 
-# The first suffix that a word ends in decides. Longer ones stand before those that they end in.
+# The first matching suffix counts, so longer suffixes come before the ones they end in.
 _STEP_2 = [
     ("ational", "ate"), ("tional", "tion"), ("enci", "ence"), ("anci", "ance"), ("izer", "ize"), ("bli", "ble"),
     ("alli", "al"), ("entli", "ent"), ("eli", "e"), ("ousli", "ous"), ("ization", "ize"), ("ation", "ate"),
@@ -28,7 +28,7 @@ _STEP_4 = (
 
 
 def stem(word: str) -> str:
-    """The stem of a lowercase word."""
+    """Return the stem of a lowercase word."""
     if word in _IRREGULAR:
         return _IRREGULAR[word]
     if len(word) <= 2:

@@ -1,4 +1,4 @@
-"""Index terms: how a text is taken apart for lexical matching."""
+"""Index terms, character n-grams and mentions of people: how texts are split for lexical matching."""
 
 from __future__ import annotations
 
@@ -15,35 +15,40 @@ STOP_WORDS = frozenset(
     when where which while who whom whose why will with would you your d ll m re s t ve""".split()
 )
 
-
-WORDS_TOO = frozenset("may mark rose grace hope faith joy art bill pat sue drew chase grant skip dawn".split())
-"""First names that are words of their own; others are stop words, such as Will."""
+AMBIGUOUS_NAMES = frozenset("may mark rose grace hope faith joy art bill pat sue drew chase grant skip dawn".split())
+"""First names that are also ordinary words. Some others are stop words, such as Will."""
 
 
 @lru_cache(maxsize=200_000)
 def stem(word: str) -> str:
-    """The Porter stem of a lowercase word."""
+    """Return the Porter stem of a lowercase word."""
     return stemmer.stem(word)
 
 
 def terms(text: str) -> list[str]:
-    """Index terms: lowercased words and numbers, stop words dropped, Porter-stemmed."""
+    """Return the index terms of a text: words and numbers, lowercased, without stop words, Porter-stemmed."""
     return [stem(word) for word in re.findall(r"[^\W_]+", text.lower()) if word not in STOP_WORDS]
 
 
-def names(text: str, person: str) -> bool:
-    """Whether a text names a person, by the first name at least. A name that is another word too (Will, May) wants its
-    capital, and at the start of a text, where any word has one, an `'s`."""
+def mentions(text: str, person: str) -> bool:
+    """Return True if a text contains a person's first name.
+
+    A name that is also a word (Will, May) must have a capital letter. At the start of a text, where every word has one,
+    it must be followed by `'s`.
+    """
     first = next(iter(person.split()), "")
     if not first:
         return False
     found = list(re.finditer(rf"(?<![^\W_]){re.escape(first)}(?![^\W_])", text, re.IGNORECASE))
-    if first.lower() not in STOP_WORDS and first.lower() not in WORDS_TOO:
+    if first.lower() not in STOP_WORDS and first.lower() not in AMBIGUOUS_NAMES:
         return bool(found)
     return any(m.group() == first and (m.start() > 0 or text.startswith("'s", m.end())) for m in found)
 
 
-def grams(text: str) -> list[str]:
-    """Runs of four letters of each content word, its ends marked: `_<pho`, `_phot`, …; what stems miss."""
+def char_ngrams(text: str) -> list[str]:
+    """Return the character 4-grams of each word that is not a stop word, with word boundaries: `_<pho`, `_phot`, …
+
+    They match words of one family that have different stems.
+    """
     words = (f"<{word}>" for word in re.findall(r"[^\W_]+", text.lower()) if word not in STOP_WORDS)
     return [f"_{word[i : i + 4]}" for word in words for i in range(max(1, len(word) - 3))]

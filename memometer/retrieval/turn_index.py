@@ -1,7 +1,7 @@
-"""What is known of every turn of a conversation, kept in step as turns arrive. No model is called.
+"""The index of a conversation's turns: terms, speakers, sessions, dates and surface features. It calls no model.
 
-Everything is append-only and held in plain arrays, so that a state can be compared, copied and saved; a question turns
-them into NumPy arrays, which costs microseconds.
+The index is append-only and consists of plain arrays, so that a state can be compared, copied and saved. Converting
+them to NumPy arrays for a question takes microseconds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from memometer.memory import Turn
 from memometer.retrieval import dates
-from memometer.retrieval.tokenize import grams, terms
+from memometer.retrieval.tokenize import char_ngrams, terms
 
 _NUMBER = re.compile(r"\b(?:\d+|two|three|four|five|six|seven|eight|nine|ten|once|twice)\b", re.IGNORECASE)
 _YOU = re.compile(r"\b(?:you|your|you're)\b", re.IGNORECASE)
@@ -34,23 +34,39 @@ SHAPE = (
     "you",
     "exclaims",
 )
-"""What is written down of a turn's form, one column each."""
+"""Surface features of a turn, one column each."""
 
 
 @dataclass(slots=True)
 class Postings:
-    """Where a term stands: turn positions (ascending) and how often in each. There are very many of these."""
+    """The occurrences of a term: turn positions (ascending), and the count in each. An index has very many of these."""
 
     positions: array[int] = field(default_factory=lambda: array("i"))
     counts: array[int] = field(default_factory=lambda: array("i"))
 
 
 @dataclass
-class Index:
-    """The turns of one conversation, taken apart for ranking. Rows are in time order; sessions are numbered from 0.
+class TurnIndex:
+    """The ranking data of one conversation's turns, in time order. Sessions are numbered from 0.
 
-    `postings` knows terms and, with an underscore before them, runs of letters. `sequence` holds the terms of all
-    turns in their order, as positions in `vocabulary`; those of turn n end at `ends[n]`.
+    Attributes:
+        postings: by term, and by character n-gram, which starts with an underscore.
+        lengths: terms per turn.
+        gram_lengths: character n-grams per turn.
+        vocabulary: the terms, in order of first occurrence.
+        numbers: the position of each term in `vocabulary`.
+        sequence: the terms of all turns in order, as positions in `vocabulary`.
+        ends: the end of each turn in `sequence`.
+        speakers: the speakers, in order of first turn.
+        speaker: the speaker of each turn, as a position in `speakers`.
+        session: the session of each turn.
+        session_starts: the first turn of each session.
+        session_days: the day of each session (`date.toordinal`).
+        shape: the surface features (`SHAPE`) of all turns, end to end.
+        when_turn: the turn of each date that a turn mentions.
+        when_start: the first day of that date.
+        when_end: the last day of that date.
+        last_session: the session number of the last turn.
     """
 
     postings: dict[str, Postings] = field(default_factory=dict)
@@ -75,7 +91,7 @@ class Index:
         return len(self.lengths)
 
     def add(self, turns: Sequence[Turn]) -> None:
-        """Append turns, in time order; a new session begins where the turn's session number changes."""
+        """Append turns, in time order. A new session starts when the turns' session number changes."""
         for turn in turns:
             position = len(self)
             if turn.session != self.last_session:
@@ -86,28 +102,28 @@ class Index:
                 self.speakers.append(turn.speaker)
             self.speaker.append(self.speakers.index(turn.speaker))
             self.session.append(len(self.session_starts) - 1)
-            said = f"{turn.text} {turn.caption or ''}"
-            words = terms(said)
+            text = f"{turn.text} {turn.caption or ''}"
+            words = terms(text)
             self.lengths.append(len(words))
-            letters = grams(said)
-            self.gram_lengths.append(len(letters))
+            ngrams = char_ngrams(text)
+            self.gram_lengths.append(len(ngrams))
             for term in words:
                 if term not in self.numbers:
                     self.numbers[term] = len(self.vocabulary)
                     self.vocabulary.append(term)
                 self.sequence.append(self.numbers[term])
             self.ends.append(len(self.sequence))
-            for term, count in Counter(words + letters).items():
+            for term, count in Counter(words + ngrams).items():
                 if (postings := self.postings.get(term)) is None:
                     postings = self.postings[term] = Postings()
                 postings.positions.append(position)
                 postings.counts.append(count)
-            found = dates.find(turn.text, turn.said_at.date())
-            for when in found:
+            mentioned = dates.find(turn.text, turn.said_at.date())
+            for when in mentioned:
                 self.when_turn.append(position)
                 self.when_start.append(when.start.toordinal())
                 self.when_end.append(when.end.toordinal())
-            self.shape.extend(_shape(turn, len(found)))
+            self.shape.extend(_shape(turn, len(mentioned)))
 
 
 def _shape(turn: Turn, dates_found: int) -> list[float]:

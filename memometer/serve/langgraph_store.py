@@ -32,7 +32,7 @@ from langgraph.store.base import (
 )
 from langgraph.store.base.embed import get_text_at_path
 
-from memometer.models.concurrency_limited import Gated
+from memometer.models.concurrency_limited import ConcurrencyLimitedEncoder
 from memometer.models.encoders import Encoder
 from memometer.store import opened
 from memometer.store.episode import Episode
@@ -76,7 +76,7 @@ class LangGraphStore(BaseStore):
         now: Callable[[], float] = time.time,
     ) -> None:
         self._store = opened(memory_url)
-        self._encoder = Gated(encoder)
+        self._encoder = ConcurrencyLimitedEncoder(encoder)
         self._fields = tuple(fields)
         self._now = now
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 from memometer.errors import UserError
 from memometer.store.episode import Episode
 from memometer.store.protocol import Store
-from memometer.systems import SYSTEMS
+from memometer.systems import SYSTEMS, current_name
 
 DEFAULT_MEMORY = "default"
 DEFAULT_SYSTEM = "episodic"
@@ -228,4 +228,6 @@ def _episode_of(entry: MemoryEntry) -> Episode:
 
 
 def _entry_of(episode: Episode) -> MemoryEntry:
-    return MemoryEntry(episode.id, str(episode.details["system"]), episode.at, str(episode.details["scope"]))
+    return MemoryEntry(
+        episode.id, current_name(str(episode.details["system"])), episode.at, str(episode.details["scope"])
+    )

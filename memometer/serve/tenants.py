@@ -20,7 +20,7 @@ from typing import Any
 
 from memometer import store
 from memometer.memory import Recall, Turn
-from memometer.models.concurrency_limited import Gated
+from memometer.models.concurrency_limited import ConcurrencyLimitedEncoder
 from memometer.models.encoders import Encoder
 from memometer.serve.answering import AnswerModel
 from memometer.serve.registry import DEFAULT_SYSTEM, AlreadyExists, InvalidRequest, MemoryEntry, MemoryRegistry
@@ -77,7 +77,7 @@ class TenantMemories:
     ) -> None:
         self.memory_url = memory_url
         self.store: Store = store.opened(memory_url)
-        self.encoder = Gated(encoder)
+        self.encoder = ConcurrencyLimitedEncoder(encoder)
         self.count: TokenCounter = counter_for(tokenizer=tokenizer) if tokenizer else default_counter()
         self.now = now
         self._always_encode = always_encode

@@ -21,7 +21,7 @@ import numpy as np
 from memometer import benchmarks
 from memometer.benchmarks.metrics import abstains
 from memometer.benchmarks.protocol import DataError, Question
-from memometer.reader.abstention import Rule, Signals
+from memometer.reader.abstention import AbstentionRule, AbstentionSignals
 from memometer.run.folder import Record, RunFolder, RunFolderError, asked_of, failed, is_answered, latest
 
 Results = dict[str, Any]
@@ -31,14 +31,14 @@ RIGHT_FROM = 0.5
 """The F1 from which an answer counts as right; no judge is asked, for it may be one whose verdicts are withheld."""
 
 
-def signals_of(record: Record) -> Signals:
+def signals_of(record: Record) -> AbstentionSignals:
     """The signals as they were when the question was asked."""
     said = record.get("said") or record["answer"] or ""
     absent = record.get("status") == "absent" or abstains(said)
-    return Signals(absent, record.get("attributed"), record.get("speaker_gap"))
+    return AbstentionSignals(absent, record.get("attributed"), record.get("speaker_gap"))
 
 
-def figures(pairs: Pairs, rule: Rule | None = None) -> Results:
+def figures(pairs: Pairs, rule: AbstentionRule | None = None) -> Results:
     """How well unanswerable questions are told apart, over all questions.
 
     `auc`, `caught_at_5`, `caught_at_10`: of unanswerable against answerable questions, by the score of `rule`, or of
@@ -91,7 +91,7 @@ def threshold(answerable: np.ndarray, false_abstention: float) -> float:
     return float(np.quantile(answerable, 1 - false_abstention, method="higher"))
 
 
-def _score(record: Record, rule: Rule | None) -> float:
+def _score(record: Record, rule: AbstentionRule | None) -> float:
     signals = signals_of(record)
     if rule:
         return rule.score(signals)
@@ -129,7 +129,7 @@ def risk_at(found: Results, coverage: float) -> float | None:
     return min(points, key=lambda point: abs(point[0] - coverage))[1] if points else None
 
 
-def fit(pairs: Pairs, *, false_abstention: float = 0.05) -> Rule:
+def fit(pairs: Pairs, *, false_abstention: float = 0.05) -> AbstentionRule:
     """Logistic weights (L2, balanced classes) that separate unanswerable questions, and the threshold that
     `false_abstention` of the answerable questions pass. Raises ValueError without questions of both kinds."""
     from scipy.optimize import minimize
@@ -149,9 +149,9 @@ def fit(pairs: Pairs, *, false_abstention: float = 0.05) -> Rule:
         )
 
     fitted = minimize(loss, np.zeros(len(names) + 1), method="L-BFGS-B").x[1:]
-    rule = Rule({name: round(float(w), 4) for name, w in zip(names, fitted, strict=True)}, 0.0)
+    rule = AbstentionRule({name: round(float(w), 4) for name, w in zip(names, fitted, strict=True)}, 0.0)
     scores = np.array([rule.score(signals_of(record)) for question, record in pairs if question.gold is not None])
-    return Rule(rule.weights, round(threshold(scores, false_abstention), 4))
+    return AbstentionRule(rule.weights, round(threshold(scores, false_abstention), 4))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from typing import Self
 
 import numpy as np
 
-from memometer.retrieval.bm25 import idf, saturated
+from memometer.retrieval.bm25 import idf, saturation
 from memometer.retrieval.tokenize import terms
 from memometer.store import hybrid_scoring
 from memometer.store.episode import Episode, ScopeSize, SearchResult, VectorFormat
@@ -308,7 +308,7 @@ class Store(ABC):
                 holding, counts, lengths = postings[term]
                 rows.append(holding)
                 mean_length = max(1, size.terms) / size.episodes
-                scores.append(idf(size.episodes, len(holding)) * saturated(counts, lengths, mean_length))
+                scores.append(idf(size.episodes, len(holding)) * saturation(counts, lengths, mean_length))
         distinct, position = np.unique(np.concatenate(rows), return_inverse=True)
         return distinct, np.bincount(position, np.concatenate(scores), len(distinct))
 

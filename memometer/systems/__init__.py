@@ -1,6 +1,6 @@
 """The memory systems by name. A new one is a file in this folder and a line here.
 
-Systems are named as strings, so that nothing heavy is imported before it is asked for.
+The values are strings, so that a system is imported only when it is used.
 """
 
 from importlib import import_module
@@ -12,14 +12,14 @@ SYSTEMS = {
     "codebook": "memometer.systems.codebook:Codebook",
     "entity": "memometer.systems.entity:Entity",
     "episodic": "memometer.systems.episodic:Episodic",
-    "episodic_seed": "memometer.systems.episodic:Seed",
-    "evolving": "memometer.systems.rewritten_notes:Evolving",
+    "episodic_seed": "memometer.systems.episodic:EpisodicSeed",
+    "fact_augmented": "memometer.systems.fact_augmented:FactAugmented",
     "full_context": "memometer.systems.full_context:FullContext",
     "knowledge_graph": "memometer.systems.knowledge_graph:KnowledgeGraph",
     "recent": "memometer.systems.recent:Recent",
-    "rich": "memometer.systems.fact_augmented:Rich",
+    "rewritten_notes": "memometer.systems.rewritten_notes:RewrittenNotes",
     "session": "memometer.systems.session:Session",
-    "simple": "memometer.systems.recent:Recent",  # another name of it
+    "simple": "memometer.systems.recent:Recent",  # the baseline Simple Predict
     "summary": "memometer.systems.summary:Summary",
     "summary_buffer": "memometer.systems.summary_buffer:SummaryBuffer",
     "vector": "memometer.systems.vector:Vector",
@@ -33,8 +33,20 @@ BASELINES = {
 """The baselines of every evaluation. `recent` and `full_context` are memory systems like any other."""
 
 
+FORMER_NAMES = {"evolving": "rewritten_notes", "rich": "fact_augmented"}
+
+
+def current_name(name: str) -> str:
+    """Return the present name of a system that a file from an earlier version names."""
+    return FORMER_NAMES.get(name, name)
+
+
 def load(name: str) -> type:
-    """The class of a memory system or a baseline. Raises KeyError with the known names."""
+    """Return the class of a memory system or a baseline.
+
+    Raises:
+        KeyError: the name is unknown; the message lists the known ones.
+    """
     found = SYSTEMS | BASELINES
     if name not in found:
         raise KeyError(f"unknown memory system {name!r}; known: {', '.join(sorted(SYSTEMS))}")
@@ -43,6 +55,10 @@ def load(name: str) -> type:
 
 
 def form(name: str) -> Any:
-    """How turns are printed in a format; None for lines. Raises ValueError for an unknown one, RuntimeError without its
-    library."""
+    """Return the format of turns with this name, or None for lines.
+
+    Raises:
+        ValueError: the name is unknown.
+        RuntimeError: the library of the format is not installed.
+    """
     return import_module("memometer.reader.context_formats").form(name)

@@ -13,11 +13,11 @@ from memometer.budget import best_first, pack
 from memometer.memory import Memory, Recall, State, Turn
 from memometer.retrieval import dates, late_interaction
 from memometer.retrieval.features import POOL, Features, features
-from memometer.retrieval.late_interaction import TokenMap, TokenVectors
+from memometer.retrieval.late_interaction import Projection, TokenVectors
 from memometer.retrieval.ranker import SHIPPED, SHIPPED_WITH_ENCODER, Ranker
 from memometer.retrieval.ranker import load as load_ranker
 from memometer.retrieval.speakers import named_speaker, speaker_gap
-from memometer.retrieval.turn_index import Index
+from memometer.retrieval.turn_index import TurnIndex
 from memometer.token_counters import TokenCounter
 
 
@@ -25,7 +25,7 @@ from memometer.token_counters import TokenCounter
 class IndexedState(State):
     """A State with the data that ranking needs about each turn."""
 
-    index: Index = field(default_factory=Index)
+    index: TurnIndex = field(default_factory=TurnIndex)
     vectors: TokenVectors = field(default_factory=TokenVectors)
 
 
@@ -40,7 +40,7 @@ class AdaptiveMemory(Memory[IndexedState]):
         count: counts tokens, as in Memory.
         ranker: the ranking weights; None loads the shipped ones.
         encoder: adds matching by meaning (memometer/models/encoders.py); None matches by words alone.
-        token_map: the projection that the ranker was fitted with, if there is an encoder; None loads the shipped one.
+        projection: the projection that the ranker was fitted with, if there is an encoder; None loads the shipped one.
             A state holds vectors of its projection and must be read with the same one.
     """
 
@@ -53,48 +53,48 @@ class AdaptiveMemory(Memory[IndexedState]):
         *,
         count: TokenCounter | None = None,
         ranker: Ranker | None = None,
-        encoder: late_interaction.Encoder | None = None,
-        token_map: TokenMap | None = None,
+        encoder: late_interaction.MultiVectorEncoder | None = None,
+        projection: Projection | None = None,
     ) -> None:
         super().__init__(count=count)
         self.ranker = ranker
         self.encoder = encoder
-        self.token_map = token_map
+        self.projection = projection
 
     @property
     def fitted_on(self) -> tuple[str, ...]:
-        mapped = self._token_map().fitted_on if self.encoder else ()
+        mapped = self._projection().fitted_on if self.encoder else ()
         return tuple(dict.fromkeys((*self._ranker().fitted_on, *mapped)))
 
-    def with_weights(self: Self, ranker: Ranker, token_map: TokenMap | None = None) -> Self:
+    def with_weights(self: Self, ranker: Ranker, projection: Projection | None = None) -> Self:
         """Return a copy of this memory with other weights."""
         other = copy(self)
-        other.ranker, other.token_map = ranker, token_map
+        other.ranker, other.projection = ranker, projection
         return other
 
     def _ranker(self) -> Ranker:
         return self.ranker or load_ranker(SHIPPED_WITH_ENCODER if self.encoder else SHIPPED)
 
-    def _token_map(self) -> TokenMap:
-        token_map = self.token_map or late_interaction.load(late_interaction.SHIPPED)
+    def _projection(self) -> Projection:
+        projection = self.projection or late_interaction.load(late_interaction.SHIPPED)
         assert self.encoder
-        if token_map.encoder not in ("", self.encoder.name):
+        if projection.encoder not in ("", self.encoder.name):
             raise ValueError(
-                f"the projection is for the encoder {token_map.encoder}, not for {self.encoder.name}; fit one with "
+                f"the projection is for the encoder {projection.encoder}, not for {self.encoder.name}; fit one with "
                 "python optimize.py --target retrieval --encoder NAME --out FOLDER."
             )
-        return token_map
+        return projection
 
     def line(self, turn: Turn) -> str:
-        dated = replace(turn, text=dates.marked(turn.text, turn.said_at.date()))
+        dated = replace(turn, text=dates.annotate(turn.text, turn.said_at.date()))
         return dated.line
 
     def observe(self, state: IndexedState, turns: Sequence[Turn]) -> None:
         state.index.add(turns)
         if self.encoder:
-            token_map = self._token_map()
-            token_map.append(
-                state.vectors, self.encoder.compact([late_interaction.document(turn) for turn in turns], token_map)
+            projection = self._projection()
+            projection.append(
+                state.vectors, self.encoder.compact([late_interaction.document(turn) for turn in turns], projection)
             )
         super().observe(state, turns)
 
@@ -102,11 +102,11 @@ class AdaptiveMemory(Memory[IndexedState]):
         """Return the ranking features of the turns for a question, before any weights."""
         if not self.encoder:
             return features(state.index, question)
-        token_map = self._token_map()
-        (asked,) = self.encoder.compact([question], token_map)
+        projection = self._projection()
+        (asked,) = self.encoder.compact([question], projection)
         # In a long history, tokens are compared only in turns that the words, speakers or dates select.
         near = features(state.index, question).positions if len(state.index) > POOL else None
-        return features(state.index, question, token_map.similarities(state.vectors, asked, positions=near))
+        return features(state.index, question, projection.similarities(state.vectors, asked, positions=near))
 
     def scores(self, state: IndexedState, question: str, follow_up_queries: Sequence[str] = ()) -> np.ndarray:
         """Return the score of each turn, shape (turns,), higher is better: the maximum over the question and the

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from memometer.budget import best_first, pack
 from memometer.memory import Memory, Recall, State, Turn
-from memometer.retrieval.bm25_scorer import counted, scores
+from memometer.retrieval.bm25 import bm25_scores, term_counts
 
 
 @dataclass
@@ -22,8 +22,8 @@ class BM25(Memory[CountedState]):
     state_type = CountedState
 
     def observe(self, state: CountedState, turns: Sequence[Turn]) -> None:
-        state.terms.extend(counted(turn.line) for turn in turns)
+        state.terms.extend(term_counts(turn.line) for turn in turns)
         super().observe(state, turns)
 
     def recall(self, state: CountedState, question: str, budget_tokens: int) -> Recall:
-        return pack(state, best_first(scores(state.terms, question)), budget_tokens, self.count, form=self.form)
+        return pack(state, best_first(bm25_scores(state.terms, question)), budget_tokens, self.count, form=self.form)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import dspy
 
 from memometer.memory import Recall, State, Turn
-from memometer.retrieval.bm25_scorer import counted, scores
+from memometer.retrieval.bm25 import bm25_scores, term_counts
 from memometer.systems.notes import Note, WritingMemory, ask, day, show_notes, text, transcript
 from memometer.token_counters import TokenCounter
 
@@ -56,10 +56,10 @@ class Entity(WritingMemory[EntityState]):
                 facts.append(self.note(f"{name}: {fact} ({day(session[0])})"))
 
     def recall(self, state: EntityState, question: str, budget_tokens: int) -> Recall:
-        asked = counted(question)
+        asked = term_counts(question)
         notes = [note for facts in state.facts.values() for note in facts]
-        named = [any(term in asked for term in counted(name)) for name, facts in state.facts.items() for _ in facts]
-        matches = scores([counted(note.line) for note in notes], question)
+        named = [any(term in asked for term in term_counts(name)) for name, facts in state.facts.items() for _ in facts]
+        matches = bm25_scores([term_counts(note.line) for note in notes], question)
         ranking = sorted(range(len(notes)), key=lambda i: (not named[i], -matches[i], -i))
         return show_notes(state, notes, ranking, budget_tokens, self.count)
 

@@ -110,7 +110,7 @@ class Episodic(Memory[EpisodicState]):
         return self.encoder
 
 
-class Seed(Episodic):
+class EpisodicSeed(Episodic):
     """The same with the weights of the idea that this project grew from."""
 
     def __init__(

@@ -17,8 +17,7 @@ import numpy as np
 
 from memometer.memory import Turn
 from memometer.retrieval import dates
-from memometer.retrieval.bm25_scorer import counted
-from memometer.retrieval.bm25_scorer import scores as matches
+from memometer.retrieval.bm25 import bm25_scores, term_counts
 from memometer.systems.adaptive import AdaptiveMemory, IndexedState
 from memometer.systems.notes import WritingMemory, ask
 
@@ -67,7 +66,7 @@ class FactsState(IndexedState):
     facts: list[Fact] = field(default_factory=list)
 
 
-class Rich(WritingMemory[IndexedState], AdaptiveMemory):
+class FactAugmented(WritingMemory[IndexedState], AdaptiveMemory):
     """The adaptive memory, with a bonus for the turns behind the facts that match the question.
 
     Args:
@@ -112,7 +111,7 @@ def by_facts(state: FactsState, question: str) -> np.ndarray:
     the mean fact, 0 where there is none. What is superseded counts unless the question is about now."""
     now = NOW.search(question)
     facts = [fact for fact in state.facts if not now or fact.superseded_by is None]
-    found = matches([counted(fact.text) for fact in facts], question)
+    found = bm25_scores([term_counts(fact.text) for fact in facts], question)
     best = np.zeros(len(state.turns))
     for fact, above in zip(facts, (found - found.mean()) / (found.std() or 1.0), strict=True):
         for position in fact.positions:
@@ -134,9 +133,9 @@ def add(facts: list[Fact], new: Fact) -> None:
 
 def contradict(a: Fact, b: Fact) -> bool:
     """Whether two facts give the same attribute of the same subject another value, by their stems."""
-    if counted(a.subject).keys() != counted(b.subject).keys() or counted(a.value) == counted(b.value):
+    if term_counts(a.subject).keys() != term_counts(b.subject).keys() or term_counts(a.value) == term_counts(b.value):
         return False
-    one, other = counted(a.attribute).keys(), counted(b.attribute).keys()
+    one, other = term_counts(a.attribute).keys(), term_counts(b.attribute).keys()
     return bool(one & other) and len(one & other) >= SIMILAR * len(one | other)
 
 

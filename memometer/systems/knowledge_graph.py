@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import dspy
 
 from memometer.memory import Recall, State, Turn
-from memometer.retrieval.bm25_scorer import counted, scores
+from memometer.retrieval.bm25 import bm25_scores, term_counts
 from memometer.systems.notes import Note, WritingMemory, ask, day, show_notes
 from memometer.token_counters import TokenCounter
 
@@ -62,12 +62,12 @@ class KnowledgeGraph(WritingMemory[GraphState]):
             state.triples.append(Triple(subject, relation, object, date, turn_id, note))
 
     def recall(self, state: GraphState, question: str, budget_tokens: int) -> Recall:
-        asked = set(counted(question))
-        ends = [{frozenset(counted(end)) for end in (t.subject, t.object)} - {frozenset()} for t in state.triples]
+        asked = set(term_counts(question))
+        ends = [{frozenset(term_counts(end)) for end in (t.subject, t.object)} - {frozenset()} for t in state.triples]
         named = {end for both in ends for end in both if end <= asked}
         beside = {end for both in ends if both & named for end in both}
         steps = [0 if both & named else 1 if both & beside else 2 for both in ends]
-        matches = scores([counted(triple.note.line) for triple in state.triples], question)
+        matches = bm25_scores([term_counts(triple.note.line) for triple in state.triples], question)
         ranking = sorted(range(len(steps)), key=lambda i: (steps[i], -matches[i], -i))
         return show_notes(state, [triple.note for triple in state.triples], ranking, budget_tokens, self.count)
 

@@ -28,7 +28,7 @@ numbers and dates. One fact a line, the most important first."""
     shortened: str = dspy.OutputField()
 
 
-class Evolving(WritingMemory[NotesState]):
+class RewrittenNotes(WritingMemory[NotesState]):
     """The notes, whatever is asked.
 
     Args:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from memometer.budget import best_first, show
 from memometer.memory import Memory, Recall, State, Turn
-from memometer.retrieval.bm25_scorer import counted, scores
+from memometer.retrieval.bm25 import bm25_scores, term_counts
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Session(Memory[SessionState]):
         first = len(state.turns)
         super().observe(state, turns)
         for turn, tokens in zip(turns, state.line_tokens[first:], strict=True):
-            state.terms.setdefault(turn.session, Counter()).update(counted(turn.line))
+            state.terms.setdefault(turn.session, Counter()).update(term_counts(turn.line))
             state.tokens.setdefault(turn.session, state.header_tokens[turn.session])
             state.tokens[turn.session] += tokens
 
@@ -39,7 +39,7 @@ class Session(Memory[SessionState]):
             positions = (i for i, turn in enumerate(state.turns) if turn.session in sessions)
             return show(state, positions, self.count, form=self.form)
 
-        for i in best_first(scores(list(state.terms.values()), question)):
+        for i in best_first(bm25_scores(list(state.terms.values()), question)):
             cost = shown([sessions[i]]).tokens if self.form else state.tokens[sessions[i]]
             if cost <= left:
                 chosen.append(sessions[i])

@@ -36,7 +36,7 @@ from memometer.benchmarks.reward import (
     citation_score,
 )
 from memometer.models.plain_adapter import PlainAdapter
-from memometer.reader.signatures import ABSTENTION, Answer, Read, ReadOn
+from memometer.reader.signatures import ABSTENTION, Answer, CitedAnswer, MultiRound
 from memometer.token_counters import counter_for
 
 UNPARSEABLE = -1.0
@@ -46,7 +46,7 @@ SMALLER = 0.05
 """For each halving of the memory, where the answer is right."""
 FREE_TOKENS, TOKENS, PRICE = 12, 128, 0.1
 
-SIGNATURES: dict[str, type[dspy.Signature]] = {"answer": Answer, "read": Read, "read_on": ReadOn}
+SIGNATURES: dict[str, type[dspy.Signature]] = {"answer": Answer, "read": CitedAnswer, "read_on": MultiRound}
 
 
 @dataclass(frozen=True, slots=True)
