@@ -278,9 +278,7 @@ def test_optimize_refuses_what_it_cannot_fit(sample: Any, tmp_path: Path) -> Non
         return done.stderr
 
     assert "--out" in run("--data", str(ROOT / "locomo" / "sample.json"))
-    assert "minilm" in run(
-        "--data", str(ROOT / "locomo" / "sample.json"), "--encoder", "nonsense"
-    )
+    assert "minilm" in run("--data", str(ROOT / "locomo" / "sample.json"), "--encoder", "nonsense")
 
 
 def test_the_stemmer_is_the_official_scorers(locomo: Any) -> None:
