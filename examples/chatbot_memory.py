@@ -7,8 +7,7 @@ import tempfile
 
 import memometer
 
-with tempfile.TemporaryDirectory() as folder:
-    memory = memometer.open_memory(f"sqlite:///{folder}/memory.db")
+with tempfile.TemporaryDirectory() as folder, memometer.open_memory(f"{folder}/memory.db") as memory:
     memory.add("I sold the kayak to my cousin.", speaker="Nadia")
     memory.add("The vet closes at six on Fridays.", speaker="Oskar")
     memory.add("My cousin paid me in honey.", speaker="Nadia")
