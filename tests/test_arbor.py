@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from memometer.commands import train
 from memometer.train import arbor_client, prompt_dataset
 from memometer.train.arbor_client import ArborServer
 from memometer.train.reward import grade
+from tests import commands
 from tests.arbor_loopback import Arbor
 from tests.conftest import ROOT
 from tests.rented import install_ssh, serving
@@ -93,7 +93,7 @@ def application(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def order(folder: Path, steps: int = 5) -> list[prompt_dataset.ReadingPrompt]:
-    prompts = prompt_dataset.read(folder / "train.jsonl")
+    prompts = prompt_dataset.read_prompts(folder / "train.jsonl")
     return [prompts[n] for n in prompt_dataset.schedule(prompts, per_step=1, steps=steps, seed=0)]
 
 
@@ -105,7 +105,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_a_whole_training(which: str, here: Path, request: pytest.FixtureRequest) -> None:
     server = request.getfixturevalue(which)
     url = server if which == "application" else server[1]
-    assert train.main([*FLAGS, "--arbor-url", url]) == 0
+    assert commands.train([*FLAGS, "--arbor-url", url]) == 0
     folder = here / "grpo_checkpoints"
     assert [line["step"] for line in lines(folder / "steps.jsonl")] == [1, 2, 3, 4, 5]
     assert [line["step"] for line in lines(folder / "validation_scores.jsonl")] == [0, 3, 5]
@@ -133,7 +133,7 @@ def test_a_whole_training(which: str, here: Path, request: pytest.FixtureRequest
 
 def test_what_the_trainer_is_asked_for(loopback: tuple[Arbor, str], here: Path) -> None:
     arbor, url = loopback
-    train.main([*FLAGS, "--arbor-url", url, "--lora-rank", "8"])
+    commands.train([*FLAGS, "--arbor-url", url, "--lora-rank", "8"])
     (job,) = arbor.jobs.values()
     trainer = job.request["trainer_config"]
     assert trainer["max_steps"] > 5, "after its last step it would answer no checkpoint"
@@ -165,13 +165,13 @@ def test_a_server_that_dies_leaves_a_run_that_goes_on(
             record = {"ssh": {"host": "203.0.113.7"}, "storage": "/workspace/arbor/storage", "python": str(python)}
             file.write_text(json.dumps(record))
             argv = FLAGS if not attempt else ["--resume", "grpo_checkpoints"]
-            code = train.main(argv)
+            code = commands.train(argv)
             said = capsys.readouterr().err
             groups.append(arbor.groups)
         if not attempt:
             assert code == 4
             assert "does not answer any more" in said
-            assert "Step 3 is safe" in said or "Step 2 is safe" in said
+            assert "Step 3 is saved" in said or "Step 2 is saved" in said
             assert "python train.py --resume grpo_checkpoints" in said
             arbor = Arbor(machine / "storage", scripted)
     assert code == 0, said
@@ -189,10 +189,10 @@ def test_a_server_that_dies_leaves_a_run_that_goes_on(
 def test_a_training_goes_on_with_another_server(loopback: tuple[Arbor, str], here: Path) -> None:
     arbor, url = loopback
     arbor.die_at = 1
-    assert train.main([*FLAGS, "--arbor-url", url]) == 4
+    assert commands.train([*FLAGS, "--arbor-url", url]) == 4
     other = Arbor(here / "other", scripted)
     with serving(other.answer) as its:
-        assert train.main(["--resume", "grpo_checkpoints", "--arbor-url", its]) == 0
+        assert commands.train(["--resume", "grpo_checkpoints", "--arbor-url", its]) == 0
     assert [group[0]["messages"] for group in other.groups] == [
         list(prompt.messages) for prompt in order(here / "grpo_checkpoints")
     ]
@@ -211,12 +211,12 @@ def test_a_stopped_training_goes_on_with_its_job(
         return scripted(prompt, number)
 
     arbor.reply = interrupting
-    assert train.main([*FLAGS, "--arbor-url", url]) == 4
+    assert commands.train([*FLAGS, "--arbor-url", url]) == 4
     steps = here / "grpo_checkpoints" / "steps.jsonl"
     kept = steps.read_text().splitlines()
     # Killed between handing in and writing down: the server knows better.
     steps.write_text("".join(line + "\n" for line in kept[: len(kept) - lost]))
-    assert train.main(["--resume", "grpo_checkpoints"]) == 0
+    assert commands.train(["--resume", "grpo_checkpoints"]) == 0
     assert "still has the job" in capsys.readouterr().err
     assert len(arbor.jobs) == 1
     assert [group[0]["messages"] for group in arbor.groups] == [
@@ -225,20 +225,20 @@ def test_a_stopped_training_goes_on_with_its_job(
 
 
 def test_no_server(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main([*FLAGS, "--arbor-url", "http://127.0.0.1:9"]) == 2
+    assert commands.train([*FLAGS, "--arbor-url", "http://127.0.0.1:9"]) == 2
     said = capsys.readouterr().err
     assert "No Arbor server found at http://127.0.0.1:9; start it with: " in said
     assert "--host 127.0.0.1" in said
     assert not (here / "grpo_checkpoints").exists()
     with serving(lambda handler, body: (200, {"info": {"title": "vLLM"}})) as url:
-        assert train.main([*FLAGS, "--arbor-url", url]) == 2
+        assert commands.train([*FLAGS, "--arbor-url", url]) == 2
     assert "is not Arbor (vLLM)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--training-gpus", "0,1"], "names a GPU twice"),
+        (["--training-gpus", "0,1"], "lists a GPU twice"),
         (["--training-gpus", "one"], "is not a list of GPU ids"),
         (["--inference-gpus", "2", "--training-gpus", "0,1"], "use --inference-gpus 0 --training-gpus 1,2"),
         (["--training-gpus", "1,2,3"], "use --num-generations 6 --batch-size 1"),
@@ -246,7 +246,7 @@ def test_no_server(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--loss", "dapo", "--mask-truncated"], "not a number"),
         (["--loss", "grpo"], "--loss dr_grpo"),
         (["--precision", "fp32"], "use --precision bf16"),
-        (["--max-prompt-tokens", "200"], "would cut its beginning off"),
+        (["--max-prompt-tokens", "200"], "would cut off its beginning"),
         (["--model", "embedded:tiny"], "use --backend trl"),
         (["--arbor-url", "nowhere.json"], "neither a URL"),
     ],
@@ -255,7 +255,7 @@ def test_what_cannot_work_is_refused_before_it_costs(
     flags: list[str], said: str, loopback: tuple[Arbor, str], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arbor, url = loopback
-    assert train.main([*FLAGS, "--arbor-url", url, *flags]) == 2
+    assert commands.train([*FLAGS, "--arbor-url", url, *flags]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert "Traceback" not in error
@@ -268,7 +268,7 @@ def test_the_seed_recipe_runs_and_says_what_it_does(
 ) -> None:
     arbor, url = loopback
     argv = [*FLAGS[:12], "--no-mlflow", "--eval-steps", "5", "--recipe", "seed", "--arbor-url", url]
-    assert train.main(argv) == 0
+    assert commands.train(argv) == 0
     (job,) = arbor.jobs.values()
     assert job.request["trainer_config"]["beta"] == 0.04
     assert job.request["trainer_config"]["lora_config"]["r"] == 64
@@ -292,9 +292,9 @@ def test_the_seed_recipe_runs_and_says_what_it_does(
     ],
 )
 def test_what_refusals_mean(message: str, said: str) -> None:
-    meaning = arbor_client.meaning("fine_tuning/grpo/initialize", 500, {"type": "X", "message": message})
-    assert said in meaning
-    assert "\n" not in meaning
+    explanation = arbor_client.explain_error("fine_tuning/grpo/initialize", 500, {"type": "X", "message": message})
+    assert said in explanation
+    assert "\n" not in explanation
 
 
 @pytest.mark.parametrize("route", ["fine_tuning/grpo/checkpoint", "chat/completions"])
@@ -319,10 +319,10 @@ def test_a_training_that_ended_before_its_last_checkpoint_or_validation_gets_bot
     else:
         arbor.reply = until_the_last
     flags = ["--eval-steps", "5", "--save-steps", "5"]
-    assert train.main([*FLAGS, *flags, "--arbor-url", url]) == 4
+    assert commands.train([*FLAGS, *flags, "--arbor-url", url]) == 4
     arbor.fail.clear()
     arbor.reply, arbor._checkpoint = scripted, checkpoint  # type: ignore[method-assign]
-    assert train.main(["--resume", "grpo_checkpoints"]) == 0
+    assert commands.train(["--resume", "grpo_checkpoints"]) == 0
     folder = here / "grpo_checkpoints"
     assert [line["step"] for line in lines(folder / "validation_scores.jsonl")] == [0, 5]
     assert json.loads((folder / "best" / "training.json").read_text())["validation"]["step"] == 5
@@ -347,10 +347,10 @@ def test_a_refusal_loses_nothing(
 ) -> None:
     arbor, url = loopback
     arbor.fail[route] = refusal
-    assert train.main([*FLAGS, "--arbor-url", url]) == 4
+    assert commands.train([*FLAGS, "--arbor-url", url]) == 4
     assert said in capsys.readouterr().err
     del arbor.fail[route]
-    assert train.main(["--resume", "grpo_checkpoints"]) == 0
+    assert commands.train(["--resume", "grpo_checkpoints"]) == 0
     assert len(arbor.jobs) == 1
 
 
@@ -370,8 +370,8 @@ def test_a_trainer_that_died_is_noticed_and_its_log_read(
 
     arbor._status_of = stale  # type: ignore[method-assign]
     (here / "arbor.yaml").write_text(f"storage_path: {here / 'storage'}\n")
-    assert train.main([*FLAGS, "--arbor-url", url]) == 4
+    assert commands.train([*FLAGS, "--arbor-url", url]) == 4
     said = capsys.readouterr().err
-    assert "asked for no batch" in said
+    assert "requested no batch" in said
     assert "ran out of GPU memory: halve" in said
     assert (here / "arbor.yaml").read_text().startswith("storage_path"), "a file that is there stays as it is"

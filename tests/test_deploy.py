@@ -1,4 +1,4 @@
-"""Renting a machine: RunPod's own client against a loopback RunPod, and the script that such a machine runs."""
+"""Renting a machine: RunPod's own client against a loopback RunPod, and startup.sh."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def script() -> ModuleType:
 
 
 @dataclass
-class Desk:
-    """Where a person sits: an account, a folder, and deploy.py."""
+class Workplace:
+    """An account, a folder, and deploy.py."""
 
     account: Account
     folder: Path
@@ -50,7 +50,9 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Desk]:
+def workplace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Workplace]:
     pytest.importorskip("runpod", reason="RunPod's client is not here: pip install '.[runpod]'")
     account = Account()
     key = tmp_path / "key"
@@ -77,170 +79,171 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
         home.mkdir()
         log = install_ssh(tmp_path / "bin", forward=int(server.rsplit(":", 1)[1]), home=home)
         monkeypatch.setenv("PATH", f"{log.parent}{os.pathsep}{os.environ['PATH']}")
-        yield Desk(account, tmp_path, run, log)
+        yield Workplace(account, tmp_path, run, log)
     for number, handler in before.items():
         signal.signal(number, handler)
     assert not [query for query in account.queries if KEY in query]
 
 
-def test_dry_run_prints_request_and_cost_and_rents_nothing(desk: Desk) -> None:
-    code, said = desk.run("--gpu-type", "A100", "--gpu-count", "2", "--max-hours", "3", "--dry-run")
+def test_dry_run_prints_request_and_cost_and_rents_nothing(workplace: Workplace) -> None:
+    code, said = workplace.run("--gpu-type", "A100", "--gpu-count", "2", "--max-hours", "3", "--dry-run")
     assert code == 0
-    assert "2 x A100 PCIe (80 GB each), $3.28 an hour, $9.84 in 3 hours" in said  # the cheaper A100, its dearer price
+    assert "2 x A100 PCIe (80 GB each), $3.28 per hour, $9.84 in 3 hours" in said  # the cheaper A100, its dearer price
     assert '"ports": "22/tcp"' in said
-    assert not desk.account.created
-    assert not (desk.folder / "arbor_pod.json").exists()
+    assert not workplace.account.created
+    assert not (workplace.folder / "arbor_pod.json").exists()
 
 
-def test_rent_wait_look_and_give_back(desk: Desk) -> None:
-    code, said = desk.run("--gpu-type", "L40S", "--wait", "--volume-gb", "50")
+def test_rent_wait_look_and_give_back(workplace: Workplace) -> None:
+    code, said = workplace.run("--gpu-type", "L40S", "--wait", "--volume-gb", "50")
     assert code == 0, said
     assert "ssh -p 10022" in said
     assert "root@203.0.113.7" in said
     assert "--arbor-url arbor_pod.json" in said
-    sent = desk.account.created[0]
+    sent = workplace.account.created[0]
     assert 'ports: "22/tcp"' in sent, "nothing but SSH is open to the world"
     assert "volumeInGb: 50" in sent
     assert "gpuCount: 3" in sent
-    assert 3.9 * 3600 < desk.record["deadline"] - time.time() < 4 * 3600, "the machine's own end"
-    assert f'key: "ARBOR_DEADLINE", value: "{int(desk.record["deadline"])}"' in sent
-    assert desk.record["pod"] == "pod1"
-    asked = desk.ssh_log.read_text()
+    assert 3.9 * 3600 < workplace.record["deadline"] - time.time() < 4 * 3600, "the machine's own end"
+    assert f'key: "ARBOR_DEADLINE", value: "{int(workplace.record["deadline"])}"' in sent
+    assert workplace.record["pod"] == "pod1"
+    asked = workplace.ssh_log.read_text()
     assert "StrictHostKeyChecking=accept-new" in asked
     assert "127.0.0.1:7453" in asked
 
-    code, said = desk.run("--status")
+    code, said = workplace.run("--status")
     assert code == 0
     assert "pod1" in said
     assert "reachable" in said
-    code, said = desk.run("--list")
+    code, said = workplace.run("--list")
     assert "pod1" in said
-    code, said = desk.run("--gpu-type", "L40S")
+    code, said = workplace.run("--gpu-type", "L40S")
     assert code == 1
     assert "may still run" in said
-    assert len(desk.account.created) == 1, "a second machine by mistake"
-    code, said = desk.run("--terminate")
-    assert (code, desk.account.terminated) == (0, ["pod1"])
-    assert not (desk.folder / "arbor_pod.json").exists()
+    assert len(workplace.account.created) == 1, "a second machine by mistake"
+    code, said = workplace.run("--terminate")
+    assert (code, workplace.account.terminated) == (0, ["pod1"])
+    assert not (workplace.folder / "arbor_pod.json").exists()
 
 
-def test_price_limits(desk: Desk) -> None:
-    code, said = desk.run("--gpu-type", "A100 SXM", "--max-price", "5.66")
+def test_price_limits(workplace: Workplace) -> None:
+    code, said = workplace.run("--gpu-type", "A100 SXM", "--max-price", "5.66")
     assert code == 1
-    assert "$5.67 an hour is more than --max-price 5.66" in said
-    assert not desk.account.created
-    desk.account.usd_per_hour = 9.0
-    code, said = desk.run("--gpu-type", "A100 SXM", "--max-price", "6")
+    assert "$5.67 per hour is more than --max-price 5.66" in said
+    assert not workplace.account.created
+    workplace.account.usd_per_hour = 9.0
+    code, said = workplace.run("--gpu-type", "A100 SXM", "--max-price", "6")
     assert code == 1
-    assert "$9.00 an hour, more than --max-price 6.00" in said
-    assert desk.account.terminated == ["pod1"], "dearer than announced"
+    assert "$9.00 per hour, more than --max-price 6.00" in said
+    assert workplace.account.terminated == ["pod1"], "dearer than announced"
 
 
-def test_failures_leave_nothing_rented(desk: Desk) -> None:
-    desk.account.refuse = f"There are no longer any instances available, said {KEY}"
-    code, said = desk.run("--gpu-type", "L40S")
+def test_failures_leave_nothing_rented(workplace: Workplace) -> None:
+    workplace.account.refuse = f"There are no longer any instances available, said {KEY}"
+    code, said = workplace.run("--gpu-type", "L40S")
     assert code == 1
     assert "no longer any instances" in said
-    desk.account.refuse = ""
+    workplace.account.refuse = ""
 
-    desk.account.lose_reply = True
-    code, said = desk.run("--gpu-type", "L40S")
+    workplace.account.lose_reply = True
+    code, said = workplace.run("--gpu-type", "L40S")
     assert code == 1
-    assert desk.account.terminated == ["pod1"], "found by its name"
-    desk.account.lose_reply = False
+    assert workplace.account.terminated == ["pod1"], "found by its name"
+    workplace.account.lose_reply = False
 
-    (desk.folder / "machine" / "failed").write_text("line 50: uv pip install")
-    code, said = desk.run("--gpu-type", "L40S", "--wait")
+    (workplace.folder / "machine" / "failed").write_text("line 50: uv pip install")
+    code, said = workplace.run("--gpu-type", "L40S", "--wait")
     assert code == 1
     assert "startup failed: line 50: uv pip install" in said
-    assert desk.account.terminated == ["pod1", "pod2"]
-    (desk.folder / "machine" / "failed").unlink()
+    assert workplace.account.terminated == ["pod1", "pod2"]
+    (workplace.folder / "machine" / "failed").unlink()
 
-    desk.account.polls_until_up = 10**9
-    code, said = desk.run("--gpu-type", "L40S", "--wait", "--wait-minutes", "0.005")
+    workplace.account.polls_until_up = 10**9
+    code, said = workplace.run("--gpu-type", "L40S", "--wait", "--wait-minutes", "0.005")
     assert code == 1
     assert "did not answer within" in said
-    assert desk.account.terminated[2:] == ["pod3"]
+    assert workplace.account.terminated[2:] == ["pod3"]
 
-    desk.account.on_poll = lambda: desk.account.pods.clear()
-    code, said = desk.run("--gpu-type", "L40S", "--wait")
+    workplace.account.on_poll = lambda: workplace.account.pods.clear()
+    code, said = workplace.run("--gpu-type", "L40S", "--wait")
     assert code == 1
-    assert not (desk.folder / "arbor_pod.json").exists()
+    assert not (workplace.folder / "arbor_pod.json").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupts_give_back(desk: Desk, number: signal.Signals) -> None:
-    desk.account.polls_until_up = 10**9
+def test_interrupts_give_back(workplace: Workplace, number: signal.Signals) -> None:
+    workplace.account.polls_until_up = 10**9
     polls = iter(range(100))
-    desk.account.on_poll = lambda: os.kill(os.getpid(), number) if next(polls) == 3 else None
-    assert desk.run("--gpu-type", "L40S", "--wait")[0] == 4
-    assert desk.account.terminated == ["pod1"]
+    workplace.account.on_poll = lambda: os.kill(os.getpid(), number) if next(polls) == 3 else None
+    assert workplace.run("--gpu-type", "L40S", "--wait")[0] == 4
+    assert workplace.account.terminated == ["pod1"]
 
 
-def test_the_id_is_on_disk_before_anything_is_waited_for(desk: Desk) -> None:
+def test_the_id_is_on_disk_before_anything_is_waited_for(workplace: Workplace) -> None:
     seen: list[str] = []
-    desk.account.on_poll = lambda: seen.append(desk.record.get("pod", ""))
-    desk.run("--gpu-type", "L40S", "--wait")
+    workplace.account.on_poll = lambda: seen.append(workplace.record.get("pod", ""))
+    workplace.run("--gpu-type", "L40S", "--wait")
     assert seen
     assert set(seen) == {"pod1"}
 
 
-def test_terminate_all_spares_the_machines_of_others(desk: Desk) -> None:
-    desk.run("--gpu-type", "L40S")
-    desk.run("--gpu-type", "L40S", "--file", "other.json")
-    desk.account.pods["mine"] = {**desk.account.pods["pod1"], "id": "mine", "name": "my own work"}
-    assert desk.run("--terminate", "--all")[0] == 0
-    assert sorted(desk.account.terminated) == ["pod1", "pod2"]
-    desk.run("--terminate", "mine")
-    assert desk.account.terminated[-1] == "mine"
+def test_terminate_all_spares_the_machines_of_others(workplace: Workplace) -> None:
+    workplace.run("--gpu-type", "L40S")
+    workplace.run("--gpu-type", "L40S", "--file", "other.json")
+    workplace.account.pods["mine"] = {**workplace.account.pods["pod1"], "id": "mine", "name": "my own work"}
+    assert workplace.run("--terminate", "--all")[0] == 0
+    assert sorted(workplace.account.terminated) == ["pod1", "pod2"]
+    workplace.run("--terminate", "mine")
+    assert workplace.account.terminated[-1] == "mine"
 
 
-def test_why_ssh_does_not_reach_the_machine_is_told(desk: Desk) -> None:
-    ssh = desk.ssh_log.with_name("ssh")
+def test_why_ssh_does_not_reach_the_machine_is_told(workplace: Workplace) -> None:
+    ssh = workplace.ssh_log.with_name("ssh")
     ssh.write_text("#!/bin/sh\necho 'root@203.0.113.7: Permission denied (publickey).' >&2\nexit 255\n")
-    code, said = desk.run("--gpu-type", "L40S", "--wait", "--wait-minutes", "0.005")
+    code, said = workplace.run("--gpu-type", "L40S", "--wait", "--wait-minutes", "0.005")
     assert code == 1
     assert "SSH does not reach it yet" in said
     assert "Permission denied (publickey)" in said.splitlines()[-1]
-    assert desk.account.terminated == ["pod1"]
+    assert workplace.account.terminated == ["pod1"]
 
 
-def test_one_machine_that_stays_keeps_no_other(desk: Desk) -> None:
-    desk.run("--gpu-type", "L40S")
-    desk.run("--gpu-type", "L40S", "--file", "other.json")
-    desk.account.stuck = "pod1"
-    code, said = desk.run("--terminate", "--all")
+def test_one_machine_that_stays_keeps_no_other(workplace: Workplace) -> None:
+    workplace.run("--gpu-type", "L40S")
+    workplace.run("--gpu-type", "L40S", "--file", "other.json")
+    workplace.account.stuck = "pod1"
+    code, said = workplace.run("--terminate", "--all")
     assert code == 1
     assert "THE MACHINE pod1 MAY STILL RUN AND COST" in said
-    assert desk.account.terminated == ["pod2"]
-    assert (desk.folder / "arbor_pod.json").exists()
+    assert workplace.account.terminated == ["pod2"]
+    assert (workplace.folder / "arbor_pod.json").exists()
 
 
-def test_a_machine_that_gave_itself_back_is_not_feared_for(desk: Desk) -> None:
-    desk.run("--gpu-type", "L40S")
-    desk.account.pods.clear()
-    code, said = desk.run("--terminate")
-    assert (code, said) == (0, "RunPod has no machine pod1 any more.\n")
-    assert not (desk.folder / "arbor_pod.json").exists()
+def test_a_machine_that_gave_itself_back_is_not_feared_for(workplace: Workplace) -> None:
+    workplace.run("--gpu-type", "L40S")
+    workplace.account.pods.clear()
+    code, said = workplace.run("--terminate")
+    assert code == 0
+    assert "pod1" in said
+    assert not (workplace.folder / "arbor_pod.json").exists()
 
 
-def test_an_interrupt_does_not_keep_a_machine_from_being_given_back(desk: Desk) -> None:
-    desk.account.polls_until_up = 10**9
+def test_an_interrupt_does_not_keep_a_machine_from_being_given_back(workplace: Workplace) -> None:
+    workplace.account.polls_until_up = 10**9
     polls = iter(range(100))
-    desk.account.on_poll = lambda: os.kill(os.getpid(), signal.SIGINT) if next(polls) == 3 else None
-    desk.account.on_terminate = lambda: os.kill(os.getpid(), signal.SIGTERM)
-    assert desk.run("--gpu-type", "L40S", "--wait")[0] == 4
-    assert desk.account.terminated == ["pod1"]
-    assert not (desk.folder / "arbor_pod.json").exists(), "what was begun was brought to its end"
+    workplace.account.on_poll = lambda: os.kill(os.getpid(), signal.SIGINT) if next(polls) == 3 else None
+    workplace.account.on_terminate = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    assert workplace.run("--gpu-type", "L40S", "--wait")[0] == 4
+    assert workplace.account.terminated == ["pod1"]
+    assert not (workplace.folder / "arbor_pod.json").exists(), "what was begun was brought to its end"
 
 
-def test_waiting_outlasts_some_silence(desk: Desk) -> None:
-    desk.run("--gpu-type", "L40S")
-    desk.account.silent = 3
-    assert desk.run("--wait")[0] == 0
-    desk.account.silent = 10**9
-    assert desk.run("--wait")[0] == 1
-    assert desk.account.terminated == ["pod1"]
+def test_waiting_outlasts_some_silence(workplace: Workplace) -> None:
+    workplace.run("--gpu-type", "L40S")
+    workplace.account.silent = 3
+    assert workplace.run("--wait")[0] == 0
+    workplace.account.silent = 10**9
+    assert workplace.run("--wait")[0] == 1
+    assert workplace.account.terminated == ["pod1"]
 
 
 @pytest.mark.parametrize(
@@ -250,25 +253,25 @@ def test_waiting_outlasts_some_silence(desk: Desk) -> None:
         (["--gpu-type", "TPU"], 1, "A100 PCIe, A100 SXM, L40S"),
         (["--all"], 2, "--terminate --all"),
         (["--gpu-type", "L40S", "--file", "no/pod.json"], 2, "mkdir -p no"),
-        (["--status"], 1, "not about a machine"),
+        (["--status"], 1, "does not describe a machine"),
     ],
 )
-def test_mistakes_in_one_sentence(desk: Desk, argv: list[str], code: int, said: str) -> None:
-    assert said in (reply := desk.run(*argv))[1]
+def test_mistakes_in_one_sentence(workplace: Workplace, argv: list[str], code: int, said: str) -> None:
+    assert said in (reply := workplace.run(*argv))[1]
     assert reply[0] == code
-    assert not desk.account.created
+    assert not workplace.account.created
 
 
-def test_keys(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     import runpod
 
     monkeypatch.setenv("RUNPOD_API_KEY", "rpa_another")
-    code, said = desk.run("--list")
+    code, said = workplace.run("--list")
     assert code == 1
     assert "rejects the key" in said
     monkeypatch.delenv("RUNPOD_API_KEY")
     monkeypatch.setattr(runpod, "api_key", None)
-    code, said = desk.run("--list")
+    code, said = workplace.run("--list")
     assert code == 1
     assert "set RUNPOD_API_KEY" in said
 
@@ -276,7 +279,7 @@ def test_keys(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_start_command_carries_its_files() -> None:
     from memometer.train.runpod import start_command
 
-    command = start_command()
+    command = start_command(ROOT / "arbor")
     assert not set(command) & set('"\\\n'), "the client puts it between double quotes as it is"
     packed = command.split("echo ")[1].split(" ")[0]
     with tarfile.open(fileobj=io.BytesIO(gzip.decompress(base64.b64decode(packed)))) as archive:

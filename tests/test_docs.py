@@ -26,8 +26,7 @@ PAGES = sorted(
     path
     for pattern in ("*.md", "docs/**/*.md", "arbor/README.md", "data/README.md", "benchmarks/README.md")
     for path in ROOT.glob(pattern)
-    if not path.relative_to(ROOT).as_posix().startswith(("docs/reference/python/", "docs/project/"))
-    and path.name != "command-line.md"
+    if not path.relative_to(ROOT).as_posix().startswith("docs/reference/python/") and path.name != "command-line.md"
 )
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SCRIPTS = {"evaluate.py": "eval", "optimize.py": "optimize", "train.py": "train"}

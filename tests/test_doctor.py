@@ -1,4 +1,4 @@
-"""The doctor finds each fault where it is planted, and none where all is sound."""
+"""The doctor finds each planted fault, and none if everything is in order."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from memometer.commands import train
 from memometer.train import gpu_memory
-from memometer.train.gpu_memory import SHAPES
-from memometer.train.hyperparameters import RECIPES
+from memometer.train.gpu_memory import SHAPES, training_memory
+from memometer.train.options import RECIPES
+from tests import commands
 from tests.arbor_loopback import Arbor
 from tests.conftest import ROOT
 from tests.rented import serving
@@ -94,7 +95,7 @@ def sound(
 
         def doctor(*flags: str) -> tuple[int, str]:
             argv = ["--mode", "doctor", "--data", SAMPLE, "--environment", str(environment.path), "--arbor-url", url]
-            code = train.main([*argv, *flags])
+            code = commands.train([*argv, *flags])
             return code, capsys.readouterr().out
 
         yield environment, doctor
@@ -116,23 +117,23 @@ def test_nothing_is_found_where_all_is_sound(sound: tuple[Environment, Say]) -> 
     assert "GPU 2: H100, 84 of 86 GB free" in said
     assert "an Arbor server answers" in said
     assert "honest 1.10" in said
-    assert "accept what it will be asked" in said
+    assert "accepts the requests" in said
     assert re.search(r"each training GPU: 1\d\.\d GB", said)
 
 
 PLANTED: list[tuple[str, Callable[[Environment], object], str]] = [
     ("no DeepSpeed file", lambda e: e.config.unlink(), "cp arbor/deepspeed_config.yaml"),
-    ("no sharding", lambda e: e.config.write_text("mixed_precision: bf16\n"), "shards nothing"),
+    ("no sharding", lambda e: e.config.write_text("mixed_precision: bf16\n"), "no sharding"),
     ("32 bits", lambda e: e.config.write_text("zero_stage: 3\nmixed_precision: 'no'\n"), "mixed_precision: bf16"),
     ("transformers 5", lambda e: e.install("transformers", "5.17.0"), "pip install 'transformers>=4.53.2,<5'"),
-    ("old transformers", lambda e: e.install("transformers", "4.52.0"), "vllm 0.10.0 wants transformers>=4.53.2"),
-    ("another trl", lambda e: e.install("trl", "1.16.0"), "arbor-ai 0.2.17 wants trl==0.23.1"),
-    ("another vllm", lambda e: e.install("vllm", "0.30.0"), "arbor-ai 0.2.17 wants vllm==0.10.0"),
-    ("another openai", lambda e: e.install("openai", "2.54.0"), "vllm 0.10.0 wants openai"),
+    ("old transformers", lambda e: e.install("transformers", "4.52.0"), "vllm 0.10.0 needs transformers>=4.53.2"),
+    ("another trl", lambda e: e.install("trl", "1.16.0"), "arbor-ai 0.2.17 needs trl==0.23.1"),
+    ("another vllm", lambda e: e.install("vllm", "0.30.0"), "arbor-ai 0.2.17 needs vllm==0.10.0"),
+    ("another openai", lambda e: e.install("openai", "2.54.0"), "vllm 0.10.0 needs openai"),
     ("no wandb", lambda e: e.remove("wandb"), "without wandb"),
     ("no deepspeed", lambda e: e.remove("deepspeed"), "without deepspeed"),
     ("the oldest Arbor", lambda e: e.install("arbor-ai", "0.2.7"), "pip install arbor-ai==0.2.17"),
-    ("the neuron simulator", lambda e: e.install("arbor", "0.10.0"), "simulator of neurons"),
+    ("the neuron simulator", lambda e: e.install("arbor", "0.10.0"), "neuron simulator"),
     ("another interface", lambda e: e.schemas.write_text(SCHEMAS.replace("batch_id", "step")), "GRPOStepRequest"),
 ]
 
@@ -147,7 +148,7 @@ def test_faults_of_an_environment(
     found = [line for line in told.splitlines() if line.startswith(("FAULT", "NOTE"))]
     assert [line for line in found if said in line], told
     assert code == (1 if any(line.startswith("FAULT") for line in found) else 0)
-    if said != "shards nothing":
+    if said != "no sharding":
         assert code == 1
 
 
@@ -161,11 +162,11 @@ def test_faults_of_an_environment(
         (["--num-generations", "6"], "--num-generations 8", True),
         (["--examples"], "trains without them", True),
         (["--inference-gpus", "1", "--training-gpus", "0,2"], "use --inference-gpus 0 --training-gpus 1,2", True),
-        (["--inference-gpus", "1", "--training-gpus", "2"], "comes true only while every lower GPU is in use", False),
+        (["--inference-gpus", "1", "--training-gpus", "2"], "works only while all lower GPUs are in use", False),
         (["--training-gpus", "1,2,3,4"], "no GPU 3, 4", True),
-        (["--model", "Qwen/Qwen2.5-14B", "--max-prompt-tokens", "30000"], "too few; double --gradient-accum", True),
+        (["--model", "Qwen/Qwen2.5-14B", "--max-prompt-tokens", "30000"], "more; double --gradient-accum", True),
         (["--arbor-url", "http://127.0.0.1:9"], "start it with: CUDA_DEVICE_ORDER", True),
-        (["--environment", "nowhere"], "is no environment", True),
+        (["--environment", "nowhere"], "is not a virtual environment", True),
         (["--recipe", "seed"], "about 2.2 for a prompt", False),
     ],
 )
@@ -180,10 +181,10 @@ def test_faults_of_the_machine(sound: tuple[Environment, Say], tmp_path: Path) -
     gpus(tmp_path, ["RTX 3060, 12288, 11000"] * 3)
     code, said = doctor()
     assert code == 1
-    assert re.search(r"GPU 1 has 11\.5 GB for what takes about 1\d\.\d, \d\.\d too few", said)
+    assert re.search(r"GPU 1 has 11\.5 GB, and about 1\d\.\d GB are needed, \d\.\d more", said)
     gpus(tmp_path, ["H100, 81559, 80000"])
     code, said = doctor()
-    assert "one GPU and Arbor needs two" in said
+    assert "one GPU, and Arbor needs at least two" in said
     assert "--backend trl" in said
     gpus(tmp_path, ["H100, 81559, 80000", "A100, 81920, 80000", "A100, 81920, 80000"])
     code, said = doctor()
@@ -238,7 +239,7 @@ def test_parameters_are_those_that_the_makers_give(name: str, billions: float) -
 
 def test_adapter_parameters() -> None:
     """What peft prints for SmolLM2-135M with r = 8 on all linear layers."""
-    assert SHAPES["smollm2-135m"].adapter(8) == 2_442_240
+    assert SHAPES["smollm2-135m"].adapter_parameters(8) == 2_442_240
 
 
 def test_shapes_are_found_by_name_and_by_file(tmp_path: Path) -> None:
@@ -254,13 +255,13 @@ def test_shapes_are_found_by_name_and_by_file(tmp_path: Path) -> None:
 
 
 def test_more_of_anything_takes_more_memory() -> None:
-    values = RECIPES["current"]["trl"]
+    values = RECIPES["current", "trl"]
     shape = SHAPES["qwen2.5-3b"]
-    least = gpu_memory.training(shape, values, backend="trl").gb
-    for change in ("batch_size", "lora_rank", "max_prompt_tokens", "max_completion_tokens"):
-        assert gpu_memory.training(shape, {**values, change: 2 * values[change]}, backend="trl").gb > least
-    assert gpu_memory.training(shape, values, backend="trl", quantize=True).gb < least
-    assert gpu_memory.training(SHAPES["qwen2.5-7b"], values, backend="trl").gb > least
-    arbor = RECIPES["current"]["arbor"]
-    one, two = (gpu_memory.training(shape, arbor, backend="arbor", gpus=n).gb for n in (1, 2))
+    least = training_memory(shape, values, backend="trl").gb
+    for name in ("batch_size", "lora_rank", "max_prompt_tokens", "max_completion_tokens"):
+        doubled = replace(values, **{name: 2 * getattr(values, name)})
+        assert training_memory(shape, doubled, backend="trl").gb > least
+    assert training_memory(shape, values, backend="trl", quantize=True).gb < least
+    assert training_memory(SHAPES["qwen2.5-7b"], values, backend="trl").gb > least
+    one, two = (training_memory(shape, RECIPES["current", "arbor"], backend="arbor", gpus=n).gb for n in (1, 2))
     assert two < one

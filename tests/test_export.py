@@ -1,4 +1,4 @@
-"""Reading prompts as they are exported: those that evaluate.py asks, of training conversations alone."""
+"""Reading prompts: they equal those of an evaluation, and come from training conversations only."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dspy import lm15
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from locomo.dataset import Question
-from memometer.benchmarks.protocol import Conversation
+from memometer import benchmarks
+from memometer.benchmarks.protocol import Conversation, Question
 from memometer.harness.contamination import HeldOut
 from memometer.models.plain_adapter import PlainAdapter
 from memometer.token_counters import counter_for
 from memometer.train import prompt_dataset
-from memometer.train.anonymize_speakers import renamed
-from memometer.train.prompt_dataset import ReadingPrompt, chosen, leaks_in, reading_prompts, schedule
+from memometer.train.anonymize_speakers import anonymize
+from memometer.train.prompt_dataset import ReadingPrompt, choose_questions, find_leaks, reading_prompts, schedule
 from memometer.train.reward import Case
 from memory_system import MemorySystem
 
@@ -98,35 +98,35 @@ def test_rounds_need_budgets_that_double(sample: Any) -> None:
 def test_files_give_back_what_was_written(sample: Any, tmp_path: Path) -> None:
     conversation = sample.conversations[0]
     prompts = _exported(conversation, list(conversation.questions[:3]), budgets=[64], rounds=1)
-    prompt_dataset.write(prompts, tmp_path / "train.jsonl")
-    assert list(prompt_dataset.read(tmp_path / "train.jsonl")) == prompts
+    prompt_dataset.write_prompts(prompts, tmp_path / "train.jsonl")
+    assert list(prompt_dataset.read_prompts(tmp_path / "train.jsonl")) == prompts
 
 
 def test_questions_are_labelled_and_few_are_traps(locomo: Any) -> None:
     train = locomo.part("train")
-    questions, left_out = chosen(train, 600, absent_share=0.1, seed=0)
+    questions, left_out = choose_questions(train, 600, absent_share=0.1, seed=0)
     counts = Counter(question.category for question in questions)
     assert len(questions) == 600
-    assert counts[5] == 60
+    assert counts["5"] == 60
     assert left_out == 2  # conv-26 #30, #46
     assert all(question.evidence and not question.unresolved for question in questions)
-    answerable = {(q.conversation, frozenset(q.evidence)) for q in questions if q.category != "5"}
-    assert all((q.conversation, frozenset(q.evidence)) in answerable for q in questions if q.category == "5")
-    few, _ = chosen(train, 50, absent_share=0.1, seed=0)
+    answerable = {(q.conversation, frozenset(q.evidence)) for q in questions if q.answerable}
+    assert all((q.conversation, frozenset(q.evidence)) in answerable for q in questions if not q.answerable)
+    few, _ = choose_questions(train, 50, absent_share=0.1, seed=0)
     assert len(few) == 50
     assert Counter(q.category for q in few)["5"] == 5
 
 
 def test_training_prompts_hold_nothing_of_the_test_conversations(locomo: Any) -> None:
     train = [c for c in locomo.part("train") if c.id == "conv-30"]  # the shortest
-    questions, _ = chosen(train, 40, absent_share=0.1, seed=0)
+    questions, _ = choose_questions(train, 40, absent_share=0.1, seed=0)
     prompts = list(reading_prompts(train, questions, budgets=(512, 1024), rounds=2, count=counter_for()))
     held_out = HeldOut.of(locomo)
-    assert not leaks_in(prompts, held_out)
+    assert not find_leaks(prompts, held_out)
     assert {prompt.conversation for prompt in prompts} <= {c.id for c in train}
     question = locomo.part("test")[0].questions[0]
     leaking = replace(prompts[0], messages=({"role": "user", "content": question.text},))
-    assert [leak.of for leak in leaks_in([leaking], held_out)] == [question.id]
+    assert [leak.of for leak in find_leaks([leaking], held_out)] == [question.id]
 
 
 # ---------------------------------------------------------------- order
@@ -161,16 +161,16 @@ def test_real_prompts_never_share_evidence_in_a_step() -> None:
     prompts = [_prompt(n, {n % 40}) for n in range(120)]  # each turn is the evidence of three prompts
     order = schedule(prompts, per_step=8, steps=60, seed=1)
     for at in range(0, len(order), 8):
-        assert len({place for n in order[at : at + 8] for place in prompts[n].places}) == 16
+        assert len({source for n in order[at : at + 8] for source in prompts[n].sources}) == 16
     counts = Counter(order)
     assert max(counts.values()) - min(counts[n] for n in range(120)) <= 2
 
 
 def test_speakers_get_other_names_everywhere(sample: Any) -> None:
-    conversation = sample.conversations[0]
-    other = renamed(conversation, seed=3)
-    assert other == renamed(conversation, seed=3)
-    assert other != renamed(conversation, seed=4)
+    conversation, benchmark = sample.conversations[0], benchmarks.load()
+    other = anonymize(conversation, benchmark, seed=3)
+    assert other == anonymize(conversation, benchmark, seed=3)
+    assert other != anonymize(conversation, benchmark, seed=4)
     texts = [turn.line for turn in other.turns] + [f"{q.text} {q.gold}" for q in other.questions]
     for name in conversation.speakers:
         assert name not in other.speakers

@@ -28,7 +28,8 @@ from memometer.judging import label_sets as answer_keys
 from memometer.judging.label_sets import side_by_side
 from memometer.memory import Memory
 from memometer.models import encoders
-from memometer.optimize.search import Optimization
+from memometer.optimize.options import OptimizeOptions
+from memometer.optimize.plan import make_plan
 from memometer.reader import program_file as programs
 from memometer.reader.abstention import AbstentionRule
 from memometer.report import compare
@@ -406,7 +407,7 @@ def test_a_search_is_opened_and_comes_to_the_same_end(runs: Path) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
     if manifest["packages"]["dspy"] != version("dspy"):
         pytest.skip("another DSPy asks other questions")
-    now = Optimization(manifest["config"]).identity()
+    now = make_plan(OptimizeOptions.of_saved(manifest["config"])).identity()
     manifest["identity"] |= {name: now[name] for name in ("code", "packages")}  # they change with every version
     assert manifest["identity"] == now
     (path / "manifest.json").write_text(json.dumps(manifest))

@@ -1,5 +1,4 @@
-"""Searches as their users run them, against a scripted model over HTTP: does it find what there is to find, does it say
-so when there is nothing, does it look where it may not, and does it pay twice."""
+"""Prompt searches against a scripted model over HTTP: gains, missing gains, leaks, resumption and costs."""
 
 from __future__ import annotations
 
@@ -20,10 +19,13 @@ import pytest
 from locomo.synthetic.conversation import Acquaintance
 from locomo.synthetic.simulate import as_json
 from memometer.benchmarks.protocol import Conversation
-from memometer.commands import evaluate, optimize
-from memometer.optimize.search import Optimization
+from memometer.commands import evaluate
+from memometer.commands.optimize import parser
+from memometer.optimize.options import OptimizeOptions
+from memometer.optimize.plan import SearchPlan, make_plan
 from memometer.systems.adaptive import AdaptiveMemory
 from memory_system import MemorySystem
+from tests import commands
 from tests.conftest import ROOT, Reply, Server, completion, failure
 
 MAGIC = "Always look twice."
@@ -123,10 +125,10 @@ def test_each_finds_the_instruction_that_helps(
         "observe",
         lambda self, state, turns: read_in.update([turns[0].text]) or observe(self, state, turns),
     )
-    search = Optimization(config(flags(server, simulated, "--optimizer", optimizer)))
-    assert optimize.main(flags(server, simulated, "--optimizer", optimizer, "--run-dir", "run")) == 0
+    plan = plan_of(flags(server, simulated, "--optimizer", optimizer))
+    assert commands.optimize(flags(server, simulated, "--optimizer", optimizer, "--run-dir", "run")) == 0
     said, aside = capfd.readouterr()
-    assert said.startswith("SIMULATED  Gain: quality goes 0.0"), said
+    assert said.startswith("SIMULATED  Gain: quality 0.0"), said
     assert all(line.startswith("SIMULATED") for line in said.splitlines())
     found = results()
     assert found["gained"]
@@ -134,8 +136,8 @@ def test_each_finds_the_instruction_that_helps(
     assert (found["gain"]["n"], found["gain"]["conversations"]) == (8, 2)
     assert MAGIC in program().read.signature.instructions
     # What was forecast, and said before the first call, was not exceeded.
-    assert len(server.requests) <= search.forecast().calls
-    assert f"forecast: at most {search.forecast().calls:,} calls" in aside
+    assert len(server.requests) <= plan.forecast().calls
+    assert f"forecast: at most {plan.forecast().calls:,} calls" in aside
     assert "best so far" in aside
     # Each session of the five conversations was read in once; the sealed ones never.
     assert set(read_in.values()) == {1}
@@ -154,9 +156,8 @@ def sent_to(body: dict[str, Any]) -> str:
     return body["messages"][-1]["content"] if fields(body) else ""
 
 
-def config(words: list[str]) -> dict[str, Any]:
-    left_out = ("target", "run_dir", "resume", "dry_run")
-    return {name: value for name, value in vars(optimize.parser().parse_args(words)).items() if name not in left_out}
+def plan_of(words: list[str]) -> SearchPlan:
+    return make_plan(OptimizeOptions(**vars(parser().parse_args(words))))
 
 
 @pytest.mark.parametrize("more", [[name] for name in SEARCHING] + [["simba", "--max-demos", "3"]])
@@ -164,8 +165,8 @@ def test_a_model_that_ignores_instructions_gains_nothing(
     more: list[str], server: Server, simulated: Path, capfd: Any
 ) -> None:
     server.answer = scripted(simulated, learns=False)
-    assert optimize.main(flags(server, simulated, "--run-dir", "run", "--optimizer", *more)) == 0
-    assert capfd.readouterr().out.startswith("SIMULATED  No distinguishable gain")
+    assert commands.optimize(flags(server, simulated, "--run-dir", "run", "--optimizer", *more)) == 0
+    assert capfd.readouterr().out.startswith("SIMULATED  No significant gain")
     assert not results()["gained"]
     plain = MemorySystem(rounds=1).read
     assert program().read.signature.instructions == plain.signature.instructions
@@ -187,7 +188,7 @@ def test_examples_that_are_found_are_short_and_of_training_conversations(
 
     server.answer = answer
     words = flags(server, simulated, "--optimizer", "bootstrap", "--max-demos", "2", "--token-price", "0")
-    assert optimize.main([*words, "--run-dir", "run"]) == 0
+    assert commands.optimize([*words, "--run-dir", "run"]) == 0
     tried = json.loads(Path("run/candidates.json").read_text())
     demos = [demo for candidate in tried for demo in candidate["examples"]]
     training = {item["question"] for entry in json.loads(simulated.read_text())[:3] for item in entry["qa"]}
@@ -201,7 +202,7 @@ def test_examples_that_are_found_are_short_and_of_training_conversations(
 def test_a_killed_search_goes_on_and_pays_nothing_twice(server: Server, simulated: Path, capfd: Any) -> None:
     server.answer = scripted(simulated, learns=True)
     words = flags(server, simulated)
-    assert optimize.main([*words, "--run-dir", "whole", "--out", "whole.json"]) == 0
+    assert commands.optimize([*words, "--run-dir", "whole", "--out", "whole.json"]) == 0
     whole = len(server.requests)
 
     server.requests.clear()
@@ -217,14 +218,14 @@ def test_a_killed_search_goes_on_and_pays_nothing_twice(server: Server, simulate
     assert 0 < killed_at < whole
     assert not Path("killed.json").exists()
 
-    assert optimize.main(["--resume", "killed"]) == 0
+    assert commands.optimize(["--resume", "killed"]) == 0
     assert len(server.requests) <= 1.05 * whole
     assert len(server.requests) - killed_at < whole - killed_at + 3, "no more than the calls in flight were lost"
-    assert "of them are there already" in capfd.readouterr().err
+    assert "of them are stored already" in capfd.readouterr().err
     same = ("gain", "f1", "by_category", "candidates")
     assert {name: results("killed")[name] for name in same} == {name: results("whole")[name] for name in same}
     calls = len(server.requests)
-    assert optimize.main(["--resume", "killed"]) == 0
+    assert commands.optimize(["--resume", "killed"]) == 0
     assert len(server.requests) == calls, "what is done is not done again"
 
 
@@ -238,12 +239,12 @@ def test_failed_calls_are_no_zeros(server: Server, simulated: Path, capfd: Any) 
         return always(number, body)
 
     server.answer = answer
-    assert optimize.main(flags(server, simulated, "--run-dir", "run", "--fail-on-error", "0.2")) == 0
+    assert commands.optimize(flags(server, simulated, "--run-dir", "run", "--fail-on-error", "0.2")) == 0
     found = results()
     failed = sum(found["failed_calls"].values())
     assert failed == sum(not fields(body) and number % 25 == 0 for number, body in enumerate(server.requests, start=1))
     assert failed > 2
-    assert "failed, and in no score: " in capfd.readouterr().out
+    assert "Failed calls, excluded from the scores: " in capfd.readouterr().out
     scores = [score for candidate in json.loads(Path("run/candidates.json").read_text())
               for score in candidate["scores"].values()]  # fmt: skip
     assert min(scores) > 0.7, "every call that came through was right"
@@ -252,14 +253,14 @@ def test_failed_calls_are_no_zeros(server: Server, simulated: Path, capfd: Any) 
 def test_too_many_failed_calls_end_it_with_a_sentence(server: Server, simulated: Path, capfd: Any) -> None:
     works = scripted(simulated, learns=True)
     server.answer = lambda number, body: failure(500) if number > 30 and number % 2 else works(number, body)
-    assert optimize.main(flags(server, simulated, "--run-dir", "run")) == 3
+    assert commands.optimize(flags(server, simulated, "--run-dir", "run")) == 3
     said, aside = capfd.readouterr()
     assert not said
     last = aside.strip().splitlines()[-1]
     assert re.search(r"Stopped: \d+ of \d+ calls failed, the last with LMServerError: .*--resume run", last)
     calls = len(server.requests)
     server.answer = works
-    assert optimize.main(["--resume", "run"]) == 0
+    assert commands.optimize(["--resume", "run"]) == 0
     assert results()["gained"]
     lines = Path("run/calls.jsonl").read_text().splitlines()
     failed = sum('"failed"' in line for line in lines)
@@ -273,23 +274,23 @@ def test_too_many_failed_calls_end_it_with_a_sentence(server: Server, simulated:
 
 def test_a_cost_limit_stops_it_and_a_dry_run_asks_nothing(server: Server, simulated: Path, capfd: Any) -> None:
     server.answer = scripted(simulated, learns=True)
-    assert optimize.main(flags(server, simulated, "--dry-run")) == 0
-    assert capfd.readouterr().out.startswith(
-        "SIMULATED  simba (light): openai/scripted reads, the same model writes prompts; forecast: at most 208 calls, "
-    )
+    assert commands.optimize(flags(server, simulated, "--dry-run")) == 0
+    said = capfd.readouterr().out
+    assert said.startswith("SIMULATED  simba (light): openai/scripted reads, the same model writes prompts")
+    assert "at most 208 calls" in said
     elsewhere = ["--prompt-model", "openai/x", "--prompt-api-base", "http://example.invalid/v1"]
-    assert optimize.main(flags(server, simulated, "--cost-limit", "1", *elsewhere)) == 2
-    assert "the price of openai/x is not known; name it with --prompt-price" in capfd.readouterr().err
+    assert commands.optimize(flags(server, simulated, "--cost-limit", "1", *elsewhere)) == 2
+    assert "the price of openai/x is unknown; set it with --prompt-price" in capfd.readouterr().err
     assert not server.requests
     priced = flags(server, simulated, "--price", "1,1", "--cost-limit", "0.01")
-    forecast = Optimization(config(priced)).forecast()
+    forecast = plan_of(priced).forecast()
     assert forecast.usd == pytest.approx(forecast.tokens / 1e6)
-    assert optimize.main([*priced, "--run-dir", "run"]) == 4
-    assert "$0.01 are spent and --cost-limit is $0.01" in capfd.readouterr().err
+    assert commands.optimize([*priced, "--run-dir", "run"]) == 4
+    assert "$0.01 were spent of --cost-limit $0.01" in capfd.readouterr().err
     assert 95 < len(server.requests) <= 95 + 2, "105 tokens a call, and two at once"
-    assert optimize.main(["--resume", "run"]) == 4
+    assert commands.optimize(["--resume", "run"]) == 4
     assert len(server.requests) <= 95 + 2
-    assert optimize.main(["--resume", "run", "--cost-limit", "1"]) == 0
+    assert commands.optimize(["--resume", "run", "--cost-limit", "1"]) == 0
     spent = results()["calls"]
     assert results()["usd"] == pytest.approx(sum(of["tokens"] for of in spent.values()) / 1e6)
     assert sum(of["calls"] for of in spent.values()) <= len(server.requests)
@@ -311,15 +312,15 @@ def test_a_judge_helps_when_it_is_certified_and_reports_nothing(
     server.answer = answer
     judge = ["--judge-model", "openai/judge", "--judge-api-base", server.url]
     words = flags(server, simulated, "--optimizer", "gepa", "--run-dir", "run", *judge)
-    assert optimize.main(words) == 2
-    assert "openai/judge has no certificate" in capfd.readouterr().err
+    assert commands.optimize(words) == 2
+    assert "openai/judge has no judge calibration" in capfd.readouterr().err
     assert not server.requests
     certified = {"passed": True}
     monkeypatch.setattr("memometer.optimize.plan.Certifier.kept", lambda self: certified)
     monkeypatch.setattr("memometer.optimize.plan.judged", lambda found: found)
-    assert optimize.main(words) == 0
+    assert commands.optimize(words) == 0
     assert {body["model"] for body in server.requests} == {"scripted", "judge"}
-    assert "openai/judge helps to judge" in capfd.readouterr().err
+    assert "openai/judge judges" in capfd.readouterr().err
     found = results()
     assert found["gained"]
     assert found["calls"]["judge"]["calls"] == sum(body["model"] == "judge" for body in server.requests)
@@ -335,10 +336,10 @@ def test_a_judge_helps_when_it_is_certified_and_reports_nothing(
 def test_what_the_sealed_conversations_hold_gets_into_no_program(server: Server, simulated: Path, capfd: Any) -> None:
     """A writer that knows the test conversations, as models do that were trained on them."""
     server.answer = scripted(simulated, learns=True, proposal=f"{MAGIC} As for example: {CANARY}.")
-    assert optimize.main(flags(server, simulated, "--optimizer", "gepa", "--run-dir", "run")) == 0
+    assert commands.optimize(flags(server, simulated, "--optimizer", "gepa", "--run-dir", "run")) == 0
     said = capfd.readouterr().out
-    assert said.startswith("SIMULATED  No distinguishable gain: of 0 candidates")
-    assert "Prompts that hold what is sealed, and were not to be chosen: 1" in said
+    assert said.startswith("SIMULATED  No significant gain: none of 0 candidates")
+    assert "Prompts excluded because they contain held-out text: 1" in said
     (leaking,) = [each for each in json.loads(Path("run/candidates.json").read_text()) if "leaks" in each]
     assert {"a turn (simulated-3-6 D1:1)"} <= set(leaking["leaks"])
     written = [Path("optimized_memory_qa.json"), *Path("run").glob("*.json"), Path("run/report.txt")]
@@ -385,7 +386,7 @@ def test_a_program_is_evaluated_with_any_model_and_refused_with_what_is_held_out
 def test_every_candidate_is_a_nested_run_in_mlflow(server: Server, simulated: Path, capfd: Any) -> None:
     server.answer = scripted(simulated, learns=True)
     words = [word for word in flags(server, simulated, "--run-dir", "run") if word != "--no-mlflow"]
-    assert optimize.main(words) == 0
+    assert commands.optimize(words) == 0
     assert "in mydb.sqlite" in capfd.readouterr().out
     import mlflow
 
@@ -404,27 +405,30 @@ def test_every_candidate_is_a_nested_run_in_mlflow(server: Server, simulated: Pa
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--optimizer", "bootstrap", "--max-demos", "0"], "give --max-demos 1 or more"),
-        (["--fail-on-error", "2"], "it is a share from 0 to 1"),
-        (["--token-price", "7"], "a number from 0 to 1"),
-        (["--cost-limit", "-1"], "a number of dollars above 0"),
+        (["--optimizer", "bootstrap", "--max-demos", "0"], "--max-demos 1"),
+        (["--fail-on-error", "2"], "--fail-on-error: 2: expected a number from 0 to 1"),
+        (["--token-price", "7"], "--token-price: 7: expected a number from 0 to 1"),
+        (["--cost-limit", "-1"], "--cost-limit"),
+        (["--seed", "4294967296"], "below 2^32"),
+        (["--seed", "-1"], "expected an integer, 0 or more"),
         (["--api-base", "http://127.0.0.1:1/v1"], "--api-base needs --model"),
         (["--prompt-api-base", "http://127.0.0.1:1/v1"], "--prompt-api-base needs --prompt-model"),
-        (["--resume", "nowhere"], "holds no run"),
-        (["--resume", "nowhere", "--seed", "1"], "nothing but --cost-limit beside it, but got --seed; leave it out"),
-        (["--data", "nowhere.json"], "does not exist"),
-        (["--out", "nowhere/p.json"], "there is no folder nowhere; mkdir -p nowhere first"),
-        (["--out", "."], "is a folder; name a file, such as program.json"),
-        (["--model", "embedded:huge"], "is no tier"),
+        (["--resume", "nowhere"], "nowhere"),
+        (["--resume", "nowhere", "--seed", "1"], "leave out --seed"),
+        (["--data", "nowhere.json"], "nowhere.json"),
+        (["--out", "nowhere/p.json"], "mkdir -p nowhere"),
+        (["--out", "."], "such as program.json"),
+        (["--model", "embedded:huge"], "huge"),
         (["--model", "openai/x", "--context-window", "500"], "use a smaller --budget-tokens"),
-        (["--model", "openai/x", "--question-budget", "100"], "does not hold one prompt without memory"),
+        (["--model", "openai/x", "--question-budget", "100"], "--question-budget 100"),
+        (["--target", "retrieval", "--rounds", "2"], "--rounds"),
+        (["--target", "retrieval"], "--out"),
     ],
 )
-def test_bad_input_gets_one_sentence(words: list[str], said: str, capfd: Any) -> None:
+def test_usage_errors(words: list[str], said: str, capfd: Any) -> None:
     words = words if "--data" in words or "--resume" in words else ["--data", str(ROOT / "locomo/sample.json"), *words]
-    assert optimize.main(words) == 2
+    assert commands.optimize(words) == 2
     out, err = capfd.readouterr()
     assert not out
-    (line,) = err.strip().splitlines()
-    assert line.startswith("optimize.py: ")
-    assert said in line
+    assert said in err
+    assert "Traceback" not in err

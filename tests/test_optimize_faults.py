@@ -1,4 +1,4 @@
-"""What a search does with kills, faults and nonsense: no reply is paid twice or lost, and every fault is a sentence."""
+"""Kills, faults and nonsense in a search: no reply is paid twice or lost, and every fault is one sentence."""
 
 # ruff: noqa: F401, F811  (the fixtures of tests.test_optimize)
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from memometer.commands import evaluate, optimize
 from memometer.models.replay_cache import CallStore
+from tests import commands
 from tests.conftest import Reply, Server, completion, failure
 from tests.test_optimize import _in_a_folder_of_its_own, fields, flags, golds, results, simulated
 
@@ -47,7 +47,7 @@ def test_every_reply_that_was_kept_is_read_again(
     demos = [] if optimizer == "gepa" else ["--max-demos", "2"]
     words = flags(server, simulated, "--optimizer", optimizer, "--num-threads", "4", *demos, "--run-dir", "run")
     words[words.index("--num-examples") + 1] = "6"
-    assert optimize.main(words) == 0
+    assert commands.optimize(words) == 0
     kept = Path("run/calls.jsonl")
     whole = kept.read_bytes()
     assert len(server.requests) == whole.count(b"\n"), "each call once"
@@ -57,7 +57,7 @@ def test_every_reply_that_was_kept_is_read_again(
     reply = CallStore.reply
     monkeypatch.setattr(CallStore, "reply", lambda self, key, *rest: used.add(key) or reply(self, key, *rest))
     server.requests.clear()
-    assert optimize.main(["--resume", "run"]) == 0
+    assert commands.optimize(["--resume", "run"]) == 0
     assert known <= used, "the search comes by all that it had"
     assert len(server.requests) == kept.read_bytes().count(b"\n") - len(known)
 
@@ -72,52 +72,46 @@ def test_a_prompt_model_that_writes_nothing_ends_in_a_sentence(
     reads = moody(simulated)
     server.answer = lambda number, body: writes if fields(body) else reads(number, body)
     words = flags(server, simulated, "--optimizer", "miprov2", "--run-dir", "run", "--fail-on-error", "0.9")
-    assert optimize.main(words) == 1
+    assert commands.optimize(words) == 1
     last = capfd.readouterr().err.strip().splitlines()[-1]
     assert "Stopped: no prompts could be written: " in last
-    assert last.endswith("Go on with: python optimize.py --resume run")
+    assert last.endswith("Continue with: python optimize.py --resume run")
 
 
 @pytest.mark.parametrize("line", ["nonsense", "[1]", "{}", '{"key": "a", "role": "reader", "outputs": [], "usage": 3}'])
 def test_a_damaged_store_is_told_by_its_line(line: str, server: Server, simulated: Path, capfd: Any) -> None:
     server.answer = moody(simulated)
-    assert optimize.main(flags(server, simulated, "--run-dir", "run", "--cost-limit", "0.0001", "--price", "1,1")) == 4
+    assert (
+        commands.optimize(flags(server, simulated, "--run-dir", "run", "--cost-limit", "0.0001", "--price", "1,1")) == 4
+    )
     with Path("run/calls.jsonl").open("a") as file:
         file.write(f"{line}\n")
     number = len(Path("run/calls.jsonl").read_text().splitlines())
     capfd.readouterr()
-    assert optimize.main(["--resume", "run"]) == 2
+    assert commands.optimize(["--resume", "run"]) == 2
     said = capfd.readouterr().err
     assert f"run/calls.jsonl holds a line that is no call ({number}: " in said
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("script", "words", "said"),
-    [
-        (optimize, ["--seed", "4294967296"], "it is a number below 2^32"),
-        (optimize, ["--resume", ""], "holds no run"),
-        (evaluate, ["--resume", ""], "holds no run"),
-        (optimize, ["--target", "retrieval", "--out", "taken/weights"], "--out taken/weights cannot be a folder"),
-    ],
-)
-def test_what_cannot_be_is_refused_before_anything_is_asked(
-    script: Any,
-    words: list[str],
-    said: str,
-    simulated: Path,
-    capfd: Any,
-) -> None:
+def test_an_output_folder_that_cannot_be_made(simulated: Path, capfd: Any) -> None:
     Path("taken").write_text("a file")
-    more = [] if "--resume" in words else ["--data", str(simulated)]
-    assert script.main([*words, *more]) == 2
+    words = ["--target", "retrieval", "--out", "taken/weights", "--data", str(simulated)]
+    assert commands.optimize(words) == 2
     out, err = capfd.readouterr()
     assert not out
-    assert said in err
+    assert "--out taken/weights" in err
     assert err.count("\n") == 1
 
 
-def test_negative_seed(capfd: Any) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        optimize.main(["--seed", "-1"])
-    assert "-1" in capfd.readouterr().err
+def test_retrieval_weights_of_an_installed_package_need_a_folder(
+    tmp_path: Path, simulated: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    from memometer.retrieval import ranker
+
+    installed = tmp_path / "site-packages" / "memometer" / "retrieval"
+    installed.mkdir(parents=True)
+    monkeypatch.setattr(ranker, "SHIPPED", installed / "weights.json")
+    assert commands.optimize(["--target", "retrieval", "--data", str(simulated)]) == 2
+    assert "--out FOLDER" in capfd.readouterr().err
+    assert not list(installed.iterdir())

@@ -1,4 +1,4 @@
-"""The reward of training: its table, and that no way of not reading earns what reading does."""
+"""The training reward: its table, and degenerate policies that earn less than honest answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memometer.token_counters import counter_for
-from memometer.train.prompt_dataset import ReadingPrompt, chosen, reading_prompts
+from memometer.train.prompt_dataset import ReadingPrompt, choose_questions, reading_prompts
 from memometer.train.reward import MORE, Case, gold_reply, grade, reward
 
 SHOWN = tuple(f"D1:{n}" for n in range(1, 9))
@@ -131,7 +131,7 @@ def _earned(prompts: Sequence[ReadingPrompt], policy: Policy) -> float:
 def test_no_degenerate_policy_earns_what_honest_answering_does(locomo: Any, rounds: int) -> None:
     """On real prompts, in their real proportions."""
     train = [c for c in locomo.part("train") if c.id == "conv-30"]  # the shortest
-    questions, _ = chosen(train, 80, absent_share=0.1, seed=0)
+    questions, _ = choose_questions(train, 80, absent_share=0.1, seed=0)
     budgets = (512, 1024, 2048) if rounds > 1 else (512,)
     prompts = list(reading_prompts(train, questions, budgets=budgets, rounds=rounds, count=counter_for()))
     honest = _earned(prompts, lambda case, _: gold_reply(case))

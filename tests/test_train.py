@@ -1,4 +1,4 @@
-"""train.py as its users meet it: what it refuses and what it says, without PyTorch."""
+"""train.py without PyTorch: usage errors, announcements, exports, model cards and distillation."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ import pytest
 from memometer.commands import train
 from memometer.models.replay_cache import SearchStopped
 from memometer.run.folder import RunFolder
-from memometer.train import adapters, distillation, supervised, trl_backend
-from memometer.train.plan import identity_of, prepare
+from memometer.train import checkpoints, distillation, trl_backend, trl_trainers
+from memometer.train.options import Hyperparameters
+from memometer.train.plan import TrainingPlan, identity, make_plan
 from memometer.train.prompt_dataset import ReadingPrompt
 from memometer.train.reward import Case, gold_reply
+from tests import commands
 from tests.conftest import ROOT, Reply, Server, completion
 
 SAMPLE = str(ROOT / "locomo" / "sample.json")
+USAGE = 2
 SMALL = ["--budgets", "64,128", "--num-train", "8", "--num-val", "4", "--num-train-steps", "3", "--data", SAMPLE]
 
 
@@ -32,43 +35,42 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "said"),
     [
         (["--mode", "sft", "--backend", "arbor"], "use --mode sft --backend trl"),
         (["--mode", "distill"], "needs a teacher"),
         (["--teacher", "openai/x"], "use --mode distill"),
         (["--mode", "sft", "--teacher-api-base", "http://x"], "--teacher-api-base needs --teacher"),
         (["--mode", "sft", "--export", "verl"], "--export is for --mode train"),
-        (["--rounds", "3", "--budgets", "512"], "--rounds 3 takes as many --budgets, and there are 1"),
+        (["--rounds", "3", "--budgets", "512"], "--rounds 3 needs as many --budgets, and there are 1"),
         (["--memory", "oracle", "--rounds", "1"], "leave out --rounds"),
         (["--examples"], "use --backend trl"),
-        (["--learning-rate", "3"], "--learning-rate is 3; it is a number from 1e-09 to 1."),
-        (["--absent-share", "2"], "--absent-share is 2"),
+        (["--learning-rate", "3"], "--learning-rate: 3: expected a number from 1e-09 to 1"),
+        (["--absent-share", "2"], "--absent-share: 2"),
         (["--backend", "trl", "--num-generations", "7", *SMALL], "use --num-generations 8"),
         (["--backend", "trl", "--budgets", "100,300", "--data", SAMPLE], "with 2 rounds use --budgets 150,300"),
-        (["--resume", "nowhere", "--seed", "3"], "leave it out"),
+        (["--resume", "nowhere", "--seed", "3"], "leave out --seed"),
         (["--resume", "nowhere"], "nowhere"),
         (["--data", "nowhere.json"], "nowhere.json"),
-        (["--mode", "evaluate", "--adapter", "nowhere"], "nowhere holds no adapter of train.py"),
-        (["--backend", "trl", "--adapter", "nowhere", *SMALL], "--adapter nowhere holds no LoRA adapter"),
-        (["--adapter", "x", "--backend", "trl", "--lora-rank", "8"], "--lora-rank is settled by --adapter x"),
-        (["--push-to-hub", "mine"], "--push-to-hub is 'mine'; it is OWNER/NAME."),
-        (["--attn", "sdpa", "--no-vllm"], "--attn, --vllm is for --backend trl; leave it out."),
+        (["--mode", "evaluate", "--adapter", "nowhere"], "nowhere"),
+        (["--backend", "trl", "--adapter", "nowhere", *SMALL], "--adapter nowhere"),
+        (["--adapter", "x", "--backend", "trl", "--lora-rank", "8"], "--lora-rank"),
+        (["--push-to-hub", "mine"], "OWNER/NAME"),
+        (["--attn", "sdpa", "--no-vllm"], "--attn, --vllm is for --backend trl"),
         (["--backend", "trl", "--training-gpus", "1"], "--training-gpus is for --backend arbor"),
         (["--mode", "sft", "--vllm-memory", "0.5"], "--vllm-memory is for --mode train"),
         (["--mode", "sft", "--cost-limit", "1"], "--cost-limit needs --teacher"),
-        (["--resume", "nowhere", "--cost-limit", "0"], "a number of dollars above 0"),
-        (["--export", "verl", "--loss", "cispo", *SMALL], "--loss cispo has no counterpart in verl"),
+        (["--resume", "nowhere", "--cost-limit", "0"], "--cost-limit"),
+        (["--export", "verl", "--loss", "cispo", *SMALL], "--loss cispo"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(
-    flags: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train.main(flags) == train.USAGE
-    said = capsys.readouterr().err
-    assert told in said
-    assert said.startswith("train.py: ")
-    assert "Traceback" not in said
+    assert commands.train(flags) == USAGE
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
     assert not Path("grpo_checkpoints").exists() or not any(Path("grpo_checkpoints").rglob("manifest.json"))
 
 
@@ -77,34 +79,33 @@ def test_the_seeds_command_as_it_stands(capsys: pytest.CaptureFixture[str]) -> N
         "--mode train --num-train 600 --num-val 100 --num-train-steps 500 --model Qwen/Qwen2.5-3B --inference-gpus 0 "
         "--training-gpus 1,2 --recipe seed --dry-run"
     )
-    assert train.main([*command.split(), "--data", SAMPLE]) == 0
+    assert commands.train([*command.split(), "--data", SAMPLE]) == 0
     told = capsys.readouterr().out
-    assert "train with arbor, recipe seed: Qwen/Qwen2.5-3B, LoRA rank 64, 500 steps at 2e-05" in told
-    assert "all evidence shown" in told
+    assert "train with arbor, recipe seed: Qwen/Qwen2.5-3B, LoRA rank 64, 500 steps, learning rate 2e-05" in told
+    assert "show all evidence" in told
 
 
 def test_simulated_data_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--data", "simulated", "--backend", "trl", "--num-train", "20", "--num-val", "6", "--budgets", "256"]
-    assert train.main([*flags, "--memory", "oracle", "--dry-run"]) == 0
+    assert commands.train([*flags, "--memory", "oracle", "--dry-run"]) == 0
     told = capsys.readouterr().out
-    assert "no figure below is a LOCOMO score" in told
     assert told.startswith("SIMULATED  train with trl")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is installed")
 def test_without_pytorch_the_next_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main(["--backend", "trl", *SMALL]) == train.USAGE
+    assert commands.train(["--backend", "trl", *SMALL]) == USAGE
     said = capsys.readouterr().err
-    assert "training in this process needs torch" in said
+    assert "needs torch" in said
     assert "pip install" in said
     assert not Path("grpo_checkpoints").exists()
 
 
 def _written_for(engine: str, capsys: pytest.CaptureFixture[str]) -> Path:
-    assert train.main(["--export", engine, "--output-dir", "out", *SMALL]) == 0
+    assert commands.train(["--export", engine, "--output-dir", "out", *SMALL]) == 0
     told = capsys.readouterr().out
     assert f"written to out/{engine}" in told
-    assert train.main(["--export", engine, "--output-dir", "out", *SMALL]) == train.USAGE  # nothing is overwritten
+    assert commands.train(["--export", engine, "--output-dir", "out", *SMALL]) == USAGE  # nothing is overwritten
     capsys.readouterr()
     return Path("out") / engine
 
@@ -112,7 +113,7 @@ def _written_for(engine: str, capsys: pytest.CaptureFixture[str]) -> Path:
 def test_verifiers_gets_a_taskset(capsys: pytest.CaptureFixture[str]) -> None:
     """Its own loader was tried with 0.4.0; here the parts that need no verifiers."""
     folder = _written_for("verifiers", capsys)
-    package = folder / "adaptive_memory_reading"
+    package = folder / "memometer_reading"
     compile((package / "__init__.py").read_text(), "taskset", "exec")
     rows = [json.loads(line) for line in (package / "train.jsonl").read_text().splitlines()]
     assert set(rows[0]) == {"id", "name", "system_prompt", "prompt", "case"}
@@ -120,7 +121,7 @@ def test_verifiers_gets_a_taskset(capsys: pytest.CaptureFixture[str]) -> None:
     assert gold_reply(Case.of_json(json.loads(rows[0]["case"])))
     settings = tomllib.loads((folder / "eval.toml").read_text())
     assert settings["push"] is False
-    assert settings["env"]["taskset"] == {"id": "adaptive-memory-reading", "split": "train"}
+    assert settings["env"]["taskset"] == {"id": "memometer-reading", "split": "train"}
 
 
 def test_verl_gets_parquet_and_a_reward(capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,7 +143,7 @@ def test_verl_gets_parquet_and_a_reward(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_the_test_split_cannot_be_trained_on(locomo: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """There is no flag that names what is trained on, and what is exported is of the training conversations."""
+    """No flag selects the training conversations, and exported prompts are from the training split."""
     assert "--split" not in {
         action.option_strings[0]
         for group in train.parser()._action_groups
@@ -151,121 +152,117 @@ def test_the_test_split_cannot_be_trained_on(locomo: Any, capsys: pytest.Capture
         if action.option_strings
     }
     flags = ["--export", "verifiers", "--num-train", "4", "--num-val", "2", "--memory", "oracle", "--backend", "trl"]
-    assert train.main([*flags, "--data", str(locomo.path)]) == 0
-    lines = Path("grpo_checkpoints/verifiers/adaptive_memory_reading/train.jsonl").read_text().splitlines()
+    assert commands.train([*flags, "--data", str(locomo.path)]) == 0
+    lines = Path("grpo_checkpoints/verifiers/memometer_reading/train.jsonl").read_text().splitlines()
     asked = {json.loads(line)["id"].split("#")[0] for line in lines}
     assert asked <= {"conv-26", "conv-30", "conv-41", "conv-43"}
 
 
 def test_prompts_survive_their_file(capsys: pytest.CaptureFixture[str]) -> None:
     folder = _written_for("verifiers", capsys)
-    line = (folder / "adaptive_memory_reading" / "train.jsonl").read_text().splitlines()[0]
+    line = (folder / "memometer_reading" / "train.jsonl").read_text().splitlines()[0]
     case = Case.of_json(json.loads(json.loads(line)["case"]))
     prompt = ReadingPrompt("a", "b", "c", 64, ({"role": "user", "content": "x"},), case)
     assert ReadingPrompt.of_json(json.loads(json.dumps(prompt.as_json()))) == prompt
 
 
+def plan_of(*flags: str) -> TrainingPlan:
+    return make_plan(train.options_of(vars(train.parser().parse_args([*flags, "--memory", "oracle", *SMALL]))))
+
+
 def test_the_model_card_states_the_datas_licence(sample: Any) -> None:
-    flags = ["--mode", "sft", "--memory", "oracle", *SMALL]
-    args = train.parser().parse_args(flags)
-    assert not train._mistake(args)
-    job = prepare(vars(args))
-    validation = {"step": 3, "reward": 0.25}
-    ours = adapters.card(job, validation)
-    assert "license: mit" in ours
-    locomos = adapters.card(replace(job, data=replace(sample, stand_in="")), validation)
-    assert "license: cc-by-nc-4.0" in locomos
-    assert "no commercial use" in locomos
-    assert adapters.notes(job, validation)["trained_on"] == ["sample-1"]
+    plan = plan_of("--mode", "sft")
+    notes = checkpoints.training_notes(plan, {"step": 3, "reward": 0.25})
+    assert "license: mit" in checkpoints.model_card(plan, notes)
+    assert notes["trained_on"] == ["sample-1"]
+    card = checkpoints.model_card(replace(plan, data=replace(sample, kind="")), notes)
+    assert "license: cc-by-nc-4.0" in card
+    assert "forbids commercial use" in card
 
 
 @pytest.mark.parametrize("flag", ["--adapter", "--model"])
-def test_what_a_training_starts_from_keeps_its_licence_and_what_it_has_seen(flag: str) -> None:
+def test_the_source_of_a_training_passes_on_its_licence_and_its_data(flag: str) -> None:
     settings = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "target_modules": ["v_proj", "q_proj"]}
     Path("first").mkdir()
     Path("first/adapter_config.json").write_text(json.dumps(settings))
-    notes = {"stand_in": "", "trained_on": ["conv-26"], "selected_on": ["conv-47"]}
-    Path("first/training.json").write_text(json.dumps(notes))
-    args = train.parser().parse_args(["--mode", "sft", "--memory", "oracle", *SMALL, flag, "first"])
-    assert not train._mistake(args)
-    job = prepare(vars(args))
-    found = adapters.notes(job, {"step": 3, "reward": 0.25})
-    assert found["trained_on"] == ["conv-26", "sample-1"]
-    assert "conv-47" in found["selected_on"]
-    assert "Made with LOCOMO" in found["licence"]
-    assert "license: cc-by-nc-4.0" in adapters.card(job, {"step": 3, "reward": 0.25})
+    source = {"stand_in": "", "trained_on": ["conv-26"], "selected_on": ["conv-47"]}
+    Path("first/training.json").write_text(json.dumps(source))
+    plan = plan_of("--mode", "sft", flag, "first")
+    notes = checkpoints.training_notes(plan, {"step": 3, "reward": 0.25})
+    assert notes["trained_on"] == ["conv-26", "sample-1"]
+    assert "conv-47" in notes["selected_on"]
+    assert "LOCOMO" in notes["licence"]
+    assert "license: cc-by-nc-4.0" in checkpoints.model_card(plan, notes)
     if flag == "--adapter":
-        assert (job.values["lora_rank"], job.values["lora_targets"]) == (4, "q_proj,v_proj")
+        assert (plan.hyperparameters.lora_rank, plan.hyperparameters.lora_targets) == (4, "q_proj,v_proj")
 
 
 def test_out_of_memory_names_a_knob() -> None:
     error = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
-    values = {"batch_size": 8, "gradient_accumulation": 2, "max_completion_tokens": 128}
-    told = trl_backend.out_of_memory(error, values)
+    values = Hyperparameters(batch_size=8, gradient_accumulation=2)
+    told = trl_backend.explain_out_of_memory(error, values)
     assert "Tried to allocate 2.00 GiB" in told
     assert "--batch-size 4 --gradient-accumulation 4" in told
-    assert "--quantize 4bit" in trl_backend.out_of_memory(error, {**values, "batch_size": 1})
+    assert "--quantize 4bit" in trl_backend.explain_out_of_memory(error, replace(values, batch_size=1))
 
 
 def test_the_script_runs_as_a_script() -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), "--mode", "distill"], capture_output=True, text=True, check=False
     )
-    assert done.returncode == train.USAGE
-    assert done.stderr == "train.py: --mode distill needs a teacher, such as --teacher openai/gpt-4o-mini.\n"
+    assert done.returncode == USAGE
+    assert done.stderr.startswith("train.py: --mode distill needs a teacher")
+    assert done.stderr.count("\n") == 1
+
+
+def teaching_plan(server: Server, *flags: str) -> tuple[TrainingPlan, dict[str, str]]:
+    """A plan with a teacher, and the gold reply to each prompt."""
+    teacher = ["--teacher", "openai/teacher", "--teacher-api-base", server.url]
+    plan = plan_of("--mode", "distill", *teacher, *flags)
+    return plan, {prompt.messages[-1]["content"]: gold_reply(prompt.case) for prompt in plan.train}
 
 
 def test_a_resumed_training_learns_from_the_same_replies(server: Server, tmp_path: Path) -> None:
-    flags = ["--mode", "distill", "--memory", "oracle", *SMALL, "--teacher", "openai/teacher"]
-    args = train.parser().parse_args([*flags, "--teacher-api-base", server.url])
-    assert not train._mistake(args)
-    job = prepare(vars(args))
-    golds = {prompt.messages[-1]["content"]: gold_reply(prompt.case) for prompt in job.train}
+    plan, golds = teaching_plan(server)
+    last = list(golds)[-1]
     broken = True
 
     def reply(number: int, body: dict[str, Any]) -> Reply:
-        asked = body["messages"][-1]["content"]
-        return Reply(500, {"error": {"message": "down"}}) if broken and asked == last else completion(golds[asked])
+        prompt = body["messages"][-1]["content"]
+        if broken and prompt == last:
+            return Reply(500, {"error": {"message": "down"}})
+        return completion(golds[prompt])
 
-    last = list(golds)[-1]
     server.answer = reply
     with RunFolder.create(tmp_path / "run", {}) as folder:
-        found = supervised.targets(job, folder)
-        assert len(found) == len(job.train) - 1
+        found = trl_trainers.target_replies(plan, folder)
+        assert len(found) == len(plan.train) - 1
         broken = False
-        assert supervised.targets(job, folder) == found
+        assert trl_trainers.target_replies(plan, folder) == found
 
 
 def test_a_limit_that_was_reached_can_be_raised() -> None:
-    command = ["--resume", "stopped", "--cost-limit", "5"]
-    assert not train._mistake(train.parser().parse_args(command))
-    was, now = ({"cost_limit": limit, "model": "x"} for limit in (1.0, 5.0))
-    args = train.parser().parse_args(["--mode", "sft", "--memory", "oracle", *SMALL])
-    assert not train._mistake(args)
-    job = prepare(vars(args))
-    first, second = (identity_of(replace(job, config={**job.config, **config})) for config in (was, now))
-    assert first == second
+    plan = plan_of("--mode", "distill", "--teacher", "openai/x", "--cost-limit", "1")
+    raised = replace(plan, options=replace(plan.options, cost_limit=5.0))
+    assert identity(plan) == identity(raised)
+    assert identity(plan) != identity(replace(plan, options=replace(plan.options, model="x")))
 
 
-def test_a_teacher_is_asked_once_and_learned_from_where_it_is_right(server: Server, tmp_path: Path) -> None:
-    flags = ["--mode", "distill", "--memory", "oracle", *SMALL, "--teacher", "openai/teacher"]
-    args = train.parser().parse_args([*flags, "--teacher-api-base", server.url, "--teacher-price", "1,2"])
-    assert not train._mistake(args)
-    job = prepare(vars(args))
-    golds = {prompt.messages[-1]["content"]: gold_reply(prompt.case) for prompt in job.train}
-    right = {asked for n, asked in enumerate(golds) if n % 2}
+def test_a_teacher_is_asked_once_and_its_correct_replies_are_learned(server: Server, tmp_path: Path) -> None:
+    plan, golds = teaching_plan(server, "--teacher-price", "1,2")
+    right = {prompt for n, prompt in enumerate(golds) if n % 2}
 
     def reply(number: int, body: dict[str, Any]) -> Reply:
-        asked = body["messages"][-1]["content"]
-        return completion(golds[asked] if asked in right else "something else entirely")
+        prompt = body["messages"][-1]["content"]
+        return completion(golds[prompt] if prompt in right else "something else entirely")
 
     server.answer = reply
     with RunFolder.create(tmp_path / "run", {}) as folder:
-        found = distillation.answers(job, folder)
-        assert len(server.requests) == len(job.train)
-        assert set(found.values()) == {golds[asked] for asked in right}
-        assert distillation.answers(job, folder) == found
-        assert len(server.requests) == len(job.train)
-    dear = replace(job, config={**job.config, "cost_limit": 1e-6})
-    with RunFolder.create(tmp_path / "dear", {}) as folder, pytest.raises(SearchStopped, match="--cost-limit"):
-        distillation.answers(dear, folder)
+        found = distillation.teacher_replies(plan, folder)
+        assert len(server.requests) == len(plan.train)
+        assert set(found.values()) == {golds[prompt] for prompt in right}
+        assert distillation.teacher_replies(plan, folder) == found
+        assert len(server.requests) == len(plan.train)
+    limited = replace(plan, options=replace(plan.options, cost_limit=1e-6))
+    with RunFolder.create(tmp_path / "limited", {}) as folder, pytest.raises(SearchStopped, match="--cost-limit"):
+        distillation.teacher_replies(limited, folder)

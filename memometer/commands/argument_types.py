@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 
 def count(text: str) -> int:
@@ -17,6 +18,21 @@ def positive(text: str) -> int:
     if not text.strip().isascii() or not text.strip().isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected an integer, 1 or more")
     return int(text)
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    """Return a parser of numbers from `low` to `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a number") from error
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text}: expected a number from {low:g} to {high:g}")
+        return value
+
+    return parse
 
 
 def integers(text: str) -> list[int]:

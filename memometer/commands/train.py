@@ -1,270 +1,235 @@
-"""Train a reader's weights on LOCOMO's training conversations; the test conversations are never looked at.
+"""Train a reader's weights on LOCOMO's training conversations. The test conversations are never used for training.
 
     python train.py --mode train --num-train 600 --num-val 100 --num-train-steps 500 --model Qwen/Qwen2.5-3B \\
         --inference-gpus 0 --training-gpus 1,2                             GRPO on an Arbor server
-    python train.py --mode train --backend trl                             GRPO on one machine, with a GPU or without
-    python train.py --mode sft --backend trl --model embedded:tiny         supervised tuning on the gold answers
-    python train.py --mode distill --teacher openai/gpt-4o-mini            on a teacher's answers
-    python train.py --mode train --export verl                             the same prompts for a distributed engine
-    python train.py --mode evaluate --num-test 100                         the adapter against its own base
-    python train.py --mode doctor                                          what would fail, before a GPU is rented
-    python train.py --resume grpo_checkpoints                              go on where training stopped
+    python train.py --mode train --backend trl                             GRPO on this machine, with or without a GPU
+    python train.py --mode sft --backend trl --model embedded:tiny         supervised training on the gold answers
+    python train.py --mode distill --teacher openai/gpt-4o-mini            supervised training on a teacher's answers
+    python train.py --mode train --export verl                             export the prompts for another framework
+    python train.py --mode evaluate --num-test 100                         compare the adapter with its base model
+    python train.py --mode doctor                                          find problems before renting a GPU
+    python train.py --resume grpo_checkpoints                              continue a stopped training
 
-GRPO writes grpo_checkpoints/ and grpo_optimized_memory_qa.json, for evaluate.py --program.
+GRPO writes grpo_checkpoints/ and grpo_optimized_memory_qa.json, a prompt for evaluate.py --program.
 
-Exit codes: 0 done, 1 failed, 2 usage, 3 invalid, 4 stopped and resumable.
+Exit codes: 0 done, 1 failed, 2 usage error, 3 invalid, 4 stopped and resumable.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
-import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from memometer.commands.argument_types import count, integers, positive, price
+from memometer.commands.argument_types import count, integers, number, positive, price
+from memometer.errors import UserError
+from memometer.train.options import NAMES, OUTPUT_FOLDERS, TrainOptions, flag_names
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-USAGE = 2
 EXIT = {"valid": 0, "failed": 1, "invalid": 3, "stopped": 4}
-MODES = ("train", "sft", "distill", "evaluate", "doctor")
-OUTPUTS = {"train": "grpo_checkpoints", "sft": "sft_checkpoints", "distill": "distilled_checkpoints"}
+DEFAULT = TrainOptions()
+DOLLARS = number(0.000001, 1_000_000)
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser. Its namespace has only the flags that were given; TrainOptions has the defaults."""
     p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
     )
-    p.add_argument("--mode", choices=MODES, default="train")
+    p.add_argument("--mode", choices=["train", "sft", "distill", "evaluate", "doctor"], help="default train")
     p.add_argument(
         "--backend",
         choices=["arbor", "trl"],
-        help="train: arbor is a server with two GPUs or more (default), trl this machine; sft, distill: trl",
+        help="arbor: a server with at least two GPUs (default for train); trl: this machine",
     )
-    p.add_argument("--export", choices=["verl", "verifiers"], help="write prompts and a recipe for it, and stop")
-    p.add_argument("--recipe", choices=["current", "seed"], default="current", help="where the values come from")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--resume", type=Path, metavar="DIR", help="go on with a stopped training, as it was configured")
-    p.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    data = p.add_argument_group("what is learned from")
-    data.add_argument(
-        "--data", metavar="FILE", help="locomo10.json (default: LOCOMO_PATH, data/, the network), or simulated"
-    )
-    data.add_argument("--num-train", type=positive, default=600, metavar="N", help="training questions, at most")
-    data.add_argument("--num-val", type=positive, default=100, metavar="N", help="validation questions, at most")
-    data.add_argument(
-        "--budgets",
-        type=lambda text: sorted(integers(text)),
-        default=[512, 1024, 2048],
-        metavar="N,…",
-        help="tokens of memory",
-    )
-    data.add_argument(
-        "--rounds", type=count, metavar="N", help="as in evaluate.py; default one for each budget, 0: the bare answer"
-    )
-    data.add_argument("--memory", choices=["adaptive", "oracle"], default="adaptive", help="what fills the budgets")
-    data.add_argument(
-        "--absent-share", type=float, default=0.1, metavar="SHARE", help="of unanswerable questions, at most"
-    )
-    data.add_argument("--rename", action="store_true", help="give the speakers of training conversations other names")
-    data.add_argument("--examples", action="store_true", help="keep the prompt's worked examples (not with arbor)")
-    data.add_argument("--teacher", metavar="NAME", help="sft, distill: who answers; default for sft: the gold answers")
-    data.add_argument("--teacher-api-base", metavar="URL", help="an OpenAI-compatible server for --teacher")
-    data.add_argument("--teacher-price", type=price, metavar="P,R", help="dollars per million tokens")
-    data.add_argument("--cost-limit", type=float, metavar="USD", help="stop asking the teacher when so much is spent")
-    who = p.add_argument_group("what is trained")
-    who.add_argument(
-        "--model", default="Qwen/Qwen2.5-3B", metavar="NAME", help="of the Hugging Face hub, a folder, embedded:tiny"
-    )
-    who.add_argument("--adapter", type=Path, metavar="DIR", help="train: start from it; evaluate: the one to evaluate")
-    who.add_argument("--quantize", choices=["4bit"], help="QLoRA: the base model in 4 bits (nf4)")
-    who.add_argument("--attn", metavar="NAME", help="flash_attention_2, sdpa or eager (default: transformers')")
-    who.add_argument("--packing", action="store_true", help="sft, distill: several prompts in one row of a batch")
-    who.add_argument("--unsloth", action="store_true", help="load the model with Unsloth, where it is installed")
-    who.add_argument("--merge", action="store_true", help="write the full model too, in merged/ beside the adapter")
-    who.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the adapter; nothing is pushed otherwise")
-    how = p.add_argument_group("how it is trained")
-    how.add_argument("--num-train-steps", type=positive, default=500, metavar="N")
-    how.add_argument("--save-steps", type=positive, default=25, metavar="N", help="steps between checkpoints")
-    how.add_argument("--eval-steps", type=positive, metavar="N", help="between validations (default: a tenth)")
-    how.add_argument("--output-dir", type=Path, metavar="DIR", help=f"default {', '.join(OUTPUTS.values())}")
-    how.add_argument("--out", type=Path, default=Path("grpo_optimized_memory_qa.json"), metavar="FILE")
-    how.add_argument("--vllm", action=argparse.BooleanOptionalAction, help="trl: sample with vLLM (default: on a GPU)")
-    how.add_argument("--vllm-memory", type=float, default=0.3, metavar="SHARE", help="of the GPU's memory, for vLLM")
-    how.add_argument("--inference-gpus", default="0", metavar="IDS", help="arbor")
-    how.add_argument("--training-gpus", default="1,2", metavar="IDS", help="arbor")
-    how.add_argument("--arbor-url", metavar="URL", help="default: what arbor/deploy.py wrote, else this machine's")
-    how.add_argument("--arbor-config", type=Path, default=Path("arbor.yaml"), metavar="FILE", help="written if missing")
-    how.add_argument("--no-mlflow", action="store_true", help="do not log to mydb.sqlite")
-    values = p.add_argument_group("values that override the recipe's")
-    values.add_argument("--batch-size", type=positive, metavar="N", help="completions on one GPU at once")
-    values.add_argument("--gradient-accumulation", type=positive, metavar="N")
-    values.add_argument("--num-generations", type=positive, metavar="N", help="completions of one prompt")
-    values.add_argument("--learning-rate", type=float, metavar="X")
-    values.add_argument("--lr-scheduler", choices=["constant", "constant_with_warmup", "linear", "cosine"])
-    values.add_argument("--warmup-steps", type=count, metavar="N")
-    values.add_argument("--max-grad-norm", type=float, metavar="X")
-    values.add_argument("--beta", type=float, metavar="X", help="of the KL term")
-    values.add_argument("--lora-rank", type=positive, metavar="N")
-    values.add_argument("--lora-alpha", type=positive, metavar="N")
-    values.add_argument("--lora-dropout", type=float, metavar="X")
-    values.add_argument("--lora-targets", metavar="A,B,…", help="module names, or all-linear")
-    values.add_argument("--max-prompt-tokens", type=positive, metavar="N")
-    values.add_argument("--max-completion-tokens", type=positive, metavar="N")
-    values.add_argument("--temperature", type=float, metavar="X")
-    values.add_argument("--top-p", type=float, metavar="X")
-    values.add_argument("--loss", choices=["dapo", "dr_grpo", "bnpo", "cispo", "grpo"])
-    values.add_argument("--scale-rewards", choices=["group", "batch", "none"])
-    values.add_argument("--clip-high", type=float, metavar="X")
-    values.add_argument("--mask-truncated", action=argparse.BooleanOptionalAction)
-    values.add_argument("--importance-sampling", choices=["token", "sequence"], help="sequence is GSPO")
-    values.add_argument("--precision", choices=["bf16", "fp32"])
+    p.add_argument("--export", choices=["verl", "verifiers"], help="write prompts and a recipe for it, then exit")
+    p.add_argument("--recipe", choices=["current", "seed"], help="default hyperparameters (default current)")
+    p.add_argument("--seed", type=count, metavar="N", help="random seed (default 0)")
+    p.add_argument("--resume", type=Path, metavar="DIR", help="continue a stopped training with its saved options")
+    p.add_argument("--dry-run", action="store_true", help="print the plan, then exit")
+    _add_data(p.add_argument_group("training data"))
+    _add_model(p.add_argument_group("model"))
+    _add_training(p.add_argument_group("training"))
+    _add_hyperparameters(p.add_argument_group("hyperparameters, in place of the recipe's"))
     doctor = p.add_argument_group("doctor")
-    doctor.add_argument("--environment", metavar="DIR", help="the one that Arbor is installed in (default: this one)")
-    test = p.add_argument_group("evaluate")
-    test.add_argument("--num-test", type=count, default=100, metavar="N", help="a seeded sample, by category")
-    test.add_argument("--split", default="test", metavar="PART", help="test, validation, or memory-r1:test …")
-    test.add_argument("--budget-tokens", type=positive, metavar="N", help="default: the largest it was trained on")
-    test.add_argument("--api-base", metavar="URL", help="a server that serves base and adapter (vllm --enable-lora)")
-    test.add_argument("--adapter-name", metavar="NAME", help="what that server calls the adapter")
-    test.add_argument("--run-dir", type=Path, metavar="DIR", help="default runs/TIME")
+    doctor.add_argument("--environment", metavar="DIR", help="environment with Arbor (default: this one)")
+    _add_evaluation(p.add_argument_group("evaluate"))
     return p
 
 
+def _add_data(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--data",
+        metavar="FILE",
+        help="locomo10.json, or `simulated` (default: LOCOMO_PATH, data/, or a download)",
+    )
+    group.add_argument(
+        "--num-train", type=positive, metavar="N", help=f"training questions at most (default {DEFAULT.num_train})"
+    )
+    group.add_argument(
+        "--num-val", type=positive, metavar="N", help=f"validation questions at most (default {DEFAULT.num_val})"
+    )
+    group.add_argument("--budgets", type=integers, metavar="N,…", help="tokens of memory (default 512,1024,2048)")
+    group.add_argument(
+        "--rounds", type=count, metavar="N", help="reader calls (default: one per budget; 0 asks for the bare answer)"
+    )
+    group.add_argument(
+        "--memory", choices=["adaptive", "oracle"], help="memory system, or the evidence only (default adaptive)"
+    )
+    group.add_argument(
+        "--absent-share", type=number(0, 1), metavar="X", help="unanswerable questions at most (default 0.1)"
+    )
+    group.add_argument("--rename", action="store_true", help="replace the speakers' names in training conversations")
+    group.add_argument("--examples", action="store_true", help="keep the prompt's worked examples (trl only)")
+    group.add_argument("--teacher", metavar="NAME", help="model whose answers are learned (sft, distill)")
+    group.add_argument("--teacher-api-base", metavar="URL", help="OpenAI-compatible server for --teacher")
+    group.add_argument("--teacher-price", type=price, metavar="P,R", help="dollars per million tokens: prompt, reply")
+    group.add_argument("--cost-limit", type=DOLLARS, metavar="USD", help="stop calling the teacher at this cost")
+
+
+def _add_model(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--model",
+        metavar="NAME",
+        help=f"name on the Hugging Face hub, folder, or embedded:tiny (default {DEFAULT.model})",
+    )
+    group.add_argument("--adapter", metavar="DIR", help="adapter to start from, or to evaluate")
+    group.add_argument("--quantize", choices=["4bit"], help="QLoRA: base model in 4 bits (nf4)")
+    group.add_argument("--attn", metavar="NAME", help="flash_attention_2, sdpa or eager (default: transformers' own)")
+    group.add_argument("--packing", action="store_true", help="pack several prompts into one row (sft, distill)")
+    group.add_argument("--unsloth", action="store_true", help="load the model with Unsloth, which must be installed")
+    group.add_argument("--merge", action="store_true", help="also write the merged model to merged/")
+    group.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the adapter to a private repository")
+
+
+def _add_training(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--num-train-steps", type=positive, metavar="N", help=f"training steps (default {DEFAULT.num_train_steps})"
+    )
+    group.add_argument(
+        "--save-steps", type=positive, metavar="N", help=f"steps between checkpoints (default {DEFAULT.save_steps})"
+    )
+    group.add_argument(
+        "--eval-steps", type=positive, metavar="N", help="steps between validations (default: a tenth of the training)"
+    )
+    group.add_argument(
+        "--output-dir", metavar="DIR", help=f"training folder (default by mode: {', '.join(OUTPUT_FOLDERS.values())})"
+    )
+    group.add_argument("--out", metavar="FILE", help=f"prompt file (default {DEFAULT.out})")
+    group.add_argument(
+        "--vllm", action=argparse.BooleanOptionalAction, help="sample with vLLM (trl; default on a GPU with vLLM)"
+    )
+    group.add_argument(
+        "--vllm-memory", type=number(0.05, 0.95), metavar="X", help="share of the GPU for vLLM (trl; default 0.3)"
+    )
+    group.add_argument("--inference-gpus", metavar="IDS", help="GPUs that serve (arbor; default 0)")
+    group.add_argument("--training-gpus", metavar="IDS", help="GPUs that train (arbor; default 1,2)")
+    group.add_argument(
+        "--arbor-url",
+        metavar="URL",
+        help="Arbor server, or file of arbor/deploy.py (default: arbor_pod.json, or local)",
+    )
+    group.add_argument("--arbor-config", metavar="FILE", help="written if it is missing (default arbor.yaml)")
+    group.add_argument("--no-mlflow", action="store_true", help="do not log to mydb.sqlite")
+
+
+def _add_hyperparameters(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--batch-size", type=positive, metavar="N", help="completions per GPU and forward pass")
+    group.add_argument("--gradient-accumulation", type=positive, metavar="N", help="forward passes per step")
+    group.add_argument("--num-generations", type=positive, metavar="N", help="completions per prompt")
+    group.add_argument("--learning-rate", type=number(1e-9, 1), metavar="X")
+    group.add_argument("--lr-scheduler", choices=["constant", "constant_with_warmup", "linear", "cosine"])
+    group.add_argument("--warmup-steps", type=count, metavar="N")
+    group.add_argument("--max-grad-norm", type=number(0.001, 1e6), metavar="X", help="gradient clipping")
+    group.add_argument("--beta", type=number(0, 10), metavar="X", help="weight of the KL term")
+    group.add_argument("--lora-rank", type=positive, metavar="N")
+    group.add_argument("--lora-alpha", type=positive, metavar="N")
+    group.add_argument("--lora-dropout", type=number(0, 0.9), metavar="X")
+    group.add_argument("--lora-targets", metavar="A,B,…", help="module names, or all-linear")
+    group.add_argument("--max-prompt-tokens", type=positive, metavar="N")
+    group.add_argument("--max-completion-tokens", type=positive, metavar="N")
+    group.add_argument("--temperature", type=number(0.01, 5), metavar="X", help="sampling temperature")
+    group.add_argument("--top-p", type=number(0.01, 1), metavar="X")
+    group.add_argument("--loss", choices=["dapo", "dr_grpo", "bnpo", "cispo", "grpo"])
+    group.add_argument("--scale-rewards", choices=["group", "batch", "none"], help="scale of the advantages")
+    group.add_argument("--clip-high", type=number(0.01, 10), metavar="X", help="upper clip range of the policy ratio")
+    group.add_argument(
+        "--mask-truncated", action=argparse.BooleanOptionalAction, help="leave truncated completions out of the loss"
+    )
+    group.add_argument("--importance-sampling", choices=["token", "sequence"], help="sequence is GSPO")
+    group.add_argument("--precision", choices=["bf16", "fp32"])
+
+
+def _add_evaluation(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--num-test", type=count, metavar="N", help="test questions, stratified by category (default 100; 0: none)"
+    )
+    group.add_argument("--split", metavar="PART", help="test, validation, or memory-r1:test … (default test)")
+    group.add_argument(
+        "--budget-tokens", type=positive, metavar="N", help="tokens of memory (default: the largest training budget)"
+    )
+    group.add_argument("--api-base", metavar="URL", help="server of base model and adapter (vllm --enable-lora)")
+    group.add_argument("--adapter-name", metavar="NAME", help="the adapter's name on that server")
+    group.add_argument("--run-dir", metavar="DIR", help="run folder (default runs/TIME)")
+
+
+def options_of(given: dict[str, Any]) -> TrainOptions:
+    """Return the options for parsed flags. Raises UserError if they contradict each other."""
+    overrides = {name: value for name, value in given.items() if name in NAMES}
+    rest = {name: value for name, value in given.items() if name not in NAMES}
+    if "budgets" in rest:
+        rest["budgets"] = tuple(rest["budgets"])
+    return TrainOptions(**rest, overrides=overrides)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    if problem := _mistake(args):
-        return _refuse(problem)
-    config = {name: value for name, value in vars(args).items() if name not in ("resume", "dry_run")}
-    from memometer.harness.plan import Refused
+    """Run train.py.
 
-    try:
-        if args.mode == "doctor":
-            return EXIT[import_module("memometer.train.doctor").examine(config)]
-        if args.mode == "evaluate":
-            return EXIT[import_module("memometer.train.adapter_evaluation").evaluate(config)]
-        from memometer.train.plan import carry_out, export, plan, resume
+    Returns:
+        The exit code.
 
-        if args.resume:
-            return EXIT[resume(args.resume, arbor_url=args.arbor_url, cost_limit=args.cost_limit)]
-        if args.dry_run:
-            return EXIT[plan(config)]
-        return EXIT[export(config) if args.export else carry_out(config)]
-    except Refused as error:
-        return _refuse(str(error))
-    except KeyboardInterrupt:  # once training goes on, Ctrl-C is the back end's to handle
-        print("train.py: stopped before anything was trained.", file=sys.stderr)
-        return EXIT["failed"]
+    Raises:
+        UserError: The options or the data do not allow the training.
+    """
+    given = vars(parser().parse_args(argv))
+    if folder := given.pop("resume", None):
+        if others := [name for name in given if name not in ("arbor_url", "cost_limit")]:
+            raise UserError(
+                "--resume uses the saved options and accepts only --arbor-url and --cost-limit; leave out "
+                f"{flag_names(others)}."
+            )
+        from memometer.train.plan import resume
 
+        return EXIT[resume(folder, **given)]
+    dry_run = given.pop("dry_run", False)
+    options = options_of(given)
+    if options.mode == "doctor":
+        from memometer.train.doctor import examine
 
-def _mistake(args: argparse.Namespace) -> str:
-    """What is wrong with the command line, in one sentence; empty where nothing is. Fills in what depends on --mode."""
-    if args.resume is not None:
-        return _beside_resume(args)
-    if args.backend is None:
-        args.backend = "arbor" if args.mode in ("train", "doctor") and not args.export else "trl"
-    if args.mode in ("sft", "distill") and args.backend == "arbor":
-        return f"Arbor serves GRPO only; use --mode {args.mode} --backend trl."
-    if args.mode == "distill" and not args.teacher:
-        return "--mode distill needs a teacher, such as --teacher openai/gpt-4o-mini."
-    if args.teacher and args.mode not in ("sft", "distill"):
-        return f"--teacher has no part in --mode {args.mode}; use --mode distill."
-    for flag in ("teacher_api_base", "teacher_price", "cost_limit"):
-        if getattr(args, flag) is not None and not args.teacher:
-            return f"{_flags([flag])} needs --teacher, such as --teacher openai/NAME."
-    if args.export and args.mode != "train":
-        return f"--export is for --mode train; leave out --mode {args.mode}."
-    if args.rounds is None:
-        args.rounds = 0 if args.memory == "oracle" else len(args.budgets)
-    if args.rounds > 1 and len(args.budgets) != args.rounds:
-        return f"--rounds {args.rounds} takes as many --budgets, and there are {len(args.budgets)}."
-    if args.rounds and args.memory == "oracle":
-        return "--memory oracle shows the evidence and asks for the bare answer; leave out --rounds."
-    if args.examples and args.backend == "arbor" and args.mode == "train":
-        return "Arbor samples with the examples and trains without them; use --backend trl."
-    if args.mode in OUTPUTS and (idle := _without_effect(args)):
-        return idle
-    if args.memory == "oracle":
-        args.budgets = args.budgets[-1:]
-    if args.output_dir is None:
-        args.output_dir = Path(OUTPUTS.get(args.mode, OUTPUTS["train"]))
-    if problem := _bad_cost_limit(args):
-        return problem
-    if args.push_to_hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", args.push_to_hub):
-        return f"--push-to-hub is {args.push_to_hub!r}; it is OWNER/NAME."
-    return _number_out_of_range(args)
+        return EXIT[examine(options)]
+    if options.mode == "evaluate":
+        from memometer.train.adapter_evaluation import evaluate
 
+        return EXIT[evaluate(options)]
+    from memometer.train import plan
 
-OF_BACKEND = {
-    "arbor": ("inference_gpus", "training_gpus", "arbor_url", "arbor_config"),
-    "trl": ("attn", "packing", "unsloth", "vllm", "vllm_memory"),
-}
-OF_ADAPTER = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
+    if not dry_run and not options.export:
+        return EXIT[plan.start(options)]
+    made = plan.make_plan(options)
+    if dry_run:
+        lines = plan.announcement(made)
+    else:
+        from memometer.train.exporters import export
 
-
-def _without_effect(args: argparse.Namespace) -> str:
-    """Flags that a training would leave unread."""
-    plain = vars(parser().parse_args([]))
-    given = [name for name, value in vars(args).items() if value != plain[name]]
-    other = "trl" if args.backend == "arbor" else "arbor"
-    if idle := [name for name in OF_BACKEND[other] if name in given]:
-        return f"{_flags(idle)} is for --backend {other}; leave it out."
-    if args.mode != "train" and (idle := [name for name in ("vllm", "vllm_memory") if name in given]):
-        return f"{_flags(idle)} is for --mode train; leave it out."
-    if args.adapter and (idle := [name for name in OF_ADAPTER if name in given]):
-        return f"{_flags(idle)} is settled by --adapter {args.adapter}; leave it out."
-    return ""
-
-
-def _flags(names: Sequence[str]) -> str:
-    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
-
-
-RANGES = {
-    "absent_share": (0.0, 1.0),
-    "vllm_memory": (0.05, 0.95),
-    "learning_rate": (1e-9, 1.0),
-    "beta": (0.0, 10.0),
-    "lora_dropout": (0.0, 0.9),
-    "temperature": (0.01, 5.0),
-    "top_p": (0.01, 1.0),
-    "clip_high": (0.01, 10.0),
-    "max_grad_norm": (0.001, 1e6),
-}
-
-
-def _number_out_of_range(args: argparse.Namespace) -> str:
-    for name, (low, high) in RANGES.items():
-        value = getattr(args, name)
-        if value is not None and not low <= value <= high:
-            return f"--{name.replace('_', '-')} is {value:g}; it is a number from {low:g} to {high:g}."
-    return ""
-
-
-def _beside_resume(args: argparse.Namespace) -> str:
-    plain: dict[str, Any] = vars(parser().parse_args([]))
-    beside = ("resume", "arbor_url", "cost_limit")
-    if extra := _flags([name for name, value in vars(args).items() if value != plain[name] and name not in beside]):
-        return (
-            "--resume takes the saved configuration and nothing but --arbor-url and --cost-limit beside it, but got "
-            f"{extra}; leave it out."
-        )
-    return _bad_cost_limit(args)
-
-
-def _bad_cost_limit(args: argparse.Namespace) -> str:
-    if args.cost_limit is not None and not 0 < args.cost_limit < 1e6:
-        return f"--cost-limit is {args.cost_limit}; it is a number of dollars above 0."
-    return ""
-
-
-def _refuse(why: str) -> int:
-    print(f"train.py: {why}", file=sys.stderr)
-    return USAGE
+        lines = export(made, str(options.export))
+    for line in lines:
+        made.print(line)
+    return EXIT["valid"]

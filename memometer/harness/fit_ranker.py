@@ -102,12 +102,20 @@ def fit(
     return replace(weights, encoder=encoder, made_by=made_by), projection
 
 
-def folds(data: Dataset, asked: Sequence[str], encoder: TokenEncoder | None = None) -> dict[str, Weights]:
+def folds(
+    data: Dataset,
+    asked: Sequence[str],
+    encoder: TokenEncoder | None = None,
+    *,
+    among: Sequence[Conversation] | None = None,
+) -> dict[str, Weights]:
     """For each conversation of `asked` weights that have not seen its labels, kept on disk.
 
     Without an encoder they are fitted on all other conversations, in minutes; with one, on those of the other
-    folds of two conversations each, in a quarter of an hour.
+    folds of two conversations each, in a quarter of an hour. `among` are the conversations that may be fitted on; None
+    for all.
     """
+    pool = tuple(among or data.conversations)
     sources = [
         *Path(retrieval.__path__[0]).glob("*.py"),
         Path(__file__),
@@ -116,10 +124,11 @@ def folds(data: Dataset, asked: Sequence[str], encoder: TokenEncoder | None = No
         Path(adaptive.__file__),
     ]
     code = digest([path.read_text(encoding="utf-8") for path in sorted(sources)])
-    folder = models_folder() / "folds" / digest([data.sha256, code, encoder.name if encoder else ""])
+    key = [data.sha256, code, encoder.name if encoder else "", *([[c.id for c in pool]] if among else [])]
+    folder = models_folder() / "folds" / digest(key)
     folder.mkdir(parents=True, exist_ok=True)
-    n = -(-len(data.conversations) // HELD_OUT_TOGETHER) if encoder else len(data.conversations)
-    groups = [data.conversations[i::n] for i in range(n)]
+    n = -(-len(pool) // HELD_OUT_TOGETHER) if encoder else len(pool)
+    groups = [pool[i::n] for i in range(n)]
     wanted = [group for group in groups if any(conversation.id in asked for conversation in group)]
     training_examples: dict[str, TrainingExample] | None = None
     weights: dict[str, Weights] = {}
@@ -128,8 +137,8 @@ def folds(data: Dataset, asked: Sequence[str], encoder: TokenEncoder | None = No
         path, map_path = folder / f"{name}.json", folder / f"{name}.npz"
         if not path.exists():
             if encoder and training_examples is None:
-                training_examples = {c.id: training_example(c, encoder) for c in data.conversations}
-            others = [conversation for conversation in data.conversations if conversation not in group]
+                training_examples = {c.id: training_example(c, encoder) for c in pool}
+            others = [conversation for conversation in pool if conversation not in group]
             fitted, projection = fit(others, training_examples, encoder=encoder.name if encoder else "")
             if projection:
                 _whole(projection.save, map_path)

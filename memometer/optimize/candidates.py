@@ -1,4 +1,4 @@
-"""Every prompt that a search has tried, what it scored, and the metric that DSPy's optimisers are given."""
+"""The prompts that a search has tried, their scores, and the metric for DSPy's optimizers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,21 @@ import dspy
 from memometer.benchmarks.protocol import Conversation, Question
 from memometer.benchmarks.reward import Objective, Reply, feedback
 from memometer.models.replay_cache import SearchStopped
-from memometer.optimize.program import Told
+from memometer.optimize.program import ProgramRun
 
 
 @dataclass
 class Candidate:
-    """One prompt and what it came to at temperature 0, by question id: its score, and its reply. `leaks` names what it
-    holds of the sealed conversations, of which nothing may be chosen, or written down."""
+    """One prompt with its results at temperature 0.
+
+    Attributes:
+        digest: Identifies the prompt.
+        instructions: Its instructions.
+        demos: Its examples.
+        scores: Score by question id.
+        replies: Reply by question id.
+        leaks: Held-out texts in the prompt. A prompt with leaks is never chosen, and its text is never written.
+    """
 
     digest: str
     instructions: str
@@ -28,21 +36,26 @@ class Candidate:
     leaks: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """The prompt with its scores, as JSON can hold them."""
+        """Return the prompt and its scores as JSON data."""
         text = {"instructions": self.instructions, "examples": self.demos}
         return {"digest": self.digest, **({"leaks": self.leaks} if self.leaks else text), "scores": self.scores}
 
     def mean(self, ids: Sequence[str]) -> float | None:
-        """Over those of the questions that it was scored on; None for none."""
+        """Return the mean score over the questions that have one; None if none has."""
         found = [self.scores[id] for id in ids if id in self.scores]
         return sum(found) / len(found) if found else None
 
 
-class Candidates:
-    """The metric, and its memory: safe to share between threads.
+class CandidateLog:
+    """Scores runs of the program and records them by prompt. Safe to share between threads.
 
-    A failed call is counted and has the score that the unoptimised prompt has on the same question: in a mean over
-    questions it moves no comparison with that prompt. Optimisers take one number an example and know no missing one.
+    Optimizers need a number for every example. A failed call therefore gets the score of the unoptimized prompt on the
+    same question, which does not change a comparison with that prompt, and is counted in `imputed`.
+
+    Attributes:
+        tried: The candidates by digest.
+        base: Scores of the unoptimized prompt by question id.
+        imputed: Number of failed calls that got such a score.
     """
 
     def __init__(
@@ -56,52 +69,51 @@ class Candidates:
         self.imputed = 0
         self._lock = threading.Lock()
 
-    def score(self, question_id: str, told: Told) -> float:
-        """What a run of the program is worth, written down."""
-        if told.failed:
+    def score(self, question_id: str, run: ProgramRun) -> float:
+        """Return the score of a run and record it."""
+        if run.failed:
             with self._lock:
                 self.imputed += 1
             return self.base[question_id]
-        value = self.objective(self.questions[question_id], told.reply)
-        if not told.sampled:
+        value = self.objective(self.questions[question_id], run.reply)
+        if not run.sampled:
             with self._lock:
-                new = Candidate(told.prompt, told.instructions, told.demos)
-                candidate = self.tried.setdefault(new.digest, new)
-                candidate.scores[question_id], candidate.replies[question_id] = value, told.reply
+                candidate = self.tried.setdefault(run.prompt, Candidate(run.prompt, run.instructions, run.demos))
+                candidate.scores[question_id], candidate.replies[question_id] = value, run.reply
         return value
 
     def lift(self, candidate: Candidate) -> tuple[float, int]:
-        """(how much better it is than the unoptimised prompt on the questions that both have, their number)."""
+        """Return the mean difference to the unoptimized prompt, and the number of questions that both have."""
         both = [id for id in candidate.scores if id in self.base]
         return (sum(candidate.scores[id] - self.base[id] for id in both) / len(both), len(both)) if both else (0.0, 0)
 
-    def best(self, least: int) -> tuple[float, int]:
-        """The best lift of a prompt with at least so many questions."""
+    def best_lift(self, min_questions: int) -> tuple[float, int]:
+        """Return the highest lift of a prompt with at least `min_questions` scores."""
         with self._lock:
             lifts = [self.lift(candidate) for candidate in self.tried.values()]
-        return max(((value, n) for value, n in lifts if n >= least), default=(0.0, 0))
+        return max(((value, n) for value, n in lifts if n >= min_questions), default=(0.0, 0))
 
-    # ------------------------------------------------------------ as the optimisers call it
+    # ------------------------------------------------------------ metrics for the optimizers
 
-    def _told(self, example: dspy.Example, prediction: dspy.Prediction | None) -> Told:
-        if prediction is None or "told" not in prediction:
+    def _run_of(self, example: dspy.Example, prediction: dspy.Prediction | None) -> ProgramRun:
+        if prediction is None or "run" not in prediction:
             raise SearchStopped(f"the program failed on {example.question_id}", outcome="failed")
-        return prediction.told
+        run: ProgramRun = prediction.run
+        return run
 
-    def plain(self, example: dspy.Example, prediction: Any, trace: Any = None) -> float:
-        """MIPROv2 and the bootstrap. With a trace it is asked whether the run may become an example."""
-        told = self._told(example, prediction)
-        if trace is not None and told.failed:
+    def metric(self, example: dspy.Example, prediction: Any, trace: Any = None) -> float:
+        """Metric for MIPROv2 and the bootstrap. With a trace, the score decides if the run becomes an example."""
+        run = self._run_of(example, prediction)
+        if trace is not None and run.failed:
             return 0.0
-        return self.score(example.question_id, told)
+        return self.score(example.question_id, run)
 
-    def explained(self, example: dspy.Example, prediction: Any, *trace_and_predictor: Any) -> dspy.Prediction:
-        """SIMBA and GEPA: with sentences for the model that rewrites the prompt."""
-        told = self._told(example, prediction)
+    def metric_with_feedback(self, example: dspy.Example, prediction: Any, *_: Any) -> dspy.Prediction:
+        """Metric for SIMBA and GEPA, with sentences for the model that writes prompts."""
+        run = self._run_of(example, prediction)
         question = self.questions[example.question_id]
-        words = (
-            "The call failed."
-            if told.failed
-            else feedback(question, told.reply, self.conversations[question.conversation])
-        )
-        return dspy.Prediction(score=self.score(example.question_id, told), feedback=words)
+        if run.failed:
+            text = "The call failed."
+        else:
+            text = feedback(question, run.reply, self.conversations[question.conversation])
+        return dspy.Prediction(score=self.score(example.question_id, run), feedback=text)

@@ -1,8 +1,4 @@
-"""What a configuration amounts to on this machine: which questions teach, which choose, which confirm; who reads, who
-writes prompts; and what it will cost at most.
-
-Configuration is a dictionary with the names of optimize.py's flags. Building a study costs no model call.
-"""
+"""The plan of a prompt search: questions, models, memory and the highest cost, settled before the first model call."""
 
 from __future__ import annotations
 
@@ -16,266 +12,360 @@ from typing import Any
 
 from memometer import benchmarks
 from memometer.benchmarks import reward
-from memometer.benchmarks.protocol import Conversation, Question
+from memometer.benchmarks.protocol import Conversation, DataError, Dataset, Question
 from memometer.benchmarks.reward import Objective
 from memometer.benchmarks.sampling import sample
+from memometer.errors import UserError
 from memometer.harness.loop import prompt_overhead
-from memometer.harness.plan import Refused
 from memometer.judging.calibrate import Certifier
 from memometer.judging.judge import Judge
 from memometer.judging.judge_calibration import judged, sentence
-from memometer.models.downloads import WeightsUnavailable
-from memometer.models.encoders import EncoderUnavailable, TokenEncoder
+from memometer.models import resolve_models
+from memometer.models.encoders import TokenEncoder
 from memometer.models.encoders import load as load_encoder
+from memometer.models.replay_cache import CallStore
 from memometer.models.resolve_models import Model
 from memometer.optimize.optimizers import Size, size
+from memometer.optimize.options import OptimizeOptions
 from memometer.reader.reader import Reader
 from memometer.report.multi_round_analysis import contexts_of
 from memometer.retrieval import late_interaction
-from memometer.run import cost as accounting
+from memometer.run import cost
 from memometer.run.environment import digest, recalling_code
 from memometer.run.progress import eprint
 from memometer.systems.adaptive import AdaptiveMemory
 
-Config = dict[str, Any]
-
 PROPOSAL_TOKENS, EMBEDDED_PROPOSAL_TOKENS = 1_500, 256
-"""Of a reply of the prompt model at most; small embedded models would fill any length."""
-BESIDE_PROPOSALS = 2_500
-"""Tokens of a proposal's prompt beside the runs that it shows: instructions, the program's source."""
+"""Limit of a prompt model's reply. Small embedded models would fill any limit."""
+PROPOSAL_PROMPT_TOKENS = 2_500
+"""Tokens of a proposal prompt without the shown runs: instructions and the program's source."""
 SHOWN_RUNS = 3
-PRICES = {"reader": "--price", "prompt model": "--prompt-price", "judge": "--judge-price"}
-BESIDE_JUDGED = 500
-"""Tokens of a judge's prompt beside the answer."""
-BOOTSTRAP_DEMOS = 2
+JUDGE_PROMPT_TOKENS = 500
+"""Tokens of a judge prompt without the answer."""
+PRICE_FLAGS = {"reader": "--price", "prompt model": "--prompt-price", "judge": "--judge-price"}
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """An upper bound, but for retries; `usd` is None where a price is not known."""
+    """Upper bounds without retries. `usd` is None if a price is unknown."""
 
     calls: int
     tokens: int
     usd: float | None
 
 
-class Study:
-    """Everything that is chosen before the first call. Raises Refused for a configuration that cannot be run."""
+@dataclass(frozen=True)
+class SearchPlan:
+    """Everything that a search needs.
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.cost_limit: float | None = config["cost_limit"]
-        self.notices: list[str] = []
-        self.out = Path(config["out"] or "optimized_memory_qa.json")
-        if self.out.is_dir():
-            raise Refused(f"--out {self.out} is a folder; name a file, such as {self.out / 'program.json'}.")
-        if not self.out.parent.is_dir():
-            raise Refused(f"--out {self.out}: there is no folder {self.out.parent}; mkdir -p {self.out.parent} first.")
-        if not os.access(self.out.parent, os.W_OK):
-            raise Refused(f"--out {self.out} is in a folder that cannot be written; name a file elsewhere.")
-        if config["optimizer"] == "miprov2" and importlib.util.find_spec("optuna") is None:
-            raise Refused("MIPROv2 searches with Optuna; pip install -c constraints.txt '.[optimize]'")
-        try:
-            self.benchmark = benchmarks.load(config.get("benchmark"))
-            self.data = self.benchmark.load(config["data"])
-        except ValueError as error:
-            raise Refused(str(error)) from error
-        self._choose_questions()
-        self._choose_models()
-        self._choose_memory()
-        demos = config["max_demos"]
-        self.max_demos: int = (BOOTSTRAP_DEMOS if config["optimizer"] == "bootstrap" else 0) if demos is None else demos
-        self.objective = Objective() if config["token_price"] is None else Objective(config["token_price"])
-        self.size: Size = size(
-            config["optimizer"],
-            config["auto"],
-            train=len(self.train),
-            validation=len(self.choosing),
-            max_demos=self.max_demos,
-        )
+    Attributes:
+        options: The options.
+        data: The data set.
+        train_conversations: Conversations of the training questions.
+        validation_conversations: Conversations of the selection and confirmation questions.
+        held_out: All other conversations; nothing of them may appear in a prompt.
+        train: Questions from which the optimizer learns.
+        selection: Questions that select a candidate.
+        confirmation: Questions that measure the selected candidate. They are disjoint from the selection questions, so
+            that a lucky selection cannot confirm itself.
+        models: Role (reader, prompt model, judge) -> model.
+        addresses: Role -> server URL.
+        memory: The memory that is read.
+        reader: The reader whose prompt is optimized.
+        objective: The value of a reply.
+        size: Upper bounds of the optimizer's runs and proposals.
+        notices: Sentences for the announcement.
+    """
 
-    # ------------------------------------------------------------ choosing
+    options: OptimizeOptions
+    data: Dataset
+    train_conversations: tuple[Conversation, ...]
+    validation_conversations: tuple[Conversation, ...]
+    held_out: tuple[Conversation, ...]
+    train: tuple[Question, ...]
+    selection: tuple[Question, ...]
+    confirmation: tuple[Question, ...]
+    models: dict[str, Model]
+    addresses: dict[str, str | None]
+    memory: AdaptiveMemory
+    reader: Reader
+    objective: Objective
+    size: Size
+    notices: tuple[str, ...]
 
-    def _choose_questions(self) -> None:
-        """`train` teaches, `choosing` picks among candidates, `confirming` says what the pick is worth: the last two
-        are of the same conversations and share no question, so that a lucky pick does not confirm itself."""
-        self.train_conversations = self.data.part("train")
-        self.validation_conversations = self.data.part("validation")
-        known = {c.id for c in (*self.train_conversations, *self.validation_conversations)}
-        self.sealed: tuple[Conversation, ...] = tuple(c for c in self.data.conversations if c.id not in known)
-        seed, n = self.config["seed"], self.config["num_examples"]
-        teaching = [q for c in self.train_conversations for q in c.questions]
-        held = [q for c in self.validation_conversations for q in c.questions]
-        self.train: tuple[Question, ...] = sample(teaching, n, seed=seed)
-        wanted = self.config["num_validation"] or n
-        if len(self.train) < n:
-            self.notices.append(f"There are {len(self.train)} training questions, not {n}.")
-        if (most := len(held) // 2) < wanted:
-            self.notices.append(f"There are {most} validation questions each to choose and to confirm, not {wanted}.")
-            wanted = most
-        if not self.train or not wanted:
-            raise Refused("it takes a training question and two validation questions; give data with more of them.")
-        self.choosing: tuple[Question, ...] = sample(held, wanted, seed=seed)
-        chosen = {question.id for question in self.choosing}
-        rest = [question for question in held if question.id not in chosen]
-        self.confirming: tuple[Question, ...] = sample(rest, wanted, seed=seed)
-        if not self.sealed:
-            self.notices.append("All is one part here: what is learned is tried on the same conversation.")
+    @property
+    def conversations(self) -> tuple[Conversation, ...]:
+        """The training and validation conversations."""
+        return (*self.train_conversations, *self.validation_conversations)
 
-    def _choose_models(self) -> None:
-        from memometer.models import resolve_models
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """The questions of all three kinds."""
+        return (*self.train, *self.selection, *self.confirmation)
 
-        config = self.config
-        name = config["model"] or resolve_models.default_model()
-        calls = {"timeout_seconds": config["timeout_seconds"], "retries": config["retries"], "log": eprint}
-        try:
-            self.reader: Model = resolve_models.load(
-                name,
-                api_base=config["api_base"],
-                tokenizer=config["tokenizer"],
-                context_tokens=config["context_window"],
-                max_tokens=config["max_answer_tokens"],
-                price=config["price"],
-                **calls,
-            )
-            writer = config["prompt_model"] or name
-            most = EMBEDDED_PROPOSAL_TOKENS if writer.startswith("embedded:") else PROPOSAL_TOKENS
-            base = config["prompt_api_base"] or (None if config["prompt_model"] else config["api_base"])
-            named = config["prompt_price"] or (None if config["prompt_model"] else config["price"])
-            self.prompt_model: Model = resolve_models.load(writer, api_base=base, max_tokens=most, price=named, **calls)
-        except (ValueError, WeightsUnavailable) as error:
-            raise Refused(str(error)) from error
-        self.models = {"reader": self.reader, "prompt model": self.prompt_model}
-        self.addresses = {"reader": config["api_base"], "prompt model": base}
-        self._choose_judge(calls)
-        for role, model in self.models.items():
-            if config["cost_limit"] and model.price is None:
-                raise Refused(
-                    f"--cost-limit cannot be kept, because the price of {model.name} is not known; name it with "
-                    f"{PRICES[role]} PROMPT,REPLY in dollars per million tokens, or leave --cost-limit out."
-                )
-
-    def _choose_judge(self, calls: dict[str, Any]) -> None:
-        """A judge helps to search, never to report, and only with a certificate."""
-        from memometer.models import resolve_models
-
-        config = self.config
-        if config["judge_model"] in (None, "none"):
-            return
-        base = config["judge_api_base"]
-        try:
-            model = resolve_models.load(
-                config["judge_model"], api_base=base, max_tokens=16, price=config["judge_price"], **calls
-            )
-            kept = Certifier(self.data, model, Judge(model.lm, self.benchmark.judge_prompt()), address=base).kept()
-        except (ValueError, WeightsUnavailable) as error:
-            raise Refused(str(error)) from error
-        if kept is None:
-            raise Refused(
-                f"{model.name} has no certificate, and a search would learn its errors; measure it with "
-                f"memometer calibrate --judge-model {model.name}, or leave --judge-model out."
-            )
-        if not (found := judged(kept))["passed"]:
-            raise Refused(f"--judge-model: {sentence(found)}")
-        self.models["judge"], self.addresses["judge"] = model, base
-
-    def _choose_memory(self) -> None:
-        config = self.config
-        encoder: Any = None
-        if config["encoder"]:
-            try:
-                encoder = load_encoder(config["encoder"], log=eprint)
-            except EncoderUnavailable as error:
-                raise Refused(str(error)) from error
-            if (
-                not isinstance(encoder, TokenEncoder)
-                or encoder.name != late_interaction.load(late_interaction.SHIPPED).encoder
-            ):
-                raise Refused(f"there are no weights for {encoder.name}; use --encoder minilm, or leave it out.")
-        self.memory = AdaptiveMemory(count=self.reader.count, encoder=encoder)
-        self.reading = Reader(rounds=config["rounds"], question_budget=config["question_budget"])
-        longest = max((q.text for q in (*self.train, *self.choosing, *self.confirming)), key=len)
-        beside = prompt_overhead(self.reader, longest, self.reading) + self.reader.max_tokens
-        budget, rounds = config["budget_tokens"], config["rounds"]
-        window = self.reader.context_tokens
-        if window is not None and budget + beside > window:
-            raise Refused(
-                f"a prompt takes {budget + beside:,} tokens at most and the window of {self.reader.name} holds "
-                f"{window:,}; use a smaller --budget-tokens."
-            )
-        # By default what the unoptimised prompt takes at most: what an instruction or an example adds, memory loses.
-        if self.reading.question_budget is None:
-            self.reading.question_budget = sum(contexts_of(budget, rounds)) + rounds * beside
-        elif self.reading.question_budget < beside:
-            raise Refused(
-                f"--question-budget {self.reading.question_budget:,} does not hold one prompt without memory, which "
-                f"takes {beside:,} tokens; give more."
-            )
-
-    # ------------------------------------------------------------ saying
+    @property
+    def num_threads(self) -> int:
+        """Concurrent calls: one for an embedded model, which uses all cores; few otherwise, as a kill loses them."""
+        embedded = self.models["reader"].name.startswith("embedded:")
+        return self.options.num_threads or (1 if embedded else max(1, min(4, len(self.train) // 4)))
 
     def announcement(self, done: int = 0) -> list[str]:
-        """Who does what on what, and the forecast; `done` calls are there already."""
-        config, expected = self.config, self.forecast()
-        money = accounting.money(expected.usd, *self.models.values())
-        writer = self.prompt_model.name if self.prompt_model.name != self.reader.name else "the same model"
-        judge = f", {self.models['judge'].name} helps to judge" if "judge" in self.models else ""
-        there = f"; {done:,} of them are there already" if done else ""
+        """Return lines that describe the search and its highest cost. `done` calls are stored already."""
+        options, expected = self.options, self.forecast()
+        reader, writer = self.models["reader"].name, self.models["prompt model"].name
+        money = cost.money(expected.usd, *self.models.values())
+        judge = f", {self.models['judge'].name} judges" if "judge" in self.models else ""
+        stored = f"; {done:,} of them are stored already" if done else ""
         counts = Counter(question.category for question in self.train)
-        kinds = ", ".join(f"{counts[c]} {name}" for c, name in self.data.categories.items() if counts[c])
+        kinds = ", ".join(f"{counts[key]} {name}" for key, name in self.data.categories.items() if counts[key])
+        held_out = f"; held out: {_ids(self.held_out)}" if self.held_out else ""
         lines = [
-            f"{config['optimizer']} ({config['auto']}): {self.reader.name} reads, {writer} writes prompts{judge}; "
-            f"forecast: at most {expected.calls:,} calls, {expected.tokens:,} tokens, {money} without retries{there}.",
-            f"{len(self.train)} questions of {_names(self.train_conversations)} teach ({kinds}); "
-            f"{len(self.choosing)} of {_names(self.validation_conversations)} choose, {len(self.confirming)} others of "
-            f"them confirm" + (f"; sealed: {_names(self.sealed)}." if self.sealed else "."),
-            f"Objective: 0.8 answer + 0.2 citations, a price of {self.objective.token_price:g} for each 1,000 tokens; "
-            f"{config['budget_tokens']:,} tokens of memory, {self.reading.question_budget:,} a question in all, "
-            f"instructions and at most {self.max_demos} found examples included.",
-            *self.notices,
+            f"{options.optimizer} ({options.auto}): {reader} reads, {'the same model' if writer == reader else writer} "
+            f"writes prompts{judge}; forecast: at most {expected.calls:,} calls, {expected.tokens:,} tokens, {money} "
+            f"without retries{stored}.",
+            f"{len(self.train)} training questions from {_ids(self.train_conversations)} ({kinds}); "
+            f"{len(self.selection)} selection and {len(self.confirmation)} confirmation questions from "
+            f"{_ids(self.validation_conversations)}{held_out}.",
+            f"Objective: 0.8 answer + 0.2 citations - {self.objective.token_price:g} per 1,000 tokens. A prompt has "
+            f"{options.budget_tokens:,} tokens of memory; a question has {self.reader.question_budget:,} tokens in "
+            f"total, with instructions and at most {options.demo_limit} found examples.",
         ]
-        return lines + ([self.data.notice] if self.data.kind else [])
+        return [*lines, *self.notices, *([self.data.notice] if self.data.kind else [])]
 
     def forecast(self) -> Forecast:
-        """Of all: the unoptimised prompt on every question, the optimiser, the choice among what it left."""
-        rounds, question = self.config["rounds"], self.reading.question_budget or 0
-        before = len(self.train) + len(self.choosing) + len(self.confirming)
-        runs = before + self.size.runs + self.size.left * len(self.choosing) + len(self.confirming)
-        replies = rounds * self.reader.max_tokens  # which the budget of a question includes
-        taken = {"reader": (runs * rounds, runs * (question - replies), runs * replies)}
-        proposals, shown = self.size.proposals, BESIDE_PROPOSALS + SHOWN_RUNS * question
-        taken["prompt model"] = (proposals, proposals * shown, proposals * self.prompt_model.max_tokens)
-        if judge := self.models.get("judge"):
-            taken["judge"] = (runs, runs * (BESIDE_JUDGED + self.reader.max_tokens), runs * judge.max_tokens)
-        costs = [accounting.forecast(self.models[role], prompt, reply) for role, (_, prompt, reply) in taken.items()]
+        """Return upper bounds for the unoptimized prompt, the optimizer, and the selection among its candidates."""
+        rounds, question = self.options.rounds, self.reader.question_budget or 0
+        reader, writer, judge = (self.models.get(role) for role in ("reader", "prompt model", "judge"))
+        assert reader
+        assert writer
+        runs = len(self.questions) + self.size.runs + self.size.candidates * len(self.selection)
+        runs += len(self.confirmation)
+        replies = rounds * reader.max_tokens  # the question budget includes them
+        proposals, proposal_prompt = self.size.proposals, PROPOSAL_PROMPT_TOKENS + SHOWN_RUNS * question
+        # (model, calls, prompt tokens, reply tokens)
+        parts = [
+            (reader, runs * rounds, runs * (question - replies), runs * replies),
+            (writer, proposals, proposals * proposal_prompt, proposals * writer.max_tokens),
+        ]
+        if judge:
+            judge_prompt = JUDGE_PROMPT_TOKENS + reader.max_tokens
+            parts.append((judge, runs, runs * judge_prompt, runs * judge.max_tokens))
+        costs = [cost.forecast(model, prompt, reply) for model, _, prompt, reply in parts]
         return Forecast(
-            calls=sum(calls for calls, *_ in taken.values()),
-            tokens=sum(prompt + reply for _, prompt, reply in taken.values()),
-            usd=None if None in costs else sum(cost for cost in costs if cost is not None),
+            calls=sum(calls for _, calls, *_ in parts),
+            tokens=sum(prompt + reply for *_, prompt, reply in parts),
+            usd=None if None in costs else sum(part for part in costs if part is not None),
         )
 
+    def spent(self, store: CallStore) -> float | None:
+        """Return the dollars spent by this process and earlier ones; None if a price is unknown."""
+        total = 0.0
+        for role, usage in list(store.spent.items()):
+            price = self.models[role].price
+            if price is None:
+                return None
+            total += price.usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+        return total
+
     def identity(self) -> dict[str, str]:
-        """What must be the same for a search to go on where it was."""
-        scoring = [Path(reward.__file__), *self.benchmark.scoring_files]
+        """Return digests of everything that must not change between a search and its continuation."""
+        scoring = [Path(reward.__file__), *benchmarks.load(self.data.benchmark).scoring_files]
         code = [path.read_text(encoding="utf-8") for path in [*sorted(Path(__file__).parent.glob("*.py")), *scoring]]
-        packages = {name: _version(name) for name in ("dspy", "gepa", "optuna")}
         return {
-            "configuration": digest(self.config),
+            "configuration": digest(self.options.as_json()),
             "data": self.data.sha256,
-            "questions": digest([q.id for q in (*self.train, *self.choosing, *self.confirming)]),
+            "questions": digest([q.id for q in self.questions]),
             "code": digest([recalling_code(), code]),
-            "packages": digest(packages),
-            "token counter": self.reader.count.name,
-            **{role: self.answering(role) for role in self.models},
+            "packages": digest({name: _version(name) for name in ("dspy", "gepa", "optuna")}),
+            "token counter": self.models["reader"].count.name,
+            **{role: self.model_identity(role) for role in self.models},
         }
 
-    def answering(self, role: str) -> str:
-        """Tells models of one name apart: by their weights, where they are seen, and by where they are served."""
+    def model_identity(self, role: str) -> str:
+        """Return the name, weights and server of a model, which tell models of the same name apart."""
         model = self.models[role]
         return f"{model.name} {model.revision} {self.addresses[role] or ''}".strip()
 
 
-def _names(conversations: tuple[Conversation, ...]) -> str:
+# ---------------------------------------------------------------- making a plan
+
+
+def make_plan(options: OptimizeOptions) -> SearchPlan:
+    """Make a plan without calling a model.
+
+    Raises:
+        UserError: The options, the data or the models do not allow a search.
+    """
+    _check_output(options.output)
+    if options.optimizer == "miprov2" and importlib.util.find_spec("optuna") is None:
+        raise UserError("MIPROv2 needs Optuna; pip install -c constraints.txt '.[optimize]'")
+    try:
+        data = benchmarks.load().load(options.data)
+    except DataError as error:
+        raise UserError(str(error)) from error
+    chosen, notices = _choose_questions(options, data)
+    models, addresses = _load_models(options, data)
+    memory = _make_memory(options, models["reader"])
+    longest = max((q.text for questions in chosen.values() for q in questions), key=len)
+    train, validation = data.part("train"), data.part("validation")
+    known = {c.id for c in (*train, *validation)}
+    held_out = tuple(c for c in data.conversations if c.id not in known)
+    if not held_out:
+        notices.append("The data have one part only: training, selection and confirmation use the same conversations.")
+    return SearchPlan(
+        options=options,
+        data=data,
+        train_conversations=train,
+        validation_conversations=validation,
+        held_out=held_out,
+        **chosen,
+        models=models,
+        addresses=addresses,
+        memory=memory,
+        reader=_make_reader(options, models["reader"], longest),
+        objective=Objective() if options.token_price is None else Objective(options.token_price),
+        size=size(
+            options.optimizer,
+            options.auto,
+            train=len(chosen["train"]),
+            validation=len(chosen["selection"]),
+            max_demos=options.demo_limit,
+        ),
+        notices=tuple(notices),
+    )
+
+
+def _check_output(out: Path) -> None:
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; use a file name, such as {out / 'program.json'}.")
+    if not out.parent.is_dir():
+        raise UserError(f"the folder of --out {out} does not exist; mkdir -p {out.parent} first.")
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"the folder of --out {out} is not writable; use another one.")
+
+
+def _choose_questions(options: OptimizeOptions, data: Dataset) -> tuple[dict[str, tuple[Question, ...]], list[str]]:
+    """The train, selection and confirmation questions, and notices about missing ones."""
+    seed, notices = options.seed, []
+    train = sample([q for c in data.part("train") for q in c.questions], options.num_examples, seed=seed)
+    validation = [q for c in data.part("validation") for q in c.questions]
+    wanted, available = options.selection_size, len(validation) // 2
+    if len(train) < options.num_examples:
+        notices.append(f"There are {len(train)} training questions instead of {options.num_examples}.")
+    if available < wanted:
+        notices.append(f"There are {available} selection and confirmation questions each instead of {wanted}.")
+        wanted = available
+    if not train or not wanted:
+        raise UserError("the data need at least one training question and two validation questions.")
+    selection = sample(validation, wanted, seed=seed)
+    ids = {question.id for question in selection}
+    confirmation = sample([q for q in validation if q.id not in ids], wanted, seed=seed)
+    return {"train": train, "selection": selection, "confirmation": confirmation}, notices
+
+
+def _load_models(options: OptimizeOptions, data: Dataset) -> tuple[dict[str, Model], dict[str, str | None]]:
+    """Models and server URLs by role."""
+    name = options.model or resolve_models.default_model()
+    writer = options.prompt_model or name
+    proposal_tokens = EMBEDDED_PROPOSAL_TOKENS if writer.startswith("embedded:") else PROPOSAL_TOKENS
+    same = not options.prompt_model
+    addresses = {
+        "reader": options.api_base,
+        "prompt model": options.prompt_api_base or (options.api_base if same else None),
+        "judge": options.judge_api_base,
+    }
+    shared: dict[str, Any] = {
+        "timeout_seconds": options.timeout_seconds,
+        "retries": options.retries,
+        "log": eprint,
+    }
+    try:
+        models = {
+            "reader": resolve_models.load(
+                name,
+                api_base=addresses["reader"],
+                tokenizer=options.tokenizer,
+                context_tokens=options.context_window,
+                max_tokens=options.max_answer_tokens,
+                price=options.price,
+                **shared,
+            ),
+            "prompt model": resolve_models.load(
+                writer,
+                api_base=addresses["prompt model"],
+                max_tokens=proposal_tokens,
+                price=options.prompt_price or (options.price if same else None),
+                **shared,
+            ),
+        }
+        if options.judge_model not in (None, "none"):
+            judge = resolve_models.load(
+                str(options.judge_model),
+                api_base=addresses["judge"],
+                max_tokens=16,
+                price=options.judge_price,
+                **shared,
+            )
+            _require_calibration(data, judge, addresses["judge"])
+            models["judge"] = judge
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    for role, model in models.items():
+        if options.cost_limit and model.price is None:
+            raise UserError(
+                f"cannot enforce --cost-limit: the price of {model.name} is unknown; set it with {PRICE_FLAGS[role]} "
+                "PROMPT,REPLY in dollars per million tokens, or leave out --cost-limit."
+            )
+    return models, addresses
+
+
+def _require_calibration(data: Dataset, model: Model, address: str | None) -> None:
+    """A judge may guide the search only if its calibration passed. It is never used for reports."""
+    prompt = benchmarks.load(data.benchmark).judge_prompt()
+    calibration = Certifier(data, model, Judge(model.lm, prompt), address=address).kept()
+    if calibration is None:
+        raise UserError(
+            f"{model.name} has no judge calibration, and the search would learn its errors; run memometer calibrate "
+            f"--judge-model {model.name}, or leave out --judge-model."
+        )
+    if not (found := judged(calibration))["passed"]:
+        raise UserError(f"--judge-model: {sentence(found)}")
+
+
+def _make_memory(options: OptimizeOptions, reader: Model) -> AdaptiveMemory:
+    encoder: Any = None
+    if options.encoder:
+        encoder = load_encoder(options.encoder, log=eprint)
+        shipped = late_interaction.load(late_interaction.SHIPPED).encoder
+        if not isinstance(encoder, TokenEncoder) or encoder.name != shipped:
+            raise UserError(f"there are no ranking weights for {encoder.name}; use --encoder minilm, or leave it out.")
+    return AdaptiveMemory(count=reader.count, encoder=encoder)
+
+
+def _make_reader(options: OptimizeOptions, model: Model, longest_question: str) -> Reader:
+    """The reader, with a question budget that holds the unoptimized prompt.
+
+    Longer instructions or examples reduce the memory, because the budget stays the same.
+    """
+    reader = Reader(rounds=options.rounds, question_budget=options.question_budget)
+    overhead = prompt_overhead(model, longest_question, reader) + model.max_tokens
+    budget, window = options.budget_tokens, model.context_tokens
+    if window is not None and budget + overhead > window:
+        raise UserError(
+            f"a prompt needs up to {budget + overhead:,} tokens, and the context window of {model.name} has "
+            f"{window:,}; use a smaller --budget-tokens."
+        )
+    if reader.question_budget is None:
+        reader.question_budget = sum(contexts_of(budget, options.rounds)) + options.rounds * overhead
+    elif reader.question_budget < overhead:
+        raise UserError(
+            f"--question-budget {reader.question_budget:,} is too small: a prompt without memory needs {overhead:,} "
+            "tokens."
+        )
+    return reader
+
+
+def _ids(conversations: tuple[Conversation, ...]) -> str:
     return ", ".join(conversation.id for conversation in conversations)
 
 

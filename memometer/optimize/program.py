@@ -1,4 +1,4 @@
-"""The program that is optimised: the adaptive memory's reading prompt, over conversations that were read in once."""
+"""The DSPy program that is optimized: the adaptive memory's reading prompt, over conversations observed in advance."""
 
 from __future__ import annotations
 
@@ -22,68 +22,83 @@ from memometer.run.environment import digest
 from memometer.systems.adaptive import AdaptiveMemory
 
 NEIGHBOURS = 1
-"""Lines before and after a cited one that an example keeps."""
+"""Lines before and after a cited line that an example includes."""
 
 
-class Told:
-    """What one run of the program came to, for the metric: the reply, the prompt that asked for it, whether the model
-    was sampled, and why the call failed, if it did. A plain object, so that what DSPy writes of a prediction into the
-    prompts of its rule writers is its name and nothing else."""
+class ProgramRun:
+    """The result of one run of the program, for the metric.
+
+    It is a plain object: SIMBA writes predictions into the prompts of its rule writer, and the default representation
+    of this class reveals nothing.
+
+    Attributes:
+        reply: The reply.
+        instructions: Instructions of the prompt.
+        demos: Examples of the prompt.
+        prompt: Digest of instructions and examples.
+        sampled: True if the model was sampled instead of decoded greedily.
+        failed: Reason why the call failed; empty otherwise.
+    """
 
     def __init__(self, reply: Reply, read: dspy.Predict, *, sampled: bool, failed: str = "") -> None:
         self.reply = reply
         self.instructions: str = read.signature.instructions
         self.demos = [dict(demo) for demo in read.demos]
+        self.prompt = prompt_digest(read)
         self.sampled = sampled
         self.failed = failed
-        self.prompt = prompt_digest(read)
 
 
 def prompt_digest(read: dspy.Predict) -> str:
-    """Tells prompts apart: instructions and examples."""
+    """Return a digest of a predictor's instructions and examples."""
     return digest([read.signature.instructions, [dict(demo) for demo in read.demos]])
 
 
-class States:
-    """The state of each conversation, read in once for all that shapes it and shared by every copy of the program."""
+class ConversationStates:
+    """The memory state of each conversation, observed once and shared by all copies of the program."""
 
     def __init__(self, conversations: Iterable[Conversation]) -> None:
         self._conversations = {conversation.id: conversation for conversation in conversations}
-        self._states: dict[tuple[str, str], Any] = {}
+        self._states: dict[str, Any] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, memory: AdaptiveMemory, conversation: str) -> Any:
-        encoder = memory.encoder.name if memory.encoder else ""
-        key = digest([type(memory).__qualname__, memory.count.name, encoder]), conversation
+    def get(self, memory: AdaptiveMemory, conversation: str) -> Any:
+        """Return the state of a conversation."""
         with self._lock:
-            if key not in self._states:
+            if conversation not in self._states:
                 state = memory.new()
                 for session in self._conversations[conversation].sessions:
                     memory.observe(state, session.turns)
-                self._states[key] = state
-            return self._states[key]
+                self._states[conversation] = state
+            return self._states[conversation]
 
 
-class Desk:
-    """What all copies of the program share: memory, reader, states, the store of calls, and the budget."""
+class SharedContext:
+    """What all copies of the program share: memory, reader, states, stored calls, and the budget."""
 
     def __init__(
-        self, memory: AdaptiveMemory, reader: Reader, states: States, store: CallStore, *, budget_tokens: int
+        self,
+        memory: AdaptiveMemory,
+        reader: Reader,
+        states: ConversationStates,
+        store: CallStore,
+        *,
+        budget_tokens: int,
     ) -> None:
-        self.memory, self.reader, self.states, self.store, self.budget_tokens = (
-            memory,
-            reader,
-            states,
-            store,
-            budget_tokens,
-        )
+        self.memory, self.reader, self.states, self.store = memory, reader, states, store
+        self.budget_tokens = budget_tokens
 
-    def __deepcopy__(self, memo: dict[int, object]) -> Desk:
+    def __deepcopy__(self, memo: dict[int, object]) -> SharedContext:
         return self
 
-    def ask(self, read: dspy.Predict, conversation: str, question: str) -> tuple[dspy.Prediction, Told]:
-        """One question, read with the predictor `read`. A failed call is a prediction that says so, never an exception,
-        which an optimiser would score as zero. Raises SearchStopped."""
+    def answer(self, read: dspy.Predict, conversation: str, question: str) -> tuple[dspy.Prediction, ProgramRun]:
+        """Answer one question with the predictor `read`.
+
+        A failed call is marked in the result. It must not raise, because optimizers score exceptions as zero.
+
+        Raises:
+            SearchStopped: The memory itself failed, or no further call is allowed.
+        """
         read.demos = [excerpt(demo) for demo in read.demos]
         reader = copy(self.reader)
         reader.read = read
@@ -94,15 +109,15 @@ class Desk:
             try:
                 prediction = reader(
                     memory=self.memory,
-                    state=self.states(self.memory, conversation),
+                    state=self.states.get(self.memory, conversation),
                     question=question,
                     budget_tokens=self.budget_tokens,
                 )
             except QuestionBudgetTooSmall:
-                pass  # instructions and examples leave no room: an empty answer, and worth what that is worth
+                pass  # instructions and examples leave no room for memory: the empty answer gets its score
             except Exception as error:  # sorted below: the program's own, the provider's, or a fault of this project
                 if not at_fault_itself(error):
-                    if not isinstance(error, LMError):  # a fault of this project; a search must not learn from it
+                    if not isinstance(error, LMError):  # the search must not learn from a fault of this project
                         raise SearchStopped(f"the memory failed: {describe(error)}", outcome="failed") from error
                     failed = describe(error)
         reply = Reply(
@@ -112,27 +127,30 @@ class Desk:
             absent=bool(prediction.answer) and prediction.status == "absent",
             cited=prediction.citations if "citations" in prediction else (),
         )
-        return prediction, Told(reply, read, sampled="rollout_id" in lm.kwargs, failed=failed)
+        return prediction, ProgramRun(reply, read, sampled="rollout_id" in lm.kwargs, failed=failed)
 
 
-class Asked(dspy.Module):
-    """Answers a question about a conversation: the adaptive memory shows numbered lines that fit the question under a
-    token budget, and `read` cites the lines that hold the answer, says the status, and answers in few words.
-    Instructions and examples are paid from the same budget as the lines."""
+class ReadingProgram(dspy.Module):
+    """Answers a question about a conversation. The memory shows numbered lines that fit the question under a token
+    budget. `read` cites the lines that contain the answer, gives the status, and answers in few words. Instructions and
+    examples share the token budget with the lines."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, context: SharedContext) -> None:
         super().__init__()
-        self.read = desk.reader.read.deepcopy()
-        self.desk = desk
+        self.read = context.reader.read.deepcopy()
+        self.context = context
 
     def forward(self, conversation: str, question_id: str, question: str) -> dspy.Prediction:
-        prediction, told = self.desk.ask(self.read, conversation, question)
-        return dspy.Prediction(answer=prediction.answer, status=prediction.status, told=told)
+        prediction, run = self.context.answer(self.read, conversation, question)
+        return dspy.Prediction(answer=prediction.answer, status=prediction.status, run=run)
 
 
 def example_of(question: Question) -> dspy.Example:
-    """A question as DSPy is given it: all its fields are inputs. Gold, evidence and category are looked up by its id,
-    because SIMBA shows every other field of an example to the model that writes its rules."""
+    """Return a question as a DSPy example in which all fields are inputs.
+
+    The metric finds the gold answer and the evidence by the question's id. SIMBA shows all other fields of an example
+    to the model that writes its rules.
+    """
     return dspy.Example(
         conversation=question.conversation, question_id=question.id, question=question.text
     ).with_inputs("conversation", "question_id", "question")
@@ -142,20 +160,29 @@ _NUMBERED = re.compile(r"(\d+) (.*)", re.DOTALL)
 
 
 def excerpt(demo: Any) -> Any:
-    """An example as it goes into a prompt: of its memory the cited lines, their neighbours and their date lines,
-    numbered anew. A whole memory would cost a prompt's budget again. Examples that were written by hand stay as they
-    are, and so does an excerpt."""
+    """Return a found example with a shortened memory.
+
+    The memory keeps the cited lines, their neighbours and their date lines, renumbered; a whole memory would use up the
+    budget. Written examples and excerpts are returned unchanged.
+    """
     if not demo.get("augmented") or "memory" not in demo:
         return demo
-    memory, lines = cut(str(demo["memory"]), demo.get("lines") or ())
+    memory, lines = cut_memory(str(demo["memory"]), demo.get("lines") or ())
     values = {name: value for name, value in dict(demo).items() if name != "augmented"}
     return dspy.Example(**{**values, "memory": memory, "lines": lines})
 
 
-def cut(memory: str, cited: Sequence[int]) -> tuple[str, list[int]]:
-    """(the cited lines of a numbered memory with what stands around them, their new numbers). Without a citation the
-    first lines stand for the rest."""
-    rows: list[tuple[str, str]] = []  # (date line, line without its number), the first at number 1
+def cut_memory(memory: str, cited: Sequence[int]) -> tuple[str, list[int]]:
+    """Cut a numbered memory to the cited lines and their neighbours.
+
+    Args:
+        memory: Numbered lines under date lines.
+        cited: Numbers of the cited lines; with none, the first lines are used.
+
+    Returns:
+        The renumbered lines and the new numbers of the cited lines.
+    """
+    rows: list[tuple[str, str]] = []  # (date line, line without its number); the first row is line 1
     header = ""
     for line in memory.splitlines():
         if line.startswith("# "):
@@ -163,14 +190,15 @@ def cut(memory: str, cited: Sequence[int]) -> tuple[str, list[int]]:
         elif match := _NUMBERED.fullmatch(line):
             rows.append((header, match[2]))
     valid = [number - 1 for number in cited if 0 < number <= len(rows)]
-    around = valid or [min(NEIGHBOURS, len(rows) - 1)]
-    kept = sorted({n for at in around for n in range(at - NEIGHBOURS, at + NEIGHBOURS + 1) if 0 <= n < len(rows)})
+    centres = valid or [min(NEIGHBOURS, len(rows) - 1)]
+    near = {n for centre in centres for n in range(centre - NEIGHBOURS, centre + NEIGHBOURS + 1)}
+    positions = sorted(n for n in near if 0 <= n < len(rows))
     text: list[str] = []
     shown = ""
-    for number, position in enumerate(kept, start=1):
+    for number, position in enumerate(positions, start=1):
         header, line = rows[position]
         if header != shown:
             text.append(header)
             shown = header
         text.append(f"{number} {line}")
-    return "\n".join(text), [kept.index(position) + 1 for position in valid]
+    return "\n".join(text), [positions.index(position) + 1 for position in valid]

@@ -1,9 +1,8 @@
-"""A search carried out, or resumed: the unoptimised prompt first, the optimiser, the choice among what it left, and
-then, on questions that chose nothing, what the choice is worth.
+"""A prompt search: the unoptimized prompt, the optimizer, the selection of a candidate, and its confirmation.
 
-Every call is kept in the run folder as it arrives. A search that was killed runs again from its seed, is given the
-replies that it had, and so comes to where it was without a call. GEPA's own checkpoints are not used: they are pickles,
-and do not hold the state of its random numbers.
+Every call is stored in the run folder as it arrives. A killed search runs again from its seed and gets the stored
+replies, so it reaches the same point without new calls. GEPA's own checkpoints are not used: they are pickles, and they
+lack the state of its random numbers.
 """
 
 from __future__ import annotations
@@ -20,314 +19,314 @@ from typing import Any
 
 import dspy
 
-from memometer.benchmarks.protocol import JudgePrompt, Question
+from memometer import benchmarks
+from memometer.benchmarks.protocol import Question
+from memometer.errors import UserError
 from memometer.harness import contamination
-from memometer.harness.plan import Refused
 from memometer.judging.judge import Judge
 from memometer.models.errors import describe, is_of_a_model
 from memometer.models.replay_cache import CallStore, SearchStopped, StoredLM
-from memometer.optimize.candidates import Candidate, Candidates
-from memometer.optimize.optimizers import OPTIMIZERS, Proposing, Search
-from memometer.optimize.plan import Study
-from memometer.optimize.program import Asked, Desk, States, Told, example_of, excerpt, prompt_digest
-from memometer.optimize.significance import Finding, report
+from memometer.optimize.candidates import Candidate, CandidateLog
+from memometer.optimize.optimizers import OPTIMIZERS, OptimizerInput, ProposalAdapter
+from memometer.optimize.options import OptimizeOptions
+from memometer.optimize.plan import SearchPlan, make_plan
+from memometer.optimize.program import (
+    ConversationStates,
+    ProgramRun,
+    ReadingProgram,
+    SharedContext,
+    example_of,
+    excerpt,
+    prompt_digest,
+)
+from memometer.optimize.significance import SearchResult, report_lines, summarise
 from memometer.reader import program_file
 from memometer.run import progress
-from memometer.run.environment import digest, provenance
-from memometer.run.folder import RunFolder, RunFolderError, new_path
+from memometer.run import resume as resuming
+from memometer.run.environment import provenance
+from memometer.run.folder import RunFolder, new_path
 from memometer.run.interrupts import stopping
 from memometer.run.progress import eprint
 
 Outcome = str
-"""valid, invalid (too many calls failed), failed (none can succeed) or stopped."""
+"""valid, invalid (too many calls failed), failed (no call can succeed) or stopped."""
 
 
-class Optimization(Study):
-    """A study, and its doing."""
+def start(options: OptimizeOptions, path: Path | None = None) -> Outcome:
+    """Search in a new run folder.
 
-    def start(self, path: Path | None) -> Outcome:
-        """Search in a new folder."""
-        manifest = {"config": self.config, "identity": self.identity(), "stand_in": self.data.kind, **provenance()}
-        try:
-            folder = RunFolder.create(path or new_path(), manifest)
-        except (RunFolderError, OSError) as error:
-            raise Refused(str(error)) from error
-        with folder:
-            return self._carry_out(folder)
+    Raises:
+        UserError: The search cannot start.
+    """
+    plan = make_plan(options)
+    manifest = {"config": options.as_json(), "identity": plan.identity(), "stand_in": plan.data.kind, **provenance()}
+    try:
+        folder = RunFolder.create(path or new_path(), manifest)
+    except OSError as error:
+        raise UserError(str(error)) from error
+    with folder:
+        return Search(plan, folder).run()
 
-    @classmethod
-    def resume(cls, path: Path, *, cost_limit: float | None = None) -> Outcome:
-        """Go on with the search of a folder, up to another cost if one is given. Refused where anything has changed
-        since."""
-        try:
-            folder = RunFolder.reopen(path)
-        except (RunFolderError, OSError) as error:
-            raise Refused(str(error)) from error
-        with folder:
+
+def resume(path: Path, *, cost_limit: float | None = None) -> Outcome:
+    """Continue the search in a run folder, optionally with another cost limit.
+
+    Raises:
+        UserError: The folder has no search, or something that matters has changed since.
+    """
+    options, identity = resuming.read(path, OptimizeOptions, required="optimizer")
+    plan = make_plan(options)
+    resuming.check(path, identity, plan.identity())
+    if cost_limit:
+        plan = replace(plan, options=replace(options, cost_limit=cost_limit))
+    try:
+        folder = RunFolder.reopen(path)
+    except OSError as error:
+        raise UserError(str(error)) from error
+    with folder:
+        return Search(plan, folder).run()
+
+
+class Search:
+    """One search in its run folder."""
+
+    def __init__(self, plan: SearchPlan, folder: RunFolder) -> None:
+        self.plan, self.folder = plan, folder
+        self.options = plan.options
+        self._stop = threading.Event()
+
+    def run(self) -> Outcome:
+        """Search, and write the selected prompt and the report."""
+        with stopping() as self._stop:
             try:
-                config, was = folder.manifest["config"], folder.manifest["identity"]
-                if "optimizer" not in config:
-                    raise Refused(f"{path} holds no search; give the folder of one that python optimize.py began.")
-                if digest(config) != was.get("configuration"):
-                    raise Refused(f"{path} was begun with another configuration than it holds now; start a new search.")
-                search = cls(config)
-                search.cost_limit = cost_limit or search.cost_limit
-            except RunFolderError as error:
-                raise Refused(str(error)) from error
-            except KeyError as error:
-                raise Refused(f"{path} was begun by another version, which knew no {error}; start anew.") from error
-            now = search.identity()
-            if changed := [name for name in {**was, **now} if now.get(name) != was.get(name)]:
-                raise Refused(
-                    f"{path} was begun with another {', '.join(changed)} than there is now; restore what changed, or "
-                    "start a new search."
-                )
-            return search._carry_out(folder)
-
-    # ------------------------------------------------------------ the story
-
-    def _carry_out(self, folder: RunFolder) -> Outcome:
-        with stopping() as stop:
-            try:
-                store = CallStore(
-                    folder.path / "calls.jsonl",
-                    fail_share=self.config["fail_on_error"],
-                    may_call=lambda: self._forbidden(store, stop),
+                self.store = CallStore(
+                    self.folder.path / "calls.jsonl",
+                    fail_share=self.options.fail_on_error,
+                    may_call=self._reason_to_stop,
                 )
             except ValueError as error:
-                raise Refused(str(error)) from error
-            for line in self.announcement(done=len(store)):
-                eprint(f"{self.data.prefix}{line}")
+                raise UserError(str(error)) from error
+            for line in self.plan.announcement(done=len(self.store)):
+                self._eprint(line)
+            again = f"python optimize.py --resume {self.folder.path}"
             try:
-                finding = self._find(folder, store)
-            except SearchStopped as why:
-                eprint(f"{self.data.prefix}Stopped: {why}. Go on with: python optimize.py --resume {folder.path}")
-                return why.outcome
+                found = self._search()
+            except SearchStopped as reason:
+                self._eprint(f"Stopped: {reason}. Continue with: {again}")
+                return reason.outcome
             try:
-                return self._conclude(folder, store, finding)
+                return self._write(found)
             except BrokenPipeError:
-                raise  # nobody reads on; optimize.py knows what that means
+                raise  # the reader of standard output left; the command line handles that
             except OSError as error:
-                eprint(
-                    f"{self.data.prefix}What was found cannot be written: {error}. Once it can: python optimize.py "
-                    f"--resume {folder.path}"
-                )
+                self._eprint(f"The result cannot be written: {error}. After correcting that, run: {again}")
                 return "failed"
 
-    def _find(self, folder: RunFolder, store: CallStore) -> Finding:
+    # ------------------------------------------------------------ the search
+
+    def _search(self) -> SearchResult:
+        plan = self.plan
         lms = {
-            role: StoredLM.of(model.lm, store, role=role, identity=self.answering(role))
-            for role, model in self.models.items()
+            role: StoredLM.of(model.lm, self.store, role=role, identity=plan.model_identity(role))
+            for role, model in plan.models.items()
         }
-        states = States((*self.train_conversations, *self.validation_conversations))
-        desk = Desk(self.memory, self.reading, states, store, budget_tokens=self.config["budget_tokens"])
-        conversations = (*self.train_conversations, *self.validation_conversations)
-        objective = replace(
-            self.objective, judged=_verdicts(lms["judge"], self.benchmark.judge_prompt()) if "judge" in lms else None
-        )
-        candidates = Candidates(objective, (*self.train, *self.choosing, *self.confirming), conversations)
-        unoptimised = Asked(desk)
-        proposing = Proposing()
-        with dspy.context(lm=lms["reader"], adapter=proposing, disable_history=True), self._progress(store, candidates):
-            before = self._scored(unoptimised, (*self.confirming, *self.choosing, *self.train), candidates)
+        states = ConversationStates(plan.conversations)
+        context = SharedContext(plan.memory, plan.reader, states, self.store, budget_tokens=self.options.budget_tokens)
+        objective = replace(plan.objective, judged=self._judge_scores(lms["judge"]) if "judge" in lms else None)
+        candidates = CandidateLog(objective, plan.questions, plan.conversations)
+        unoptimised = ReadingProgram(context)
+        adapter = ProposalAdapter()
+        with dspy.context(lm=lms["reader"], adapter=adapter, disable_history=True), self._progress(candidates):
+            before = self._score(unoptimised, (*plan.confirmation, *plan.selection, *plan.train), candidates)
             candidates.base = dict(before.scores)
-            train, choosing, confirming = (
+            train, selection, confirmation = (
                 [question for question in questions if question.id in before.scores]
-                for questions in (self.train, self.choosing, self.confirming)
+                for questions in (plan.train, plan.selection, plan.confirmation)
             )
-            if not (train and choosing and confirming):
-                raise SearchStopped("every call of the unoptimised prompt failed", outcome="failed")
-            search = Search(
-                effort=self.config["auto"],
+            if not (train and selection and confirmation):
+                raise SearchStopped("every call of the unoptimized prompt failed", outcome="failed")
+            given = OptimizerInput(
+                effort=self.options.auto,
                 program=unoptimised.deepcopy(),
                 train=[example_of(question) for question in train],
-                validation=[example_of(question) for question in choosing],
+                selection=[example_of(question) for question in selection],
                 candidates=candidates,
                 reader=lms["reader"],
                 prompt_model=lms["prompt model"],
-                max_demos=self.max_demos,
-                num_threads=self.num_threads,
-                seed=self.config["seed"],
-                proposing=proposing,
+                max_demos=self.options.demo_limit,
+                num_threads=plan.num_threads,
+                seed=self.options.seed,
+                proposal_adapter=adapter,
             )
-            with _quiet(folder.path / "search.log"):
-                left = self._left_by_the_optimizer(search, store)
+            with _output_to(self.folder.path / "search.log"):
+                programs = self._optimize(given)
             for candidate in list(candidates.tried.values()):
                 candidate.leaks = self._leaks([candidate.instructions, candidate.demos])
-            best, chosen = self._choose(unoptimised, before, left, choosing, candidates)
-            after = self._scored(best, confirming, candidates)
-        return Finding(
+            best, selectable = self._select(unoptimised, before, programs, selection, candidates)
+            after = self._score(best, confirmation, candidates)
+        return SearchResult(
             program=best,
             unoptimised=unoptimised,
             before=before,
             after=after,
-            questions=confirming,
-            chosen_from=chosen,
-            unreadable=proposing.unreadable,
+            questions=confirmation,
+            num_selectable=selectable,
+            unreadable=adapter.unreadable,
             candidates=candidates,
         )
 
-    def _left_by_the_optimizer(self, search: Search, store: CallStore) -> list[dspy.Module]:
-        """DSPy takes Ctrl-C for an error of the program, which some optimisers raise and some score as zero."""
+    def _optimize(self, given: OptimizerInput) -> list[dspy.Module]:
+        """Run the optimizer. DSPy treats SearchStopped and Ctrl-C as errors of the program: some optimizers raise them
+        in another form, and some score them as zero. So the reason to stop is checked here."""
         try:
-            left = OPTIMIZERS[self.config["optimizer"]](search)
-        except Exception as error:  # DSPy wraps why a call was refused; what is neither goes on
-            if why := store.may_call():
-                raise SearchStopped(why) from error
-            if is_of_a_model(error):  # of the prompt model's: the reader's are in the metric
+            programs = OPTIMIZERS[self.options.optimizer](given)
+        except Exception as error:  # DSPy wraps the reason why a call was refused; all other errors are raised again
+            if reason := self.store.may_call():
+                raise SearchStopped(reason) from error
+            if is_of_a_model(error):  # the prompt model's error, because the metric handles the reader's
                 raise SearchStopped(f"no prompts could be written: {describe(error)}", outcome="failed") from error
             raise
-        if why := store.may_call():
-            raise SearchStopped(why)
-        return left
+        if reason := self.store.may_call():
+            raise SearchStopped(reason)
+        return programs
 
-    def _choose(
+    def _select(
         self,
-        unoptimised: Asked,
+        unoptimised: ReadingProgram,
         before: Candidate,
-        left: Sequence[dspy.Module],
+        programs: Sequence[dspy.Module],
         questions: Sequence[Question],
-        candidates: Candidates,
-    ) -> tuple[Asked, int]:
-        """(the best of what the optimiser left, and of the unoptimised prompt, by validation; how many there were)."""
-        programs_left: dict[str, Asked] = {}
-        for program in left:
-            assert isinstance(program, Asked)
+        candidates: CandidateLog,
+    ) -> tuple[ReadingProgram, int]:
+        """The best program on the selection questions, maybe the unoptimized one, and the number of candidates."""
+        selectable: dict[str, ReadingProgram] = {}
+        for program in programs:
+            assert isinstance(program, ReadingProgram)
             program.read.demos = [excerpt(demo) for demo in program.read.demos]
             prompt = prompt_digest(program.read)
             if prompt != before.digest and not self._leaks(program.read.dump_state()):
-                programs_left.setdefault(prompt, program)
+                selectable.setdefault(prompt, program)
         ids = [question.id for question in questions]
-        best, most = unoptimised, before.mean(ids) or 0.0
-        for program in programs_left.values():
-            scored = self._scored(program, questions, candidates)
+        base = before.mean(ids) or 0.0
+        best, highest = unoptimised, base
+        for program in selectable.values():
+            scored = self._score(program, questions, candidates)
+            # A failed call says nothing about a prompt, so only questions with both scores count.
             both = [id for id in ids if id in scored.scores]
-            # Over the questions that both answered: a failed call speaks for neither.
             gain = (scored.mean(both) or 0.0) - (before.mean(both) or 0.0) if both else 0.0
-            if (before.mean(ids) or 0.0) + gain > most:
-                best, most = program, (before.mean(ids) or 0.0) + gain
-        return best, len(programs_left)
+            if base + gain > highest:
+                best, highest = program, base + gain
+        return best, len(selectable)
 
-    def _scored(self, program: Asked, questions: Sequence[Question], candidates: Candidates) -> Candidate:
-        """A program's prompt with its scores at temperature 0; a question whose call failed has none."""
+    def _score(self, program: ReadingProgram, questions: Sequence[Question], candidates: CandidateLog) -> Candidate:
+        """Score a program's prompt at temperature 0. A question whose call failed has no score."""
 
-        def ask(question: Question) -> Told:
-            told: Told = program(**example_of(question).inputs()).told
-            if not told.failed:
-                candidates.score(question.id, told)
-            return told
+        def run(question: Question) -> ProgramRun:
+            result: ProgramRun = program(**example_of(question).inputs()).run
+            if not result.failed:
+                candidates.score(question.id, result)
+            return result
 
-        with ThreadPoolExecutor(self.num_threads) as pool:
-            asked = [pool.submit(copy_context().run, ask, question) for question in questions]
+        with ThreadPoolExecutor(self.plan.num_threads) as pool:
+            futures = [pool.submit(copy_context().run, run, question) for question in questions]
             try:
-                told = [future.result() for future in asked]
-            except BaseException:  # re-raised: what is waiting must not be asked
-                for future in asked:
+                runs = [future.result() for future in futures]
+            except BaseException:  # raised again: no waiting call may start
+                for future in futures:
                     future.cancel()
                 raise
-        prompt = prompt_digest(program.read)
-        found = candidates.tried.get(prompt) or Candidate(prompt, told[0].instructions, told[0].demos)
-        return Candidate(found.digest, found.instructions, found.demos, dict(found.scores), dict(found.replies))
+        found = candidates.tried.get(prompt_digest(program.read))
+        found = found or Candidate(prompt_digest(program.read), runs[0].instructions, runs[0].demos)
+        return replace(found, scores=dict(found.scores), replies=dict(found.replies), leaks=[])
 
-    def _conclude(self, folder: RunFolder, store: CallStore, finding: Finding) -> Outcome:
-        out = self.out
-        results, lines = report(self, store, finding, out=out, run=folder.path)
-        notes = {
-            "rounds": self.config["rounds"],
-            **{name: results[name] for name in ("optimizer", "auto", "reader", "prompt_model", "judge", "gain", "run")},
-        }
-        for program, path, optimised in (
-            (finding.program, folder.path / "best_candidate.json", True),
-            (finding.program if results["gained"] else finding.unoptimised, out, results["gained"]),
+    # ------------------------------------------------------------ the results
+
+    def _write(self, found: SearchResult) -> Outcome:
+        plan, path, out = self.plan, self.folder.path, self.options.output
+        results = summarise(plan, self.store, found, run=path)
+        names = ("optimizer", "auto", "reader", "prompt_model", "judge", "gain", "run")
+        notes = {"rounds": self.options.rounds, **{name: results[name] for name in names}}
+        selected = found.program if results["gained"] else found.unoptimised
+        for program, file, optimised in (
+            (found.program, path / "best_candidate.json", True),
+            (selected, out, results["gained"]),
         ):
-            if found := self._leaks(program.read.dump_state()):
-                eprint(f"{self.data.prefix}Nothing is written to {path}: the prompt holds {', '.join(found)}, sealed.")
+            if leaks := self._leaks(program.read.dump_state()):
+                self._eprint(f"{file} is not written: the prompt contains held-out text ({', '.join(leaks)}).")
                 return "failed"
-            seen = (self.train_conversations, self.validation_conversations) if optimised else ((), ())
+            seen = (plan.train_conversations, plan.validation_conversations) if optimised else ((), ())
             ids = [[conversation.id for conversation in conversations] for conversations in seen]
             program_file.save(
-                program.read, path, {**notes, "optimised": optimised, "trained_on": ids[0], "selected_on": ids[1]}
+                program.read, file, {**notes, "optimised": optimised, "trained_on": ids[0], "selected_on": ids[1]}
             )
-        folder.write_json("results.json", results)
-        folder.write_json("candidates.json", [candidate.as_json() for candidate in finding.candidates.tried.values()])
-        folder.write_text("report.txt", "".join(f"{self.data.prefix}{line}\n" for line in lines))
-        for line in lines:
-            print(f"{self.data.prefix}{line}", flush=True)
-        if not self.config["no_mlflow"]:
+        self.folder.write_json("results.json", results)
+        self.folder.write_json("candidates.json", [each.as_json() for each in found.candidates.tried.values()])
+        lines = report_lines(plan, found, results, out=out)
+        self.folder.write_text("report.txt", "".join(f"{plan.data.prefix}{line}\n" for line in lines))
+        if not self.options.no_mlflow:
             from memometer.optimize.mlflow_runs import log_search
 
-            print(f"{self.data.prefix}{log_search(folder, results, finding)}", flush=True)
+            lines.append(log_search(self.folder, results, found))
+        for line in lines:
+            print(f"{plan.data.prefix}{line}", flush=True)
         return "valid"
 
-    # ------------------------------------------------------------ its parts
+    # ------------------------------------------------------------ parts
 
-    @property
-    def num_threads(self) -> int:
-        """An embedded model keeps the processor busy alone; and a kill loses the calls in flight, which should be few
-        of a search's."""
-        chosen: int | None = self.config["num_threads"]
-        return chosen or (1 if self.reader.name.startswith("embedded:") else max(1, min(4, len(self.train) // 4)))
+    def _eprint(self, line: str) -> None:
+        eprint(f"{self.plan.data.prefix}{line}")
 
-    def _forbidden(self, store: CallStore, stop: threading.Event) -> str:
-        if stop.is_set():
-            return "as asked"
-        limit = self.cost_limit
-        if limit and (spent := self.spent(store) or 0.0) >= limit:
-            return f"${spent:,.2f} are spent and --cost-limit is ${limit:,.2f}"
+    def _reason_to_stop(self) -> str:
+        if self._stop.is_set():
+            return "interrupted"
+        limit = self.options.cost_limit
+        if limit and (spent := self.plan.spent(self.store) or 0.0) >= limit:
+            return f"${spent:,.2f} were spent of --cost-limit ${limit:,.2f}"
         return ""
 
-    def spent(self, store: CallStore) -> float | None:
-        """Dollars, of this process and those before it; None where a price is not known."""
-        total = 0.0
-        for role, usage in list(store.spent.items()):
-            price = self.models[role].price
-            if price is None:
-                return None
-            total += price.usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
-        return total
-
     @cached_property
-    def _sealed(self) -> contamination.HeldOut:
-        known = (*self.train_conversations, *self.validation_conversations)
-        return contamination.HeldOut(self.sealed, others=known)
+    def _held_out(self) -> contamination.HeldOut:
+        return contamination.HeldOut(self.plan.held_out, others=self.plan.conversations)
 
     def _leaks(self, prompt: Any) -> list[str]:
-        """What of the sealed conversations stands in a prompt, by kind and id, never by its text."""
-        found = contamination.scan(contamination.texts_in("", prompt), self._sealed) if self.sealed else []
+        """Held-out texts in a prompt, by kind and id, without their words."""
+        if not self.plan.held_out:
+            return []
+        found = contamination.scan(contamination.texts_in("", prompt), self._held_out)
         return [f"a {leak.kind} ({leak.of})" for leak in found]
 
-    @contextmanager
-    def _progress(self, store: CallStore, candidates: Candidates) -> Iterator[None]:
-        total, least = self.forecast().calls, min(len(self.train), len(self.choosing))
-        with progress.bar(total=total, initial=len(store), desc=f"{self.data.prefix}calls, at most") as bar:
+    def _judge_scores(self, lm: StoredLM) -> Callable[[Question, str], float | None]:
+        judge = Judge(lm, benchmarks.load(self.plan.data.benchmark).judge_prompt())
+        scores = {"correct": 1.0, "wrong": 0.0}
 
-            def called() -> None:
-                lift, n = candidates.best(least)
-                said = f"best so far {lift:+.3f} on {n} questions" if n else "the unoptimised prompt first"
+        def score(question: Question, answer: str) -> float | None:
+            return scores.get(judge(question.text, question.gold or "", answer).label)
+
+        return score
+
+    @contextmanager
+    def _progress(self, candidates: CandidateLog) -> Iterator[None]:
+        plan, store = self.plan, self.store
+        total, enough = plan.forecast().calls, min(len(plan.train), len(plan.selection))
+        with progress.bar(total=total, initial=len(store), desc=f"{plan.data.prefix}calls, at most") as bar:
+
+            def on_call() -> None:
+                lift, n = candidates.best_lift(enough)
+                text = f"best so far {lift:+.3f} on {n} questions" if n else "unoptimized prompt"
                 if failed := store.failed.total():
-                    said += f", {failed} failed"
-                if spent := self.spent(store):
-                    said += f", ${spent:,.2f}"
-                bar.set_postfix_str(said, refresh=False)
+                    text += f", {failed} failed"
+                if spent := plan.spent(store):
+                    text += f", ${spent:,.2f}"
+                bar.set_postfix_str(text, refresh=False)
                 bar.update()
 
-            store.on_call = called
+            store.on_call = on_call
             yield
 
 
-def _verdicts(lm: StoredLM, prompt: JudgePrompt) -> Callable[[Question, str], float | None]:
-    judge = Judge(lm, prompt)
-    worth = {"correct": 1.0, "wrong": 0.0}
-
-    def verdict(question: Question, answer: str) -> float | None:
-        return worth.get(judge(question.text, question.gold or "", answer).label)
-
-    return verdict
-
-
 @contextmanager
-def _quiet(log: Path) -> Iterator[None]:
-    """What DSPy's optimisers print, and their bars, into a file."""
+def _output_to(log: Path) -> Iterator[None]:
+    """Redirect the output of DSPy's optimizers, and their progress bars, to a file."""
     with (
         log.open("a", encoding="utf-8", errors="backslashreplace") as file,
         redirect_stdout(file),

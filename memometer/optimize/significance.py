@@ -1,10 +1,12 @@
-"""What a search was worth, on questions that chose nothing: before and after, paired, and in the first line whether the
-answers are better by more than can be told from zero. What they cost in tokens stands beside it: a prompt that is only
-cheaper, or dearer, gives no better answers."""
+"""The result of a search on questions that selected nothing: paired differences before and after, and their report.
+
+The first line of the report states whether the answers improved significantly. Token counts are reported separately,
+because a prompt that is only cheaper does not give better answers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,193 +16,187 @@ from tabulate import tabulate
 from memometer.benchmarks.protocol import Question
 from memometer.benchmarks.reward import Reply
 from memometer.models.replay_cache import CallStore
-from memometer.optimize.candidates import Candidate, Candidates
-from memometer.optimize.program import Asked
+from memometer.optimize.candidates import Candidate, CandidateLog
+from memometer.optimize.plan import SearchPlan
+from memometer.optimize.program import ReadingProgram
 from memometer.run import cost
 from memometer.stats.intervals import Comparison, paired
 
 Results = dict[str, Any]
-Worth = Callable[[Question, Reply], float]
+Score = Callable[[Question, Reply], float]
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What a search came to: the chosen program (which may be the unoptimised one), both prompts' scores, the questions
-    that confirm, how many candidates the choice was among, and how many proposals could not be read."""
+class SearchResult:
+    """The result of a search.
 
-    program: Asked
-    unoptimised: Asked
+    Attributes:
+        program: The selected program; it may be the unoptimized one.
+        unoptimised: The unoptimized program.
+        before: Results of the unoptimized prompt.
+        after: Results of the selected prompt.
+        questions: The confirmation questions.
+        num_selectable: Number of candidates in the selection.
+        unreadable: Number of unreadable proposals.
+        candidates: All prompts that were tried.
+    """
+
+    program: ReadingProgram
+    unoptimised: ReadingProgram
     before: Candidate
     after: Candidate
     questions: Sequence[Question]
-    chosen_from: int
+    num_selectable: int
     unreadable: int
-    candidates: Candidates
+    candidates: CandidateLog
+
+    @property
+    def changed(self) -> bool:
+        """True if the selected prompt is not the unoptimized one."""
+        return self.after.digest != self.before.digest
+
+    def answered_by_both(self, questions: Iterable[Question]) -> list[Question]:
+        """Return the questions that have a score before and after."""
+        return [q for q in questions if q.id in self.before.scores and q.id in self.after.scores]
+
+    def compare(self, questions: Sequence[Question], score: Score) -> Comparison:
+        """Return the paired comparison of the selected prompt with the unoptimized one, clustered by conversation."""
+        before, after = (_scores(questions, side, score) for side in (self.before, self.after))
+        return paired(after, before, [q.conversation for q in questions])
 
 
-def report(study: Any, store: CallStore, finding: Finding, *, out: Path, run: Path) -> tuple[Results, list[str]]:
-    """(results as JSON, the lines for people, the verdict first)."""
-    both = [q for q in finding.questions if q.id in finding.before.scores and q.id in finding.after.scores]
-    worth = study.objective.quality
-    before, after = (_values(both, side, worth) for side in (finding.before, finding.after))
-    gain = _compared(both, before, after)
-    f1 = _compared(both, _f1s(both, finding.before), _f1s(both, finding.after))
-    changed = finding.after.digest != finding.before.digest
-    gained = changed and gain.low is not None and gain.low > 0
-    choosing = [q for q in study.choosing if q.id in finding.before.scores and q.id in finding.after.scores]
-    when_chosen = _compared(choosing, *(_values(choosing, side, worth) for side in (finding.before, finding.after)))
-    results: Results = {
-        "optimizer": study.config["optimizer"],
-        "auto": study.config["auto"],
-        "reader": study.reader.name,
-        "prompt_model": study.prompt_model.name,
-        "judge": study.models["judge"].name if "judge" in study.models else None,
-        "gained": gained,
-        "gain": _as_json(gain, _average(before.values()), _average(after.values())),
-        "objective": {"before": _mean(both, finding.before), "after": _mean(both, finding.after)},
-        "f1": _as_json(f1, *(_average(_f1s(both, side).values()) for side in (finding.before, finding.after))),
-        "gain_on_the_questions_that_chose": when_chosen.difference,
-        "by_category": {
-            row[0]: dict(zip(_COLUMNS, row[1:], strict=True))
-            for row in _rows(both, finding, worth, study.data.categories)
+def official_score(question: Question, reply: Reply) -> float:
+    """Return the benchmark's score of a reply's answer."""
+    return question.score(reply.answer)
+
+
+def summarise(plan: SearchPlan, store: CallStore, found: SearchResult, *, run: Path) -> Results:
+    """Return the results as JSON data. `gained` is true if the quality improved significantly."""
+    quality = plan.objective.quality
+    both = found.answered_by_both(found.questions)
+    gain, f1 = found.compare(both, quality), found.compare(both, official_score)
+    selection = found.compare(found.answered_by_both(plan.selection), quality)
+    tried = found.candidates.tried.values()
+    usd = plan.spent(store)
+    return {
+        "optimizer": plan.options.optimizer,
+        "auto": plan.options.auto,
+        "reader": plan.models["reader"].name,
+        "prompt_model": plan.models["prompt model"].name,
+        "judge": plan.models["judge"].name if "judge" in plan.models else None,
+        "changed": found.changed,
+        "gained": found.changed and gain.low is not None and gain.low > 0,
+        "gain": _as_json(gain, *(_mean(_scores(both, side, quality)) for side in (found.before, found.after))),
+        "objective": {
+            name: _mean([side.scores[q.id] for q in both])
+            for name, side in (("before", found.before), ("after", found.after))
         },
+        "f1": _as_json(f1, *(_mean(_scores(both, side, official_score)) for side in (found.before, found.after))),
+        "gain_on_the_questions_that_chose": selection.difference,
+        "by_category": _by_category(both, plan.data.categories, found, quality),
         "candidates": {
-            "left": finding.chosen_from,
-            "tried": len(finding.candidates.tried),
-            "leaking": sum(bool(candidate.leaks) for candidate in finding.candidates.tried.values()),
+            "left": found.num_selectable,
+            "tried": len(tried),
+            "leaking": sum(bool(candidate.leaks) for candidate in tried),
         },
         "calls": {role: {"calls": bill.calls, "tokens": bill.total_tokens} for role, bill in store.spent.items()},
         "unreported_calls": sum(bill.unreported for bill in store.spent.values()),
         "failed_calls": dict(store.failed_before + store.failed),
-        "unreadable_proposals": finding.unreadable,
-        "failed_scores": finding.candidates.imputed,
-        "left_out": len(study.confirming) - len(both),
-        "usd": (spent := study.spent(store)),
-        "cost": cost.money(spent, *study.models.values()),
+        "unreadable_proposals": found.unreadable,
+        "failed_scores": found.candidates.imputed,
+        "left_out": len(plan.confirmation) - len(both),
+        "usd": usd,
+        "cost": cost.money(usd, *plan.models.values()),
         "run": str(run),
     }
-    return results, [
-        _verdict(gain, changed, gained, results),
-        *_told(gain, f1, results, out=out, run=run, gained=gained, changed=changed),
-    ]
 
 
-def _verdict(gain: Comparison, changed: bool, gained: bool, results: Results) -> str:
-    on = f"{gain.n} validation questions of {gain.clusters} conversation{'s' if gain.clusters > 1 else ''}"
-    if not changed:
-        return (
-            f"No distinguishable gain: of {results['candidates']['left']} candidates none was better than the "
-            f"unoptimised prompt, which stays ({on})."
-        )
-    moved = f"{results['gain']['before']:.3f} -> {results['gain']['after']:.3f}, {_interval(gain)}, {on}"
-    if gained:
-        return f"Gain: quality goes {moved}."
-    if gain.high is not None and gain.high < 0:
-        return f"No gain but a loss: quality goes {moved}; the unoptimised prompt stays."
-    why = "" if gain.low is not None else ", and one conversation gives no interval"
-    if gain.detectable is not None and gain.detectable < 1:
-        why = f" (a gain of {gain.detectable:.2f} could have been told from none)"
-    elif gain.detectable is not None:
-        why = " (no gain could have been told from none here: the conversations differ too much)"
-    return f"No distinguishable gain: quality goes {moved}{why}; the unoptimised prompt stays the default."
-
-
-def _told(
-    gain: Comparison,
-    f1: Comparison,
-    results: Results,
-    *,
-    out: Path,
-    run: Path,
-    gained: bool,
-    changed: bool,
-) -> list[str]:
-    worth = results["objective"]
+def report_lines(plan: SearchPlan, found: SearchResult, results: Results, *, out: Path) -> list[str]:
+    """Return the report as lines, the conclusion first."""
+    both = found.answered_by_both(found.questions)
+    gain, f1 = found.compare(both, plan.objective.quality), found.compare(both, official_score)
+    objective, candidates = results["objective"], results["candidates"]
     lines = [
+        _conclusion(gain, results),
         f"F1 {results['f1']['before']:.3f} -> {results['f1']['after']:.3f}, {_interval(f1)}; "
-        f"{gain.wins} questions better, {gain.losses} worse, {gain.ties} as before; "
-        f"objective, its tokens paid for, {worth['before']:.3f} -> {worth['after']:.3f}."
+        f"{gain.wins} questions better, {gain.losses} worse, {gain.ties} equal; objective with the token price "
+        f"{objective['before']:.3f} -> {objective['after']:.3f}.",
     ]
-    if changed and results["gain_on_the_questions_that_chose"] is not None:
-        lines.append(f"On the questions that chose it: {results['gain_on_the_questions_that_chose']:+.3f}.")
-    lines.append("")
+    if found.changed and results["gain_on_the_questions_that_chose"] is not None:
+        lines.append(f"Difference on the selection questions: {results['gain_on_the_questions_that_chose']:+.3f}.")
     headers = ("", "n", "quality", "after", "F1", "after", "tokens", "after")
     rows = [(name, *row.values()) for name, row in results["by_category"].items()]
-    floats = ("", "", ".3f", ".3f", ".3f", ".3f", ",.0f", ",.0f")
-    lines += tabulate(rows, headers, floatfmt=floats, tablefmt="simple").splitlines()
-    lines.append("")
+    formats = ("", "", ".3f", ".3f", ".3f", ".3f", ",.0f", ",.0f")
+    lines += ["", *tabulate(rows, headers, floatfmt=formats, tablefmt="simple").splitlines(), ""]
     calls = ", ".join(f"{role} {of['calls']:,} calls, {of['tokens']:,} tokens" for role, of in results["calls"].items())
-    lines.append(
-        f"{results['candidates']['tried']} prompts tried, {results['candidates']['left']} left to choose from; "
-        f"{calls}; {results['cost']}."
-    )
+    lines.append(f"{candidates['tried']} prompts tried, {candidates['left']} selectable; {calls}; {results['cost']}.")
     if results["unreadable_proposals"]:
-        lines.append(f"{results['unreadable_proposals']} proposals of the prompt model could not be read.")
-    if leaking := results["candidates"]["leaking"]:
-        lines.append(f"Prompts that hold what is sealed, and were not to be chosen: {leaking} (candidates.json).")
+        lines.append(f"Unreadable proposals of the prompt model: {results['unreadable_proposals']}.")
+    if candidates["leaking"]:
+        lines.append(f"Prompts excluded because they contain held-out text: {candidates['leaking']} (candidates.json).")
     for reason, n in list(results["failed_calls"].items())[:3]:
-        lines.append(f"failed, and in no score: {n} x {reason}")
+        lines.append(f"Failed calls, excluded from the scores: {n} x {reason}")
     if results["left_out"]:
-        lines.append(f"Of the questions that confirm, {results['left_out']} had no reply, and are in no comparison.")
+        lines.append(f"Confirmation questions without a reply, excluded from the comparison: {results['left_out']}.")
     if results["failed_scores"]:
-        lines.append(
-            f"In the search {results['failed_scores']} scores were the unoptimised prompt's, for want of a reply."
-        )
-    if gained:
-        lines.append(f"Written to {out}; python evaluate.py --program {out} reads with it.")
+        lines.append(f"Failed calls in the search that got the unoptimized prompt's score: {results['failed_scores']}.")
+    if results["gained"]:
+        lines.append(f"Written to {out}; use it with python evaluate.py --program {out}.")
     else:
-        lines.append(
-            f"Written to {out}: the unoptimised prompt."
-            + (f" The best candidate is {run / 'best_candidate.json'}." if changed else "")
-        )
+        best = f" The best candidate is in {Path(results['run']) / 'best_candidate.json'}." if found.changed else ""
+        lines.append(f"Written to {out}: the unoptimized prompt.{best}")
     return lines
 
 
-_COLUMNS = ("n", "quality_before", "quality_after", "f1_before", "f1_after", "tokens_before", "tokens_after")
+def _conclusion(gain: Comparison, results: Results) -> str:
+    base = f"{gain.n} confirmation questions of {gain.clusters} conversation{'s' if gain.clusters > 1 else ''}"
+    if not results["changed"]:
+        return (
+            f"No significant gain: none of {results['candidates']['left']} candidates was better than the unoptimized "
+            f"prompt on the selection questions ({base})."
+        )
+    change = f"{results['gain']['before']:.3f} -> {results['gain']['after']:.3f}, {_interval(gain)}, {base}"
+    if results["gained"]:
+        return f"Gain: quality {change}."
+    if gain.high is not None and gain.high < 0:
+        return f"Loss: quality {change}; the unoptimized prompt stays."
+    reason = "" if gain.low is not None else "; one conversation gives no interval"
+    if gain.detectable is not None and gain.detectable < 1:
+        reason = f" (the smallest detectable gain is {gain.detectable:.2f})"
+    elif gain.detectable is not None:
+        reason = " (no gain is detectable because the conversations differ too much)"
+    return f"No significant gain: quality {change}{reason}; the unoptimized prompt stays."
 
 
-def _rows(
-    questions: Sequence[Question], finding: Finding, worth: Worth, categories: Mapping[str, str]
-) -> list[tuple[Any, ...]]:
-    """(category's name, _COLUMNS), all categories last; tokens are those of a question."""
-    groups = {name: [q for q in questions if q.category == key] for key, name in categories.items()}
-    groups = {name: mine for name, mine in groups.items() if mine} | {"all": list(questions)}
-    rows = []
-    for name, mine in groups.items():
-        sides = (finding.before, finding.after)
-        figures = [_average(_values(mine, side, worth).values()) for side in sides]
-        figures += [_average(_f1s(mine, side).values()) for side in sides]
-        figures += [_average(side.replies[q.id].total_tokens for q in mine) for side in sides]
-        rows.append((name, len(mine), *figures))
+COLUMNS = ("n", "quality_before", "quality_after", "f1_before", "f1_after", "tokens_before", "tokens_after")
+
+
+def _by_category(
+    questions: Sequence[Question], names: Any, found: SearchResult, quality: Score
+) -> dict[str, dict[str, Any]]:
+    """COLUMNS by category name, all categories last. Tokens are means per question."""
+    groups = {name: [q for q in questions if q.category == key] for key, name in names.items()}
+    groups = {name: group for name, group in groups.items() if group} | {"all": list(questions)}
+    sides = (found.before, found.after)
+    rows = {}
+    for name, group in groups.items():
+        values = [_mean(_scores(group, side, score)) for score in (quality, official_score) for side in sides]
+        values += [_mean([side.replies[q.id].total_tokens for q in group]) for side in sides]
+        rows[name] = dict(zip(COLUMNS, (len(group), *values), strict=True))
     return rows
 
 
-def _compared(questions: Sequence[Question], before: dict[str, float], after: dict[str, float]) -> Comparison:
-    return paired(
-        [after[q.id] for q in questions], [before[q.id] for q in questions], [q.conversation for q in questions]
-    )
+def _scores(questions: Sequence[Question], side: Candidate, score: Score) -> list[float]:
+    return [score(q, side.replies[q.id]) for q in questions]
 
 
-def _f1s(questions: Sequence[Question], side: Candidate) -> dict[str, float]:
-    return {q.id: q.score(side.replies[q.id].answer) for q in questions}
-
-
-def _values(questions: Sequence[Question], side: Candidate, worth: Worth) -> dict[str, float]:
-    return {q.id: worth(q, side.replies[q.id]) for q in questions}
-
-
-def _mean(questions: Sequence[Question], side: Candidate) -> float:
-    return _average([side.scores[q.id] for q in questions])
-
-
-def _average(values: Any) -> float:
-    listed = list(values)
-    return sum(listed) / len(listed) if listed else 0.0
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
 
 
 def _interval(gain: Comparison) -> str:
     if gain.difference is None:
-        return "no question to compare"
+        return "no questions to compare"
     if gain.low is None or gain.high is None:
         return f"{gain.difference:+.3f}"
     return f"{gain.difference:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"

@@ -1,7 +1,7 @@
-"""Arbor's interface over HTTP: a client, and what its failures mean to a user.
+"""HTTP client for an Arbor server, with explanations of the server's errors.
 
-Arbor's own client for DSPy is not used: importing it brings vLLM, DeepSpeed and PyTorch; it takes rollouts that cannot
-be parsed for rollouts that never were; and it cannot be resumed.
+Arbor's own DSPy client is not used. It imports vLLM, DeepSpeed and PyTorch, treats unparseable rollouts as missing, and
+cannot resume a job.
 """
 
 from __future__ import annotations
@@ -17,39 +17,47 @@ from memometer.models.errors import redact
 from memometer.train.arbor_endpoint import START
 
 INITIALIZE_SECONDS = 3600.0
-"""The server loads the model twice, and downloads it first where it has to. It waits for its own parts without end."""
+"""Timeout for starting a job. The server loads the model twice and may have to download it first."""
 STALL_SECONDS = 1200.0
-"""Without a batch being asked for. The server goes on answering when its trainer is dead."""
+"""Longest wait for the trainer to request a batch. The server keeps answering after its trainer has died."""
 
 
 class ArborError(RuntimeError):
-    """What went wrong, in one sentence with the next step."""
+    """A request failed. The message is one sentence with the next step."""
 
 
 class ServerGone(ArborError):
-    """The server does not answer any more; a run can be resumed."""
+    """The server does not answer any more. The training can be resumed."""
 
 
 @dataclass(frozen=True)
-class Reply:
-    """One completion of a prompt. `cut` where it ran into the limit."""
+class Completion:
+    """One completion of a prompt. `truncated` is true if it reached the token limit."""
 
     text: str
-    cut: bool
+    truncated: bool
 
 
 class ArborServer:
-    """A server at a URL, such as http://127.0.0.1:7453."""
+    """Client for the server at a URL such as http://127.0.0.1:7453; a context manager that closes its connections."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         self._session = requests.Session()
 
-    def close(self) -> None:
+    def __enter__(self) -> ArborServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._session.close()
 
     def check(self) -> None:
-        """Raises ServerGone where nothing answers, ArborError where something else than Arbor does."""
+        """Check that an Arbor server answers.
+
+        Raises:
+            ServerGone: No server answers.
+            ArborError: Another kind of server answers.
+        """
         try:
             reply = self._session.get(f"{self.url}/openapi.json", timeout=20)
             title = reply.json()["info"]["title"] if reply.ok else f"status {reply.status_code}"
@@ -59,49 +67,55 @@ class ArborServer:
                 "or train on this machine with --backend trl"
             ) from error
         except (ValueError, KeyError, TypeError):
-            title = "something else"
+            title = "unknown service"
         if "Arbor" not in title:
-            raise ArborError(f"What answers at {self.url} is not Arbor ({title}); name its URL with --arbor-url")
+            raise ArborError(f"The server at {self.url} is not Arbor ({title}); set its URL with --arbor-url")
 
     def initialize(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Start a job; returns its status once both its parts run."""
+        """Start a job and return its status once its trainer and its model server run."""
         return self._post("fine_tuning/grpo/initialize", request, INITIALIZE_SECONDS)
 
     def status(self, job: str) -> dict[str, Any]:
+        """Return the status of a job."""
         return self._post("fine_tuning/grpo/status", {"job_id": job}, 60)
 
     def step(self, job: str, model: str, batch: int, group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Hand in one group: `messages`, `completion`, `reward` of each. The server numbers groups itself, from 0."""
+        """Submit one group of `messages`, `completion` and `reward`. The server numbers groups itself, from 0."""
         body = {"job_id": job, "model": model, "batch_id": batch, "batch": list(group)}
         return self._post("fine_tuning/grpo/step", body, STALL_SECONDS)
 
     def checkpoint(self, job: str, name: str) -> dict[str, Any]:
-        """Its record: `checkpoint_dir` on the server's machine and `global_step`."""
+        """Write a checkpoint; return its `checkpoint_dir` on the server's machine and its `global_step`."""
         status = self._post("fine_tuning/grpo/checkpoint", {"job_id": job, "checkpoint_name": name}, STALL_SECONDS)
         found: dict[str, Any] = status["checkpoints"][name]
         return found
 
     def end(self, job: str) -> None:
-        """Terminate a job, then cancel it: only the latter gives its GPUs back."""
+        """Terminate a job, then cancel it; only cancelling frees its GPUs."""
         self._post("fine_tuning/grpo/terminate", {"job_id": job}, STALL_SECONDS)
         self._post("fine_tuning/grpo/cancel", {"job_id": job}, 120)
 
-    def wait_for(self, job: str, batch: int, *, every_seconds: float = 1.0) -> None:
-        """Until the trainer asks for a batch. Raises ArborError where it does not within STALL_SECONDS, or asks for a
-        later one."""
+    def wait_for_batch(self, job: str, batch: int, *, every_seconds: float = 1.0) -> None:
+        """Wait until the trainer requests a batch.
+
+        Raises:
+            ArborError: The trainer requests no batch within STALL_SECONDS, or requests a later one.
+        """
         end = time.monotonic() + STALL_SECONDS
         while time.monotonic() < end:
             pending = self.status(job)["pending_batch_ids"]
             if batch in pending:
                 return
             if pending and min(pending) > batch:
-                raise ArborError(f"The trainer waits for batch {min(pending)} and not {batch}")
+                raise ArborError(f"The trainer requested batch {min(pending)} instead of {batch}")
             time.sleep(every_seconds)
-        raise ArborError(f"The trainer has asked for no batch in {STALL_SECONDS / 60:.0f} minutes")
+        raise ArborError(f"The trainer has requested no batch for {STALL_SECONDS / 60:.0f} minutes")
 
-    def pending(self, job: str, *, seconds: float = 30.0, every_seconds: float = 0.5) -> list[int]:
-        """The batches that a job waits for, none where it is not there, or waits for none within `seconds`. The server
-        may be half a second behind, and reads twice."""
+    def pending_batches(self, job: str, *, seconds: float = 30.0, every_seconds: float = 0.5) -> list[int]:
+        """Return the batches that a job waits for; empty if the job is unknown or waits for none.
+
+        The server's answer may be half a second old, so it counts only if two answers in a row agree.
+        """
         end = time.monotonic() + seconds
         before: list[int] = []
         while time.monotonic() < end:
@@ -118,16 +132,20 @@ class ArborServer:
         return []
 
     def complete(
-        self,
-        model: str,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        n: int,
-        temperature: float,
-        max_tokens: int,
-    ) -> list[Reply]:
-        """`n` replies of a job's present weights. `model` is the job's `current_model`: at any other name the server
-        would start a second model on GPUs of its own."""
+        self, model: str, messages: Sequence[Mapping[str, str]], *, n: int, temperature: float, max_tokens: int
+    ) -> list[Completion]:
+        """Sample `n` completions from a job's current weights.
+
+        Args:
+            model: The job's `current_model`. For any other name the server would start a second model.
+            messages: The prompt.
+            n: Number of completions.
+            temperature: Sampling temperature; 0 is greedy.
+            max_tokens: Limit of each completion.
+
+        Raises:
+            ArborError: The model does not answer, or returns another number of completions.
+        """
         body = {
             "model": model,
             "messages": list(messages),
@@ -140,16 +158,17 @@ class ArborServer:
         }
         content = self._post("chat/completions", body, 330)
         try:
-            replies = [
-                Reply(choice["message"]["content"] or "", choice["finish_reason"] == "length")
+            completions = [
+                Completion(choice["message"]["content"] or "", choice["finish_reason"] == "length")
                 for choice in content["choices"]
             ]
         except (TypeError, KeyError) as error:
-            said = content.get("message") if isinstance(content, dict) else None
-            raise ArborError(f"The model did not answer{f': {redact(str(said))[:200]}' if said else ''}") from error
-        if len(replies) != n:
-            raise ArborError(f"The model gave {len(replies)} replies where {n} were asked for")
-        return replies
+            message = content.get("message") if isinstance(content, dict) else None
+            detail = f": {redact(str(message))[:200]}" if message else ""
+            raise ArborError(f"The model did not answer{detail}") from error
+        if len(completions) != n:
+            raise ArborError(f"The model returned {len(completions)} completions instead of {n}")
+        return completions
 
     def _post(self, route: str, body: Mapping[str, Any], timeout_seconds: float) -> dict[str, Any]:
         try:
@@ -163,42 +182,52 @@ class ArborServer:
         try:
             content = reply.json()
         except ValueError as error:
-            raise ArborError(f"{route} was answered with status {reply.status_code} and no JSON") from error
+            raise ArborError(f"{route} returned status {reply.status_code} without JSON") from error
         if not reply.ok:
-            raise ArborError(meaning(route, reply.status_code, content))
-        if content is None:  # how the server answers when its model failed
-            raise ArborError("The model did not answer; its log stands beside the job's")
+            raise ArborError(explain_error(route, reply.status_code, content))
+        if content is None:  # the server's answer after its model failed
+            raise ArborError("The model did not answer; see its log next to the job's log on the server")
         found: dict[str, Any] = content
         return found
 
 
-def meaning(route: str, status: int, content: object) -> str:
-    """What a refusal of the server's means, in one sentence."""
-    said = (
-        str(content.get("message") or content.get("detail") or content) if isinstance(content, dict) else str(content)
-    )
-    said = redact(" ".join(said.split()))[:300]
-    lower = said.lower()
-    if "not enough free gpus" in lower:
-        return (
-            f"The server has too few free GPUs ({said}): rent more, or restart it where an earlier job keeps them, or "
-            "use --backend trl on one GPU"
-        )
-    if "no gpus" in lower or "all gpus are" in lower:
-        return f"The server has no GPU to give ({said}); free one and restart it"
-    if "valid model identifier" in lower or "repository not found" in lower or "404 client error" in lower:
-        return f"The server cannot find the model ({said}); give a name of the Hugging Face hub or a folder over there"
-    if "429" in lower or "too many requests" in lower or "rate limit" in lower:
-        return f"The hub limits the server's downloads ({said}); wait some minutes, or log in over there: hf auth login"
-    if "gated" in lower or "401 client error" in lower:
-        return f"The hub does not give the server the model ({said}); log in over there: hf auth login"
-    if "bf16" in lower:
-        return f"The server's GPU has no bfloat16 ({said}), which Arbor needs: rent an Ampere or a newer one"
-    if "out of memory" in lower:
-        return f"The server's GPU is out of memory ({said}); see python train.py --mode doctor"
-    if "timed out waiting for" in lower:
-        return (
-            f"The server's trainer did not start ({said}); the cause is in its grpo_training.log, often a missing "
-            "configs/deepspeed_config.yaml: python train.py --mode doctor over there finds it"
-        )
-    return f"{route} was refused with status {status}: {said}"
+EXPLANATIONS: list[tuple[tuple[str, ...], str]] = [
+    (
+        ("not enough free gpus",),
+        "The server has too few free GPUs ({message}): rent more, restart the server if an earlier job still holds "
+        "them, or use --backend trl on one GPU",
+    ),
+    (("no gpus", "all gpus are"), "The server has no free GPU ({message}); free one and restart the server"),
+    (
+        ("valid model identifier", "repository not found", "404 client error"),
+        "The server cannot find the model ({message}); use a name on the Hugging Face hub, or a folder on the server",
+    ),
+    (
+        ("429", "too many requests", "rate limit"),
+        "The hub limits the server's downloads ({message}); wait some minutes, or log in on the server: hf auth login",
+    ),
+    (
+        ("gated", "401 client error"),
+        "The server has no access to the model on the hub ({message}); log in on the server: hf auth login",
+    ),
+    (("bf16",), "Arbor needs bfloat16, which the server's GPU lacks ({message}): rent an Ampere GPU or a newer one"),
+    (("out of memory",), "The server's GPU is out of memory ({message}); see python train.py --mode doctor"),
+    (
+        ("timed out waiting for",),
+        "The server's trainer did not start ({message}); see its grpo_training.log. A frequent cause is a missing "
+        "configs/deepspeed_config.yaml, which python train.py --mode doctor finds on the server",
+    ),
+]
+"""(texts in the server's message, explanation); the first match counts."""
+
+
+def explain_error(route: str, status: int, content: object) -> str:
+    """Return one sentence that explains an error response and gives the next step."""
+    text = str(content)
+    if isinstance(content, dict):
+        text = str(content.get("message") or content.get("detail") or content)
+    message = redact(" ".join(text.split()))[:300]
+    for patterns, explanation in EXPLANATIONS:
+        if any(pattern in message.lower() for pattern in patterns):
+            return explanation.format(message=message)
+    return f"{route} was refused with status {status}: {message}"

@@ -1,4 +1,4 @@
-"""A teacher's replies to the training prompts: each asked once and kept, and learned from where they are right."""
+"""A teacher model's replies to the training prompts. Each prompt is asked once; correct replies are learned."""
 
 from __future__ import annotations
 
@@ -7,92 +7,94 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import LMError
 
-from memometer.harness.plan import Refused
+from memometer.errors import UserError
 from memometer.models import resolve_models
-from memometer.models.downloads import WeightsUnavailable
 from memometer.models.replay_cache import CallStore, StoredLM
 from memometer.run import cost, progress
 from memometer.run.folder import RunFolder
 from memometer.run.progress import eprint
-from memometer.train.plan import Job
+from memometer.train.plan import TrainingPlan
 from memometer.train.reward import grade
 
-RIGHT = 0.5
-"""From this reward on a reply is learned from; in training that is an answer mostly right, or a right abstention."""
+MIN_REWARD = 0.5
+"""Smallest reward of a reply that is learned: a mostly right answer, or a right abstention."""
 FAILED_SHARE = 0.05
+"""Share of failed calls that stops the training."""
 
 
-def load(job: Job) -> resolve_models.Model:
-    """The teacher. Raises Refused, also where --cost-limit cannot be kept."""
-    config = job.config
+def load_teacher(plan: TrainingPlan) -> resolve_models.Model:
+    """Load the teacher model.
+
+    Raises:
+        UserError: The teacher is not available, or --cost-limit is set and its price is unknown.
+    """
+    options = plan.options
     try:
         teacher = resolve_models.load(
-            config["teacher"],
-            api_base=config["teacher_api_base"],
-            price=config["teacher_price"],
-            max_tokens=job.values["max_completion_tokens"],
+            str(options.teacher),
+            api_base=options.teacher_api_base,
+            price=options.teacher_price,
+            max_tokens=plan.hyperparameters.max_completion_tokens,
             log=eprint,
         )
-    except (ValueError, WeightsUnavailable) as error:
-        raise Refused(str(error)) from error
-    if config["cost_limit"] and teacher.price is None:
-        raise Refused(f"--cost-limit cannot be kept, because the price of {teacher.name} is not known: --teacher-price")
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if options.cost_limit and teacher.price is None:
+        raise UserError(f"cannot enforce --cost-limit: the price of {teacher.name} is unknown; set --teacher-price.")
     return teacher
 
 
-def forecast(job: Job, teacher: resolve_models.Model) -> str:
-    """What asking it costs at most."""
-    prompts = sum(teacher.count("\n".join(m["content"] for m in prompt.messages)) for prompt in job.train)
-    replies = len(job.train) * teacher.max_tokens
-    money = cost.money(cost.forecast(teacher, prompts, replies), teacher)
-    return f"{teacher.name} is asked {len(job.train):,} times: at most {prompts + replies:,} tokens, {money}."
+def teacher_replies(plan: TrainingPlan, folder: RunFolder) -> dict[str, str]:
+    """Return the teacher's correct replies by prompt id.
 
+    All replies are stored in teacher.jsonl as they arrive, so a resumed training repeats no call.
 
-def answers(job: Job, folder: RunFolder) -> dict[str, str]:
-    """Prompt id -> the teacher's reply, of those worth learning from. Kept in teacher.jsonl as they come, so that a
-    resumed training pays for none twice.
-
-    Raises SearchStopped where the cost limit is reached or no call can succeed, and Refused where nothing is right.
+    Raises:
+        SearchStopped: The cost limit is reached, or no call can succeed.
+        UserError: No reply is correct.
     """
-    teacher = load(job)
-    eprint(f"{job.data.prefix}{forecast(job, teacher)}")
+    options, teacher = plan.options, load_teacher(plan)
+    plan.eprint(_forecast(plan, teacher))
 
-    def may_call() -> str:
-        limit, usage = job.config["cost_limit"], store.spent["teacher"]
-        if limit and teacher.price:
+    def reason_to_stop() -> str:
+        usage = store.spent["teacher"]
+        if options.cost_limit and teacher.price:
             spent = teacher.price.usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
-            if spent >= limit:
-                return f"${spent:,.2f} are spent and --cost-limit is ${limit:,.2f}; a higher one goes beside --resume"
+            if spent >= options.cost_limit:
+                return f"${spent:,.2f} were spent of --cost-limit ${options.cost_limit:,.2f}; raise it with --resume"
         return ""
 
-    store = CallStore(folder.path / "teacher.jsonl", fail_share=FAILED_SHARE, may_call=may_call)
-    identity = f"{teacher.name} {teacher.revision} {job.config['teacher_api_base'] or ''}"
+    store = CallStore(folder.path / "teacher.jsonl", fail_share=FAILED_SHARE, may_call=reason_to_stop)
+    identity = f"{teacher.name} {teacher.revision} {options.teacher_api_base or ''}"
     lm = StoredLM.of(teacher.lm, store, role="teacher", identity=identity)
+    predict = dspy.Predict(dspy.Signature("messages: list[dict] -> reply: str"))
     found: dict[str, str] = {}
     failed = 0
-    ask = dspy.Predict(dspy.Signature("messages: list[dict] -> reply: str"))
     with dspy.context(lm=lm, adapter=_Verbatim(), disable_history=True):
-        for prompt in progress.bar(job.train, desc=f"{job.data.prefix}asked of the teacher"):
+        for prompt in progress.bar(plan.train, desc=f"{plan.data.prefix}teacher replies"):
             try:
-                reply = str(ask(messages=[dict(message) for message in prompt.messages]).reply)
+                reply = str(predict(messages=[dict(message) for message in prompt.messages]).reply)
             except LMError:
                 failed += 1
                 continue
-            if grade(prompt.case, reply).reward >= RIGHT:
+            if grade(prompt.case, reply).reward >= MIN_REWARD:
                 found[prompt.id] = reply.strip()
-    eprint(
-        f"{job.data.prefix}The teacher is right about {len(found):,} of {len(job.train):,} prompts, and they are "
-        f"learned from{f'; {failed} calls failed' if failed else ''}."
-    )
+    failures = f" {failed} calls failed." if failed else ""
+    plan.eprint(f"The teacher answered {len(found):,} of {len(plan.train):,} prompts correctly.{failures}")
     if not found:
-        raise Refused(
-            "none of the teacher's replies is right; use another --teacher, or --mode sft on the gold answers."
-        )
+        raise UserError("no reply of the teacher is correct; use another --teacher, or --mode sft on the gold answers.")
     return found
 
 
+def _forecast(plan: TrainingPlan, teacher: resolve_models.Model) -> str:
+    prompts = sum(teacher.count("\n".join(m["content"] for m in prompt.messages)) for prompt in plan.train)
+    replies = len(plan.train) * teacher.max_tokens
+    money = cost.money(cost.forecast(teacher, prompts, replies), teacher)
+    return f"{teacher.name} gets {len(plan.train):,} prompts: at most {prompts + replies:,} tokens, {money}."
+
+
 class _Verbatim(dspy.Adapter):
-    """Sends messages as they stand; the whole reply is the output."""
+    """Sends messages unchanged; the whole reply is the output."""
 
     def format(self, signature: Any, demos: Any, inputs: dict[str, Any]) -> list[dict[str, Any]]:
         messages: list[dict[str, Any]] = inputs["messages"]

@@ -1,7 +1,7 @@
-"""The same prompts and the same reward for engines of others, where one machine is not enough: verl, and verifiers with
-prime-rl. Each gets a folder with its data, its reward or taskset, and a recipe that its own loader reads.
+"""Export of prompts and reward for training frameworks that use several machines: verl, and verifiers with prime-rl.
 
-Their machines need this project installed (`pip install --no-deps .` and its dependencies), for the reward is imported
+Each export is a folder with the data, the reward or taskset, and a recipe that the framework's own loader reads. The
+machines that train need memometer (`pip install --no-deps .`, and its dependencies), because the reward is imported
 from it.
 """
 
@@ -13,9 +13,8 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-from memometer.harness.plan import Refused
-from memometer.train import hyperparameters
-from memometer.train.plan import Job, licence
+from memometer.errors import UserError
+from memometer.train.plan import TrainingPlan
 from memometer.train.prompt_dataset import ReadingPrompt
 from memometer.train.reward import ABSTENTION
 
@@ -25,38 +24,40 @@ LOSSES = {
     "dr_grpo": "seq-mean-token-sum-norm",
     "grpo": "seq-mean-token-mean",
 }
-"""Our names of losses, and verl's of how token losses are added up."""
+"""Our names of losses, and verl's names of their aggregation of token losses."""
 
-PACKAGE = "adaptive_memory_reading"
-"""What the taskset is called."""
+PACKAGE = "memometer_reading"
+"""The name of the exported taskset package."""
 
 
-def write(job: Job, engine: str) -> list[str]:
-    """Write the folder `--output-dir`/ENGINE; the lines to print. Raises Refused."""
-    folder = job.output / engine
+def export(plan: TrainingPlan, framework: str) -> list[str]:
+    """Write the folder `--output-dir`/FRAMEWORK and return the lines to print.
+
+    Raises:
+        UserError: The folder is not empty, or the framework does not support an option.
+    """
+    folder = plan.output / framework
     if folder.exists() and any(folder.iterdir()):
-        raise Refused(f"{folder} is not empty; name another --output-dir.")
+        raise UserError(f"{folder} is not empty; use another --output-dir.")
     folder.mkdir(parents=True, exist_ok=True)
-    command = {"verl": _verl, "verifiers": _verifiers}[engine](job, folder)
+    command = {"verl": _export_verl, "verifiers": _export_verifiers}[framework](plan, folder)
+    counts = f"{len(plan.train):,} training and {len(plan.validation):,} validation prompts"
     (folder / "README.md").write_text(
-        f"# Reading prompts for {engine}\n\n{licence(job.stand_in, job.data)}\n\n"
-        f"{len(job.train):,} training and {len(job.validation):,} validation prompts; the test conversations are in "
-        f"neither.\n\n    {command}\n",
+        f"# Reading prompts for {framework}\n\n{plan.licence}\n\n"
+        f"{counts}; none is from a test conversation.\n\n    {command}\n",
         encoding="utf-8",
     )
-    return [
-        f"{len(job.train):,} training and {len(job.validation):,} validation prompts written to {folder}.",
-        f"Train with: {command}",
-        licence(job.stand_in, job.data),
-    ]
+    return [f"{counts} written to {folder}.", f"Train with: {command}", plan.licence]
 
 
 # ---------------------------------------------------------------- verl 0.9
 
 
 def verl_row(prompt: ReadingPrompt, index: int, split: str) -> dict[str, Any]:
-    """A row as verl's RLHFDataset and reward managers read it; what the reward needs is JSON within `extra_info`,
-    because parquet gives every row the same fields."""
+    """Return a row for verl's RLHFDataset and reward managers.
+
+    The facts for the reward are a JSON text in `extra_info`, because parquet gives every row the same fields.
+    """
     return {
         "data_source": "memometer",
         "prompt": list(prompt.messages),
@@ -73,7 +74,7 @@ def verl_row(prompt: ReadingPrompt, index: int, split: str) -> dict[str, Any]:
 
 
 VERL_REWARD = '''\
-"""The reward of adaptive-memory, as verl calls it."""
+"""The reward of memometer, as verl calls it."""
 
 import json
 
@@ -82,99 +83,97 @@ from memometer.train.reward import Case, grade
 
 def compute_score(data_source, solution_str, ground_truth, extra_info=None, **_):
     found = grade(Case.of_json(json.loads(extra_info["case"])), solution_str)
-    ungraded = float(found.status == "unparseable")
-    return {"score": found.reward, "strict": found.strict, "f1": found.f1, "ungraded": ungraded}
+    unparseable = float(found.status == "unparseable")
+    return {"score": found.reward, "strict": found.strict, "f1": found.f1, "unparseable": unparseable}
 '''
 
 
-def _verl(job: Job, folder: Path) -> str:
-    loss = _loss(job.values["loss"])
-    for name, prompts in (("train", job.train), ("validation", job.validation)):
-        _parquet([verl_row(prompt, n, name) for n, prompt in enumerate(prompts)], folder / f"{name}.parquet")
+def _export_verl(plan: TrainingPlan, folder: Path) -> str:
+    loss = plan.hyperparameters.loss
+    if loss not in LOSSES:
+        raise UserError(f"verl has no counterpart of --loss {loss}; use {', '.join(LOSSES)}.")
+    for name, prompts in (("train", plan.train), ("validation", plan.validation)):
+        _write_parquet([verl_row(prompt, n, name) for n, prompt in enumerate(prompts)], folder / f"{name}.parquet")
     (folder / "reward.py").write_text(VERL_REWARD, encoding="utf-8")
-    values = job.values
-    prompts_a_step = max(1, hyperparameters.prompts_per_step(values))
-    scale = values["scale_rewards"] == "group"
-    (folder / "grpo.yaml").write_text(
-        dedent(f"""\
-        # python -m verl.trainer.main_ppo --config-path {folder.resolve()} --config-name grpo
+    (folder / "grpo.yaml").write_text(_verl_config(plan, folder.resolve()), encoding="utf-8")
+    return f"python -m verl.trainer.main_ppo --config-path {folder.resolve()} --config-name grpo"
+
+
+def _verl_config(plan: TrainingPlan, root: Path) -> str:
+    values, options = plan.hyperparameters, plan.options
+    prompts_per_step = max(1, values.prompts_per_step)
+    return dedent(f"""\
+        # python -m verl.trainer.main_ppo --config-path {root} --config-name grpo
         hydra:
           searchpath: [pkg://verl.trainer.config]
         defaults: [ppo_trainer, _self_]
         data:
-          train_files: {folder.resolve()}/train.parquet
-          val_files: {folder.resolve()}/validation.parquet
-          train_batch_size: {prompts_a_step}
-          max_prompt_length: {values["max_prompt_tokens"]}
-          max_response_length: {values["max_completion_tokens"]}
-          seed: {job.config["seed"]}
+          train_files: {root}/train.parquet
+          val_files: {root}/validation.parquet
+          train_batch_size: {prompts_per_step}
+          max_prompt_length: {values.max_prompt_tokens}
+          max_response_length: {values.max_completion_tokens}
+          seed: {options.seed}
         actor_rollout_ref:
           model:
-            path: {job.config["model"]}
-            lora_rank: {values["lora_rank"]}
-            lora_alpha: {values["lora_alpha"]}
-            target_modules: {values["lora_targets"]}
+            path: {options.model}
+            lora_rank: {values.lora_rank}
+            lora_alpha: {values.lora_alpha}
+            target_modules: {values.lora_targets}
             enable_gradient_checkpointing: true
           actor:
-            ppo_mini_batch_size: {prompts_a_step}
-            ppo_micro_batch_size_per_gpu: {values["batch_size"]}
-            optim: {{lr: {values["learning_rate"]:.10f}, lr_warmup_steps: {values["warmup_steps"]}}}
-            grad_clip: {values["max_grad_norm"]}
+            ppo_mini_batch_size: {prompts_per_step}
+            ppo_micro_batch_size_per_gpu: {values.batch_size}
+            optim: {{lr: {values.learning_rate:.10f}, lr_warmup_steps: {values.warmup_steps}}}
+            grad_clip: {values.max_grad_norm}
             clip_ratio: 0.2
             clip_ratio_low: 0.2
-            clip_ratio_high: {values["clip_high"]}
-            loss_agg_mode: {loss}
-            use_kl_loss: {str(values["beta"] > 0).lower()}
-            kl_loss_coef: {values["beta"]}
+            clip_ratio_high: {values.clip_high}
+            loss_agg_mode: {LOSSES[values.loss]}
+            use_kl_loss: {str(values.beta > 0).lower()}
+            kl_loss_coef: {values.beta}
           rollout:
             name: vllm
-            n: {values["num_generations"]}
-            temperature: {values["temperature"]}
-            top_p: {values["top_p"]}
-            log_prob_micro_batch_size_per_gpu: {values["batch_size"]}
+            n: {values.num_generations}
+            temperature: {values.temperature}
+            top_p: {values.top_p}
+            log_prob_micro_batch_size_per_gpu: {values.batch_size}
           ref:
-            log_prob_micro_batch_size_per_gpu: {values["batch_size"]}
+            log_prob_micro_batch_size_per_gpu: {values.batch_size}
         algorithm:
           adv_estimator: grpo
-          norm_adv_by_std_in_grpo: {str(scale).lower()}
+          norm_adv_by_std_in_grpo: {str(values.scale_rewards == "group").lower()}
         reward:
           custom_reward_function:
-            path: {folder.resolve()}/reward.py
+            path: {root}/reward.py
             name: compute_score
         trainer:
-          total_training_steps: {job.steps}
-          test_freq: {job.eval_steps}
-          save_freq: {job.config["save_steps"]}
-          project_name: adaptive-memory
+          total_training_steps: {plan.steps}
+          test_freq: {options.eval_steps}
+          save_freq: {options.save_steps}
+          project_name: memometer
           experiment_name: grpo
           logger: [console]
           nnodes: 1
           n_gpus_per_node: 8
-        """),
-        encoding="utf-8",
-    )
-    return f"python -m verl.trainer.main_ppo --config-path {folder.resolve()} --config-name grpo"
+        """)
 
 
-def _loss(name: str) -> str:
-    if name not in LOSSES:
-        raise Refused(f"--loss {name} has no counterpart in verl; use {', '.join(LOSSES)}.")
-    return LOSSES[name]
-
-
-def _parquet(rows: Sequence[dict[str, Any]], path: Path) -> None:
+def _write_parquet(rows: Sequence[dict[str, Any]], path: Path) -> None:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise Refused("verl reads parquet, which takes pyarrow; pip install -c constraints.txt '.[train]'") from error
+        raise UserError(
+            "verl reads parquet files, which need pyarrow: pip install -c constraints.txt '.[train]'"
+        ) from error
     parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
 
 
 # ---------------------------------------------------------------- verifiers 0.4 and prime-rl
 
 TASKSET = '''\
-"""The reading prompts of adaptive-memory as a taskset of verifiers."""
+"""The reading prompts of memometer as a verifiers taskset."""
 
 import json
 from pathlib import Path
@@ -187,7 +186,7 @@ __all__ = ["ReadingTaskset"]
 
 
 class ReadingData(vf.TaskData):
-    """A prompt's facts, as JSON."""
+    """The facts of a prompt, as a JSON text."""
 
     case: str
 
@@ -210,8 +209,7 @@ class ReadingTask(vf.Task[ReadingData]):
 
 
 class ReadingConfig(vf.TasksetConfig):
-    split: str = "train"
-    """train or validation."""
+    split: str = "train"  # or validation
 
 
 class ReadingTaskset(vf.Taskset[ReadingTask, ReadingConfig]):
@@ -222,23 +220,24 @@ class ReadingTaskset(vf.Taskset[ReadingTask, ReadingConfig]):
 
 
 def verifiers_row(prompt: ReadingPrompt) -> dict[str, Any]:
-    """A task's data: verifiers keeps the system message apart."""
+    """Return the data of a task. verifiers has a field of its own for the system message."""
     system = [message["content"] for message in prompt.messages if message["role"] == "system"]
     rest = [message for message in prompt.messages if message["role"] != "system"]
-    asked: Any = rest[0]["content"] if len(rest) == 1 else rest
+    messages: Any = rest[0]["content"] if len(rest) == 1 else rest
     return {
         "id": prompt.id,
         "name": prompt.id,
         "system_prompt": system[0] if system else None,
-        "prompt": asked,
+        "prompt": messages,
         "case": json.dumps(prompt.case.as_json()),
     }
 
 
-def _verifiers(job: Job, folder: Path) -> str:
+def _export_verifiers(plan: TrainingPlan, folder: Path) -> str:
+    values = plan.hyperparameters
     package = folder / PACKAGE
     package.mkdir()
-    for name, prompts in (("train", job.train), ("validation", job.validation)):
+    for name, prompts in (("train", plan.train), ("validation", plan.validation)):
         lines = [json.dumps(verifiers_row(prompt)) + "\n" for prompt in prompts]
         (package / f"{name}.jsonl").write_text("".join(lines), encoding="ascii")
     (package / "__init__.py").write_text(TASKSET, encoding="utf-8")
@@ -261,18 +260,17 @@ def _verifiers(job: Job, folder: Path) -> str:
         """),
         encoding="utf-8",
     )
-    values = job.values
-    # vf-eval reads it as it stands; prime-rl's trainer takes the same [env] block for its orchestrator.
+    # For vf-eval; prime-rl's trainer takes the same [env] block for its orchestrator.
     (folder / "eval.toml").write_text(
         dedent(f"""\
-        model = "{job.config["model"]}"
-        num_rollouts = {values["num_generations"]}
+        model = "{plan.options.model}"
+        num_rollouts = {values.num_generations}
         push = false
 
         [sampling]
-        temperature = {values["temperature"]}
-        top_p = {values["top_p"]}
-        max_tokens = {values["max_completion_tokens"]}
+        temperature = {values.temperature}
+        top_p = {values.top_p}
+        max_tokens = {values.max_completion_tokens}
 
         [env.taskset]
         id = "{name}"

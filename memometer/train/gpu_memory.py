@@ -1,8 +1,8 @@
-"""How much memory a training takes, from the shape of the model. An estimate: no run on a GPU has checked it.
+"""Estimates of the memory that a training takes, from the shape of the model. No GPU run has checked them yet.
 
-Counted are weights, adapter with its gradients and Adam's two moments, the inputs kept for recomputation (gradient
-checkpointing), one layer recomputed, and the logits with their gradients, which are the largest part where a prompt's
-are computed too, as Arbor's trainer does.
+The estimate has the weights, the adapter with its gradients and Adam's two moments, the inputs kept for gradient
+checkpointing, one recomputed layer, and the logits with their gradients. The logits are the largest part if those of
+the prompt are computed too, as Arbor's trainer does.
 """
 
 from __future__ import annotations
@@ -14,50 +14,49 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memometer.train.hyperparameters import Values
+from memometer.train.options import Hyperparameters
 
 GB = 1e9
 CUDA_GB = 1.5
-"""A CUDA context, its libraries' workspaces, and NCCL's."""
+"""CUDA context, workspaces of its libraries, and NCCL."""
 SLACK = 1.1
-"""What a caching allocator cannot use."""
+"""Factor for memory that the caching allocator cannot use."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder as Llama's or Qwen's."""
+    """Dimensions of a Llama or Qwen decoder. `tied` is true if the embeddings are also the output layer."""
 
     layers: int
     hidden: int
     intermediate: int
     heads: int
     kv_heads: int
-    head: int
+    head_size: int
     vocabulary: int
     tied: bool
-    """Whether the embeddings are the output layer too."""
 
     @property
     def linear(self) -> list[tuple[int, int]]:
-        """(inputs, outputs) of a layer's seven matrices."""
-        query, key = self.heads * self.head, self.kv_heads * self.head
+        """(inputs, outputs) of the seven matrices of a layer."""
+        query, key = self.heads * self.head_size, self.kv_heads * self.head_size
         h, i = self.hidden, self.intermediate
         return [(h, query), (h, key), (h, key), (query, h), (h, i), (h, i), (i, h)]
 
     @property
     def parameters(self) -> int:
-        """Without biases, which are a ten-thousandth."""
+        """Number of parameters without biases, which are about 0.01 %."""
         layer = sum(a * b for a, b in self.linear) + 2 * self.hidden
         return self.layers * layer + self.hidden + self.vocabulary * self.hidden * (1 if self.tied else 2)
 
-    def adapter(self, rank: int) -> int:
-        """Parameters of a LoRA adapter on all linear layers."""
+    def adapter_parameters(self, rank: int) -> int:
+        """Number of parameters of a LoRA adapter on all linear layers."""
         return self.layers * rank * sum(a + b for a, b in self.linear)
 
     @property
     def kv_bytes(self) -> int:
-        """Of the key-value cache in bf16, for one token."""
-        return 2 * 2 * self.layers * self.kv_heads * self.head
+        """Size of one token in the key-value cache, in bf16."""
+        return 2 * 2 * self.layers * self.kv_heads * self.head_size
 
 
 SHAPES = {
@@ -81,14 +80,16 @@ EMBEDDED = {"tiny": "smollm2-135m", "small": "qwen2.5-0.5b", "base": "qwen2.5-1.
 
 
 def shape_of(model: str) -> Shape | None:
-    """The shape of a model: out of its config.json where that is on this machine, else of those known by name. None
-    where neither is; nothing is downloaded."""
+    """Return the shape of a model, from its config.json if that is on this machine, otherwise by its name.
+
+    Returns:
+        The shape; None if it is unknown. Nothing is downloaded.
+    """
     if (path := _config(model)) is not None:
-        return _read(json.loads(path.read_text()))
+        return _shape_in(json.loads(path.read_text()))
     name = model.removeprefix("embedded:").lower()
     name = EMBEDDED.get(name, name.rsplit("/", 1)[-1])
-    plain = re.sub(r"[-_](instruct|base|chat|coder|math|it)\b", "", name).replace("meta-", "")
-    plain = plain.replace("coder-", "")
+    plain = re.sub(r"[-_](instruct|base|chat|coder|math|it)\b", "", name).replace("meta-", "").replace("coder-", "")
     return next((shape for known, shape in SHAPES.items() if plain == known or plain.startswith(f"{known}-")), None)
 
 
@@ -107,7 +108,7 @@ def _config(model: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _read(config: Mapping[str, Any]) -> Shape | None:
+def _shape_in(config: Mapping[str, Any]) -> Shape | None:
     try:
         heads = config["num_attention_heads"]
         return Shape(
@@ -125,82 +126,87 @@ def _read(config: Mapping[str, Any]) -> Shape | None:
 
 
 @dataclass(frozen=True)
-class Need:
-    """Gigabytes on one device, by what they are for; `knob` is what makes the largest part smaller."""
+class MemoryEstimate:
+    """Gigabytes on one device by purpose, and the option that reduces the largest part."""
 
     parts: Mapping[str, float]
-    knob: str
+    advice: str
 
     @property
     def gb(self) -> float:
+        """The sum of all parts in gigabytes."""
         return sum(self.parts.values())
 
     def __str__(self) -> str:
         return f"{self.gb:.1f} GB ({', '.join(f'{name} {gb:.1f}' for name, gb in self.parts.items())})"
 
 
-def training(
-    shape: Shape, values: Values, *, backend: str, gpus: int = 1, quantize: bool = False, on_gpu: bool = True
-) -> Need:
-    """Of one training device: with Arbor one of several that share the weights (ZeRO-3), else the only one.
+def training_memory(
+    shape: Shape, values: Hyperparameters, *, backend: str, gpus: int = 1, quantize: bool = False, on_gpu: bool = True
+) -> MemoryEstimate:
+    """Estimate the memory of one training device. With TRL, vLLM's share is additional.
 
-    With --backend trl vLLM's share comes on top.
+    Args:
+        shape: The model.
+        values: The hyperparameters.
+        backend: arbor shards the weights over its training GPUs (ZeRO-3); trl uses one device.
+        gpus: Number of training GPUs.
+        quantize: True for 4-bit weights.
+        on_gpu: False for training on the CPU, in 32 bits and without recomputation.
     """
     arbor = backend == "arbor"
-    prompt, reply = values["max_prompt_tokens"], values["max_completion_tokens"]
+    prompt, reply = values.max_prompt_tokens, values.max_completion_tokens
+    sequences = values.batch_size
     if arbor:
-        at_once = max(1, values["num_generations"] // (gpus * values["gradient_accumulation"]))
-    else:
-        at_once = values["batch_size"]
-    tokens = at_once * (prompt + reply)
-    half = on_gpu and values["precision"] == "bf16"
-    number = 2 if half else 4
-    # Arbor loads 32 bits; only DeepSpeed makes 16 of them.
-    weight = 0.6 if quantize else 4 if arbor and gpus == 1 else number
-    weights = shape.parameters * weight / gpus
-    if arbor and gpus > 1:
+        sequences = max(1, values.num_generations // (gpus * values.gradient_accumulation))
+    tokens = sequences * (prompt + reply)
+    number_bytes = 2 if on_gpu and values.precision == "bf16" else 4
+    # Arbor loads 32-bit weights; only DeepSpeed converts them to 16 bits.
+    weight_bytes = 0.6 if quantize else 4 if arbor and gpus == 1 else number_bytes
+    weights = shape.parameters * weight_bytes / gpus
+    if arbor and gpus > 1:  # ZeRO-3 gathers a complete layer and prefetches the next one
         layer = sum(a * b for a, b in shape.linear)
-        weights += 2 * 2 * max(layer, shape.vocabulary * shape.hidden)  # gathered whole, with the next one
-    checkpointing = on_gpu  # the back end recomputes there, and keeps everything on a CPU
-    layer_tokens = tokens * number * (10 * shape.hidden + 4 * shape.intermediate)
-    kept = tokens * number * shape.hidden * shape.layers if checkpointing else layer_tokens * (shape.layers - 1)
-    predicted = at_once * (prompt + reply if arbor else reply + 1)
+        weights += 2 * 2 * max(layer, shape.vocabulary * shape.hidden)
+    layer_activations = tokens * number_bytes * (10 * shape.hidden + 4 * shape.intermediate)
+    if on_gpu:  # gradient checkpointing
+        activations = tokens * number_bytes * shape.hidden * shape.layers + layer_activations
+    else:
+        activations = layer_activations * shape.layers
+    logits = sequences * (prompt + reply if arbor else reply + 1) * shape.vocabulary
     parts = {
         "weights": weights,
-        "adapter": 16 * shape.adapter(values["lora_rank"]) / gpus,
-        "activations": kept + layer_tokens,
-        "logits": 4 * number * predicted * shape.vocabulary,
+        "adapter": 16 * shape.adapter_parameters(values.lora_rank) / gpus,
+        "activations": activations,
+        "logits": 4 * number_bytes * logits,
     }
-    largest = max(parts, key=lambda name: parts[name])
-    knobs = {
+    advice = {
         "weights": "use a smaller --model" if quantize or arbor else "use --quantize 4bit, or a smaller --model",
         "adapter": "lower --lora-rank",
-        "activations": _fewer(values, arbor),
-        "logits": _fewer(values, arbor),
     }
-    return Need(
+    largest = max(parts, key=lambda name: parts[name])
+    return MemoryEstimate(
         {name: size * SLACK / GB for name, size in parts.items()} | {"CUDA" if on_gpu else "Python": CUDA_GB},
-        knobs[largest],
+        advice.get(largest) or _fewer_sequences(values, arbor),
     )
 
 
-def serving(shape: Shape, values: Values) -> Need:
-    """Of a GPU that serves with vLLM: the weights, and the cache for one reply. More cache means more at once."""
-    window = values["max_prompt_tokens"] + values["max_completion_tokens"]
+def serving_memory(shape: Shape, values: Hyperparameters) -> MemoryEstimate:
+    """Estimate the least memory of a GPU that serves with vLLM: the weights, and the cache of one sequence."""
+    window = values.max_prompt_tokens + values.max_completion_tokens
     parts = {
         "weights": 2 * shape.parameters / GB,
         "cache": window * shape.kv_bytes / GB,
-        "CUDA": CUDA_GB + 2 * shape.vocabulary * 4 * 256 / GB,  # and the sampler's logits of 256 sequences
+        "CUDA": CUDA_GB + 2 * shape.vocabulary * 4 * 256 / GB,  # with the sampler's logits of 256 sequences
     }
-    return Need(parts, "use a smaller --model")
+    return MemoryEstimate(parts, "use a smaller --model")
 
 
-def _fewer(values: Values, arbor: bool) -> str:
+def _fewer_sequences(values: Hyperparameters, arbor: bool) -> str:
     if arbor:
         return (
-            f"double --gradient-accumulation to {2 * values['gradient_accumulation']} (half as many at once), or lower "
-            "--max-prompt-tokens with smaller --budgets"
+            f"double --gradient-accumulation to {2 * values.gradient_accumulation} (halves the sequences per GPU), or "
+            "lower --max-prompt-tokens with smaller --budgets"
         )
-    half = max(1, values["batch_size"] // 2)
-    more = values["batch_size"] * values["gradient_accumulation"] // half
+    half = max(1, values.batch_size // 2)
+    more = values.batch_size * values.gradient_accumulation // half
     return f"use --batch-size {half} --gradient-accumulation {more}, which trains the same, or smaller --budgets"

@@ -1,38 +1,42 @@
-"""A model in this process, with PyTorch: loaded, given or denied its adapter, and asked.
+"""A language model in this process, with PyTorch: loading, adapters, greedy generation, and log-probabilities.
 
-Names are those of the Hugging Face hub, a folder, a GGUF file, or `embedded:tiny|small|base`. A GGUF is unpacked into
-dense weights once, in a folder that is kept: quantised weights cannot be trained or saved.
+A model name is a name on the Hugging Face hub, a folder, a GGUF file, or `embedded:tiny|small|base`. Quantised GGUF
+weights cannot be trained or saved, so they are converted once to dense weights in a cache folder.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import shutil
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from memometer.harness.plan import Refused
+from memometer.errors import UserError
 from memometer.models import embedded
-from memometer.models.downloads import WeightsUnavailable, models_folder, sha256
+from memometer.models.downloads import models_folder, sha256
 from memometer.run.progress import eprint
 
-NEEDED = ("torch", "transformers", "peft", "accelerate", "datasets", "trl")
+if TYPE_CHECKING:
+    from dspy import lm15
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl")
 INSTALL = "pip install torch && pip install -c constraints.txt '.[train]'"
 
 
 def require(*packages: str) -> None:
-    """Raises Refused, with the next command, where one is not installed."""
+    """Raise UserError, with the command to run, if a package is not installed."""
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
-        raise Refused(f"training in this process needs {', '.join(missing)}, not installed here; {INSTALL}")
+        raise UserError(f"training on this machine needs {', '.join(missing)}; install with: {INSTALL}")
 
 
 @dataclass
 class LocalModel:
-    """A causal language model and its tokenizer. `name` is what the user called it."""
+    """A causal language model and its tokenizer. `name` is the name that the user gave."""
 
     name: str
     model: Any
@@ -40,33 +44,42 @@ class LocalModel:
 
     @property
     def context_tokens(self) -> int | None:
-        """The window, where the model has one."""
+        """The context window in tokens; None if the model has no limit."""
         return getattr(self.model.config, "max_position_embeddings", None)
 
     def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """A prompt's tokens: by the chat template where the model has one, else as plain text to continue."""
+        """Return the token ids of a prompt."""
         return prompt_ids(self.tokenizer, messages)
 
-    def adapter(self, path: Path, *, trainable: bool = False) -> LocalModel:
-        """The same with an adapter that peft saved. Raises Refused."""
+    def with_adapter(self, path: Path, *, trainable: bool = False) -> LocalModel:
+        """Return this model with a saved peft adapter. Raises UserError if it cannot be loaded or does not fit."""
         from peft import PeftModel
 
         if not (path / "adapter_config.json").is_file():
-            raise Refused(f"{path} holds no adapter (no adapter_config.json); give the folder of one.")
+            raise UserError(f"{path} is not an adapter folder (adapter_config.json missing).")
         try:
             model = PeftModel.from_pretrained(self.model, str(path), is_trainable=trainable)
         except (ValueError, RuntimeError, OSError) as error:
-            raise Refused(f"{path} does not fit {self.name}: {_first_line(error)}") from error
+            raise UserError(f"the adapter {path} does not fit {self.name}: {_first_line(error)}") from error
         return LocalModel(self.name, model, self.tokenizer)
 
     def without_adapter(self) -> AbstractContextManager[Any]:
-        """In here it is its own base."""
+        """Return a context in which the model is its base model."""
         disable = getattr(self.model, "disable_adapter", None)
         context: AbstractContextManager[Any] = disable() if disable else nullcontext()
         return context
 
     def generate(self, prompts: Sequence[Sequence[int]], *, max_tokens: int, batch_size: int = 1) -> list[str]:
-        """Greedy replies, special tokens left out; in batches of like length, in the order of the prompts."""
+        """Generate greedy replies without special tokens.
+
+        Args:
+            prompts: Token ids of each prompt.
+            max_tokens: Limit of each reply.
+            batch_size: Prompts per batch; prompts of similar length share a batch.
+
+        Returns:
+            The replies, in the order of the prompts.
+        """
         import torch
 
         model, tokenizer = self.model, self.tokenizer
@@ -97,9 +110,12 @@ class LocalModel:
         model.train(was_training)
         return replies
 
-    def log_probabilities(self, prompt: Sequence[int], reply: str) -> Any:
-        """Of every token of the vocabulary at every token of a reply, shape (tokens, vocabulary), natural logarithm;
-        and the reply's tokens."""
+    def log_probabilities(self, prompt: Sequence[int], reply: str) -> tuple[Any, Any]:
+        """Return the log-probabilities at every token of a reply, and the reply's token ids.
+
+        Returns:
+            Natural logarithms of shape (tokens, vocabulary), and ids of shape (tokens,).
+        """
         import torch
 
         ids = self.tokenizer(reply, add_special_tokens=False)["input_ids"] or [self.tokenizer.eos_token_id]
@@ -112,8 +128,12 @@ class LocalModel:
         return torch.log_softmax(logits, dim=-1), torch.tensor(ids, device=logits.device)
 
     def divergence(self, prompt: Sequence[int], reply: str) -> tuple[float, float, float]:
-        """(KL from the base, over the vocabulary, mean over a reply's tokens; mean log-probability of these with the
-        adapter; the same of the base)."""
+        """Compare the adapter with its base model on one reply.
+
+        Returns:
+            KL divergence from the base model over the vocabulary, mean log-probability of the reply with the adapter,
+            and the same without it. All are means over the reply's tokens, in nats.
+        """
         mine, ids = self.log_probabilities(prompt, reply)
         with self.without_adapter():
             base, _ = self.log_probabilities(prompt, reply)
@@ -130,20 +150,25 @@ def load(
     attn: str | None = None,
     unsloth: bool = False,
     window: int = 4096,
-    say: Callable[[str], None] = eprint,
+    log: Callable[[str], None] = eprint,
 ) -> LocalModel:
-    """Load a base model. Raises Refused with the next step.
+    """Load a base model.
 
     Args:
-        precision: bf16 or fp32; bf16 on a processor that would only emulate it is fp32.
+        name: The model name, as in the module's docstring.
+        precision: bf16 or fp32. bf16 becomes fp32 on hardware that only emulates it.
         quantize: `4bit` for nf4 weights (QLoRA).
         attn: transformers' attn_implementation.
-        unsloth: load with Unsloth, whose model takes the same adapters.
-        window: the longest sequence in tokens, which Unsloth wants to know.
+        unsloth: Load with Unsloth; its models take the same adapters.
+        window: Longest sequence in tokens, for Unsloth.
+        log: Called with progress messages.
+
+    Raises:
+        UserError: The model cannot be loaded.
     """
     require("torch", "transformers", "peft", "accelerate")
     quiet()
-    source = dense(name, say=say)
+    source = dense_source(name, log=log)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -166,7 +191,7 @@ def load(
                 extra["device_map"] = {"": torch.cuda.current_device()}
             model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **extra)
     except (OSError, ValueError, ImportError) as error:
-        raise Refused(not_loadable(name, error)) from error
+        raise UserError(explain_load_error(name, error)) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -174,7 +199,7 @@ def load(
 
 
 def quiet() -> None:
-    """No bars, and no notices of names that will change, from the libraries of this process."""
+    """Turn off the libraries' progress bars and deprecation warnings."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -186,8 +211,7 @@ def quiet() -> None:
 
 
 def has_bf16() -> bool:
-    """Whether this machine's GPU, or else its processor, calculates in bf16: three times as fast there, and many times
-    slower where it is emulated."""
+    """Return true if the GPU, or else the CPU, supports bf16: three times as fast there, very slow if emulated."""
     import torch
 
     if torch.cuda.is_available():
@@ -197,7 +221,7 @@ def has_bf16() -> bool:
 
 
 def four_bits(dtype: Any) -> Any:
-    """QLoRA's quantisation. Raises Refused."""
+    """Return the quantisation settings of QLoRA. Raises UserError without bitsandbytes."""
     require("bitsandbytes")
     from transformers import BitsAndBytesConfig
 
@@ -206,17 +230,17 @@ def four_bits(dtype: Any) -> Any:
     )
 
 
-def dense(name: str, *, say: Callable[[str], None] = eprint) -> str:
-    """Where transformers finds a model: the name itself, or the folder into which its GGUF was unpacked. Raises
-    Refused."""
+def dense_source(name: str, *, log: Callable[[str], None] = eprint) -> str:
+    """Return what transformers loads for a model name: the name itself, or the folder of the converted GGUF.
+
+    Raises:
+        UserError: The folder does not exist, or the embedded weights are not available.
+    """
     if not name.startswith("embedded:") and not name.endswith(".gguf"):
         if name.startswith((".", "/")) and not Path(name).is_dir():
-            raise Refused(f"--model {name} is no folder; give one that holds config.json, or a name of the hub.")
+            raise UserError(f"--model {name} is not a folder; use one with a config.json, or a name on the hub.")
         return name
-    try:
-        path = embedded.weights(name.removeprefix("embedded:"), log=say)
-    except WeightsUnavailable as error:
-        raise Refused(str(error)) from error
+    path = embedded.weights(name.removeprefix("embedded:"), log=log)
     folder = models_folder() / "dense" / f"{path.stem}-{sha256(path)[:12]}"
     if (folder / "config.json").is_file():
         return str(folder)
@@ -229,7 +253,7 @@ def dense(name: str, *, say: Callable[[str], None] = eprint) -> str:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not (folder / "config.json").is_file():
-            say(f"Unpacking {path.name} into {folder} …")
+            log(f"Converting {path.name} to dense weights in {folder} …")
             part = folder.with_suffix(".part")
             shutil.rmtree(part, ignore_errors=True)
             model = AutoModelForCausalLM.from_pretrained(
@@ -245,16 +269,21 @@ def dense(name: str, *, say: Callable[[str], None] = eprint) -> str:
 
 
 def prompt_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """A prompt's tokens, as training and asking both make them."""
+    """Return a prompt's token ids, by the chat template if there is one. Training and evaluation both use this."""
     if tokenizer.chat_template:
         encoded = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)
         return list(encoded["input_ids"])
-    return list(tokenizer(plain(messages))["input_ids"])
+    return list(tokenizer(plain_text(messages))["input_ids"])
 
 
-def plain(messages: Sequence[Mapping[str, str]]) -> str:
-    """Messages as one text to continue, for a model without a chat template: an example's reply on its prompt's last
-    line, a paragraph between."""
+def as_trained(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]] | str:
+    """Return a prompt as TRL takes it: messages if the model has a chat template, otherwise plain text."""
+    return [dict(message) for message in messages] if tokenizer.chat_template else plain_text(messages)
+
+
+def plain_text(messages: Sequence[Mapping[str, str]]) -> str:
+    """Return messages as one text, for a model without a chat template. An example's reply follows its prompt's last
+    line; paragraphs separate the examples."""
     parts: list[str] = []
     for message in messages:
         if message["role"] == "assistant":
@@ -264,16 +293,57 @@ def plain(messages: Sequence[Mapping[str, str]]) -> str:
     return "\n\n".join(parts)
 
 
-def not_loadable(name: str, error: BaseException) -> str:
-    """Why a model cannot be loaded, and what to do."""
+def explain_load_error(name: str, error: BaseException) -> str:
+    """Return one sentence on why a model cannot be loaded and what to do."""
     if "attn" in str(error) or "flash" in str(error).lower():
-        return f"--attn is not to be had here ({_first_line(error)}); leave it out."
+        return f"--attn is not available here ({_first_line(error)}); leave it out."
     return (
         f"--model {name} cannot be loaded ({_first_line(error)}); check its name on huggingface.co, log in with "
-        "`hf auth login` where it is gated, or give a folder."
+        "`hf auth login` if it is gated, or use a folder."
     )
 
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:200]
+
+
+class LocalEngine:
+    """Greedy generation by a LocalModel, as an engine for `dspy.LM(..., engine=…)`.
+
+    Args:
+        local: The model. Engines that share a model take turns.
+        with_adapter: False answers with the base model.
+    """
+
+    _turn = threading.Lock()  # disabling the adapter changes the shared model
+
+    def __init__(self, local: LocalModel, *, with_adapter: bool) -> None:
+        self.local, self.with_adapter = local, with_adapter
+
+    def __deepcopy__(self, memo: dict[int, object]) -> LocalEngine:
+        return self
+
+    def complete(self, request: lm15.Request) -> lm15.Response:
+        """Answer one request. Raises lm15.ContextLengthError if prompt and reply exceed the context window."""
+        from dspy import lm15
+
+        messages = [{"role": "system", "content": str(request.system)}] if request.system else []
+        messages += [{"role": str(message.role), "content": str(message.text)} for message in request.messages]
+        max_tokens = request.config.max_tokens or 128
+        prompt = self.local.prompt_ids(messages)
+        window = self.local.context_tokens
+        if window and len(prompt) + max_tokens > window:
+            raise lm15.ContextLengthError(
+                f"a prompt of {len(prompt):,} tokens and a reply of {max_tokens:,} exceed the window of {window:,}"
+            )
+        with self._turn, nullcontext() if self.with_adapter else self.local.without_adapter():
+            (reply,) = self.local.generate([prompt], max_tokens=max_tokens)
+        written = len(self.local.tokenizer(reply, add_special_tokens=False)["input_ids"])
+        return lm15.Response(
+            id=None,
+            model=request.model,
+            finish_reason="length" if written >= max_tokens else "stop",
+            message=lm15.Message.assistant(reply),
+            usage=lm15.Usage(input_tokens=len(prompt), output_tokens=written),
+        )

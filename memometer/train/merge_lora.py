@@ -1,22 +1,21 @@
-"""LoRA adapters as files: one on top of another made into one.
+"""Operations on LoRA adapters: merge one into its base model, and stack two into one.
 
-Arbor starts from whole models only. A training that goes on after its server died starts from the base with the adapter
-merged into it, so what it learns then is an adapter of that; stacked, both are one adapter of the base again.
+Arbor can only start from complete models. A resumed training therefore starts from the base model with the last adapter
+merged into it, and its result is an adapter of that merged model. Stacking both adapters gives one adapter of the base.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from memometer.train.local_model import dense_source
+
 WEIGHTS = "adapter_model.safetensors"
 SETTINGS = "adapter_config.json"
-BYTES = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32}
-"""Stand-ins of the same size: nothing is calculated, so it does not matter what the bits mean."""
-
 MERGE = """
 import sys
 from peft import AutoPeftModelForCausalLM
@@ -26,68 +25,77 @@ model = AutoPeftModelForCausalLM.from_pretrained(adapter, torch_dtype="auto")
 model.merge_and_unload().save_pretrained(target)
 AutoTokenizer.from_pretrained(base).save_pretrained(target)
 """
-"""A program of (adapter, base, target) that writes the base with the adapter merged into it."""
+"""Python program for the server's machine: merges an adapter. Arguments: adapter, base, target."""
+
+
+def merge(adapter: Path, target: Path) -> Path:
+    """Write the base model with the adapter merged into its weights to `target`, unquantised, and return `target`."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    notes = json.loads((adapter / "training.json").read_text(encoding="utf-8"))
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    base = AutoModelForCausalLM.from_pretrained(dense_source(notes["model"]), dtype=dtype)
+    merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    merged.save_pretrained(str(target))
+    AutoTokenizer.from_pretrained(str(adapter)).save_pretrained(str(target))
+    for name in ("README.md", "training.json"):
+        shutil.copy(adapter / name, target / name)
+    return target
 
 
 def stack(first: Path, second: Path, target: Path) -> None:
-    """Write to the folder `target` one adapter that does what `second` does on top of `first`: the matrices of both,
-    side by side.
+    """Write one adapter that is equivalent to `second` applied on top of `first`.
 
-    Its rank is the sum of theirs, its alpha grows alike, so that alpha / rank stays. Raises ValueError where they are
-    not of one kind.
+    The matrices are concatenated. Rank and alpha are the sums of both adapters', so alpha / rank is unchanged.
+
+    Args:
+        first: Folder of an adapter of the base model.
+        second: Folder of an adapter of the base model with `first` merged into it.
+        target: Folder of the result; may be one of the two.
+
+    Raises:
+        ValueError: The adapters have different scales or layers, or are not plain LoRA.
     """
     one, other = (json.loads((path / SETTINGS).read_text()) for path in (first, second))
     if one["lora_alpha"] * other["r"] != other["lora_alpha"] * one["r"]:
-        raise ValueError(f"{first} and {second} scale differently; stack adapters of one alpha / rank")
+        raise ValueError(
+            f"{first} and {second} scale differently; only adapters with equal alpha / rank can be stacked"
+        )
     if any(side.get("use_rslora") or side.get("use_dora") for side in (one, other)):
-        raise ValueError(f"{first} or {second} is no plain LoRA; only those can be stacked")
-    kinds, ones, others = *_read(first / WEIGHTS), _read(second / WEIGHTS)[1]
+        raise ValueError(f"{first} or {second} uses rsLoRA or DoRA; only plain LoRA adapters can be stacked")
+    ones, others = _read(first / WEIGHTS), _read(second / WEIGHTS)
     if ones.keys() != others.keys():
         raise ValueError(f"{first} and {second} are adapters of different layers")
-    together = {
-        # A is (rank, inputs), B (outputs, rank)
-        name: np.concatenate([ones[name], others[name]], axis=0 if ".lora_A." in name else 1)
-        for name in ones
-    }
+    from safetensors.numpy import save_file
+
     target.mkdir(parents=True, exist_ok=True)
+    stacked = {
+        # A has shape (rank, inputs), B has shape (outputs, rank).
+        name: np.concatenate([matrix, others[name]], axis=0 if ".lora_A." in name else 1)
+        for name, matrix in ones.items()
+    }
+    save_file(stacked, target / WEIGHTS, metadata={"format": "pt"})
     one["r"], one["lora_alpha"] = one["r"] + other["r"], one["lora_alpha"] + other["lora_alpha"]
     (target / SETTINGS).write_text(json.dumps(one, indent=2) + "\n")
-    _write(target / WEIGHTS, kinds, together)
 
 
-def set_base(adapter: Path, base: str) -> None:
-    """Say that an adapter is of another model, of the same shape."""
+def set_base_model(adapter: Path, base: str) -> None:
+    """Record another base model, of the same shape, in an adapter's settings."""
     settings = json.loads((adapter / SETTINGS).read_text())
     (adapter / SETTINGS).write_text(json.dumps({**settings, "base_model_name_or_path": base}, indent=2) + "\n")
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
-    """(kind of number, matrix) by name. Safetensors: the length of a header, the header in JSON, then the numbers."""
-    content = path.read_bytes()
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:end])
-    header.pop("__metadata__", None)
-    matrices = {}
-    for name, entry in header.items():
-        start, stop = (end + offset for offset in entry["data_offsets"])
-        if entry["dtype"] not in BYTES:
-            raise ValueError(f"{path} holds {entry['dtype']}, which is none of {', '.join(BYTES)}")
-        matrices[name] = np.frombuffer(content[start:stop], BYTES[entry["dtype"]]).reshape(entry["shape"])
-    return {name: entry["dtype"] for name, entry in header.items()}, matrices
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """The matrices by name. NumPy has no bfloat16, so such numbers become float32, which is exact."""
+    from safetensors import deserialize
 
-
-def _write(path: Path, kinds: dict[str, str], matrices: dict[str, Any]) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, matrix in matrices.items():
-        header[name] = {
-            "dtype": kinds[name],
-            "shape": list(matrix.shape),
-            "data_offsets": [offset, offset := offset + matrix.nbytes],
-        }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for matrix in matrices.values():
-            file.write(np.ascontiguousarray(matrix).tobytes())
+    found = {}
+    for name, tensor in deserialize(path.read_bytes()):
+        if tensor["dtype"] == "BF16":
+            matrix = (np.frombuffer(tensor["data"], np.uint16).astype(np.uint32) << 16).view(np.float32)
+        else:
+            matrix = np.frombuffer(tensor["data"], {"F16": np.float16, "F32": np.float32}[tensor["dtype"]])
+        found[name] = matrix.reshape(tensor["shape"])
+    return found

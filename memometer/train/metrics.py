@@ -1,5 +1,4 @@
-"""What is measured beside the reward, at every step and at every validation, and the alarm when the reward rises and
-what it stands for does not."""
+"""Training metrics: means over replies and groups, their JSON Lines files, and the reward-hacking alarm."""
 
 from __future__ import annotations
 
@@ -11,9 +10,12 @@ from typing import Any
 
 from memometer.train.reward import Grade
 
-Figures = dict[str, float]
+Metrics = dict[str, float]
 
-OF_STEP = {
+STEPS, VALIDATIONS, REPLIES = "steps.jsonl", "validation_scores.jsonl", "replies.jsonl"
+"""Files of a training folder: metrics of each step, of each validation, and a sample of the replies."""
+
+TRL_LOG_NAMES = {
     "reward": "reward",
     "reward_std": "reward_std",
     "frac_reward_zero_std": "zero_variance",
@@ -27,33 +29,36 @@ OF_STEP = {
     "step_time": "seconds",
     "num_tokens": "tokens_seen",
 }
-"""TRL's names of what we keep of its log, and ours."""
+"""TRL's names of the logged metrics, and ours."""
 
 WINDOW = 20
-RISE = 2.0
-"""Standard errors of the mean difference between the first and the last steps of a window that count as a rise."""
+"""Steps at the beginning and at the end that the alarm compares."""
+MIN_RISE = 2.0
+"""Smallest rise of the reward for an alarm, in standard errors of the difference of means."""
 
 
-def of_grades(grades: Sequence[Grade]) -> Figures:
-    """Means over replies: `strict` and `f1` over those that were graded as answers or abstentions (asking for more is
-    neither), and shares of all for `more`, `absent` and `ungraded`, which hold nothing to grade."""
+def reply_metrics(grades: Sequence[Grade]) -> Metrics:
+    """Return means over replies.
+
+    `strict` and `f1` are means over answers and abstentions. `more`, `absent` and `unparseable` are shares of all
+    replies.
+    """
     if not grades:
         return {}
     graded = [grade for grade in grades if grade.status in ("answered", "absent")]
-    shares = {status: sum(g.status == status for g in grades) / len(grades) for status in ("more", "absent")}
-    found = {
-        "reply_tokens": fmean(grade.tokens for grade in grades),
-        "ungraded": sum(grade.status == "unparseable" for grade in grades) / len(grades),
-        **shares,
-    }
+    found = {"reply_tokens": fmean(grade.tokens for grade in grades)}
+    for status in ("unparseable", "more", "absent"):
+        found[status] = sum(grade.status == status for grade in grades) / len(grades)
     if graded:
         found |= {"strict": fmean(g.strict for g in graded), "f1": fmean(g.f1 for g in graded)}
     return found
 
 
-def of_groups(rewards: Sequence[float], size: int) -> Figures:
-    """The mean variance of the reward within groups of `size`, and the share of groups without any: those teach
-    nothing."""
+def group_metrics(rewards: Sequence[float], size: int) -> Metrics:
+    """Return the mean reward variance within groups of `size`, and the share of groups without variance.
+
+    A group without variance has zero advantages and teaches nothing.
+    """
     groups = [rewards[at : at + size] for at in range(0, len(rewards), size)]
     variances = [fmean([(r - fmean(group)) ** 2 for r in group]) for group in groups]
     return {
@@ -62,19 +67,26 @@ def of_groups(rewards: Sequence[float], size: int) -> Figures:
     }
 
 
-def alarm(steps: Sequence[Mapping[str, Any]]) -> str:
-    """A sentence where the reward of the last steps is above that of the first by more than chance, and neither the
-    strict score nor F1 is above its own; empty otherwise. Looks at the first and the last WINDOW steps."""
+def step_metrics(grades: Sequence[Grade], group_size: int) -> Metrics:
+    """Return the metrics of one training step: those of its replies and of its groups."""
+    return reply_metrics(grades) | group_metrics([grade.reward for grade in grades], group_size) if grades else {}
+
+
+def reward_hacking_alarm(steps: Sequence[Mapping[str, Any]]) -> str:
+    """Return a warning if the reward rose significantly while neither the strict score nor F1 did; otherwise "".
+
+    Compares the first WINDOW steps with the last WINDOW steps.
+    """
     known = [step for step in steps if all(step.get(name) is not None for name in ("reward", "strict", "f1"))]
     if len(known) < 2 * WINDOW:
         return ""
     early, late = known[:WINDOW], known[-WINDOW:]
     rises = {name: _rise([s[name] for s in early], [s[name] for s in late]) for name in ("reward", "strict", "f1")}
-    if rises["reward"][1] < RISE or max(rises["strict"][0], rises["f1"][0]) > 0:
+    if rises["reward"][1] < MIN_RISE or max(rises["strict"][0], rises["f1"][0]) > 0:
         return ""
     return (
-        f"ALARM: the reward rose by {rises['reward'][0]:+.3f} and the strict score moved by {rises['strict'][0]:+.3f}, "
-        f"F1 by {rises['f1'][0]:+.3f}: what is rewarded is not what is wanted. Read replies in replies.jsonl."
+        f"ALARM: the reward changed by {rises['reward'][0]:+.3f}, the strict score by {rises['strict'][0]:+.3f}, and "
+        f"F1 by {rises['f1'][0]:+.3f}. The model may exploit the reward; read its replies in {REPLIES}."
     )
 
 
@@ -86,7 +98,7 @@ def _rise(early: Sequence[float], late: Sequence[float]) -> tuple[float, float]:
 
 
 def read_lines(path: Path, *, up_to: int | None = None) -> list[dict[str, Any]]:
-    """The lines of a figures file, of steps up to `up_to`. What a kill has cut short is left out."""
+    """Return the records of a metrics file up to a step, without a line that a kill cut short."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
@@ -99,20 +111,21 @@ def read_lines(path: Path, *, up_to: int | None = None) -> list[dict[str, Any]]:
 
 
 def rewind(path: Path, step: int) -> None:
-    """Forget what was written after a step that training goes back to."""
-    kept = read_lines(path, up_to=step)
+    """Remove the records after a step."""
+    records = read_lines(path, up_to=step)
     part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    part.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     part.replace(path)
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
+    """Append a record to a metrics file."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 
-def line(record: Mapping[str, Any]) -> str:
-    """One step, or one validation, for people."""
-    names = ("reward", "strict", "f1", "reply_tokens", "kl", "group_variance", "zero_variance", "ungraded", "loss")
-    told = [f"{name} {record[name]:.4g}" for name in names if record.get(name) is not None]
-    return f"{record.get('what', 'step')} {record['step']}: {', '.join(told)}"
+def format_line(record: Mapping[str, Any], label: str = "") -> str:
+    """Return a step's or a validation's metrics as one line."""
+    names = ("reward", "strict", "f1", "reply_tokens", "kl", "group_variance", "zero_variance", "unparseable", "loss")
+    shown = [f"{name} {record[name]:.4g}" for name in names if record.get(name) is not None]
+    return f"{label or record.get('what', 'step')} {record['step']}: {', '.join(shown)}"

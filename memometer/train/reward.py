@@ -1,23 +1,29 @@
-"""What a reply is worth in training: a pure function of the facts of its prompt, without a judge.
+"""The training reward: a pure function of a prompt's facts and the reply, without a judge.
 
-    parsed as evaluate.py would read it; nothing to read                        -1
-    answered, answerable        0.8 A + 0.2 E x decay, less 0.1 for each 128 tokens beyond the gold and 12 more,
-                                and 0.05 more for each halving of the memory, where A is above 0.5
-    absent, answerable          0 where all evidence is shown, else 0.05 in the last round and 0 before
-    absent, unanswerable        1; answered 0
-    more, before the last round 0 where all evidence is shown (or the question is unanswerable), else 0.45
+    reply                                       reward
+    unparseable                                 -1
+    answered, answerable question               0.8 A + 0.2 E x decay
+                                                - 0.1 per 128 tokens beyond the gold answer's length + 12
+                                                + 0.05 per halving of the memory, if A > 0.5
+    absent, answerable question                 0.05 if evidence is missing in the last round, otherwise 0
+    absent, unanswerable question               1 (answered: 0)
+    more, before the last round                 0.45 if evidence is missing (answerable question), otherwise 0
 
-A is the best over the keys of token F1, list F1 and equal dates (memometer.benchmarks.reward); E the F1 of the
-cited lines against
-the evidence that is shown; decay falls from 1 to 0 over the first half of the training. A prompt that asks for no lines
-gives A instead of the sum. No length is rewarded anywhere, and none is punished but in an answer.
+The reply is parsed as the evaluation parses it. A is the highest answer score over the gold answers
+(memometer.benchmarks.reward), E the F1 of the cited lines against the evidence that is shown. `decay` falls from 1 to 0
+in the first half of the training. A prompt that asks for no lines gives A in place of 0.8 A + 0.2 E. Length is never
+rewarded, and only answers pay for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import dspy
@@ -41,19 +47,28 @@ from memometer.token_counters import counter_for
 
 UNPARSEABLE = -1.0
 MORE = 0.45
-"""Of asking for more where it is needed, until the next round's mean is known."""
-SMALLER = 0.05
-"""For each halving of the memory, where the answer is right."""
-FREE_TOKENS, TOKENS, PRICE = 12, 128, 0.1
+"""Reward of a needed request for more memory, until the mean reward of the next round is known."""
+PER_HALVING = 0.05
+"""Reward for each halving of the memory, if the answer is right."""
+FREE_TOKENS, TOKENS_PER_PRICE, LENGTH_PRICE = 12, 128, 0.1
 
 SIGNATURES: dict[str, type[dspy.Signature]] = {"answer": Answer, "read": CitedAnswer, "read_on": MultiRound}
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """The facts of one prompt, as JSON can hold them. `keys` are the accepted answers, none for an unanswerable
-    question; `evidence` and `shown` turn ids, the latter by line number; `form` names the signature; `halvings` is how
-    often the memory was halved from the largest budget."""
+    """The facts of one prompt, as JSON can represent them.
+
+    Attributes:
+        category: Category of the question.
+        keys: Accepted answers; none if the question is unanswerable.
+        evidence: Ids of the turns that contain the answer.
+        shown: Ids of the turns in the prompt, by line number.
+        form: Key of SIGNATURES.
+        offers_more: True before the last round, where the reply may ask for more memory.
+        halvings: Number of times the memory was halved from the largest budget.
+        benchmark: Name of the benchmark whose rules score an answer.
+    """
 
     category: str
     keys: tuple[str, ...]
@@ -66,31 +81,45 @@ class Case:
 
     @property
     def answerable(self) -> bool:
-        """True if there is an accepted answer."""
+        """True if the conversation contains an answer."""
         return bool(self.keys)
 
     @property
     def complete(self) -> bool:
-        """Whether all the evidence is shown."""
+        """True if all evidence is shown."""
         return set(self.evidence) <= set(self.shown)
 
+    def questions(self) -> list[Question]:
+        """Return one question per accepted answer, for scoring."""
+        kind = benchmarks.load(self.benchmark).question_type
+        return [kind("", 0, "", self.category, key, self.evidence) for key in self.keys]
+
     def as_json(self) -> dict[str, Any]:
+        """Return the case as JSON data."""
         return asdict(self)
 
     @classmethod
     def of_json(cls, value: Mapping[str, Any]) -> Case:
-        """Lists or arrays, as file formats give them back, for tuples."""
-        found = {field.name: value[field.name] for field in fields(cls) if field.name != "benchmark"}
-        found |= {"category": str(found["category"]), "benchmark": value.get("benchmark", benchmarks.DEFAULT)}
+        """Return the case in JSON data. Sequences may be lists or arrays, as file formats return them."""
+        # Files of version 0.1 have numbers as categories and no benchmark.
+        value = {"benchmark": benchmarks.DEFAULT, **value, "category": str(value["category"])}
+        found = {field.name: value[field.name] for field in fields(cls)}
         sequences = {name: tuple(map(str, found[name])) for name in ("keys", "evidence", "shown")}
         return cls(**{**found, **sequences})
 
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """What a reply came to. `status` is answered, absent, more or unparseable; `f1` the official one and `strict` 1
-    where the answer is a key's words or its date, or rightly abstains: neither is what is trained on. `tokens` is the
-    length of the reply (o200k_base)."""
+    """The grade of a reply. Only `reward` is trained on.
+
+    Attributes:
+        reward: The reward, at most 1 plus PER_HALVING for each halving.
+        status: answered, absent, more or unparseable.
+        answer: The parsed answer.
+        f1: The benchmark's score of the answer.
+        strict: 1 if the answer equals a gold answer or its date, or is a correct abstention; otherwise 0.
+        tokens: Length of the reply in o200k_base tokens.
+    """
 
     reward: float
     status: str
@@ -109,63 +138,129 @@ def grade(case: Case, completion: str, *, progress: float = 0.0, more: float = M
     """Grade one completion.
 
     Args:
-        progress: of the training, 0 to 1.
-        more: what asking for more is worth where it is needed.
+        case: The facts of its prompt.
+        completion: The reply.
+        progress: Share of the training that is done, 0 to 1.
+        more: Reward of a needed request for more memory.
+
+    Returns:
+        The grade.
     """
     tokens = _counter()(completion)
     try:
-        said = PlainAdapter().parse(SIGNATURES[case.form], completion)
+        parsed = PlainAdapter().parse(SIGNATURES[case.form], completion)
     except AdapterParseError:
         return Grade(UNPARSEABLE, "unparseable", "", 0.0, 0.0, tokens)
-    answer: str = said["answer"]
-    answerable = case.answerable
-    if case.offers_more and said.get("status") == "more":
-        needed = answerable and not case.complete
+    answer: str = parsed["answer"]
+    if case.offers_more and parsed.get("status") == "more":
+        needed = case.answerable and not case.complete
         return Grade(more if needed else 0.0, "more", answer, 0.0, 0.0, tokens)
-    if said.get("status") == "absent" or abstains(answer):
-        worth = 1.0 if not answerable else RIGHTLY_ABSENT if not (case.complete or case.offers_more) else 0.0
-        return Grade(worth, "absent", ABSTENTION, float(not answerable), float(not answerable), tokens)
-    if not answerable:
+    if parsed.get("status") == "absent" or abstains(answer):
+        correct = float(not case.answerable)
+        excused = RIGHTLY_ABSENT if case.answerable and not (case.complete or case.offers_more) else 0.0
+        return Grade(correct or excused, "absent", ABSTENTION, correct, correct, tokens)
+    if not case.answerable:
         return Grade(0.0, "answered", answer, 0.0, 0.0, tokens)
-    questions = [_question(case, key) for key in case.keys]
+    questions = case.questions()
     right = max(answer_score(question, answer) for question in questions)
-    cited = tuple(case.shown[line - 1] for line in said.get("lines", ()) if 1 <= line <= len(case.shown))
     value = right
-    if "lines" in said:
-        decay = max(0.0, 1.0 - 2 * progress)
+    if "lines" in parsed:
+        cited = (case.shown[line - 1] for line in parsed["lines"] if 1 <= line <= len(case.shown))
         evidence = citation_score(questions[0], Reply(answer, case.shown, 0, cited=tuple(dict.fromkeys(cited))))
-        value = ANSWER_WEIGHT * right + CITATION_WEIGHT * evidence * decay
-    beyond = tokens - max(_counter()(key) for key in case.keys) - FREE_TOKENS
-    value -= PRICE * max(0, beyond) / TOKENS
+        value = ANSWER_WEIGHT * right + CITATION_WEIGHT * evidence * max(0.0, 1.0 - 2 * progress)
+    excess = tokens - max(_counter()(key) for key in case.keys) - FREE_TOKENS
+    value -= LENGTH_PRICE * max(0, excess) / TOKENS_PER_PRICE
     if right > RIGHT:
-        value += SMALLER * case.halvings
+        value += PER_HALVING * case.halvings
     f1 = max(question.score(answer) for question in questions)
     return Grade(value, "answered", answer, f1, float(right == 1.0), tokens)
 
 
 def reward(case: Case, completion: str) -> float:
-    """The number alone, at the start of the training: what engines of others call."""
+    """Return the reward at the start of the training, for other training frameworks."""
     return grade(case, completion).reward
 
 
 def gold_reply(case: Case) -> str:
-    """What an honest reader replies that knows the evidence: the gold where all of it is shown, with its lines; else
-    more, where it is offered, else absent. The gold is the part that the official score
-    compares with."""
-    absent = not case.answerable
-    key = "" if absent else _question(case, case.keys[0]).reference
-    status = "absent" if absent else "answered" if case.complete else "more" if case.offers_more else "absent"
-    there = [case.shown.index(id) + 1 for id in case.evidence if id in case.shown]
+    """Return the reply of an honest reader that knows the evidence.
+
+    It answers with the gold answer and its lines if all evidence is shown. Otherwise it asks for more if it may, and
+    else it abstains. The answer is the part of the gold answer that the benchmark scores.
+    """
+    reference = case.questions()[0].reference if case.answerable else ""
+    if not case.answerable:
+        status = "absent"
+    else:
+        status = "answered" if case.complete else "more" if case.offers_more else "absent"
+    lines = [case.shown.index(id) + 1 for id in case.evidence if id in case.shown]
     values = {
-        "lines": [] if absent else sorted(there),
+        "lines": sorted(lines) if case.answerable else [],
         "status": status,
         "lookup": "",
-        "answer": key if status == "answered" else ABSTENTION,
+        "answer": reference if status == "answered" else ABSTENTION,
     }
     signature = SIGNATURES[case.form]
     outputs = {name: values[name] for name in signature.output_fields}
     return PlainAdapter().format_assistant_message_content(signature, outputs)
 
 
-def _question(case: Case, key: str) -> Question:
-    return benchmarks.load(case.benchmark).question_type("", 0, "", case.category, key, case.evidence)
+# ---------------------------------------------------------------- as a trainer calls it
+
+RECENT, MIN_RECENT = 256, 64
+"""Number of a round's rewards in its mean, and the number needed before the mean replaces MORE."""
+
+
+class RewardFunction:
+    """The reward as TRL calls it, with the grades of the current step.
+
+    A needed request for more memory earns the mean reward of the next round's prompts once enough of them were seen. A
+    reader that gains nothing from more memory should not ask for it.
+
+    Args:
+        steps: Number of training steps.
+        num_generations: Completions per prompt; they are consecutive in a batch.
+        log_reply: Called with a sample reply of each batch.
+    """
+
+    __name__ = "reward"
+
+    def __init__(self, *, steps: int, num_generations: int, log_reply: Callable[[dict[str, Any]], None]) -> None:
+        self.steps, self.num_generations, self.log_reply = steps, num_generations, log_reply
+        self.recent: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
+        """Recent rewards by number of halvings, which identifies the round."""
+        self.grades: list[Grade] = []
+
+    def more(self, case: Case) -> float:
+        """Return the reward of a needed request for more memory."""
+        seen = self.recent[case.halvings - 1]
+        return max(0.0, fmean(seen)) if len(seen) >= MIN_RECENT else MORE
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], case: Sequence[str], trainer_state: Any, **_: Any
+    ) -> list[float]:
+        """Return the rewards of a batch. `case` has the cases as JSON texts."""
+        cases = [Case.of_json(json.loads(text)) for text in case]
+        progress = min(1.0, trainer_state.global_step / self.steps)
+        texts = [reply if isinstance(reply, str) else reply[0]["content"] for reply in completions]
+        more = [self.more(c) for c in cases]  # before this batch's rewards, so that its order does not matter
+        grades = [grade(c, text, progress=progress, more=m) for c, text, m in zip(cases, texts, more, strict=True)]
+        for c, each in zip(cases, grades, strict=True):
+            self.recent[c.halvings].append(each.reward)
+        self.grades += grades
+        self.log_reply({"step": trainer_state.global_step + 1, "reward": grades[0].reward, "reply": texts[0]})
+        return [each.reward for each in grades]
+
+    def take_grades(self) -> list[Grade]:
+        """Return the grades since the last call."""
+        grades, self.grades = self.grades, []
+        return grades
+
+    def save(self, folder: Path) -> None:
+        """Save the recent rewards to a checkpoint."""
+        recent = {str(halvings): list(rewards) for halvings, rewards in self.recent.items()}
+        (folder / "rewards.json").write_text(json.dumps(recent), encoding="ascii")
+
+    def restore(self, folder: Path) -> None:
+        """Load the recent rewards from a checkpoint."""
+        for halvings, rewards in json.loads((folder / "rewards.json").read_text(encoding="ascii")).items():
+            self.recent[int(halvings)].extend(rewards)

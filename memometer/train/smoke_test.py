@@ -1,5 +1,4 @@
-"""A step of training without the model that is to be trained: the prompts, the rewards, and what a trainer makes of
-them."""
+"""One training step without the model: a prompt, four rewards, Arbor's schemas, and TRL with a tiny model."""
 
 from __future__ import annotations
 
@@ -10,82 +9,93 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from memometer import benchmarks
 from memometer.token_counters import counter_for
 from memometer.train import prompt_dataset
-from memometer.train.arbor_request import Problem, gpu_ids, request
-from memometer.train.hyperparameters import Values
+from memometer.train.arbor_request import Problem, gpu_ids, initialize_request
+from memometer.train.options import Hyperparameters, TrainOptions
+from memometer.train.plan import load_data
 from memometer.train.prompt_dataset import ReadingPrompt
 from memometer.train.reward import gold_reply, grade
 
 
-def group(config: Mapping[str, Any]) -> tuple[str, ReadingPrompt, dict[str, float]]:
-    """(what begins a line about the data, the first answerable training prompt, what four replies to it earn). Raises
-    ValueError without one.
+def example_group(options: TrainOptions) -> tuple[str, ReadingPrompt, dict[str, float]]:
+    """Make the first training prompt that shows all evidence, and grade four replies to it.
 
-    The data are those of --data where they are on this machine, else our sample: nothing is downloaded.
+    Uses the data of `--data` or a local copy of the benchmark, otherwise the sample. Nothing is downloaded.
+
+    Returns:
+        The prefix of lines about the data, the prompt, and the rewards by kind of reply.
+
+    Raises:
+        ValueError: There is no such prompt.
     """
-    from memometer import benchmarks
-    from memometer.train.plan import data_of
-
-    given = config["data"]
-    benchmark = benchmarks.load(config.get("benchmark"))
-    data = data_of(config) if given or not benchmark.local_file else benchmark.load(benchmark.local_file())
+    local_file = benchmarks.load().local_file
+    if options.data is None and local_file:
+        options = replace(options, data=str(local_file()))
+    data = load_data(options)
     conversations = data.part("train")[:1]
-    questions = [q for q in conversations[0].questions if q.answerable and prompt_dataset.labelled(q)][:4]
-    prompts = list(
-        prompt_dataset.reading_prompts(
-            conversations,
-            questions,
-            budgets=config["budgets"],
-            rounds=len(config["budgets"]) if config["rounds"] is None else config["rounds"],
-            count=counter_for(),
-            memory=config["memory"],
-            examples=config["examples"],
-        )
+    questions = [q for q in conversations[0].questions if q.answerable and prompt_dataset.is_labelled(q)][:4]
+    prompts = prompt_dataset.reading_prompts(
+        conversations,
+        questions,
+        budgets=options.budgets,
+        rounds=options.rounds,
+        count=counter_for(),
+        memory=options.memory,
+        examples=options.examples,
+        benchmark=data.benchmark,
     )
     prompt = next((p for p in prompts if p.case.complete), None)
     if prompt is None:
-        raise ValueError("no prompt shows the evidence of its question")
+        raise ValueError("no prompt shows all evidence of its question")
     honest = gold_reply(prompt.case)
     replies = {
         "honest": honest,
         "absent": honest.replace("answered", "absent"),
         "copied memory": prompt.messages[-1]["content"],
-        "nothing": "",
+        "empty": "",
     }
     return data.prefix, prompt, {name: grade(prompt.case, reply).reward for name, reply in replies.items()}
 
 
 def schema_problems(
-    path: Path, config: Mapping[str, Any], values: Values, prompt: ReadingPrompt, rewards: Mapping[str, float]
+    path: Path,
+    options: TrainOptions,
+    values: Hyperparameters,
+    prompt: ReadingPrompt,
+    rewards: Mapping[str, float],
 ) -> Iterator[Problem]:
-    """What the request models of an installed Arbor, loaded from their file alone, do not accept."""
+    """Yield a problem for each request that the schemas of an installed Arbor reject. Imports only their file."""
     from pydantic import ValidationError
 
     spec = importlib.util.spec_from_file_location("arbor_schemas", path)
     if spec is None or spec.loader is None:
         return
     schemas = importlib.util.module_from_spec(spec)
-    sys.modules["arbor_schemas"] = schemas  # pydantic looks there for the names in annotations
+    sys.modules["arbor_schemas"] = schemas  # pydantic resolves annotations there
     spec.loader.exec_module(schemas)
-    sent = [{"role": "assistant", "content": name} for name in rewards]
-    samples = [
-        {"messages": list(prompt.messages), "completion": completion, "reward": reward}
-        for completion, reward in zip(sent, rewards.values(), strict=True)
+    group = [
+        {
+            "messages": list(prompt.messages),
+            "completion": {"role": "assistant", "content": name},
+            "reward": reward,
+        }
+        for name, reward in rewards.items()
     ]
     bodies = {
-        "GRPOInitializeRequest": request(
+        "GRPOInitializeRequest": initialize_request(
             values,
-            model=config["model"],
+            model=options.model,
             run_name="doctor",
             steps=1,
-            inference_gpus=gpu_ids(config["inference_gpus"]),
-            training_gpus=gpu_ids(config["training_gpus"]),
+            inference_gpus=gpu_ids(options.inference_gpus),
+            training_gpus=gpu_ids(options.training_gpus),
         ),
-        "GRPOStepRequest": {"job_id": "grpo:x", "model": "grpo:x", "batch_id": 0, "batch": samples},
+        "GRPOStepRequest": {"job_id": "grpo:x", "model": "grpo:x", "batch_id": 0, "batch": group},
         "GRPOCheckpointRequest": {"job_id": "grpo:x", "checkpoint_name": "step-1"},
         "GRPOTerminateRequest": {"job_id": "grpo:x"},
     }
@@ -93,26 +103,28 @@ def schema_problems(
         try:
             getattr(schemas, name).model_validate(body)
         except (ValidationError, AttributeError) as error:
-            said = " ".join(str(error).split())[:200]
-            yield Problem(f"the installed Arbor does not take our {name}: {said}", "install the version that is pinned")
+            message = " ".join(str(error).split())[:200]
+            yield Problem(f"the installed Arbor rejects {name}: {message}", "install the pinned version")
 
 
-def trl_problems(values: Values) -> Iterator[Problem]:
-    """What goes wrong when TRL takes one GRPO step with a model of two small layers and random weights."""
+def trl_problems(values: Hyperparameters) -> Iterator[Problem]:
+    """Yield a problem if TRL cannot make one GRPO step with a model of two layers and random weights."""
     try:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
                 loss = _tiny_step(values, folder)
-    except Exception as error:  # noqa: BLE001 - whatever the installed packages raise is what is looked for
-        first = str(error).splitlines()[0] if str(error) else ""
-        yield Problem(f"TRL took no step: {type(error).__name__}: {first[:200]}", "see the versions in the first line")
+    except Exception as error:  # noqa: BLE001 - any error of the installed packages is a finding
+        message = str(error).splitlines()[0] if str(error) else ""
+        yield Problem(
+            f"TRL could not make a step: {type(error).__name__}: {message[:200]}", "see the versions in the first line"
+        )
         return
     if loss != loss:
         yield Problem("TRL's loss is not a number", "use --loss dapo --no-mask-truncated")
 
 
-def _tiny_step(values: Values, folder: str) -> float:
+def _tiny_step(values: Hyperparameters, folder: str) -> float:
     from datasets import Dataset
     from peft import LoraConfig
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -135,9 +147,9 @@ def _tiny_step(values: Values, folder: str) -> float:
         args=GRPOConfig(
             output_dir=folder, use_cpu=True, bf16=False, report_to="none", max_steps=1, disable_tqdm=True,
             per_device_train_batch_size=2, num_generations=2, max_completion_length=4, logging_steps=1,
-            beta=values["beta"], loss_type=values["loss"], scale_rewards=values["scale_rewards"],
-            mask_truncated_completions=values["mask_truncated"], epsilon_high=values["clip_high"],
-            importance_sampling_level=values["importance_sampling"], save_strategy="no",
+            beta=values.beta, loss_type=values.loss, scale_rewards=values.scale_rewards,
+            mask_truncated_completions=values.mask_truncated, epsilon_high=values.clip_high,
+            importance_sampling_level=values.importance_sampling, save_strategy="no",
             dataloader_pin_memory=False, gradient_checkpointing=False,
         ),
         train_dataset=Dataset.from_dict({"prompt": ["a b c", "d e f"]}),

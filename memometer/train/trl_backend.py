@@ -1,135 +1,127 @@
-"""Training on one machine: TRL's GRPOTrainer and SFTTrainer with LoRA, on a GPU or, for small models, without one.
+"""Training on this machine with TRL and LoRA, on a GPU or, for small models, on the CPU.
 
-PyTorch is imported inside functions: the project installs and runs without it.
+PyTorch is imported inside functions, because the project works without it.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import threading
 from pathlib import Path
 from typing import Any
 
-from memometer.harness.plan import Refused
+from memometer.errors import UserError
 from memometer.models.errors import describe
 from memometer.models.replay_cache import SearchStopped
 from memometer.run.folder import RunFolder
 from memometer.run.interrupts import stopping
-from memometer.run.progress import eprint
-from memometer.train import adapters, distillation, local_model, metrics, supervised
-from memometer.train.checkpoint_selection import Validation
-from memometer.train.hyperparameters import prompts_per_step
+from memometer.train import checkpoints, distillation, local_model, metrics
+from memometer.train.checkpoints import Validation
 from memometer.train.local_model import LocalModel
-from memometer.train.plan import Job, Outcome
-from memometer.train.prompt_dataset import schedule
-from memometer.train.trl_reward import Rewarding
+from memometer.train.options import Hyperparameters
+from memometer.train.plan import Outcome, TrainingPlan
+from memometer.train.results import finish
+from memometer.train.reward import RewardFunction
+from memometer.train.trl_trainers import grpo_trainer, sft_trainer
 
-EPSILON = 0.2
 
-
-def check(job: Job) -> None:
-    """Raises Refused for what would fail later, before anything is written."""
-    config = job.config
-    local_model.require(*local_model.NEEDED)
-    if config["teacher"]:
-        distillation.load(job)
+def check(plan: TrainingPlan) -> None:
+    """Raise UserError for a configuration that would fail later. Writes nothing."""
+    options = plan.options
+    local_model.require(*local_model.PACKAGES)
+    if options.teacher:
+        distillation.load_teacher(plan)
     import torch
 
     on_gpu = torch.cuda.is_available()
-    if config["vllm"]:
-        local_model.require("vllm")
-    if config["quantize"]:
-        local_model.require("bitsandbytes")
-    if config["unsloth"]:
-        local_model.require("unsloth")
-    if config["attn"] == "flash_attention_2" and not (on_gpu and importlib.util.find_spec("flash_attn")):
-        raise Refused("--attn flash_attention_2 needs a GPU and pip install flash-attn; use --attn sdpa.")
-    if config["packing"] and config["attn"] != "flash_attention_2":
-        raise Refused("--packing without flash attention lets one prompt see another; add --attn flash_attention_2.")
-    if config["packing"] and config["mode"] == "train":
-        raise Refused("--packing is for --mode sft and --mode distill; leave it out.")
-    if config["vllm"] and not on_gpu:
-        raise Refused("--vllm needs a GPU and none is found; leave it out, and transformers samples on the CPU.")
-    _check_lengths(job)
+    needed = {"vllm": options.vllm, "bitsandbytes": options.quantize, "unsloth": options.unsloth}
+    local_model.require(*(package for package, wanted in needed.items() if wanted))
+    if options.attn == "flash_attention_2" and not (on_gpu and importlib.util.find_spec("flash_attn")):
+        raise UserError("--attn flash_attention_2 needs a GPU and pip install flash-attn; use --attn sdpa.")
+    if options.packing and options.attn != "flash_attention_2":
+        raise UserError(
+            "--packing without flash attention lets prompts attend to each other; add --attn flash_attention_2."
+        )
+    if options.packing and options.mode == "train":
+        raise UserError("--packing is for --mode sft and --mode distill; leave it out.")
+    if options.vllm and not on_gpu:
+        raise UserError("--vllm needs a GPU, and there is none; leave it out to sample with transformers on the CPU.")
+    _check_lengths(plan)
 
 
-def _check_lengths(job: Job) -> None:
-    """The model's own tokenizer decides how long a prompt is."""
+def _check_lengths(plan: TrainingPlan) -> None:
+    """Check the longest prompt with the model's own tokenizer."""
     from transformers import AutoConfig, AutoTokenizer
 
-    source = local_model.dense(job.config["model"])
+    name, values = plan.options.model, plan.hyperparameters
+    source = local_model.dense_source(name)
     try:
-        tokenizer, its = AutoTokenizer.from_pretrained(source), AutoConfig.from_pretrained(source)
+        tokenizer, config = AutoTokenizer.from_pretrained(source), AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise Refused(local_model.not_loadable(job.config["model"], error)) from error
-    longest = max((*job.train, *job.validation), key=lambda p: sum(len(m["content"]) for m in p.messages))
-    tokens = len(local_model.prompt_ids(tokenizer, longest.messages))
-    most, reply = job.values["max_prompt_tokens"], job.values["max_completion_tokens"]
-    if tokens > most:
-        raise Refused(
-            f"the longest prompt takes {tokens:,} tokens of {job.config['model']} and --max-prompt-tokens is {most:,}; "
-            f"give --max-prompt-tokens {tokens + 64}, or smaller --budgets."
+        raise UserError(local_model.explain_load_error(name, error)) from error
+    longest = max((*plan.train, *plan.validation), key=lambda p: sum(len(m["content"]) for m in p.messages))
+    tokens, reply = len(local_model.prompt_ids(tokenizer, longest.messages)), values.max_completion_tokens
+    if tokens > values.max_prompt_tokens:
+        raise UserError(
+            f"the longest prompt has {tokens:,} tokens of {name}, and --max-prompt-tokens is "
+            f"{values.max_prompt_tokens:,}; use --max-prompt-tokens {tokens + 64}, or smaller --budgets."
         )
-    window = getattr(its, "max_position_embeddings", None)
+    window = getattr(config, "max_position_embeddings", None)
     if window and tokens + reply > window:
-        raise Refused(
-            f"a prompt of {tokens:,} tokens and a reply of {reply:,} do not fit the {window:,} of "
-            f"{job.config['model']}; use smaller --budgets."
+        raise UserError(
+            f"a prompt of {tokens:,} tokens and a reply of {reply:,} exceed the context window of {name} "
+            f"({window:,}); use smaller --budgets."
         )
 
 
-def train(job: Job, folder: RunFolder) -> Outcome:
+def train(plan: TrainingPlan, folder: RunFolder) -> Outcome:
     """Train from the start, or from the newest checkpoint in the folder."""
     import torch
 
     try:
         with stopping() as stop:
-            local = _load(job)
-            outcome = _fit(job, folder, local, stop)
-    except SearchStopped as why:
-        eprint(f"{job.data.prefix}Stopped: {why}. Go on with: python train.py --resume {folder.path}")
-        return why.outcome
+            outcome = _fit(plan, folder, load_with_adapter(plan), stop)
+    except SearchStopped as reason:
+        plan.eprint(f"Stopped: {reason}. Continue with: python train.py --resume {folder.path}")
+        return reason.outcome
     except torch.OutOfMemoryError as error:
-        eprint(f"{job.data.prefix}{out_of_memory(error, job.values)}")
+        plan.eprint(explain_out_of_memory(error, plan.hyperparameters))
         return "failed"
     if outcome == "stopped":
-        eprint(f"{job.data.prefix}Stopped. Go on with: python train.py --resume {folder.path}")
-    if outcome != "valid":
-        return outcome
-    return adapters.conclude(job, folder)
+        plan.eprint(f"Stopped. Continue with: python train.py --resume {folder.path}")
+    return finish(plan, folder) if outcome == "valid" else outcome
 
 
-def _load(job: Job) -> LocalModel:
-    config, values = job.config, job.values
+def load_with_adapter(plan: TrainingPlan) -> LocalModel:
+    """Load the base model with a new LoRA adapter, or with the one in `--adapter`."""
+    options, values = plan.options, plan.hyperparameters
     local = local_model.load(
-        config["model"],
-        precision=values["precision"],
-        quantize=config["quantize"],
-        attn=config["attn"],
-        unsloth=config["unsloth"],
-        window=values["max_prompt_tokens"] + values["max_completion_tokens"],
+        options.model,
+        precision=values.precision,
+        quantize=options.quantize,
+        attn=options.attn,
+        unsloth=options.unsloth,
+        window=values.max_prompt_tokens + values.max_completion_tokens,
     )
-    if config["adapter"]:
-        return local.adapter(Path(config["adapter"]), trainable=True)
-    from peft import LoraConfig, get_peft_model
+    if options.adapter:
+        return local.with_adapter(Path(options.adapter), trainable=True)
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from transformers import set_seed
 
-    targets = values["lora_targets"]
-    torch_seed(config["seed"])
+    set_seed(options.seed)  # the initial weights of the adapter are random
+    targets = values.lora_targets
     lora = LoraConfig(
-        r=values["lora_rank"],
-        lora_alpha=values["lora_alpha"],
-        lora_dropout=values["lora_dropout"],
+        r=values.lora_rank,
+        lora_alpha=values.lora_alpha,
+        lora_dropout=values.lora_dropout,
         target_modules=targets if targets == "all-linear" else targets.split(","),
         task_type="CAUSAL_LM",
     )
-    if config["quantize"]:
-        from peft import prepare_model_for_kbit_training
-
+    if options.quantize:
         local.model = prepare_model_for_kbit_training(local.model)
     try:
-        if config["unsloth"]:
+        if options.unsloth:
             from unsloth import FastLanguageModel
 
             model = FastLanguageModel.get_peft_model(
@@ -138,135 +130,51 @@ def _load(job: Job) -> LocalModel:
         else:
             model = get_peft_model(local.model, lora)
     except ValueError as error:
-        raise Refused(f"--lora-targets {targets} does not fit {config['model']} ({describe(error)}).") from error
+        raise UserError(f"--lora-targets {targets} does not fit {options.model} ({describe(error)}).") from error
     return LocalModel(local.name, model, local.tokenizer)
 
 
-def torch_seed(seed: int) -> None:
-    """So that an adapter begins with the same weights."""
-    from transformers import set_seed
-
-    set_seed(seed)
-
-
-def _fit(job: Job, folder: RunFolder, local: LocalModel, stop: threading.Event) -> Outcome:
+def _fit(plan: TrainingPlan, folder: RunFolder, local: LocalModel, stop: threading.Event) -> Outcome:
     from transformers.trainer_callback import PrinterCallback
 
-    newest = adapters.newest_checkpoint(folder.path)
-    step = adapters.step_of(newest) if newest else 0
-    for name in ("steps.jsonl", "validation_scores.jsonl", "replies.jsonl"):
+    newest = checkpoints.newest_checkpoint(folder.path)
+    step = checkpoints.step_of(newest) if newest else 0
+    for name in (metrics.STEPS, metrics.VALIDATIONS, metrics.REPLIES):
         metrics.rewind(folder.path / name, step)
-    rewarding = Rewarding(
-        steps=job.steps,
-        num_generations=job.values.get("num_generations", 1),
-        keep=lambda record: metrics.append(folder.path / "replies.jsonl", record),
+    reward = RewardFunction(
+        steps=plan.steps,
+        num_generations=plan.hyperparameters.num_generations,
+        log_reply=lambda record: metrics.append(folder.path / metrics.REPLIES, record),
     )
-    if newest and job.config["mode"] == "train":
-        rewarding.restore(newest)
     if newest:
-        eprint(f"{job.data.prefix}Going on after step {step:,}.")
-    if step >= job.steps:
+        plan.eprint(f"Continuing after step {step:,}.")
+        if plan.options.mode == "train":
+            reward.restore(newest)
+    if step >= plan.steps:
         return "valid"
-    validation = Validation(job, folder, local)
-    callback = _callback(job, folder, rewarding, validation, stop)
-    if job.config["mode"] == "train":
-        trainer = _grpo(job, folder, local, rewarding, callback)
+    validation = Validation(plan, folder.path, local)
+    callback = _callback(plan, folder.path, reward, validation, stop)
+    if plan.options.mode == "train":
+        trainer = grpo_trainer(plan, folder.path, local, reward, callback)
     else:
-        trainer = supervised.trainer(job, folder, local, callback)
+        trainer = sft_trainer(plan, folder, local, callback)
     trainer.remove_callback(PrinterCallback)
     if not newest:
-        validation.look(0)
+        validation.run(0)
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-    return callback.outcome if callback.outcome else "valid"
+    return callback.outcome or "valid"
 
 
-def _grpo(job: Job, folder: RunFolder, local: LocalModel, rewarding: Rewarding, callback: Any) -> Any:
-    from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
-
-    values, config = job.values, job.config
-    import torch
-
-    on_gpu = torch.cuda.is_available()
-    vllm = config["vllm"] if config["vllm"] is not None else on_gpu and importlib.util.find_spec("vllm") is not None
-    per_step = prompts_per_step(values)
-    chat = bool(local.tokenizer.chat_template)
-    rows = []
-    for n in schedule(job.train, per_step=per_step, steps=job.steps, seed=config["seed"]):
-        prompt = job.train[n]
-        rows.append(
-            {
-                "prompt": list(prompt.messages) if chat else local_model.plain(prompt.messages),
-                "case": json.dumps(prompt.case.as_json()),
-            }
-        )
-    arguments = GRPOConfig(
-        **arguments_for_both(job, folder, on_gpu=on_gpu),
-        num_generations=values["num_generations"],
-        max_completion_length=values["max_completion_tokens"],
-        temperature=values["temperature"],
-        top_p=values["top_p"],
-        beta=values["beta"],
-        epsilon=EPSILON,
-        epsilon_high=values["clip_high"],
-        loss_type=values["loss"],
-        scale_rewards=values["scale_rewards"],
-        mask_truncated_completions=values["mask_truncated"],
-        importance_sampling_level=values["importance_sampling"],
-        cast_lm_head_to_fp32=on_gpu and values["precision"] == "bf16" and not _tied(local),
-        shuffle_dataset=False,  # `schedule` has settled the order
-        remove_unused_columns=False,
-        use_vllm=vllm,
-        **({"vllm_mode": "colocate", "vllm_gpu_memory_utilization": config["vllm_memory"]} if vllm else {}),
-    )
-    return GRPOTrainer(
-        model=local.model,
-        reward_funcs=rewarding,
-        args=arguments,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=local.tokenizer,
-        callbacks=[callback],
-    )
-
-
-def arguments_for_both(job: Job, folder: RunFolder, *, on_gpu: bool) -> dict[str, Any]:
-    """Of GRPOConfig and SFTConfig alike."""
-    values = job.values
-    return {
-        "output_dir": str(folder.path),
-        "per_device_train_batch_size": values["batch_size"],
-        "gradient_accumulation_steps": values["gradient_accumulation"],
-        "learning_rate": values["learning_rate"],
-        "lr_scheduler_type": values["lr_scheduler"],
-        "warmup_steps": min(values["warmup_steps"], job.steps),
-        "max_grad_norm": values["max_grad_norm"],
-        "max_steps": job.steps,
-        "save_strategy": "steps",
-        "save_steps": job.config["save_steps"],
-        "save_total_limit": 3,
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,  # it would log a loss that is not a number as 0
-        "report_to": "none",
-        "push_to_hub": False,
-        "disable_tqdm": True,
-        "seed": job.config["seed"],
-        "data_seed": job.config["seed"],
-        "use_cpu": not on_gpu,
-        "bf16": on_gpu and values["precision"] == "bf16",
-        "dataloader_pin_memory": on_gpu,
-        **({"gradient_checkpointing": True} if on_gpu else {}),
-    }
-
-
-def _tied(local: LocalModel) -> bool:
-    return bool(getattr(local.model.config, "tie_word_embeddings", False))
-
-
-def _callback(job: Job, folder: RunFolder, rewarding: Rewarding, validation: Validation, stop: threading.Event) -> Any:
+def _callback(
+    plan: TrainingPlan, folder: Path, reward: RewardFunction, validation: Validation, stop: threading.Event
+) -> Any:
     from transformers import TrainerCallback
 
-    class Watching(TrainerCallback):
-        """Writes figures, validates, saves, stops."""
+    def validates(step: int) -> bool:
+        return step % plan.options.eval_steps == 0 or step == plan.steps
+
+    class Callback(TrainerCallback):
+        """Writes metrics, validates, saves, and stops the training if necessary."""
 
         outcome = ""
         alarmed = False
@@ -275,46 +183,47 @@ def _callback(job: Job, folder: RunFolder, rewarding: Rewarding, validation: Val
             logs = logs or {}
             if "loss" not in logs:
                 return
+            names = metrics.TRL_LOG_NAMES
             record = {"step": state.global_step}
-            record |= {ours: float(logs[name]) for name, ours in metrics.OF_STEP.items() if logs.get(name) is not None}
-            record |= rewarding.taken()
-            metrics.append(folder.path / "steps.jsonl", record)
-            eprint(f"{job.data.prefix}{metrics.line(record)}")
+            record |= {ours: float(logs[name]) for name, ours in names.items() if logs.get(name) is not None}
+            record |= metrics.step_metrics(reward.take_grades(), reward.num_generations)
+            metrics.append(folder / metrics.STEPS, record)
+            plan.eprint(metrics.format_line(record))
             if not all(math.isfinite(record.get(name, 0.0)) for name in ("loss", "grad_norm")):
                 self.outcome = "failed"
                 control.should_training_stop, control.should_save = True, False
-                knob = "a lower --learning-rate" + (" or --loss dr_grpo" if "loss" in job.values else "")
-                eprint(f"{job.data.prefix}The loss or its gradient is not a number; use {knob}.")
-            if not self.alarmed and (told := metrics.alarm(metrics.read_lines(folder.path / "steps.jsonl"))):
+                other = " or --loss dr_grpo" if plan.options.mode == "train" else ""
+                plan.eprint(f"The loss or its gradient is not a number; use a lower --learning-rate{other}.")
+            if not self.alarmed and (alarm := metrics.reward_hacking_alarm(metrics.read_lines(folder / metrics.STEPS))):
                 self.alarmed = True
-                eprint(f"{job.data.prefix}{told}")
+                plan.eprint(alarm)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step % job.eval_steps == 0 or state.global_step == job.steps:
+            if validates(state.global_step):
                 control.should_save = True
             if stop.is_set() and not self.outcome:
-                self.outcome = "stopped" if state.global_step < job.steps else ""
+                self.outcome = "stopped" if state.global_step < plan.steps else ""
                 control.should_save = control.should_training_stop = True
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            checkpoint = folder.path / f"checkpoint-{state.global_step}"
-            rewarding.save(checkpoint)
-            if state.global_step % job.eval_steps == 0 or state.global_step == job.steps:
-                validation.look(state.global_step)
-            adapters.complete(checkpoint)  # a kill before this trains from the one before, and validates again
+            checkpoint = folder / f"checkpoint-{state.global_step}"
+            reward.save(checkpoint)
+            if validates(state.global_step):
+                validation.run(state.global_step)
+            # Last: after a kill before this, training resumes at the checkpoint before and validates again.
+            checkpoints.mark_complete(checkpoint)
 
-    return Watching()
+    return Callback()
 
 
-def out_of_memory(error: BaseException, values: dict[str, Any]) -> str:
-    """Which knob, and by how much."""
-    said = str(error).splitlines()[0] if str(error) else "out of memory"
-    batch, accumulation = values["batch_size"], values["gradient_accumulation"]
-    if batch > 1:
-        half = batch // 2
-        more = batch * accumulation // half
-        knob = f"--batch-size {half} --gradient-accumulation {more} takes half of it and trains the same"
+def explain_out_of_memory(error: BaseException, values: Hyperparameters) -> str:
+    """Return a sentence that names the option to change and its new value."""
+    reason = str(error).splitlines()[0] if str(error) else "out of memory"
+    if values.batch_size > 1:
+        half = values.batch_size // 2
+        more = values.batch_size * values.gradient_accumulation // half
+        advice = f"--batch-size {half} --gradient-accumulation {more} halves the need and trains the same"
     else:
-        fewer = values["max_completion_tokens"] // 2
-        knob = f"--quantize 4bit, --max-completion-tokens {fewer} or smaller --budgets takes less"
-    return f"Out of GPU memory ({said[:200]}); {knob}, and with vLLM so does a smaller --vllm-memory."
+        fewer = values.max_completion_tokens // 2
+        advice = f"--quantize 4bit, --max-completion-tokens {fewer} or smaller --budgets lowers the need"
+    return f"Out of GPU memory ({reason[:200]}); {advice}. With vLLM, a smaller --vllm-memory also helps."

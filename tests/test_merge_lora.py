@@ -1,4 +1,4 @@
-"""Adapters stacked into one, and how a checkpoint comes here from the server's machine."""
+"""Stacking of adapters, and copying of checkpoints from the server's machine."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from memometer.train import arbor_endpoint, merge_lora
 from tests.arbor_loopback import write_adapter
@@ -28,7 +29,7 @@ def adapter(folder: Path, a: Any, b: Any, *, alpha: float = 4) -> Path:
     rank = len(a)
     (folder / "adapter_config.json").write_text(json.dumps({"r": rank, "lora_alpha": alpha * rank}))
     names = {"x.lora_A.weight": a, "x.lora_B.weight": b}
-    merge_lora._write(folder / "adapter_model.safetensors", dict.fromkeys(names, "F32"), names)
+    save_file(names, folder / merge_lora.WEIGHTS)
     return folder
 
 
@@ -43,48 +44,60 @@ def test_stacked_adapters_do_what_both_do(
     ]
     one, other = (adapter(folder / str(n), *pair) for n, pair in enumerate(pairs))
     merge_lora.stack(one, other, folder / "both")
-    kinds, found = merge_lora._read(folder / "both" / merge_lora.WEIGHTS)
-    assert set(kinds.values()) == {"F32"}
-    a, b = found["x.lora_A.weight"].view("f4"), found["x.lora_B.weight"].view("f4")
+    found = load_file(folder / "both" / merge_lora.WEIGHTS)
+    a, b = found["x.lora_A.weight"], found["x.lora_B.weight"]
     np.testing.assert_allclose(b @ a, sum(b @ a for a, b in pairs), rtol=1e-4, atol=1e-4)
     settings = json.loads((folder / "both" / "adapter_config.json").read_text())
     assert settings["r"] == first + second
     assert settings["lora_alpha"] / settings["r"] == 4
 
 
-def test_stacked_adapters_are_safetensors(tmp_path: Path) -> None:
-    from safetensors.numpy import load_file, save_file
+def bf16_file(path: Path, matrices: dict[str, Any]) -> None:
+    """A safetensors file in bfloat16, which NumPy does not have."""
+    header, data = {}, b""
+    for name, matrix in matrices.items():
+        bits = (matrix.astype("f4").view("u4") >> 16).astype("u2").tobytes()
+        header[name] = {
+            "dtype": "BF16",
+            "shape": list(matrix.shape),
+            "data_offsets": [len(data), len(data) + len(bits)],
+        }
+        data += bits
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
+
+@pytest.mark.parametrize("number_format", ["F16", "BF16"])
+def test_stacked_adapters_are_safetensors(number_format: str, tmp_path: Path) -> None:
     folders = []
-    for name in ("one", "other"):
+    for name, value in (("one", 1.5), ("other", 2.0)):
         (tmp_path / name).mkdir()
-        matrices = {"x.lora_A.weight": np.ones((2, 3), "f2"), "x.lora_B.weight": np.ones((4, 2), "f2")}
-        save_file(matrices, tmp_path / name / merge_lora.WEIGHTS)
+        matrices = {"x.lora_A.weight": np.full((2, 3), value, "f2"), "x.lora_B.weight": np.full((4, 2), value, "f2")}
+        save = save_file if number_format == "F16" else lambda found, path: bf16_file(path, found)
+        save(matrices, tmp_path / name / merge_lora.WEIGHTS)
         (tmp_path / name / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 4}')
         folders.append(tmp_path / name)
     merge_lora.stack(*folders, tmp_path / "both")
     found = load_file(tmp_path / "both" / merge_lora.WEIGHTS)
-    assert {name: matrix.shape for name, matrix in found.items()} == {
-        "x.lora_A.weight": (4, 3),
-        "x.lora_B.weight": (4, 4),
-    }
+    assert found["x.lora_A.weight"].tolist() == [[1.5] * 3] * 2 + [[2.0] * 3] * 2
+    assert found["x.lora_B.weight"].tolist() == [[1.5, 1.5, 2.0, 2.0]] * 4
     (folders[1] / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 8}')
-    with pytest.raises(ValueError, match="scale differently"):
+    with pytest.raises(ValueError, match="scale"):
         merge_lora.stack(*folders, tmp_path / "both")
 
 
 def test_an_endpoint_is_a_url_or_a_file(here: Path) -> None:
-    assert arbor_endpoint.read(None).url == "http://127.0.0.1:7453"
-    assert arbor_endpoint.read("https://example.org:1/v1/").url == "https://example.org:1"
+    assert arbor_endpoint.read_endpoint(None).url == "http://127.0.0.1:7453"
+    assert arbor_endpoint.read_endpoint("https://example.org:1/v1/").url == "https://example.org:1"
     (here / "arbor_pod.json").write_text('{"name": "not waited for yet"}')
     with pytest.raises(arbor_endpoint.EndpointError, match="--wait"):
-        arbor_endpoint.read(None)
+        arbor_endpoint.read_endpoint(None)
     for text in ("{", "[]", '{"ssh": 1}'):
         (here / "arbor_pod.json").write_text(text)
         with pytest.raises(arbor_endpoint.EndpointError):
-            arbor_endpoint.read(None)
+            arbor_endpoint.read_endpoint(None)
     (here / "arbor_pod.json").write_text('{"ssh": {"host": "h", "port": 2222, "key": "/k"}}')
-    found = arbor_endpoint.read(None)
+    found = arbor_endpoint.read_endpoint(None)
     assert found.ssh[-1] == "root@h"
     assert found.ssh[1:3] == ("-p", "2222")
 

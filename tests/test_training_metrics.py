@@ -1,4 +1,4 @@
-"""What is reported beside the reward, and the alarm."""
+"""Metrics of replies and groups, the alarm, and the reward as a trainer calls it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from memometer.train import metrics
-from memometer.train.reward import MORE, Case, grade
-from memometer.train.trl_reward import LEAST, Rewarding
+from memometer.train.reward import MIN_RECENT, MORE, Case, RewardFunction, grade
 
 
 def _steps(reward: float, strict: float, *, seed: int = 0) -> list[dict[str, Any]]:
@@ -24,17 +23,17 @@ def _steps(reward: float, strict: float, *, seed: int = 0) -> list[dict[str, Any
 
 
 def test_an_alarm_when_the_reward_rises_and_nothing_else_does() -> None:
-    assert "ALARM" in metrics.alarm(_steps(0.3, 0.0))
-    assert "ALARM" in metrics.alarm(_steps(0.3, -0.1))
-    assert not metrics.alarm(_steps(0.3, 0.2))
-    assert not metrics.alarm(_steps(0.0, 0.0))
-    assert not metrics.alarm(_steps(0.3, 0.0)[:30])
-    false = sum(bool(metrics.alarm(_steps(0.0, 0.0, seed=seed))) for seed in range(200))
+    assert "ALARM" in metrics.reward_hacking_alarm(_steps(0.3, 0.0))
+    assert "ALARM" in metrics.reward_hacking_alarm(_steps(0.3, -0.1))
+    assert not metrics.reward_hacking_alarm(_steps(0.3, 0.2))
+    assert not metrics.reward_hacking_alarm(_steps(0.0, 0.0))
+    assert not metrics.reward_hacking_alarm(_steps(0.3, 0.0)[:30])
+    false = sum(bool(metrics.reward_hacking_alarm(_steps(0.0, 0.0, seed=seed))) for seed in range(200))
     assert false < 20
 
 
 def test_groups_without_variance_are_counted() -> None:
-    found = metrics.of_groups([0.0, 1.0, 0.5, 0.5, 0.2, 0.2], 2)
+    found = metrics.group_metrics([0.0, 1.0, 0.5, 0.5, 0.2, 0.2], 2)
     assert found["zero_variance"] == pytest.approx(2 / 3)
     assert found["group_variance"] == pytest.approx(0.25 / 3)
 
@@ -48,12 +47,12 @@ def test_replies_are_counted_by_what_they_are() -> None:
         grade(case, ""),
         grade(missing, "none\nStatus: more\nAnswer: none"),
     ]
-    found = metrics.of_grades(grades)
-    assert (found["ungraded"], found["absent"], found["more"]) == (0.25, 0.25, 0.25)
+    found = metrics.reply_metrics(grades)
+    assert (found["unparseable"], found["absent"], found["more"]) == (0.25, 0.25, 0.25)
     assert (found["strict"], found["f1"]) == (0.5, 0.5)
 
 
-def test_figures_are_rewound_to_a_checkpoint(tmp_path: Path) -> None:
+def test_metrics_are_rewound_to_a_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "steps.jsonl"
     for step in range(1, 6):
         metrics.append(path, {"step": step, "reward": step / 10})
@@ -68,21 +67,21 @@ class _At:
 
 
 def test_asking_for_more_is_worth_what_the_next_round_earns(tmp_path: Path) -> None:
-    kept: list[dict[str, Any]] = []
-    rewarding = Rewarding(steps=100, num_generations=2, keep=kept.append)
+    logged: list[dict[str, Any]] = []
+    function = RewardFunction(steps=100, num_generations=2, log_reply=logged.append)
     first = Case("4", ("Sourdough",), ("D9:1",), ("D1:1",), "read_on", offers_more=True, halvings=1)
     last = Case("4", ("Sourdough",), ("D1:1",), ("D1:1",), "read_on", halvings=0)
 
     def give(case: Case, reply: str, n: int) -> list[float]:
         text = json.dumps(case.as_json())
-        return rewarding([""] * n, [reply] * n, [text] * n, _At())
+        return function([""] * n, [reply] * n, [text] * n, _At())
 
     assert give(first, "none\nStatus: more\nAnswer: none", 2) == [MORE, MORE]
-    worth = give(last, "1\nStatus: answered\nAnswer: rye", LEAST)[0]
+    worth = give(last, "1\nStatus: answered\nAnswer: rye", MIN_RECENT)[0]
     assert give(first, "none\nStatus: more\nAnswer: none", 2) == [pytest.approx(worth)] * 2
-    rewarding.save(tmp_path)
-    other = Rewarding(steps=100, num_generations=2, keep=kept.append)
+    function.save(tmp_path)
+    other = RewardFunction(steps=100, num_generations=2, log_reply=logged.append)
     other.restore(tmp_path)
-    assert other.more(first) == rewarding.more(first)
-    assert rewarding.taken()["more"] > 0
-    assert rewarding.taken() == {}
+    assert other.more(first) == function.more(first)
+    assert metrics.step_metrics(function.take_grades(), 2)["more"] > 0
+    assert metrics.step_metrics(function.take_grades(), 2) == {}

@@ -1,0 +1,82 @@
+"""Options of a prompt search, named after the flags of optimize.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from memometer.run.options import OptionError, Options
+
+OUT = "optimized_memory_qa.json"
+BOOTSTRAP_DEMOS = 2
+"""Default of `max_demos` for the bootstrap, which finds nothing but examples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizeOptions(Options):
+    """Options of optimize.py --target prompts.
+
+    Raises:
+        OptionError: Options contradict each other.
+    """
+
+    data: str | None = None
+    seed: int = 0
+    encoder: str | None = None
+    out: str | None = None
+    # search
+    optimizer: str = "simba"
+    auto: str = "light"
+    num_examples: int = 30
+    num_validation: int | None = None
+    max_demos: int | None = None
+    budget_tokens: int = 512
+    rounds: int = 1
+    question_budget: int | None = None
+    token_price: float | None = None
+    # models
+    model: str | None = None
+    api_base: str | None = None
+    price: tuple[float, float] | None = None
+    prompt_model: str | None = None
+    prompt_api_base: str | None = None
+    prompt_price: tuple[float, float] | None = None
+    judge_model: str | None = None
+    judge_api_base: str | None = None
+    judge_price: tuple[float, float] | None = None
+    tokenizer: str | None = None
+    context_window: int | None = None
+    max_answer_tokens: int = 64
+    # execution
+    num_threads: int | None = None
+    retries: int = 4
+    timeout_seconds: float = 120.0
+    fail_on_error: float = 0.05
+    cost_limit: float | None = None
+    no_mlflow: bool = False
+
+    def __post_init__(self) -> None:
+        if self.optimizer == "bootstrap" and self.max_demos == 0:
+            raise OptionError("--optimizer bootstrap finds nothing but examples; use --max-demos 1 or more.")
+        for prefix in ("", "prompt_", "judge_"):
+            model = getattr(self, f"{prefix}model")
+            if getattr(self, f"{prefix}api_base") and (not model or model == "none"):
+                flag = f"--{prefix.replace('_', '-')}"
+                raise OptionError(f"{flag}api-base needs {flag}model, such as {flag}model openai/NAME.")
+
+    @property
+    def output(self) -> Path:
+        """The file for the prompt."""
+        return Path(self.out or OUT)
+
+    @property
+    def selection_size(self) -> int:
+        """Number of selection questions, and of confirmation questions."""
+        return self.num_validation or self.num_examples
+
+    @property
+    def demo_limit(self) -> int:
+        """Largest number of found examples in a prompt."""
+        if self.max_demos is None:
+            return BOOTSTRAP_DEMOS if self.optimizer == "bootstrap" else 0
+        return self.max_demos

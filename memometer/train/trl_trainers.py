@@ -1,0 +1,149 @@
+"""TRL's GRPOTrainer and SFTTrainer with the settings of a training plan.
+
+PyTorch is imported inside functions, because the project works without it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from memometer.run.folder import RunFolder
+from memometer.train import distillation, local_model
+from memometer.train.local_model import LocalModel
+from memometer.train.plan import TrainingPlan
+from memometer.train.prompt_dataset import ReadingPrompt, schedule
+from memometer.train.reward import RewardFunction, gold_reply
+
+EPSILON = 0.2
+"""Lower clip range of the policy ratio."""
+
+
+def grpo_trainer(plan: TrainingPlan, folder: Path, local: LocalModel, reward: RewardFunction, callback: Any) -> Any:
+    """Return a GRPOTrainer over the scheduled prompts."""
+    import torch
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    values, options, on_gpu = plan.hyperparameters, plan.options, torch.cuda.is_available()
+    vllm = options.vllm if options.vllm is not None else on_gpu and importlib.util.find_spec("vllm") is not None
+    order = schedule(plan.train, per_step=values.prompts_per_step, steps=plan.steps, seed=options.seed)
+    rows = [
+        {
+            "prompt": local_model.as_trained(local.tokenizer, prompt.messages),
+            "case": json.dumps(prompt.case.as_json()),
+        }
+        for prompt in (plan.train[n] for n in order)
+    ]
+    tied = bool(getattr(local.model.config, "tie_word_embeddings", False))
+    arguments = GRPOConfig(
+        **_shared_arguments(plan, folder, on_gpu=on_gpu),
+        num_generations=values.num_generations,
+        max_completion_length=values.max_completion_tokens,
+        temperature=values.temperature,
+        top_p=values.top_p,
+        beta=values.beta,
+        epsilon=EPSILON,
+        epsilon_high=values.clip_high,
+        loss_type=values.loss,
+        scale_rewards=values.scale_rewards,
+        mask_truncated_completions=values.mask_truncated,
+        importance_sampling_level=values.importance_sampling,
+        cast_lm_head_to_fp32=on_gpu and values.precision == "bf16" and not tied,
+        shuffle_dataset=False,  # `schedule` sets the order
+        remove_unused_columns=False,
+        use_vllm=vllm,
+        **({"vllm_mode": "colocate", "vllm_gpu_memory_utilization": options.vllm_memory} if vllm else {}),
+    )
+    return GRPOTrainer(
+        model=local.model,
+        reward_funcs=reward,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=local.tokenizer,
+        callbacks=[callback],
+    )
+
+
+def sft_trainer(plan: TrainingPlan, folder: RunFolder, local: LocalModel, callback: Any) -> Any:
+    """Return an SFTTrainer over the scheduled prompts with their target replies; only replies count in the loss."""
+    import torch
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    values = plan.hyperparameters
+    targets = target_replies(plan, folder)
+    usable = [prompt for prompt in plan.train if prompt.id in targets]
+    per_step = values.batch_size * values.gradient_accumulation
+    rows = [
+        _sft_row(local, usable[n], targets[usable[n].id])
+        for n in schedule(usable, per_step=per_step, steps=plan.steps, seed=plan.options.seed)
+    ]
+    packing = plan.options.packing
+    arguments = SFTConfig(
+        **_shared_arguments(plan, folder.path, on_gpu=torch.cuda.is_available()),
+        # Without packing no limit is needed: `check` makes sure that every prompt fits.
+        max_length=values.max_prompt_tokens + values.max_completion_tokens if packing else None,
+        packing=packing,
+        completion_only_loss=True,
+        train_sampling_strategy="sequential",  # `schedule` sets the order
+    )
+    return SFTTrainer(
+        model=local.model,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=local.tokenizer,
+        callbacks=[callback],
+    )
+
+
+def target_replies(plan: TrainingPlan, folder: RunFolder) -> dict[str, str]:
+    """Return the reply to learn for each prompt id: the gold reply, or the teacher's.
+
+    The teacher's replies are saved once. A call that failed might succeed when the training is resumed, which would
+    change the order of the data.
+    """
+    if not plan.options.teacher:
+        return {prompt.id: gold_reply(prompt.case) for prompt in plan.train}
+    path = folder.path / "targets.json"
+    if not path.exists():
+        folder.write_json(path.name, distillation.teacher_replies(plan, folder))
+    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _sft_row(local: LocalModel, prompt: ReadingPrompt, reply: str) -> dict[str, Any]:
+    text = local_model.as_trained(local.tokenizer, prompt.messages)
+    completion = f" {reply}" if isinstance(text, str) else [{"role": "assistant", "content": reply}]
+    return {"prompt": text, "completion": completion}
+
+
+def _shared_arguments(plan: TrainingPlan, folder: Path, *, on_gpu: bool) -> dict[str, Any]:
+    """Arguments of both GRPOConfig and SFTConfig."""
+    values, options = plan.hyperparameters, plan.options
+    return {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": values.batch_size,
+        "gradient_accumulation_steps": values.gradient_accumulation,
+        "learning_rate": values.learning_rate,
+        "lr_scheduler_type": values.lr_scheduler,
+        "warmup_steps": min(values.warmup_steps, plan.steps),
+        "max_grad_norm": values.max_grad_norm,
+        "max_steps": plan.steps,
+        "save_strategy": "steps",
+        "save_steps": options.save_steps,
+        "save_total_limit": 3,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would log a loss that is not a number as 0
+        "report_to": "none",
+        "push_to_hub": False,
+        "disable_tqdm": True,
+        "seed": options.seed,
+        "data_seed": options.seed,
+        "use_cpu": not on_gpu,
+        "bf16": on_gpu and values.precision == "bf16",
+        "dataloader_pin_memory": on_gpu,
+        **({"gradient_checkpointing": True} if on_gpu else {}),
+    }
