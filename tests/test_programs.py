@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from locomo.dataset import dataset
 from locomo.splits import SPLITS
 from memometer.benchmarks.protocol import Dataset
-from memometer.commands import optimize
-from memometer.optimize.optimizers import EFFORTS, OPTIMIZERS, size
-from memometer.optimize.plan import Study
-from memometer.optimize.program import cut, example_of, excerpt
+from memometer.commands.optimize import parser
+from memometer.optimize.optimizers import OPTIMIZERS, SIMBA_SIZES, size
+from memometer.optimize.options import OptimizeOptions
+from memometer.optimize.plan import SearchPlan, make_plan
+from memometer.optimize.program import cut_memory, example_of, excerpt
 from memometer.reader import program_file
 from memometer.reader.signatures import EXAMPLES, CitedAnswer
 from memory_system import MemorySystem
@@ -119,13 +120,13 @@ MEMORY = "# Mon 1 May 2023\n1 A: one\n2 B: 2 two\n# Tue 2 May 2023\n3 A: three\n
 def test_an_example_keeps_what_is_cited_and_what_stands_beside_it(
     cited: list[int], text: str, numbers: list[int]
 ) -> None:
-    assert cut(MEMORY, cited) == (text, numbers)
+    assert cut_memory(MEMORY, cited) == (text, numbers)
 
 
 @given(st.lists(st.integers(-1, 30), max_size=4), st.integers(0, 20))
 def test_an_excerpt_points_at_the_same_lines_and_stays_as_it_is(cited: list[int], n: int) -> None:
     memory = "".join(f"# day {i // 4}\n" * (i % 4 == 0) + f"{i + 1} A: line {i + 1}\n" for i in range(n))
-    text, numbers = cut(memory, cited)
+    text, numbers = cut_memory(memory, cited)
     lines = {line.split(" ", 1)[0]: line.split(" ", 1)[1] for line in text.splitlines() if not line.startswith("#")}
     assert [lines[str(number)] for number in numbers] == [f"A: line {number}" for number in cited if 0 < number <= n]
     demo = dspy.Example(augmented=True, memory=memory, question="?", lines=cited, status="answered", answer="x")
@@ -146,31 +147,31 @@ def test_an_example_carries_no_label(sample: Dataset) -> None:
         assert set(example.inputs().toDict()) == {"conversation", "question_id", "question"}
 
 
-def study(*words: str) -> Study:
-    return Study(vars(optimize.parser().parse_args([*words, "--tokenizer", "o200k_base"])))
+def plan_of(*words: str) -> SearchPlan:
+    return make_plan(OptimizeOptions(**vars(parser().parse_args([*words, "--tokenizer", "o200k_base"]))))
 
 
 def test_a_search_sees_training_and_validation_conversations_alone(locomo: Dataset) -> None:
-    made = study("--data", str(locomo.path), "--model", "openai/x", "--context-window", "8000")
+    made = plan_of("--data", str(locomo.path), "--model", "openai/x", "--context-window", "8000")
     of = SPLITS["default"]
     assert {q.conversation for q in made.train} <= set(of["train"])
-    assert {q.conversation for q in (*made.choosing, *made.confirming)} == set(of["validation"])
-    assert not {q.id for q in made.choosing} & {q.id for q in made.confirming}
-    assert (len(made.train), len(made.choosing), len(made.confirming)) == (30, 30, 30)
-    assert {c.id for c in made.sealed} == set(of["test"])
+    assert {q.conversation for q in (*made.selection, *made.confirmation)} == set(of["validation"])
+    assert not {q.id for q in made.selection} & {q.id for q in made.confirmation}
+    assert (len(made.train), len(made.selection), len(made.confirmation)) == (30, 30, 30)
+    assert {c.id for c in made.held_out} == set(of["test"])
     assert {q.category for q in made.train} == {"1", "2", "3", "4", "5"}
-    again = study("--data", str(locomo.path), "--model", "openai/x", "--context-window", "8000")
+    again = plan_of("--data", str(locomo.path), "--model", "openai/x", "--context-window", "8000")
     assert again.identity() == made.identity()
-    other = study("--data", str(locomo.path), "--model", "openai/x", "--context-window", "8000", "--seed", "1")
+    other = plan_of("--data", str(locomo.path), "--model", "openai/x", "--context-window", "8000", "--seed", "1")
     assert {q.id for q in other.train} != {q.id for q in made.train}
 
 
 def test_instructions_are_paid_from_the_questions_budget() -> None:
-    made = study("--data", str(ROOT / "locomo/sample.json"), "--model", "openai/x", "--context-window", "8000")
+    made = plan_of("--data", str(ROOT / "locomo/sample.json"), "--model", "openai/x", "--context-window", "8000")
     plain = MemorySystem(rounds=1)
-    with_more = MemorySystem(rounds=1, question_budget=made.reading.question_budget, count=made.reader.count)
-    assert made.reading.question_budget
-    assert 512 + 64 < made.reading.question_budget < 512 + 64 + 600
+    with_more = MemorySystem(rounds=1, question_budget=made.reader.question_budget, count=made.models["reader"].count)
+    assert made.reader.question_budget
+    assert 512 + 64 < made.reader.question_budget < 512 + 64 + 600
     lm = dspy.LM("openai/x", max_tokens=64)
     (conversation,) = made.data.conversations
     state = with_more.new()
@@ -183,25 +184,25 @@ def test_instructions_are_paid_from_the_questions_budget() -> None:
     seen: list[int] = []
 
     def asked(**inputs: str) -> dspy.Prediction:
-        seen.append(prompt_tokens(with_more.read, inputs, made.reader.count))
+        seen.append(prompt_tokens(with_more.read, inputs, made.models["reader"].count))
         return dspy.Prediction(lines=[], status="absent", answer="none")
 
     with dspy.context(lm=lm, adapter=PlainAdapter()):
-        before = prompt_tokens(made.reading.read, inputs_of(made.reading.read, "", "What?"), made.reader.count)
-        after = prompt_tokens(with_more.read, inputs_of(with_more.read, "", "What?"), made.reader.count)
+        before = prompt_tokens(made.reader.read, inputs_of(made.reader.read, "", "What?"), made.models["reader"].count)
+        after = prompt_tokens(with_more.read, inputs_of(with_more.read, "", "What?"), made.models["reader"].count)
         with_more.read.forward = asked
         prediction = with_more(state=state, question="What?", budget_tokens=512)
     assert after - before > 100
-    assert prediction.rounds[0].total_tokens <= made.reading.question_budget
+    assert prediction.rounds[0].total_tokens <= made.reader.question_budget
     assert prediction.recall.tokens <= 512 - (after - before) + 100
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @given(train=st.integers(1, 700), validation=st.integers(1, 200), max_demos=st.integers(0, 4))
 def test_more_effort_asks_more(name: str, train: int, validation: int, max_demos: int) -> None:
-    sizes = [size(name, effort, train=train, validation=validation, max_demos=max_demos) for effort in EFFORTS]
+    sizes = [size(name, effort, train=train, validation=validation, max_demos=max_demos) for effort in SIMBA_SIZES]
     assert sizes[0].runs < sizes[1].runs < sizes[2].runs
-    assert all(each.runs > 0 and each.left > 1 for each in sizes)
+    assert all(each.runs > 0 and each.candidates > 1 for each in sizes)
 
 
 def test_simulated_conversations_are_divided_in_their_order(sample: Dataset) -> None:
