@@ -192,7 +192,9 @@ def _fit_retrieval(given: dict[str, Any]) -> int:
     training_examples = {c.id: training_example(c, encoder) for c in train} if encoder else None
     flag = f" --encoder {encoder_name}" if encoder else ""
     made_by = f"python optimize.py --target retrieval{flag} --seed {seed}"
-    weights, projection = fit(train, training_examples, encoder=encoder.name if encoder else "", seed=seed, made_by=made_by)
+    weights, projection = fit(
+        train, training_examples, encoder=encoder.name if encoder else "", seed=seed, made_by=made_by
+    )
     counter = counter_for(tokenizer=None)
     memory = AdaptiveMemory(count=counter, ranker=weights, encoder=encoder, projection=projection)
     log(f"Evidence recall on {', '.join(c.id for c in validation)} by budget in {counter.name} tokens:")
