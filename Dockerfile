@@ -10,7 +10,7 @@ ENV OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MALLOC_ARENA_MAX=2 PYTHONUNBUFFERED
 
 WORKDIR /app
 COPY . .
-RUN pip install --no-cache-dir -c constraints.txt '.[service,mcp]' \
+RUN pip install --no-cache-dir -c constraints.txt '.[eval,service,mcp]' \
     && python -c "from memometer.models import encoders; encoders.load(cached=False)" \
     && useradd --create-home memories && mkdir /data && chown memories /data
 

@@ -47,7 +47,13 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
 }
 """Group -> command -> (module, help text). The module has `main(argv) -> int`; `module:function` names another one."""
 
-EXTRAS = {"fastapi": "service", "prometheus_client": "service", "uvicorn": "service", "mcp": "mcp"}
+EXTRAS = {
+    **dict.fromkeys(("fastapi", "prometheus_client", "uvicorn"), "service"),
+    **dict.fromkeys(
+        ("alembic", "dspy", "litellm", "mlflow", "scipy", "sqlalchemy", "tabulate", "xllamacpp", "yaml"), "eval"
+    ),
+    "mcp": "mcp",
+}
 """Optional package -> the extra that installs it."""
 
 INTERRUPTED = 130
@@ -83,12 +89,10 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         print(f"{prog}: {error}", file=sys.stderr)
         return error.exit_code
     except ModuleNotFoundError as error:
-        if error.name not in EXTRAS:
+        name = (error.name or "").partition(".")[0]
+        if name not in EXTRAS:
             raise
-        print(
-            f"{prog}: {error.name} is not installed; run: pip install 'memometer[{EXTRAS[error.name]}]'",
-            file=sys.stderr,
-        )
+        print(f"{prog}: {name} is not installed; run: pip install 'memometer[{EXTRAS[name]}]'", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `| head` closed standard output; Python would fail again when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

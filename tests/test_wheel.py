@@ -75,7 +75,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installation:
     python = folder / "env" / "bin" / "python"
     alone = os.environ.get("WHEEL_DEPENDENCIES") == "install"
     install = ["install", "-c", str(ROOT / "constraints.txt")] if alone else ["install", "--no-deps"]
-    subprocess.run([*pip, "--python", str(python), *install, str(wheel)], check=True)
+    subprocess.run([*pip, "--python", str(python), *install, f"{wheel}[eval]"], check=True)
     (packages,) = (folder / "env").glob("lib/python*/site-packages")
     if not alone:
         (packages / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
