@@ -69,16 +69,23 @@ def run(command: str) -> None:
     assert code in (0, None), f"{command} exits with {code}"
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder for all pages: MLflow's database is made once, which takes long."""
+    folder = tmp_path_factory.mktemp("pages")
+    (folder / "memometer").symlink_to(ROOT / "memometer")
+    return folder
+
+
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Path:
-    """A working folder with the sample for data, an empty store, no key, and the package's folder to scan."""
-    monkeypatch.chdir(tmp_path)
+def workplace(folder: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Path:
+    """The working folder as the present one, with the sample for data, a store of its own, and no key."""
+    monkeypatch.chdir(folder)
     for variable in ("TOGETHER_API_KEY", "OPENAI_API_KEY", "LOCOMO_WRONG_ANSWERS", "LOCOMO_LABEL_CORRECTIONS"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("LOCOMO_PATH", str(ROOT / "locomo" / "sample.json"))
-    monkeypatch.setenv("MEMOMETER_URL", f"sqlite:///{tmp_path}/default.db")
-    (tmp_path / "memometer").symlink_to(ROOT / "memometer")
-    return tmp_path
+    monkeypatch.setenv("MEMOMETER_URL", f"sqlite:///{folder}/default.db")
+    return folder
 
 
 @pytest.mark.filterwarnings("default")  # MLflow's database access warns
