@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,11 +21,69 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is importe
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
+from memometer.models.downloads import models_folder
 from memometer.store import SCHEMES
 from tests import servers
 
 ROOT = Path(__file__).resolve().parent.parent
+
+ANY = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
+settings.register_profile("sampled", max_examples=20, derandomize=True, database=None, **ANY)
+settings.register_profile("thorough", max_examples=300, print_blob=True, **ANY)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("thorough" if is_thorough(config) else "sampled")
+
+
+def is_thorough(config: pytest.Config) -> bool:
+    """Whether the run is `pytest -m slow`, in which sampled tests try all that they can."""
+    return config.option.markexpr == "slow"
+
+
+def sampled(number: int) -> settings:
+    """Settings of a property test: this number of examples, and fifteen times as many with -m slow."""
+    return settings(max_examples=number * settings().max_examples // 20)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With -m slow, property tests and those with the fixture `thorough` run as well."""
+    if is_thorough(config):
+        for item in items:
+            sampled = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
+            if sampled or "thorough" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def thorough(request: pytest.FixtureRequest) -> bool:
+    """Whether to try all cases, and not a sample of them."""
+    return is_thorough(request.config)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Hide the user's keys, memories and caches; only weights of models are shared."""
+    users = models_folder()
+    folder = tmp_path_factory.mktemp("models")
+    for path in users.glob("*"):
+        if path.suffix == ".gguf" or path.name == "all-MiniLM-L6-v2":
+            (folder / path.name).symlink_to(path)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.endswith("_API_KEY") or name == "MEMOMETER_URL":
+                patch.delenv(name)
+        patch.setenv("EMBEDDED_MODELS_DIR", str(folder))
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        yield
+    for path in folder.glob("*"):
+        if path.suffix == ".gguf" and not path.is_symlink() and not (users / path.name).exists():
+            users.mkdir(parents=True, exist_ok=True)
+            shutil.move(path, users)  # the next run need not download it
+
 
 Reply = tuple[int, dict[str, str], bytes]
 

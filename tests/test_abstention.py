@@ -212,22 +212,12 @@ def test_rounds_and_abstention_end_to_end(server: Any, tmp_path: Path) -> None:
 
 
 def test_the_command_fits_on_validation_conversations_only(locomo: Any, tmp_path: Path, capsys: Any) -> None:
-    for split, code in (("validation", 0), ("train", 1)):
-        args = [
-            "--split",
-            split,
-            "--num-test",
-            "40",
-            "--budget-tokens",
-            "100",
-            "--systems",
-            "adaptive",
-            "--run-dir",
-            split,
-        ]
-        done = evaluate("--recall-only", "--no-mlflow", *args, cwd=tmp_path, LOCOMO_PATH=str(locomo.path))
+    for split, code in (("validation", 0), ("test", 1)):
+        args = ["--split", split, "--num-test", "40", "--budget-tokens", "100", "--systems", "adaptive"]
+        done = evaluate("--recall-only", "--no-mlflow", "--run-dir", split, *args, cwd=tmp_path,
+                        LOCOMO_PATH=str(locomo.path))  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert abstention.main([str(tmp_path / split), "--out", str(tmp_path / f"{split}.json")]) == code
     assert AbstentionRule.load(tmp_path / "validation.json").weights["speaker_gap"] > 0
-    assert not (tmp_path / "train.json").exists()
+    assert not (tmp_path / "test.json").exists()
     assert "needs answerable and unanswerable questions" in capsys.readouterr().err

@@ -8,13 +8,13 @@ from typing import Any
 
 import dspy
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from memometer import store as stores
 from memometer.serve.dspy_tools import Retriever, tools
 from memometer.serve.tenants import TenantMemories
-from tests.conftest import HashEncoder
+from tests.conftest import HashEncoder, sampled
 
 labels = st.sampled_from(["users", "ada", "bob", "docs"])
 namespaces = st.lists(labels, min_size=1, max_size=3).map(tuple)
@@ -32,7 +32,7 @@ def contents(items: list[Any]) -> list[Any]:
     return sorted((item.namespace, item.key, sorted(item.value.items(), key=str)) for item in items)
 
 
-@settings(max_examples=40, deadline=None)
+@sampled(20)
 @given(puts=st.lists(st.tuples(namespaces, keys, st.one_of(st.none(), values)), max_size=12), wanted=filters)
 def test_langgraph_store_behaves_as_langgraphs_own(puts: list[Any], wanted: Any) -> None:
     pytest.importorskip("langgraph.store.base", reason="LangGraph is not here: pip install '.[langgraph]'")

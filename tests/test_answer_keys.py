@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from locomo.dataset import read as read_data
@@ -18,6 +18,7 @@ from locomo.synthetic import simulate
 from memometer.benchmarks.protocol import DataError, Dataset
 from memometer.judging import label_sets
 from memometer.judging.label_sets import alarms, ceilings, load, read, side_by_side
+from tests.conftest import sampled
 
 KINDS = ("HALLUCINATION", "TEMPORAL_ERROR", "WRONG_CITATION")
 
@@ -107,7 +108,7 @@ def test_a_retyped_question_is_the_same_question(data: Dataset, tmp_path: Path) 
 
 
 @given(st.data())
-@settings(max_examples=50, deadline=None)
+@sampled(20)
 def test_the_ceiling_is_what_a_truthful_reader_gets(data: Dataset, draw: st.DataObject) -> None:
     questions = [q for q in data.questions if q.gold]
     flagged = draw.draw(st.sets(st.sampled_from([q.id for q in questions])))

@@ -13,7 +13,7 @@ from typing import Any
 import dspy
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 from memometer import systems
 from memometer.cartridge import tensors
@@ -37,7 +37,7 @@ from memometer.systems.adaptive import AdaptiveMemory
 from memometer.systems.codebook import Codebook
 from memometer.systems.episodic import Episodic
 from memometer.token_counters import HuggingFace, Tiktoken
-from tests.conftest import HashEncoder, HashTokenEncoder
+from tests.conftest import HashEncoder, HashTokenEncoder, sampled
 from tests.test_memory_contract import any_ranker, build, conversations, observed, recalled
 
 
@@ -75,7 +75,7 @@ def adaptive() -> AdaptiveMemory:
 
 
 @pytest.mark.parametrize("name", systems.SYSTEMS)
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@sampled(4)
 @given(turns=conversations())
 def test_every_system_comes_back_as_it_was(name: str, tmp_path: Path, turns: list[Turn]) -> None:
     memory = build(name)
@@ -259,7 +259,7 @@ def test_a_scope_goes_from_store_to_store(tmp_path: Path, sample: Any) -> None:
     with open_store(target) as store:
         assert list(store.scan("another")) == episodes, "loading twice adds nothing"
         store.store_episode("third", Episode("bare", "another text", 1.0))
-    with pytest.raises(CartridgeError, match=r"refused: episode 'bare' is stored already, with another text or time"):
+    with pytest.raises(CartridgeError, match="refused: .*'bare'"):
         load_cartridge(tmp_path / "one", encoder=HashEncoder(), memory_url=target, scope="third")
     for url in (source, target):
         opened(url).close()

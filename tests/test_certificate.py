@@ -516,7 +516,7 @@ def test_what_cannot_be_measured_is_one_sentence_and_not_kept(
         (["--max-false-accept", "15"], "--max-false-accept is 15.0; it is a share from 0 to 1"),
         (["--per-set", "0"], "--per-set is 1 or more, and --repeats from 1 to 100"),
         (["--repeats", "999999999"], "--per-set is 1 or more, and --repeats from 1 to 100"),
-        (["--judge-api-base", "http://me:pw@host/v1"], "may hold no user, password"),
+        (["--judge-api-base", "http://me:pw@host/v1"], "user, password"),
         (["--judge-model", "embedded:huge"], "no tier (tiny, small, base)"),
         (["--wrong-answers", "nowhere.json"], "cannot read the wrong answers 'nowhere.json'"),
         (["--data", "nowhere.json"], "which does not exist"),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from locomo.synthetic import simulate
@@ -21,7 +21,7 @@ from memometer.benchmarks.protocol import Conversation, Dataset
 from memometer.harness import contamination
 from memometer.harness.contamination import HeldOut, scan, texts_of, words
 from memometer.harness.plan import Choice, Refused
-from tests.conftest import ROOT
+from tests.conftest import ROOT, sampled
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_questions_are_found_in_any_spelling(talk: Conversation, index: HeldOut)
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@sampled(20)
 def test_eleven_consecutive_words_of_a_turn_are_found(talk: Conversation, index: HeldOut, data: st.DataObject) -> None:
     turn = data.draw(st.sampled_from([turn for turn in talk.turns if len(words(turn.text)) >= 20]))
     said = words(turn.text)

@@ -154,7 +154,7 @@ def test_a_judge_that_cannot_be_measured_ends_the_run_before_it_costs_anything(s
         ),
         (["--model", "embeded:tiny"], "'embeded:tiny' names no known provider; write embedded:tiny|small|base"),
         (["--api-base", "http://127.0.0.1:1/v1"], "--api-base needs --model"),
-        (["--model", "openai/x", "--api-base", "http://me:pw@host/v1"], "may hold no user, password"),
+        (["--model", "openai/x", "--api-base", "http://me:pw@host/v1"], "user, password"),
         (["--recall-only", "--model", "openai/x"], "--recall-only asks no model"),
         (["--recall-only", "--rounds", "2"], "--recall-only reads nothing"),
         (["--question-budget", "3000"], "give --rounds too"),

@@ -10,7 +10,7 @@ from typing import Any
 import dspy
 import pytest
 from dspy import lm15
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from memometer import benchmarks
@@ -137,7 +137,6 @@ def _prompt(n: int, evidence: set[int]) -> ReadingPrompt:
     return ReadingPrompt(f"c#{n}@64", "c", f"c#{n}", 64, (), case)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.sets(st.integers(0, 30), min_size=1, max_size=2), min_size=1, max_size=40),
     st.integers(1, 6),

@@ -12,7 +12,7 @@ from typing import Any
 
 import dspy
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from memometer.memory import Turn
@@ -47,7 +47,6 @@ def test_known_counts() -> None:
     assert counter_for(tokenizer="cl100k_base")(text) == 14
 
 
-@settings(deadline=None)
 @given(st.text(max_size=300))
 def test_bytes_are_an_upper_bound(text: str) -> None:
     assert Utf8Bytes()(text) >= max(counter_for(tokenizer=name)(text) for name in ("o200k_base", "cl100k_base"))

@@ -12,7 +12,7 @@ from statistics import mean
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from locomo.dataset import read as read_data
@@ -27,6 +27,7 @@ from memometer.harness.runner import Experiment
 from memometer.report.aggregate import results as figures
 from memometer.run import test_set_usage
 from memometer.run.folder import RunFolder, key
+from tests.conftest import sampled
 
 Entries = list[dict[str, Any]]
 
@@ -295,7 +296,7 @@ def test_an_honest_file_is_not_flagged(data: Dataset, tmp_path: Path, seed: int,
 
 
 @given(st.integers(1, 400), st.data())
-@settings(max_examples=200, deadline=None)
+@sampled(60)
 def test_the_probability_is_the_hypergeometric_one(everything: int, draw: st.DataObject) -> None:
     from scipy.stats import hypergeom
 

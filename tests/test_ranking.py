@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import memometer.retrieval.features as features_module
@@ -26,7 +26,7 @@ from memometer.retrieval.ranker import SHIPPED, SHIPPED_WITH_ENCODER, Ranker, Ra
 from memometer.retrieval.tokenize import char_ngrams, mentions, terms
 from memometer.retrieval.turn_index import TurnIndex
 from memory_system import MemorySystem
-from tests.conftest import ROOT, HashTokenEncoder
+from tests.conftest import ROOT, HashTokenEncoder, sampled
 
 MONDAY = date(2023, 5, 8)
 
@@ -139,7 +139,7 @@ def test_a_person_is_named_or_a_word_is_meant(text: str, person: str, is_named: 
     assert mentions(text, person) == is_named
 
 
-@settings(max_examples=200, deadline=None)
+@sampled(60)
 @given(st.text(max_size=80), st.dates(date(1, 2, 1), date(9998, 1, 1)))
 def test_no_text_and_no_day_break_the_date_rule(text: str, said: date) -> None:
     for when in dates.find(f"{text} last month, two years ago, in 12 months", said):

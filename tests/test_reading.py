@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from dspy import lm15
 from dspy.utils.exceptions import AdapterParseError
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from memometer.memory import Turn
@@ -22,6 +22,7 @@ from memometer.reader.signatures import EXAMPLES, LAST, NOT_LAST, CitedAnswer, M
 from memometer.retrieval.speakers import named_speaker, speaker_gap
 from memometer.token_counters import Tiktoken, Utf8Bytes
 from memory_system import MemorySystem
+from tests.conftest import sampled
 from tests.test_memory_contract import conversations, lines, observed
 
 REPLY_TOKENS = 40
@@ -104,7 +105,6 @@ def test_a_reply_without_an_answer_is_a_failure(reply: str) -> None:
         PlainAdapter().parse(CitedAnswer, reply)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=200) | st.lists(st.sampled_from(["Lines:", "Status:", "Answer:", "more", "3,", "\n", "{", "x"]))
        .map(" ".join))  # fmt: skip
 def test_no_reply_crashes(reply: str) -> None:
@@ -220,7 +220,7 @@ def replies() -> st.SearchStrategy[str]:
 
 
 @pytest.mark.parametrize("count", [Utf8Bytes(), Tiktoken("o200k_base")])
-@settings(max_examples=60, deadline=None)
+@sampled(30)
 @given(
     turns=conversations(),
     question=lines,

@@ -7,12 +7,13 @@ from statistics import fmean
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from memometer.token_counters import counter_for
 from memometer.train.prompt_dataset import ReadingPrompt, choose_questions, reading_prompts
 from memometer.train.reward import MORE, Case, gold_reply, grade, reward
+from tests.conftest import sampled
 
 SHOWN = tuple(f"D1:{n}" for n in range(1, 9))
 COMPLETE = Case("4", ("Sourdough",), ("D1:2",), SHOWN, "read_on")
@@ -84,7 +85,7 @@ def test_dates_are_right_however_they_are_written_and_the_best_key_counts() -> N
     assert grade(case, "8 May 2023").strict == 0.0
 
 
-@settings(deadline=None, max_examples=50)
+@sampled(20)
 @given(
     st.sampled_from([COMPLETE, MISSING, TRAP, with_offer(COMPLETE), with_offer(MISSING)]),
     st.text(max_size=200),

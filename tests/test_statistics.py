@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.regression.linear_model import OLS
@@ -34,6 +34,7 @@ from memometer.stats.intervals import (
     sign_flip,
     wilson,
 )
+from tests.conftest import sampled
 
 EXACT = 1e-9
 SIZES = (38, 20, 38, 50, 44, 31, 37, 48, 39, 39)
@@ -292,7 +293,7 @@ def test_the_sign_flip_test_is_right_where_nothing_differs() -> None:
         assert abs(float((p_values <= level).mean()) - level) < 3 * math.sqrt(level * (1 - level) / 2000) + 1 / 1024
 
 
-@settings(max_examples=10, deadline=None)  # theirs collects garbage at each call
+@sampled(6)  # theirs collects garbage at each call
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
 def test_holm_matches_statsmodels(p_values: list[float]) -> None:
     assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist(), abs=EXACT)

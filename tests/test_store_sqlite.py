@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from memometer.retrieval.tokenize import terms
@@ -18,6 +18,7 @@ from memometer.store.compression import MAX_BYTES, Codec, train
 from memometer.store.episode import Episode, StoreError
 from memometer.store.hybrid_scoring import DAY
 from memometer.store.sqlite import SQLite
+from tests.conftest import sampled
 
 NOW = 9 * DAY
 
@@ -183,7 +184,7 @@ def test_a_fork_is_told_to_open_its_own(tmp_path: Path) -> None:
         process.join()
 
 
-@settings(max_examples=50, deadline=None)
+@sampled(20)
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["Cs"])), max_size=8))
 def test_any_text_comes_back(texts: list[str]) -> None:
     path = sqlite.Path(":memory:")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import toons
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from locomo.dataset import SAMPLE
@@ -26,6 +26,7 @@ from memometer.memory import BudgetTooSmall, Memory, Turn
 from memometer.reader.context_formats import FORMATS, form, record
 from memometer.systems.baselines import Oracle
 from memometer.token_counters import Tiktoken, Utf8Bytes
+from tests.conftest import sampled
 from tests.test_memory_contract import build, conversations, observed
 
 SYSTEMS = [name for name in systems.SYSTEMS if systems.load(name).shows_turns]
@@ -43,7 +44,7 @@ def printed_as(name: str, memory: Memory[Any]) -> Memory[Any]:
 
 
 @pytest.mark.parametrize("name", READ)
-@settings(max_examples=40, deadline=None)
+@sampled(20)
 @given(turns=conversations())
 def test_what_is_printed_is_read_back(name: str, turns: list[Turn]) -> None:
     memory: Memory[Any] = Memory()
@@ -65,7 +66,7 @@ def test_a_record_says_what_the_line_says() -> None:
 
 @pytest.mark.parametrize("name", READ)
 @pytest.mark.parametrize("system", SYSTEMS)
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@sampled(6)
 @given(turns=conversations(), question=st.sampled_from(["Vienna?", "Who has a blue bowl?"]), budget=st.integers(0, 900))
 def test_no_format_exceeds_the_budget(name: str, system: str, turns: list[Turn], question: str, budget: int) -> None:
     memory = printed_as(name, build(system, Tiktoken("o200k_base")))
