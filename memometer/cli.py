@@ -56,6 +56,12 @@ EXTRAS = {
 }
 """Optional package -> the extra that installs it."""
 
+ENVIRONMENT = {
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # LiteLLM would download its price table on import
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+"""Environment variables for other libraries, unless they are set."""
+
 INTERRUPTED = 130
 STOPPED = 4
 
@@ -116,7 +122,8 @@ def _run(words: Sequence[str]) -> int:
         return 2
     import logging
 
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # LiteLLM would download its price table on import
+    for variable, value in ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
     logging.getLogger("dspy.clients.lm").setLevel(logging.ERROR)  # replies end at max_tokens on purpose
     module, _, function = modules[name].partition(":")
     code: int = getattr(import_module(module), function or "main")(rest)

@@ -192,6 +192,12 @@ def test_ask(capsys: pytest.CaptureFixture[str], server: Any) -> None:
     assert "embedded:none" in capsys.readouterr().err
 
 
+def test_ask_without_dspy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "dspy", None)
+    assert main(["ask", "What does Tom bake?"]) == 2
+    assert "memometer[eval]" in capsys.readouterr().err
+
+
 def test_add_and_recall_import_nothing_heavy(tmp_path: Path) -> None:
     script = (
         "import sys; from tests.conftest import HashEncoder\n"

@@ -24,11 +24,6 @@ from memometer.commands.argument_types import count, number, positive, price
 from memometer.errors import UserError
 from memometer.optimize.options import OUT, OptimizeOptions
 
-os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-# The products are small, and BLAS threads would only wait for each other. NumPy reads this when it is imported.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-
 EXIT = {"valid": 0, "failed": 1, "invalid": 3, "stopped": 4}
 RECALL_BUDGETS = (512, 1024, 2048, 4096)
 """Budgets at which a retrieval fit reports evidence recall."""
@@ -126,6 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         UserError: The options or the data do not allow the search.
     """
+    # The products are small, and BLAS threads would only wait for each other. NumPy reads this when it is imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     given = vars(parser().parse_args(argv))
     if given.pop("target", "prompts") == "retrieval":
         return _fit_retrieval(given)

@@ -27,10 +27,6 @@ from memometer.commands.argument_types import count, integers, number, positive,
 from memometer.errors import UserError
 from memometer.train.options import NAMES, OUTPUT_FOLDERS, TrainOptions, flag_names
 
-os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
 EXIT = {"valid": 0, "failed": 1, "invalid": 3, "stopped": 4}
 DEFAULT = TrainOptions()
 DOLLARS = number(0.000001, 1_000_000)
@@ -199,6 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         UserError: The options or the data do not allow the training.
     """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warn if a process forks after their use
     given = vars(parser().parse_args(argv))
     if folder := given.pop("resume", None):
         if others := [name for name in given if name not in ("arbor_url", "cost_limit")]:

@@ -38,7 +38,10 @@ class AnswerModel:
         Raises:
             ModelUnavailable: the model cannot be loaded, or a call fails.
         """
-        import dspy
+        try:
+            import dspy
+        except ModuleNotFoundError as error:
+            raise ModelUnavailable("dspy is not installed; run: pip install 'memometer[eval]'") from error
 
         from memometer.models.errors import describe, is_of_a_model
         from memometer.models.plain_adapter import PlainAdapter
@@ -57,9 +60,9 @@ class AnswerModel:
         Raises:
             ModelUnavailable: the model cannot be loaded or does not answer.
         """
-        from memometer.reader.reader import Reader
-
         with self.as_dspy_model():
+            from memometer.reader.reader import Reader
+
             return str(Reader().read(memory=text, question=question).answer)
 
     def _model(self) -> Any:
