@@ -70,7 +70,7 @@ def main() -> int:
 
     from locomo.dataset import Question
     from memometer.benchmarks.protocol import Conversation, Session
-    from memometer.harness.loop import plan, run
+    from memometer.harness.loop import plan_tasks, run
     from memometer.memory import Turn
     from memometer.models import resolve_models
     from memometer.models.plain_adapter import PlainAdapter
@@ -88,7 +88,7 @@ def main() -> int:
 
     def ours() -> float:
         with tempfile.TemporaryDirectory() as scratch, RunFolder.create(Path(scratch) / "run", {}) as folder:
-            tasks = plan({"adaptive": memory.memory}, questions, budgets=[512])
+            tasks = plan_tasks({"adaptive": memory.memory}, questions, budgets=[512])
             started = time.perf_counter()
             run(
                 tasks,

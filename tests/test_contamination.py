@@ -7,6 +7,7 @@ import json
 import sqlite3
 import subprocess
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from memometer import cli
 from memometer.benchmarks.protocol import Conversation, Dataset
 from memometer.harness import contamination
 from memometer.harness.contamination import HeldOut, scan, texts_of, words
-from memometer.harness.plan import Choice, Refused
+from memometer.harness.plan import ContaminationError, make_plan
 from tests.conftest import ROOT, sampled
 
 
@@ -155,18 +156,18 @@ def test_a_contaminated_example_stops_an_evaluation(
 ) -> None:
     import dspy
 
-    from memometer import systems
     from memometer.commands import evaluate
     from memometer.reader import signatures
 
-    config = vars(evaluate.parser().parse_args(["--recall-only", "--data", str(file), "--rounds", "1"]))
-    config["rounds"] = None
-    Choice(config, systems.load)
+    model = ["--model", "openai/x", "--context-window", "8000", "--tokenizer", "o200k_base", "--judge-model", "none"]
+    options = evaluate.options_of([*model, "--data", str(file), "--systems", "adaptive"])
+    make_plan(options)
     leaked = dspy.Example(memory="-", question=talk.questions[0].text, lines=[], status="absent", answer="-")
     monkeypatch.setitem(signatures.EXAMPLES, signatures.CitedAnswer, [leaked])
-    config["rounds"] = 1
-    with pytest.raises(Refused, match=r"test data found.*the prompt 'read' of adaptive: 1 held-out question"):
-        Choice(config, systems.load)
+    with pytest.raises(
+        ContaminationError, match=r"test data found.*the prompt 'read' of adaptive: 1 held-out question"
+    ):
+        make_plan(replace(options, rounds=1))
 
 
 def test_the_repository_contains_no_text_of_locomo(locomo: Dataset) -> None:

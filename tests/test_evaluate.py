@@ -61,7 +61,7 @@ def test_the_recall_of_the_adaptive_memory_on_locomo(locomo: Any, tmp_path: Path
 
 def test_a_run_ends_in_a_table_of_all_systems(server: Server, tmp_path: Path) -> None:
     done = evaluate(*remote(server, "--judge-model", "openai/scripted-judge", "--judge-api-base", server.url,
-                            "--no-certificate", "--run-dir", "run"), cwd=tmp_path)  # fmt: skip
+                            "--no-calibration", "--run-dir", "run"), cwd=tmp_path)  # fmt: skip
     # The scripted judge says what the scripted reader says, which is no label.
     assert done.returncode == 3, done.stderr
     assert "J is not shown: openai/scripted-judge (strict, original) was not measured" in done.stdout
@@ -101,7 +101,7 @@ def test_judged_answers_are_counted_exactly(server: Server, tmp_path: Path) -> N
     cache = {"EMBEDDED_MODELS_DIR": str(tmp_path / "models")}
     done = evaluate(*judged(server, "--max-false-accept", "1"), cwd=tmp_path, **cache)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "The judge has no certificate; it is measured first: " in done.stdout
+    assert "The judge is not calibrated; it is measured first: " in done.stdout
     figures = results(tmp_path / "run")["systems"]["adaptive"]["budgets"]["150"]
     assert (figures["judge_correct"], figures["judge_n"], figures["ungraded"]) == (2, 11, 0)
     assert figures["judge_corrected"] == figures["judge"] == 2 / 11
@@ -144,10 +144,10 @@ def test_a_judge_that_cannot_be_measured_ends_the_run_before_it_costs_anything(s
     [
         (["--systems", "adaptive,mem1"], "unknown memory system 'mem1'; known: adaptive"),
         (["--split", "tests"], "--split is 'tests'; allowed are train"),
-        (["--budgets", "512", "--budget-tokens", "512"], "say the same thing twice"),
+        (["--budgets", "512", "--budget-tokens", "512"], "not allowed with argument --budget"),
         (["--categories", "6"], "--categories got 6"),
         (["--model", "embedded:huge"], "no tier (tiny, small, base)"),
-        (["--model", "openai/x", "--max-false-accept", "15"], "--max-false-accept is 15.0; it is a share"),
+        (["--model", "openai/x", "--max-false-accept", "15"], "--max-false-accept is 15.0"),
         (
             ["--model", "openai/x", "--judge-model", "openai/y", "--tokenizer", "o200k_base", "--wrong-answers", "no"],
             "cannot read the wrong answers 'no'",
@@ -155,18 +155,18 @@ def test_a_judge_that_cannot_be_measured_ends_the_run_before_it_costs_anything(s
         (["--model", "embeded:tiny"], "'embeded:tiny' names no known provider; write embedded:tiny|small|base"),
         (["--api-base", "http://127.0.0.1:1/v1"], "--api-base needs --model"),
         (["--model", "openai/x", "--api-base", "http://me:pw@host/v1"], "user, password"),
-        (["--recall-only", "--model", "openai/x"], "--recall-only asks no model"),
-        (["--recall-only", "--rounds", "2"], "--recall-only reads nothing"),
-        (["--question-budget", "3000"], "give --rounds too"),
+        (["--recall-only", "--model", "openai/x"], "--recall-only asks no model; leave out --model"),
+        (["--recall-only", "--rounds", "2"], "leave out --rounds"),
+        (["--question-budget", "3000"], "needs --rounds"),
         (["--abstention", "nowhere.json"], "nowhere.json does not exist; write it with"),
-        (["--recall-only", "--folds"], "--folds refits the ranking on LOCOMO's other conversations"),
+        (["--recall-only", "--folds"], "--folds fits the ranking"),
         (["--recall-only", "--systems", "adaptive", "--encoder", "nonsense"], "adaptive needs an encoder: the encoder"),
         (["--data", "nowhere.json"], "which does not exist"),
         (["--num-test", "0"], "--num-test"),
         (["--num-test", "some"], "'some'"),
         (["--recall-only", "--tokenizer", __file__], "tokenizer.json"),
-        (["--timeout-seconds", "nan"], "must be above 0"),
-        (["--trace", "--no-mlflow"], "give one of them"),
+        (["--timeout-seconds", "nan"], "--timeout-seconds is nan"),
+        (["--trace", "--no-mlflow"], "not allowed with argument"),
         (["--model", "embedded:" + __file__], "is no GGUF file"),
         (["--judge-model", "none", "--judge-api-base", "http://me:pw@host/v1"], "--judge-api-base needs --judge-model"),
         (["--model", "openai/x", "--tokenizer", "nope"], "o200k_base or cl100k_base"),

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memometer import systems
 from memometer.commands import evaluate
-from memometer.harness.runner import Experiment
+from memometer.harness.plan import make_plan
+from memometer.harness.runner import Runner, resume_run
 from memometer.run import test_set_usage
 from memometer.run.folder import RunFolder
 from tests.conftest import ROOT
@@ -31,9 +31,8 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(folder: str, *flags: str) -> dict[str, Any]:
     """A recall-only run on the sample, and its results."""
-    config = vars(evaluate.parser().parse_args(["--recall-only", "--systems", "simple", *flags]))
-    config = {name: value for name, value in config.items() if name not in ("resume", "run_dir", "dry_run")}
-    Experiment(config, systems.load).start(Path(folder))
+    options = evaluate.options_of(["--recall-only", "--systems", "simple", *flags])
+    Runner(make_plan(options)).start(Path(folder))
     return results(folder)
 
 
@@ -45,7 +44,7 @@ def test_looks_at_the_test_split_are_counted(capsys: pytest.CaptureFixture[str])
     first = run("a", "--budgets", "64")
     assert first["ledger"] == {"test_scored": {"configuration": 1, "all": 1}, "broken": []}
     assert run("b", "--budgets", "128")["ledger"]["test_scored"] == {"configuration": 1, "all": 2}
-    same = run("c", "--budgets", "64", "--num-threads", "3", "--no-mlflow", "--no-certificate")
+    same = run("c", "--budgets", "64", "--num-threads", "3", "--no-mlflow", "--no-calibration")
     assert same["ledger"]["test_scored"] == {"configuration": 2, "all": 3}, "how it runs is no other configuration"
     said = "The test split has been scored twice under this configuration, 3 times in all here."
     assert f"SAMPLE  {said}" in Path("c", "table.txt").read_text().splitlines()
@@ -60,7 +59,7 @@ def test_looks_at_the_test_split_are_counted(capsys: pytest.CaptureFixture[str])
 
 def test_a_resumed_run_is_one_look_and_leaves_its_mark_in_the_ledger() -> None:
     run("a", "--budgets", "64")
-    Experiment.resume(Path("a"), systems.load)()
+    resume_run(Path("a"))
     assert results("a")["ledger"]["test_scored"] == {"configuration": 1, "all": 1}
     assert len(test_set_usage.lines()) == 2, "lines are only ever added"
 
@@ -135,7 +134,7 @@ def test_a_run_with_an_answer_asked_again_is_invalid(capsys: pytest.CaptureFixtu
     again = {**json.loads(lines[0]), "attempt": 2}
     with Path("a", "records.jsonl").open("a") as file:
         file.write(json.dumps(again) + "\n")
-    assert Experiment.resume(Path("a"), systems.load)() == "invalid"
+    assert resume_run(Path("a")) == "invalid"
     found = results("a")
     assert found["status"] == "invalid"
     assert len(found["ledger"]["broken"]) == 1

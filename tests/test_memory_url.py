@@ -12,8 +12,9 @@ import pytest
 from locomo.dataset import SAMPLE
 from memometer import systems as memories
 from memometer.commands import evaluate
-from memometer.harness.runner import Experiment, Refused
+from memometer.harness.plan import make_plan
 from memometer.memory import Turn
+from memometer.run.options import OptionError
 from memometer.store import open_store, opened
 from memometer.store.turn_conversion import episode_of, turn_of
 from memometer.systems.codebook import Codebook
@@ -74,9 +75,9 @@ def test_a_turn_comes_back(speaker: str, said: str) -> None:
 def test_a_run_with_a_store_finds_what_a_run_without_finds(
     tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from memometer.harness import plan
+    from memometer.harness import configure_memories
 
-    monkeypatch.setattr(plan, "load_encoder", lambda name, say: HashEncoder())
+    monkeypatch.setattr(configure_memories, "load_encoder", lambda name, say: HashEncoder())
     monkeypatch.chdir(tmp_path)
     found = []
     for name, more in (("plain", []), ("stored", ["--memory-url", url])):
@@ -116,5 +117,5 @@ def test_a_url_that_cannot_be_used_is_refused(
     monkeypatch.setattr(plan, "load_encoder", lambda name, say: HashEncoder())
     monkeypatch.chdir(tmp_path)
     words = ["--data", str(SAMPLE), "--recall-only", "--no-mlflow", "--systems", systems, "--memory-url", url]
-    with pytest.raises(Refused, match=told):
-        Experiment(vars(evaluate.parser().parse_args(words)), memories.load, memories.form)
+    with pytest.raises(OptionError, match=told):
+        make_plan(evaluate.options_of(words))

@@ -17,16 +17,14 @@ from hypothesis import strategies as st
 
 from locomo.dataset import read as read_data
 from locomo.synthetic import simulate
-from memometer import systems
 from memometer.benchmarks.protocol import Dataset
 from memometer.harness import import_results
 from memometer.harness.import_results import PublishedError, read, scores, write
-from memometer.harness.plan import Refused
 from memometer.harness.rerun_detection import Subset, log10_chance, merges
-from memometer.harness.runner import Experiment
+from memometer.harness.runner import resume_run
 from memometer.report.aggregate import results as figures
 from memometer.run import test_set_usage
-from memometer.run.folder import RunFolder, key
+from memometer.run.folder import RunFolder, RunFolderError, key
 from tests.conftest import sampled
 
 Entries = list[dict[str, Any]]
@@ -383,8 +381,8 @@ def test_one_command_imports_many_and_refuses_all_or_none(
     assert import_results.main([str(good), *flags]) == 0, "of the same file"
     assert json.loads(Path(runs, "a", "results.json").read_bytes())["systems"] == json.loads(before)["systems"]
     assert test_set_usage.main([f"{runs}/a", f"{runs}/b"]) == 0
-    with pytest.raises(Refused, match=r"a holds answers that others published; they cannot be asked again here\.$"):
-        Experiment.resume(tmp_path / "runs" / "a", systems.load)
+    with pytest.raises(RunFolderError, match="a holds imported results"):
+        resume_run(tmp_path / "runs" / "a")
 
 
 def test_names_given_stand_where_the_file_has_none(data: Dataset, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def figures(run: Path, system: str = "good") -> dict[str, Any]:
     return json.loads((run / "results.json").read_text())["systems"][system]["budgets"]["64"]
 
 
-PLAIN = ("--no-certificate",)
+PLAIN = ("--no-calibration",)
 CERTIFIED = ("--max-false-accept", "1")
 
 
@@ -168,7 +168,7 @@ def test_another_prompt_stands_beside_the_runs_own(server: Server, run: Path) ->
     again(server, run, more=CERTIFIED)
     own = figures(run)["judge"]
     server.answer = lambda number, body: completion("yes")
-    assert again(server, run, more=("--judge", "lenient", "--no-certificate")) == 0
+    assert again(server, run, more=("--judge", "lenient", "--no-calibration")) == 0
     found = figures(run)
     assert found["judge"] == own, "the run's own judge stays its judge"
     assert found["gradings"]["openai/judge (lenient, original)"]["score"] == 1.0

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from dspy.utils.exceptions import LMTransportError
 
-from memometer.harness.loop import plan, run
+from memometer.harness.loop import plan_tasks, run
 from memometer.memory import Memory
 from memometer.models import resolve_models
 from memometer.models.errors import is_of_a_model
@@ -27,7 +27,7 @@ from tests.evaluation import SECRET, evaluate, everything, records, remote, resu
 def test_a_failed_judge_is_asked_again_and_the_reader_is_not(server: Server, tmp_path: Path) -> None:
     server.answer = lambda number, body: failure(500) if body["model"] == "judge" else completion("Sourdough")
     done = evaluate(*remote(server, "--judge-model", "openai/judge", "--judge-api-base", server.url, "--systems",
-                            "simple", "--no-certificate", "--run-dir", "run"), cwd=tmp_path)  # fmt: skip
+                            "simple", "--no-calibration", "--run-dir", "run"), cwd=tmp_path)  # fmt: skip
     assert done.returncode == 3
     answered = sum(body["model"] == "scripted" for body in server.requests)
     server.answer = lambda number, body: completion("no")
@@ -256,7 +256,7 @@ def test_a_conversation_that_cannot_be_read_is_blamed_on_the_memory_or_on_its_mo
     server.answer = lambda number, body: failure(500)
     reader = resolve_models.load("openai/scripted", api_base=server.url, tokenizer="o200k_base", retries=0)
     systems = {"writes": Summary(count=reader.count), "broken": Broken(count=reader.count)}
-    tasks = plan(systems, sample.questions[:2], budgets=[150])
+    tasks = plan_tasks(systems, sample.questions[:2], budgets=[150])
     with RunFolder.create(tmp_path / "run", {}) as folder:
         readers = {name: Reader() for name in systems}
         fatal = run(

@@ -21,9 +21,10 @@ from locomo.dataset import SAMPLE
 from memometer import systems
 from memometer.budget import show
 from memometer.commands import evaluate
-from memometer.harness.runner import Experiment, Refused
+from memometer.harness.plan import Plan, make_plan
 from memometer.memory import BudgetTooSmall, Memory, Turn
 from memometer.reader.context_formats import FORMATS, form, record
+from memometer.run.options import OptionError
 from memometer.systems.baselines import Oracle
 from memometer.token_counters import Tiktoken, Utf8Bytes
 from tests.conftest import sampled
@@ -102,19 +103,22 @@ def test_lines_are_the_default_and_no_format_is_unknown() -> None:
     assert tuple(choices or ()) == FORMATS
 
 
-def config(*words: str) -> dict[str, Any]:
-    return vars(evaluate.parser().parse_args(["--data", str(SAMPLE), "--recall-only", "--no-mlflow", *words]))
+MODEL = ("--model", "openai/x", "--context-window", "8000", "--tokenizer", "o200k_base", "--judge-model", "none")
+
+
+def planned(*words: str) -> Plan:
+    return make_plan(evaluate.options_of(["--data", str(SAMPLE), "--no-mlflow", *words]))
 
 
 def test_what_cannot_be_printed_so_is_refused() -> None:
     words = ("--context-format", "toon", "--systems")
-    with pytest.raises(Refused, match="adaptive is read in rounds, which cite numbered lines; leave out either --roun"):
-        Experiment({**config(*words, "adaptive"), "rounds": 2}, systems.load, systems.form)
+    with pytest.raises(OptionError, match="adaptive is read in rounds, which cite numbered lines; leave out --roun"):
+        planned(*MODEL, "--rounds", "2", *words, "adaptive")
     for system in ("summary", "entity", "rewritten_notes", "knowledge_graph", "summary_buffer"):
         assert not systems.load(system).shows_turns
-    experiment = Experiment(config(*words, "bm25,adaptive"), systems.load, systems.form)
-    assert {memory.form.name for memory in experiment.memories.values() if memory.form} == {"toon"}
-    assert all(memory.form for memory in experiment.memories.values()), "the controls too"
+    memories = planned("--recall-only", *words, "bm25,adaptive").systems.memories
+    assert {memory.form.name for memory in memories.values() if memory.form} == {"toon"}
+    assert all(memory.form for memory in memories.values()), "the controls too"
 
 
 def test_a_run_prints_as_it_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

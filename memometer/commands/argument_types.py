@@ -35,18 +35,18 @@ def number(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
-def integers(text: str) -> list[int]:
+def integers(text: str) -> tuple[int, ...]:
     """Parse a comma-separated list of positive integers; drop duplicates."""
     try:
         values = [positive(part) for part in text.split(",")]
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"{text!r}: expected positive integers, such as 512,1024") from error
-    return list(dict.fromkeys(values))
+    return tuple(dict.fromkeys(values))
 
 
-def names(text: str) -> list[str]:
+def names(text: str) -> tuple[str, ...]:
     """Parse a comma-separated list of names; drop duplicates."""
-    found = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r}: expected names, such as a,b")
     return found

@@ -1,66 +1,137 @@
-"""What memories are given beside their own parameters: a form to print turns in, a store to keep episodes in."""
+"""The memory systems of an evaluation with their parameters: encoder, store, turn format, reader."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
+from memometer import systems
+from memometer.harness.options import EvaluateOptions
 from memometer.memory import Memory, TurnFormat
-from memometer.reader.reader import Reader
+from memometer.models.encoders import Encoder, EncoderUnavailable, TokenEncoder
+from memometer.models.encoders import load as load_encoder
+from memometer.reader.abstention import AbstentionRule
+from memometer.reader.program_file import Program, ProgramError
+from memometer.reader.reader import Reader, RefusingReader
+from memometer.retrieval import late_interaction
+from memometer.run.options import OptionError, option_errors
+from memometer.run.progress import eprint
+from memometer.token_counters import TokenCounter
 
-LoadForm = Callable[[str], TurnFormat | None]
+
+@dataclass(frozen=True)
+class Systems:
+    """The memory systems by name, with the reader of each.
+
+    Attributes:
+        memories: Name -> memory, the baselines last.
+        readers: Name -> reader.
+        encoder: The encoder that some of the memories share.
+        turn_format: The format of the turns in a prompt; None for plain lines.
+        notices: Sentences for the announcement.
+    """
+
+    memories: dict[str, Memory[Any]]
+    readers: dict[str, Reader]
+    encoder: Encoder | None
+    turn_format: TurnFormat | None
+    notices: tuple[str, ...]
 
 
-class Unfit(ValueError):
-    """A memory cannot have what is asked for; the message is one sentence for the user."""
+def configure_memories(
+    options: EvaluateOptions, *, count: TokenCounter, program: Program | None, rule: AbstentionRule | None
+) -> Systems:
+    """Build the memory systems that options name, and the baselines.
+
+    Args:
+        options: Resolved options.
+        count: Counts the tokens of a budget.
+        program: An optimised prompt for the readers that can use it.
+        rule: When those readers abstain.
+
+    Raises:
+        OptionError: A system is unknown, or cannot have what the options ask for.
+    """
+    rounds = options.rounds or (program.rounds if program else 0)
+    reading: dict[str, Any] = {"rounds": rounds, "question_budget": options.question_budget, "abstention": rule}
+    _check_url(options.memory_url)
+    encoder: Encoder | None = None
+    memories: dict[str, Memory[Any]] = {}
+    readers: dict[str, Reader] = {}
+    notices: list[str] = []
+    # A constant answer is a system of its own only if there are answers.
+    baselines = [name for name in systems.BASELINES if name != "refusal" or not options.recall_only]
+    for name in [*options.systems, *baselines]:
+        kind = _class_of(name)
+        if kind.needs_model and options.recall_only:
+            raise OptionError(
+                f"{name} writes its memory with a model, but --recall-only asks none; leave out one of them."
+            )
+        parts: dict[str, Any] = {}
+        if kind.needs_encoder or (kind.takes_token_encoder and options.encoder):
+            with option_errors(f"{name} needs an encoder: ", EncoderUnavailable):
+                encoder = parts["encoder"] = encoder or load_encoder(options.encoder, log=eprint)
+        if kind.takes_token_encoder and "encoder" in parts:
+            fitted = late_interaction.load(late_interaction.SHIPPED).encoder
+            if not isinstance(encoder, TokenEncoder) or encoder.name != fitted:
+                raise OptionError(
+                    f"{name} has weights for the encoder {fitted} only, not for {parts['encoder'].name}; use --encoder "
+                    "minilm, or leave it out."
+                )
+        elif kind.takes_token_encoder:
+            notices.append(f"{name} matches words only; --encoder minilm adds meaning (83 MB, no key).")
+        if options.memory_url and kind.takes_memory_url:
+            parts["memory_url"] = options.memory_url
+        memories[name] = kind(count=count, **parts)
+        if "memory_url" in parts:
+            with option_errors(f"--memory-url: {name} cannot use it: ", RuntimeError):
+                memories[name].new()
+        readers[name] = RefusingReader() if name == "refusal" else Reader(**(reading if kind.reads_in_rounds else {}))
+        if program and kind.reads_in_rounds:
+            with option_errors("--program: ", ProgramError):
+                program.into(readers[name])
+    if options.memory_url and not any(memory.takes_memory_url for memory in memories.values()):
+        raise OptionError("--memory-url needs a system that keeps episodes: name episodic or codebook with --systems.")
+    turn_format = _set_format(options.context_format, memories, readers)
+    if turn_format:
+        notices.append(f"Recalled turns are written into the prompt as {turn_format.name}.")
+    return Systems(memories, readers, encoder, turn_format, tuple(notices))
 
 
-def print_as(
-    name: str | None, load_form: LoadForm, memories: Mapping[str, Memory[Any]], readers: Mapping[str, Reader]
-) -> TurnFormat | None:
-    """Let memories print turns in a format; None is lines. Raises Unfit."""
-    if name in (None, "lines"):
+def _class_of(name: str) -> Any:
+    try:
+        return systems.load(name)
+    except KeyError as error:
+        raise OptionError(f"--systems: {error.args[0]}.") from error
+
+
+def _set_format(name: str, memories: Mapping[str, Memory[Any]], readers: Mapping[str, Reader]) -> TurnFormat | None:
+    if name == "lines":
         return None
     for system, memory in memories.items():
         if not memory.shows_turns:
-            raise Unfit(
-                f"{system} shows what a model wrote, which has no fields, so --context-format {name} cannot print it; "
-                "leave out one of the two."
+            raise OptionError(
+                f"{system} shows text that a model wrote, which has no fields for --context-format {name}; leave out "
+                "one of them."
             )
         if readers[system].rounds:
-            raise Unfit(
-                f"{system} is read in rounds, which cite numbered lines; leave out either --rounds (or the --program "
-                f"that asks for them) or --context-format {name}."
+            raise OptionError(
+                f"{system} is read in rounds, which cite numbered lines; leave out --rounds (or the --program that "
+                f"needs them) or --context-format {name}."
             )
-    try:
-        form = load_form(str(name))
-    except (ValueError, RuntimeError) as error:  # an unknown name, a library that is not installed
-        raise Unfit(f"--context-format: {error}") from error
+    with option_errors("--context-format: ", ValueError, RuntimeError):  # an unknown name, a missing library
+        turn_format = systems.form(name)
     for memory in memories.values():
-        memory.form = form
-    return form
+        memory.form = turn_format
+    return turn_format
 
 
-def check_url(url: str | None) -> None:
-    """Raises Unfit for a URL that would put a password into the run's manifest."""
+def _check_url(url: str | None) -> None:
     if url and re.search(r"://[^/@]*:[^/@]*@", unquote(url)):
-        raise Unfit(
-            "--memory-url holds a password, which would be written into the run's manifest; leave it out, and let the "
-            "server's client find it (PGPASSWORD, ~/.pgpass)."
+        raise OptionError(
+            "--memory-url contains a password, which would be saved with the run; leave it out and let the client find "
+            "it (PGPASSWORD, ~/.pgpass)."
         )
-
-
-def check_taken(url: str | None, memories: Iterable[Memory[Any]]) -> None:
-    """Raises Unfit where no memory takes a store."""
-    if url and not any(memory.takes_memory_url for memory in memories):
-        raise Unfit("--memory-url is for systems that keep episodes (episodic, codebook); name one with --systems.")
-
-
-def try_store(name: str, memory: Memory[Any]) -> None:
-    """Raises Unfit where a memory's store cannot be opened."""
-    try:
-        memory.new()
-    except RuntimeError as error:  # memometer.store.episode.StoreError
-        raise Unfit(f"--memory-url: {name} cannot use it: {error}") from error

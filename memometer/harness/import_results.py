@@ -28,6 +28,7 @@ from memometer.benchmarks.protocol import FREE, DataError, Dataset, Question
 from memometer.budget import UNBOUNDED
 from memometer.harness import rerun_detection
 from memometer.harness.import_formats import FORMATS, Format, at, first, recognise
+from memometer.harness.options import EvaluateOptions
 from memometer.judging import label_sets
 from memometer.report import aggregate
 from memometer.report.results import write_results
@@ -229,28 +230,20 @@ def scores(records: Iterable[Record]) -> dict[str, float]:
 def manifest(found: Published, *, data: Dataset, named: str | None) -> dict[str, Any]:
     """What a run of ours keeps, where it makes sense, and where the answers came from; `named` is --data."""
     keys = [key(record) for record in found.records]
-    config = {
-        "data": named,
-        "split": "all",
-        "num_test": None,
-        "categories": [
-            key for key in data.categories if any(q.answerable for q in data.questions if q.category == key)
-        ],
-        "two_options": False,
-        "seed": 0,
-        "systems": ",".join(dict.fromkeys(record["system"] for record in found.records)),
-        "budget_tokens": None,
-        "budgets": None,
-        "encoder": None,
-        "folds": False,
-        "recall_only": False,
-        "model": found.model,
-        "judge_model": found.judge,
-        "judge": "published",
-        "fail_on_error": FAIL_ON_ERROR,
-        "no_mlflow": True,
-        "trace": False,
-    }
+    answerable = {question.category for question in data.questions if question.answerable}
+    options = EvaluateOptions(
+        benchmark=data.benchmark,
+        data=named,
+        split="all",
+        categories=tuple(key for key in data.categories if key in answerable),
+        systems=tuple(dict.fromkeys(record["system"] for record in found.records)),
+        model=found.model,
+        judge_model=found.judge,
+        judge="published",
+        fail_on_error=FAIL_ON_ERROR,
+        no_mlflow=True,
+    )
+    config = options.as_json()
     return {
         "config": config,
         "identity": {

@@ -46,7 +46,7 @@ class Task:
         return self.system, self.budget_tokens, self.question.id, self.form
 
 
-def plan(
+def plan_tasks(
     memories: Mapping[str, Memory[Any]],
     questions: Sequence[Question],
     *,

@@ -1,453 +1,407 @@
-"""What a configuration amounts to on this machine: which questions, asked of whom, at what cost at most.
+"""The plan of an evaluation: the questions, the models and systems, the tasks, and the cost at most.
 
-Configuration is a dictionary with the names of evaluate.py's flags.
+    plan = make_plan(EvaluateOptions(recall_only=True))
+    plan.announce()
+
+Making a plan calls no model.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from memometer import benchmarks
-from memometer.benchmarks.protocol import DataError, Dataset
+from memometer.benchmarks.protocol import Conversation, DataError, Dataset, Question
 from memometer.benchmarks.sampling import sample
-from memometer.errors import UserError
+from memometer.budget import show
 from memometer.harness import contamination
-from memometer.harness.configure_memories import LoadForm, Unfit, check_taken, check_url, print_as, try_store
-from memometer.harness.cost_estimate import forecast
-from memometer.harness.loop import Task, conversation_tokens, plan, window_budget
-from memometer.judging.calibrate import Certifier
-from memometer.judging.judge import Judge, shared_family
+from memometer.harness.configure_memories import Systems, configure_memories
+from memometer.harness.cost_estimate import estimate
+from memometer.harness.loop import Task, conversation_tokens, plan_tasks, window_budget
+from memometer.harness.models import Models, default_names, load_models
+from memometer.harness.options import EvaluateOptions
 from memometer.judging.judge_calibration import judged, sentence
-from memometer.memory import DEFAULT_BUDGET_TOKENS, Memory
-from memometer.models.downloads import WeightsUnavailable
-from memometer.models.encoders import Encoder, EncoderUnavailable, TokenEncoder
-from memometer.models.encoders import load as load_encoder
+from memometer.memory import DEFAULT_BUDGET_TOKENS, Memory, State
 from memometer.reader.abstention import AbstentionRule
 from memometer.reader.program_file import Program, ProgramError, load_for
-from memometer.reader.reader import Reader, RefusingReader, predictors_of
-from memometer.retrieval import late_interaction
+from memometer.reader.reader import predictors_of
 from memometer.retrieval.ranker import SHIPPED
 from memometer.run import cost
 from memometer.run.environment import digest, recalling_code
 from memometer.run.folder import Key
-from memometer.run.progress import eprint
-from memometer.systems import BASELINES
-from memometer.token_counters import TokenCounter, Utf8Bytes
+from memometer.run.options import OptionError, option_errors
+from memometer.token_counters import TokenCounter, Utf8Bytes, counter_for
 
-Config = dict[str, Any]
-LoadMemory = Callable[[str], type[Memory[Any]]]
-
-
-class Refused(UserError, ValueError):
-    """The experiment cannot be run as asked; the message is one sentence with the next step."""
+DEFAULT_SYSTEMS = ("recent", "full_context", "adaptive")
+SMALLEST_ROOM = 64
+"""Tokens that a context window must leave for memory."""
 
 
-class Leaked(Refused):
-    """What is held out stands in what the run would start with: no mistake of the command line, but an invalid run."""
+class Refused(OptionError):
+    """The run cannot be done as asked. The message is one sentence with the next step."""
+
+
+class ContaminationError(OptionError):
+    """Test data are in a prompt, file or weight that the run would start with: the run would be invalid."""
 
     exit_code = 3
 
 
-def categories_of(config: Config, data: Dataset) -> list[str]:
-    """The keys of the categories that a configuration asks; runs of earlier versions hold them as numbers.
+@dataclass
+class Plan:
+    """What an evaluation will do.
 
-    Raises:
-        DataError: A category is unknown.
+    Attributes:
+        options: The options with every default resolved.
+        data: The benchmark's data.
+        questions: The questions, in the order of the data.
+        conversations: Their conversations.
+        models: The models that answer and judge.
+        systems: The memory systems and their readers.
+        count: Counts the tokens of a budget.
+        tasks: Every question to every system at every budget.
+        conversation_tokens: Conversation id -> tokens of the whole conversation.
+        left_out: System -> why it is not evaluated.
+        cautions: What a reader of the results must know about the budgets.
+        notices: Sentences for the announcement, the cautions among them.
+        cross_validated: Systems that are asked with weights fitted on the other conversations.
     """
-    chosen = [str(key) for key in config.get("categories") or data.categories]
-    if unknown := [key for key in chosen if key not in data.categories]:
-        known = ", ".join(f"{key} ({name})" for key, name in data.categories.items())
-        raise DataError(f"--categories got {', '.join(unknown)}; the categories are {known}.")
-    return chosen
 
-
-class Choice:
-    """What a configuration amounts to on this machine. Building it costs no model call.
-
-    Raises Refused for a configuration that cannot be run.
-    """
-
-    def __init__(self, config: Config, load_memory: LoadMemory, load_form: LoadForm = lambda _: None) -> None:
-        self.config = config
-        self.notices: list[str] = []
-        try:
-            self.benchmark = benchmarks.load(config.get("benchmark"))
-            self.data = self.benchmark.load(config["data"])
-        except ValueError as error:
-            raise Refused(str(error)) from error
-        self.mark = self.data.prefix
-        self.questions = self._questions()
-        self.conversations = [c for c in self.data.conversations if any(q.conversation == c.id for q in self.questions)]
-        self._choose_models()
-        try:
-            self._choose_memories(load_memory)
-            self.form = print_as(config.get("context_format"), load_form, self.memories, self.readers)
-            self.notices += [f"Remembered turns stand in the prompt as {self.form.name}."] if self.form else []
-        except ProgramError as error:
-            raise Refused(f"--program: {error}") from error
-        except Unfit as error:
-            raise Refused(str(error)) from error
-        self._choose_folds()
-        self._refuse_leaks()
-        self.tasks = self._plan()
-        self.limit_cost(config["cost_limit"])
-
-    # ------------------------------------------------------------ choosing
-
-    def _questions(self) -> tuple[Any, ...]:
-        try:
-            chosen = self.data.part(self.config["split"])
-            categories = categories_of(self.config, self.data)
-        except DataError as error:
-            raise Refused(str(error)) from error
-        questions = [
-            question
-            for conversation in chosen
-            for question in conversation.questions
-            if question.category in categories
-        ]
-        return sample(questions, self.config["num_test"] or len(questions), seed=self.config["seed"])
-
-    def _choose_models(self) -> None:
-        self.reader = self.judge_model = self.judge = None
-        self.certifier: Certifier | None = None
-        self.family = ""
-        self.no_judge = "the run asked no model"
-        api_base, judge_api_base = self.config["api_base"], self.config["judge_api_base"]
-        if self.config["recall_only"]:
-            return
-        from memometer.models import resolve_models
-
-        try:
-            self.prompt = self.benchmark.judge_prompt(self.config["judge"])
-        except DataError as error:
-            raise Refused(str(error)) from error
-        name = self.config["model"] or resolve_models.default_model()
-        judge = self.config["judge_model"]
-        # A judge is chosen unasked only where the reader was: nothing is spent on what nobody named.
-        if judge is None and not self.config["model"] and name != resolve_models.NO_KEY_DEFAULT:
-            judge = name
-        calls = {"timeout_seconds": self.config["timeout_seconds"], "retries": self.config["retries"], "log": eprint}
-        try:
-            self.reader = resolve_models.load(
-                name,
-                api_base=api_base,
-                tokenizer=self.config["tokenizer"],
-                context_tokens=self.config["context_window"],
-                max_tokens=self.config["max_answer_tokens"],
-                price=self.config["price"],
-                **calls,
-            )
-            if judge in (None, "none"):
-                self.no_judge = "no judge was named; add --judge-model embedded:base, or any DSPy model string."
-                return
-            self.judge_model = resolve_models.load(
-                judge, api_base=judge_api_base, max_tokens=16, price=self.config["judge_price"], **calls
-            )
-        except (ValueError, WeightsUnavailable) as error:
-            raise Refused(str(error)) from error
-        self.judge = Judge(self.judge_model.lm, self.prompt)
-        self.family = shared_family(self.reader.name, self.judge_model.name)
-        try:
-            self.certifier = Certifier(
-                self.data,
-                self.judge_model,
-                self.judge,
-                address=judge_api_base,
-                wrong_answers=self.config["wrong_answers"],
-            )
-        except DataError as error:
-            raise Refused(str(error)) from error
-        self.no_judge = "no answer was graded."
-
-    def _note_counter(self) -> None:
-        if isinstance(self.count, Utf8Bytes):
-            self.notices.append(
-                "The model's tokenizer is not known, so budgets are counted in UTF-8 bytes, which tokens never exceed; "
-                "for exact budgets name it with --tokenizer (o200k_base, cl100k_base, or a tokenizer.json)."
-            )
-
-    def _choose_memories(self, load_memory: LoadMemory) -> None:
-        default = "recent,adaptive" if self.reader is None else "recent,full_context,adaptive"
-        names = [name.strip() for name in (self.config["systems"] or default).split(",") if name.strip()]
-        self.count: TokenCounter
-        if self.reader:
-            self.count = self.reader.count
-        else:
-            from memometer.token_counters import counter_for
-
-            try:
-                self.count = counter_for(tokenizer=self.config["tokenizer"])
-            except ValueError as error:
-                raise Refused(str(error)) from error
-        self._note_counter()
-        self.program = self._program()
-        reading: dict[str, Any] = {
-            "rounds": self.config["rounds"] or (self.program.rounds if self.program else 0),
-            "question_budget": self.config["question_budget"],
-            "abstention": self._rule(),
-        }
-        self.encoder: Encoder | None = None
-        self.memories: dict[str, Memory[Any]] = {}
-        self.readers: dict[str, Reader] = {}
-        self.left_out: dict[str, str] = {}
-        check_url(memory_url := self.config.get("memory_url"))
-        # Without answers a constant one is no system of its own.
-        baselines = [name for name in BASELINES if self.reader or name != "refusal"]
-        for name in [*names, *baselines]:
-            try:
-                kind = load_memory(name)
-            except KeyError as error:
-                raise Refused(f"--systems: {error.args[0]}.") from error
-            if kind.needs_model and self.reader is None:
-                raise Refused(
-                    f"{name} writes its memory with a model, and --recall-only asks none; leave out one of the two."
-                )
-            parts: dict[str, Any] = {}
-            if kind.needs_encoder or (kind.takes_token_encoder and self.config["encoder"]):
-                parts["encoder"] = self._encoder(name)
-            if kind.takes_token_encoder and "encoder" in parts:
-                fitted = late_interaction.load(late_interaction.SHIPPED).encoder
-                if not isinstance(parts["encoder"], TokenEncoder) or parts["encoder"].name != fitted:
-                    raise Refused(
-                        f"{name} has weights for {fitted} only, not for {parts['encoder'].name}; use --encoder minilm, "
-                        "or leave it out."
-                    )
-            elif kind.takes_token_encoder:
-                self.notices.append(f"{name} matches by words alone; --encoder minilm adds meaning (83 MB, no key).")
-            if memory_url and kind.takes_memory_url:
-                parts["memory_url"] = memory_url
-            self.memories[name] = kind(count=self.count, **parts)
-            if "memory_url" in parts:
-                try_store(name, self.memories[name])
-            options = reading if kind.reads_in_rounds else {}
-            self.readers[name] = RefusingReader() if name == "refusal" else Reader(**options)
-            if self.program and kind.reads_in_rounds:
-                self.program.into(self.readers[name])
-        check_taken(memory_url, self.memories.values())
-
-    def _encoder(self, system: str) -> Encoder:
-        """The encoder, loaded once for all systems that need one."""
-        if self.encoder is None:
-            try:
-                self.encoder = load_encoder(self.config["encoder"], log=eprint)
-            except EncoderUnavailable as error:
-                raise Refused(f"{system} needs an encoder: {error}") from error
-        return self.encoder
-
-    def _choose_folds(self) -> None:
-        """Which memories are asked with other weights in each conversation, so that none has seen its labels."""
-        self.folds: dict[tuple[str, str], Memory[Any]] = {}
-        self.folded: list[str] = []
-        asked = [conversation.id for conversation in self.conversations]
-        for name, memory in self.memories.items():
-            seen = [] if self.data.kind else sorted(set(memory.fitted_on) & set(asked))
-            if not memory.fitted_on or not (seen or self.config["folds"]):
-                continue
-            if self.data.kind:
-                raise Refused(
-                    f"--folds refits the ranking on {self.benchmark.title}'s other conversations; leave it out here."
-                )
-            self.folded.append(name)
-            why = f"the shipped ranking has seen the labels of {', '.join(seen)}; " if seen else ""
-            self.notices.append(f"{name}: {why}each conversation is asked with weights fitted on the others.")
-
-    def fit_folds(self) -> None:
-        """Minutes the first time, then kept on disk; building the choice does not wait for it."""
-        from memometer.harness.fit_ranker import folds
-
-        asked = [conversation.id for conversation in self.conversations]
-        for name in self.folded:
-            memory: Any = self.memories[name]
-            for held_out, (ranker, projection) in folds(self.data, asked, memory.encoder).items():
-                self.folds[name, held_out] = memory.with_weights(ranker, projection)
-
-    def _refuse_leaks(self) -> None:
-        """No prompt, example, rule or weight that a run starts with may hold what the test conversations hold."""
-        if not self.data.held_out(self.config["split"]):
-            return
-        rule = [Path(self.config["abstention"])] if self.config["abstention"] else []
-        files = [text for path in [*SHIPPED.parent.glob("*.json"), *rule] for text in contamination.texts_of(path)]
-        prompts = [
-            text
-            for name, memory in self.memories.items()
-            for predictor, prompt in predictors_of(memory, self.readers[name]).items()
-            for text in contamination.texts_in(f"the prompt {predictor!r} of {name}", prompt.dump_state())
-        ]
-        if found := contamination.scan(prompts + files, contamination.HeldOut.of(self.data, self.config["split"])):
-            raise Leaked(
-                f"test data found in a prompt or file ({contamination.summary(found)[0]}); scores would be "
-                "meaningless. Remove it, or choose other conversations with --split."
-            )
-
-    def memory_of(self, system: str, conversation: str) -> Memory[Any]:
-        """The memory that a conversation is asked with: its fold's, where there are folds."""
-        return self.folds.get((system, conversation), self.memories[system])
-
-    def _program(self) -> Program | None:
-        if not self.config.get("program"):  # a run that was begun before there were programs has none
-            return None
-        program, notice = load_for(
-            Path(self.config["program"]),
-            [conversation.id for conversation in self.conversations],
-            judge=self.judge_model.name if self.judge_model else "",
-            stand_in=bool(self.data.kind),
-        )
-        self.notices += [notice] if notice else []
-        return program
-
-    def _rule(self) -> AbstentionRule | None:
-        if not self.config["abstention"]:
-            return None
-        try:
-            rule = AbstentionRule.load(Path(self.config["abstention"]))
-        except ValueError as error:
-            raise Refused(f"--abstention: {error}") from error
-        if rule.fitted_on and not {c.id for c in self.data.conversations} & set(rule.fitted_on):
-            raise Refused(
-                f"--abstention: the rule was fitted on {', '.join(rule.fitted_on)}, which are no conversations of "
-                f"{self.data.path.name}; fit one on its validation "
-                "conversations with memometer fit-abstention."
-            )
-        if seen := sorted({c.id for c in self.conversations} & set(rule.fitted_on)):
-            raise Refused(
-                f"--abstention: the rule was fitted on {', '.join(seen)}, asked here; ask other conversations."
-            )
-        return rule
-
-    def _plan(self) -> list[Task]:
-        budgets = self.config["budgets"] or [self.config["budget_tokens"] or DEFAULT_BUDGET_TOKENS]
-        self.whole = {c.id: conversation_tokens(c, self.count, self.form) for c in self.conversations}
-        room = window_budget(self.reader, self.questions, self.readers.values()) if self.reader else None
-        if self.reader and room is None:
-            self._leave_out_all_showing(f"the window of {self.reader.name} is not known; give it with --context-window")
-        if room is not None:
-            if room < 64:
-                raise Refused(
-                    f"the window of {self.reader.name if self.reader else ''} leaves {room} tokens for memory beside "
-                    "the question; use a model with a larger one, or name it with --context-window."
-                )
-            self._fit_to_window(room)
-            if too_large := [budget for budget in budgets if budget > room]:
-                budgets = list(dict.fromkeys(min(budget, room) for budget in budgets))
-                listed = ", ".join(f"{budget:,}" for budget in too_large)
-                self.notices.append(f"Budget {listed} lowered to {room:,} tokens, all that the reader's window leaves.")
-        mean = sum(self.whole.values()) / max(1, len(self.whole))
-        self.cautions = [
-            f"A budget of {budget:,} tokens holds {min(1, budget / mean):.0%} of the mean conversation ({mean:,.0f}): "
-            "above half, little is left to choose."
-            for budget in budgets
-            if 0 < mean < 2 * budget
-        ]
-        self.notices += self.cautions
-        return plan(
-            self.memories,
-            self.questions,
-            budgets=budgets,
-            window_budget=room,
-            two_options=self.config["two_options"] and self.reader is not None,
-        )
-
-    def limit_cost(self, dollars: float | None) -> None:
-        """Stop the run when it has cost so much. Refused where it cannot be known what it costs."""
-        self.cost_limit = dollars
-        unknown = cost.unknown_cost(self.reader, self.judge_model, self.memories)
-        if dollars is not None and unknown:
-            raise Refused(f"--cost-limit cannot be kept, because {unknown}, or leave --cost-limit out.")
-
-    def _fit_to_window(self, room: int) -> None:
-        assert self.reader
-        needed = max(self.whole.values(), default=0)
-        if needed > room:
-            unit = "bytes, an upper bound of its tokens," if isinstance(self.count, Utf8Bytes) else "tokens"
-            self._leave_out_all_showing(
-                f"the longest conversation is {needed:,} {unit} and {self.reader.name} has room for {room:,}"
-            )
-
-    def _leave_out_all_showing(self, reason: str) -> None:
-        for name in [name for name, memory in self.memories.items() if memory.shows_everything]:
-            del self.memories[name]
-            self.left_out[name] = reason
-            self.notices.append(f"{name} is left out: {reason}.")
-
-    # ------------------------------------------------------------ saying
+    options: EvaluateOptions
+    data: Dataset
+    questions: tuple[Question, ...]
+    conversations: tuple[Conversation, ...]
+    models: Models
+    systems: Systems
+    count: TokenCounter
+    program: Program | None = None
+    rule: AbstentionRule | None = None
+    tasks: list[Task] = field(default_factory=list)
+    conversation_tokens: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    cautions: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    cross_validated: list[str] = field(default_factory=list)
+    _refitted: dict[tuple[str, str], Memory[Any]] = field(default_factory=dict)
 
     @property
-    def judge_name(self) -> str | None:
-        """The judge model and its prompt; None without a judge."""
-        return f"{self.judge_model.name} ({self.prompt.name})" if self.judge_model else None
+    def unit(self) -> str:
+        """The unit of budgets: `tokens`, or `bytes` if the model's tokenizer is unknown."""
+        return "bytes" if isinstance(self.count, Utf8Bytes) else "tokens"
 
-    def say(self, text: str = "") -> None:
-        """Print; with the sample in place of LOCOMO, every line says so."""
+    @property
+    def keys(self) -> list[Key]:
+        """The key of every task."""
+        return [task.key for task in self.tasks]
+
+    def memory_of(self, system: str, conversation: str) -> Memory[Any]:
+        """The memory that answers about a conversation; a cross-validated one has weights fitted on the others.
+
+        Args:
+            system: Name of the system.
+            conversation: Id of the conversation.
+        """
+        return self._refitted.get((system, conversation), self.systems.memories[system])
+
+    def refit(self) -> None:
+        """Fit the weights of cross-validated systems. This takes minutes the first time and is cached on disk."""
+        from memometer.harness.fit_ranker import folds
+
+        for name in self.cross_validated:
+            memory: Any = self.systems.memories[name]
+            for held_out, weights in folds(self.data, [c.id for c in self.conversations], memory.encoder).items():
+                self._refitted[name, held_out] = memory.with_weights(*weights)
+
+    def check_cost_limit(self, dollars: float | None) -> None:
+        """Raise OptionError if there is a cost limit but the cost of the run cannot be known."""
+        unknown = cost.unknown_cost(self.models.reader, self.models.judge_model, self.systems.memories)
+        if dollars is not None and unknown:
+            raise OptionError(f"--cost-limit cannot be kept, because {unknown}, or leave --cost-limit out.")
+
+    # ------------------------------------------------------------ output
+
+    def log(self, text: str = "") -> None:
+        """Print to standard output; every line starts with the kind of the data if it is not the benchmark's own."""
         for line in text.split("\n"):
-            print(f"{self.mark}{line}", flush=True)
+            print(f"{self.data.prefix}{line}", flush=True)
 
     def announce(self, done: Collection[Key] = ()) -> None:
-        """First line: who answers, who judges, what it will cost at most. Then the plan and its limits.
+        """Print who answers, who judges and the cost at most; then the questions, systems and notices.
 
-        `done` are the questions that an earlier part of the run has answered.
+        Args:
+            done: The tasks that an earlier part of a resumed run has answered.
         """
-        if self.reader is None:
-            self.say(f"No model is asked; tokens are counted by {self.count.name}.")
+        if self.models.reader is None:
+            self.log(f"No model is asked; budgets count {self.unit} ({self.count.name}).")
         else:
-            judge = self.judge_name or "nobody"
-            self.say(f"{self.reader.name} answers, {judge} judges; forecast: at most {forecast(self, done)}.")
+            bound = estimate(
+                [task for task in self.tasks if task.key not in done],
+                model=self.models.reader,
+                judge_model=self.models.judge_model,
+                readers=self.systems.readers,
+                memory_tokens=self._memory_tokens,
+            )
+            self.log(
+                f"{self.models.reader.name} answers, {self.models.judge_name or 'nobody'} judges; forecast: at most "
+                f"{bound}; budgets count {self.unit} ({self.count.name})."
+            )
             self._announce_judge()
-        systems = {task.system: 0 for task in self.tasks}
         counts = Counter(question.category for question in self.questions)
-        self.say(
-            f"{len(self.questions)} questions of {len(self.conversations)} conversations ({self.config['split']}; "
-            + ", ".join(f"{counts[c]} {name}" for c, name in self.data.categories.items() if counts[c])
-            + f") to {', '.join(systems)}."
+        self.log(
+            f"{len(self.questions)} questions of {len(self.conversations)} conversations ({self.options.split}; "
+            + ", ".join(f"{counts[key]} {name}" for key, name in self.data.categories.items() if counts[key])
+            + f") to {', '.join(dict.fromkeys(task.system for task in self.tasks))}."
         )
-        for notice in self.notices:
-            self.say(notice)
-        if self.data.kind:
-            self.say(self.data.notice)
+        for notice in [*self.notices, *filter(None, [self.data.notice])]:
+            self.log(notice)
 
     def _announce_judge(self) -> None:
-        """What the judge's numbers will be worth, and what it costs to know."""
-        if self.family:
-            self.say(f"The judge is of the reader's own family ({self.family}) and may favour its answers.")
-        if self.certifier is None or self.config["no_certificate"]:
+        if family := self.models.family:
+            self.log(f"Judge and reader are both of the family {family}, so the judge may favour the reader's answers.")
+        certifier = self.models.certifier
+        if certifier is None or self.options.no_calibration:
             return
-        found = self.certifier.kept()
-        if found is None:
-            self.say(f"The judge has no certificate; it is measured first: {self.certifier.forecast()}.")
+        if found := certifier.kept():
+            self.log(sentence(judged(found, max_false_accept=self.options.max_false_accept)))
         else:
-            self.say(sentence(judged(found, max_false_accept=self.config["max_false_accept"])))
+            self.log(f"The judge is not calibrated; it is measured first: {certifier.forecast()}.")
+
+    def _memory_tokens(self, task: Task) -> int:
+        """Tokens of memory in a prompt at most: the budget, or all that there is to show."""
+        whole = self.conversation_tokens[task.question.conversation]
+        if task.system == "oracle":
+            turns = {
+                turn.id: turn for c in self.conversations if c.id == task.question.conversation for turn in c.turns
+            }
+            evidence = [turns[id] for id in task.question.evidence]
+            state = State(turns=evidence, lines=[turn.line for turn in evidence])
+            whole = show(state, range(len(evidence)), self.count, form=self.systems.turn_format).tokens
+        return min(task.budget_tokens, whole)
+
+    # ------------------------------------------------------------ identity
 
     def answer_prompts(self) -> dict[str, str]:
-        """System -> a short hash of what its reader is told, without the memory."""
-        read = {name: reader.read for name, reader in self.readers.items()}
+        """System -> a digest of its reader's instructions and examples; empty if no model is asked."""
+        if self.models.reader is None:
+            return {}
+        read = {name: reader.read for name, reader in self.systems.readers.items()}
         return {
             name: digest([predict.signature.instructions, [demo.toDict() for demo in predict.demos]])
             for name, predict in read.items()
         }
 
     def identity(self) -> dict[str, str]:
-        """What must be the same for two answers to belong to one run."""
+        """Name -> digest of everything that must be equal for two answers to belong to one run."""
         identity = {
-            "configuration": digest(self.config),
+            "configuration": digest(self.options.as_json()),
             "data": self.data.sha256,
             "questions": digest([question.id for question in self.questions]),
             "systems": recalling_code(),
-            "tasks": digest([task.key for task in self.tasks]),
+            "tasks": digest(self.keys),
             "token counter": self.count.name,
         }
-        if self.encoder:
-            identity["encoder"] = self.encoder.name
-        if self.reader:
-            identity["reader"] = f"{self.reader.name} {self.reader.revision}".strip()
+        models = self.models
+        if self.systems.encoder:
+            identity["encoder"] = self.systems.encoder.name
+        if models.reader:
+            identity["reader"] = f"{models.reader.name} {models.reader.revision}".strip()
             identity["answer prompts"] = digest(self.answer_prompts())
         if self.program:
             identity["program"] = self.program.digest
-        if rule := self._rule():
-            identity["abstention"] = digest(asdict(rule))
-        if self.judge_model and self.judge:
-            identity["judge"] = f"{self.judge_model.name} {self.judge.prompt} {self.judge.prompt_hash}"
+        if self.rule:
+            identity["abstention"] = digest(asdict(self.rule))
+        if models.judge_model and models.judge:
+            identity["judge"] = f"{models.judge_model.name} {models.judge.prompt} {models.judge.prompt_hash}"
         return identity
+
+
+def make_plan(options: EvaluateOptions) -> Plan:
+    """Make the plan of an evaluation.
+
+    Args:
+        options: The options, as the user gave them or as a run saved them.
+
+    Returns:
+        The plan, with resolved options.
+
+    Raises:
+        OptionError: The evaluation cannot be run as asked.
+        DataError: The data cannot be used.
+        ContaminationError: Test data are in a prompt, file or weight.
+    """
+    with option_errors("--benchmark: "):
+        benchmark = benchmarks.load(options.benchmark)
+    data = benchmark.load(options.data)
+    model, judge_model = default_names(options)
+    options = replace(
+        options,
+        categories=categories_of(options.categories, data),
+        systems=options.systems or tuple(s for s in DEFAULT_SYSTEMS if s != "full_context" or not options.recall_only),
+        budgets=options.budgets or (options.budget_tokens or DEFAULT_BUDGET_TOKENS,),
+        budget_tokens=None,
+        judge=benchmark.judge_prompt(options.judge).name,
+        model=model,
+        judge_model=judge_model,
+    )
+    questions = chosen_questions(options, data)
+    asked = {question.conversation for question in questions}
+    conversations = tuple(c for c in data.conversations if c.id in asked)
+    models = load_models(options, benchmark, data)
+    with option_errors(""):
+        count = models.reader.count if models.reader else counter_for(tokenizer=options.tokenizer)
+    program, notice = _load_program(options, conversations, models, data)
+    rule = _load_rule(options, conversations, data)
+    systems = configure_memories(options, count=count, program=program, rule=rule)
+    made = Plan(options, data, questions, conversations, models, systems, count, program, rule)
+    if made.unit == "bytes":
+        made.notices.append(
+            "The model's tokenizer is unknown, so budgets count UTF-8 bytes: never fewer than its tokens. For exact "
+            "budgets name it with --tokenizer (o200k_base, cl100k_base, or a tokenizer.json)."
+        )
+    made.notices += [*filter(None, [notice]), *systems.notices]
+    _choose_cross_validated(made)
+    _refuse_contamination(made)
+    _plan_tasks(made)
+    made.check_cost_limit(options.cost_limit)
+    return made
+
+
+def categories_of(keys: Sequence[str], data: Dataset) -> tuple[str, ...]:
+    """The keys of the categories that are asked; none means all.
+
+    Raises:
+        DataError: A category is unknown.
+    """
+    if unknown := [key for key in keys if key not in data.categories]:
+        known = ", ".join(f"{key} ({name})" for key, name in data.categories.items())
+        raise DataError(f"--categories got {', '.join(unknown)}; the categories are {known}.")
+    return tuple(keys) or tuple(data.categories)
+
+
+def chosen_questions(options: EvaluateOptions, data: Dataset) -> tuple[Question, ...]:
+    """The questions that options choose: of a part of the data, in some categories, or a sample of these.
+
+    Raises:
+        DataError: The split or a category is unknown.
+    """
+    categories = categories_of(options.categories, data)
+    part = [q for c in data.part(options.split) for q in c.questions if q.category in categories]
+    return sample(part, options.num_test or len(part), seed=options.seed)
+
+
+def _load_program(
+    options: EvaluateOptions, conversations: Sequence[Conversation], models: Models, data: Dataset
+) -> tuple[Program | None, str]:
+    if not options.program:
+        return None, ""
+    with option_errors("--program: ", ProgramError):
+        return load_for(
+            options.program,
+            [conversation.id for conversation in conversations],
+            judge=models.judge_model.name if models.judge_model else "",
+            stand_in=bool(data.kind),
+        )
+
+
+def _load_rule(options: EvaluateOptions, conversations: Sequence[Conversation], data: Dataset) -> AbstentionRule | None:
+    if not options.abstention:
+        return None
+    with option_errors("--abstention: "):
+        rule = AbstentionRule.load(options.abstention)
+    if rule.fitted_on and not {c.id for c in data.conversations} & set(rule.fitted_on):
+        raise OptionError(
+            f"--abstention: the rule was fitted on {', '.join(rule.fitted_on)}, which {data.path.name} does not "
+            "contain; fit one on its validation conversations with memometer fit-abstention."
+        )
+    if seen := sorted({c.id for c in conversations} & set(rule.fitted_on)):
+        raise OptionError(
+            f"--abstention: the rule was fitted on {', '.join(seen)}, which this run asks about; choose other "
+            "conversations with --split."
+        )
+    return rule
+
+
+def _choose_cross_validated(plan: Plan) -> None:
+    """Choose the systems whose weights must be refitted, so that none has seen the labels of what it is asked."""
+    asked = {conversation.id for conversation in plan.conversations}
+    for name, memory in plan.systems.memories.items():
+        seen = [] if plan.data.kind else sorted(set(memory.fitted_on) & asked)
+        if not memory.fitted_on or not (seen or plan.options.folds):
+            continue
+        if plan.data.kind:
+            raise OptionError("--folds fits the ranking on the benchmark's other conversations; leave it out here.")
+        plan.cross_validated.append(name)
+        reason = f"the shipped ranking was fitted on {', '.join(seen)}; " if seen else ""
+        plan.notices.append(f"{name}: {reason}each conversation is asked with weights fitted on the others.")
+
+
+def _refuse_contamination(plan: Plan) -> None:
+    """Search prompts, examples, rules and weights for questions and answers of the test conversations."""
+    if not plan.data.held_out(plan.options.split):
+        return
+    rule = [plan.options.abstention] if plan.options.abstention else []
+    files = [text for path in [*SHIPPED.parent.glob("*.json"), *rule] for text in contamination.texts_of(path)]
+    prompts = [
+        text
+        for name, memory in plan.systems.memories.items()
+        for predictor, prompt in predictors_of(memory, plan.systems.readers[name]).items()
+        for text in contamination.texts_in(f"the prompt {predictor!r} of {name}", prompt.dump_state())
+    ]
+    if found := contamination.scan(prompts + files, contamination.HeldOut.of(plan.data, plan.options.split)):
+        raise ContaminationError(
+            f"test data found in a prompt or file ({contamination.summary(found)[0]}); scores would be meaningless. "
+            "Remove it, or choose other conversations with --split."
+        )
+
+
+def _plan_tasks(plan: Plan) -> None:
+    """Plan the tasks; lower budgets to the context window, and leave out what does not fit."""
+    plan.conversation_tokens = {
+        c.id: conversation_tokens(c, plan.count, plan.systems.turn_format) for c in plan.conversations
+    }
+    model = plan.models.reader
+    room = window_budget(model, plan.questions, plan.systems.readers.values()) if model else None
+    budgets = plan.options.budgets
+    if model and room is None:
+        _leave_out_all_showing(plan, f"the window of {model.name} is unknown; name it with --context-window")
+    if model and room is not None:
+        if room < SMALLEST_ROOM:
+            raise OptionError(
+                f"the window of {model.name} leaves {room} {plan.unit} for memory; use a model with a larger one, or "
+                "name it with --context-window."
+            )
+        longest = max(plan.conversation_tokens.values(), default=0)
+        if longest > room:
+            unit = "tokens" if plan.unit == "tokens" else "bytes, an upper bound of its tokens,"
+            _leave_out_all_showing(
+                plan, f"the longest conversation has {longest:,} {unit} and {model.name} has room for {room:,}"
+            )
+        if too_large := [budget for budget in budgets if budget > room]:
+            budgets = tuple(dict.fromkeys(min(budget, room) for budget in budgets))
+            listed = ", ".join(f"{budget:,}" for budget in too_large)
+            plan.notices.append(f"Budget {listed} lowered to {room:,} {plan.unit}, all that the context window leaves.")
+    mean = sum(plan.conversation_tokens.values()) / max(1, len(plan.conversation_tokens))
+    plan.cautions = [
+        f"A budget of {budget:,} {plan.unit} holds {min(1, budget / mean):.0%} of the mean conversation ({mean:,.0f}): "
+        "above half, little is left to choose."
+        for budget in budgets
+        if 0 < mean < 2 * budget
+    ]
+    plan.notices += plan.cautions
+    plan.tasks = plan_tasks(
+        plan.systems.memories,
+        plan.questions,
+        budgets=budgets,
+        window_budget=room,
+        two_options=plan.options.two_options and model is not None,
+    )
+
+
+def _leave_out_all_showing(plan: Plan, reason: str) -> None:
+    for name in [name for name, memory in plan.systems.memories.items() if memory.shows_everything]:
+        del plan.systems.memories[name]
+        plan.left_out[name] = reason
+        plan.notices.append(f"{name} is left out: {reason}.")

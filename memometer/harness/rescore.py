@@ -26,7 +26,8 @@ from memometer.benchmarks.arguments import load_data
 from memometer.benchmarks.protocol import FREE, Dataset
 from memometer.benchmarks.sampling import sample
 from memometer.budget import UNBOUNDED
-from memometer.harness.plan import categories_of
+from memometer.harness.options import EvaluateOptions
+from memometer.harness.plan import chosen_questions
 from memometer.judging import calibrate, judge_calibration, judge_sensitivity, label_sets
 from memometer.judging.graders import Grading, gradings, score
 from memometer.judging.judge import Judge
@@ -49,19 +50,13 @@ FORGOTTEN = (
 
 def planned(folder: RunFolder, data: Dataset, records: Sequence[Record]) -> list[Key]:
     """What the run asks, or was to ask, of the systems and at the budgets that it has begun with."""
-    config = asked_of(folder.manifest, folder.path)
+    options = EvaluateOptions.of_saved(asked_of(folder.manifest, folder.path))
     asked = {record["question_id"] for record in records}
-    questions = [question for question in data.questions if question.id in asked]
-    if config.get("split"):
-        categories = categories_of(config, data)
-        chosen = [
-            question
-            for conversation in data.part(config["split"])
-            for question in conversation.questions
-            if question.category in categories
-        ]
-        questions = list(sample(chosen, config["num_test"] or len(chosen), seed=config["seed"]))
-    two_options = bool(config.get("two_options")) and any(record["model"] for record in records)
+    if folder.manifest["config"].get("split"):
+        questions = chosen_questions(options, data)
+    else:
+        questions = tuple(question for question in data.questions if question.id in asked)
+    two_options = options.two_options and any(record["model"] for record in records)
     return [
         (system, budget, question.id, form)
         for system, budget in dict.fromkeys((record["system"], record["budget_tokens"]) for record in records)
@@ -154,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--repeats", type=int, default=1, metavar="N", help="verdicts on each answer")
     p.add_argument("--limit", type=int, metavar="N", help="a seeded sample of N questions, the same of each run")
-    p.add_argument("--no-certificate", action="store_true", help="do not measure the judge, and show no J of it")
+    p.add_argument("--no-calibration", action="store_true", help="do not measure the judge, and show no J of it")
     return p
 
 
@@ -244,7 +239,7 @@ class _Rescoring:
         fatal, certificates = "", []
         with stopping() as stop:
             for judge in self.judges:
-                if not args.panel and not args.no_certificate:
+                if not args.panel and not args.no_calibration:
                     found, fatal = self._certificate(judge, stop)
                     certificates += [found] if found else []
                 fatal = fatal or self._grade(judge, todo[judge.prompt], stop)

@@ -1,268 +1,310 @@
-"""One evaluation carried out, or resumed.
-
-The configuration is saved in the run folder, and a run is resumed from that alone.
-"""
+"""Carry out the plan of an evaluation in a run folder, or resume one."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from memometer.harness.configure_memories import LoadForm
 from memometer.harness.loop import run
-from memometer.harness.plan import Choice, LoadMemory, Refused
+from memometer.harness.options import EvaluateOptions
+from memometer.harness.plan import Plan, make_plan
 from memometer.judging import judge_calibration
 from memometer.models.errors import FATAL, describe
 from memometer.models.resolve_models import Model
 from memometer.report import aggregate, multi_round_analysis
 from memometer.report.results import write_results
-from memometer.run import cost, test_set_usage
-from memometer.run.environment import digest, provenance
-from memometer.run.folder import Key, Record, RunFolder, RunFolderError, failed, is_answered, latest, new_path
+from memometer.run import cost, resume, test_set_usage
+from memometer.run.environment import provenance
+from memometer.run.folder import (
+    Key,
+    Record,
+    RunFolder,
+    RunFolderError,
+    failed,
+    is_answered,
+    latest,
+    new_path,
+    read_manifest,
+    read_records,
+)
 from memometer.run.interrupts import stopping
-from memometer.run.progress import bar as show
-from memometer.run.progress import eprint
+from memometer.run.options import OptionError, option_errors
+from memometer.run.progress import bar, eprint, time_left
+
+TIMED_ANSWERS = 20
+"""The time that remains is estimated once, after this many answers."""
 
 
-class Experiment(Choice):
-    """What was chosen, and its doing: a run folder, the questions asked, the results written."""
+def resume_run(path: Path, *, cost_limit: float | None = None) -> str:
+    """Continue the evaluation in a run folder.
 
-    def start(self, path: Path | None) -> str:
-        """Run in a new folder; the outcome is valid, invalid, failed or stopped."""
-        self._trace_if_asked()
-        try:
+    Args:
+        path: The run folder.
+        cost_limit: Dollars, in place of the saved limit.
+
+    Returns:
+        The outcome, as of `Runner.start`.
+
+    Raises:
+        RunFolderError: The folder holds no evaluation that can be continued.
+        OptionError: The evaluation cannot be run as it was configured.
+    """
+    if "published" in read_manifest(path):
+        raise RunFolderError(f"{path} holds imported results, which cannot be continued; name a run of evaluate.py.")
+    options, identity = resume.read(path, EvaluateOptions, required="num_test")
+    plan = make_plan(options)
+    resume.check(path, identity, plan.identity())
+    runner = Runner(plan, cost_limit=cost_limit or options.cost_limit)
+    plan.announce({key for key, record in latest(read_records(path)).items() if is_answered(record)})
+    with option_errors("", OSError):
+        folder = RunFolder.reopen(path)
+    return runner.carry_out(folder)
+
+
+class Runner:
+    """Carries out one plan.
+
+    Args:
+        plan: The plan.
+        cost_limit: Dollars at which the run stops; None for no limit.
+
+    Raises:
+        OptionError: There is a cost limit, but the cost of the run cannot be known.
+    """
+
+    def __init__(self, plan: Plan, *, cost_limit: float | None = None) -> None:
+        self.plan = plan
+        self.cost_limit = cost_limit
+        self.certificate: judge_calibration.Certificate | None = None
+        plan.check_cost_limit(cost_limit)
+
+    def start(self, path: Path | None = None) -> str:
+        """Run in a new folder.
+
+        Args:
+            path: The folder; by default runs/TIME.
+
+        Returns:
+            The outcome: valid, invalid (too many calls failed), failed (no call can succeed), or stopped.
+
+        Raises:
+            RunFolderError: The folder is not empty or cannot be written.
+        """
+        with option_errors("", OSError):
             folder = RunFolder.create(path or new_path(), self._manifest())
-        except (RunFolderError, OSError) as error:
-            raise Refused(str(error)) from error
+        return self.carry_out(folder)
+
+    def carry_out(self, folder: RunFolder) -> str:
+        """Ask what the folder has no answer to, write the results and close the folder.
+
+        Args:
+            folder: An open run folder of this plan.
+
+        Returns:
+            The outcome, as of `start`.
+        """
         with folder:
-            return self._carry_out_safely(folder)
-
-    @classmethod
-    def resume(
-        cls,
-        path: Path,
-        load_memory: LoadMemory,
-        load_form: LoadForm = lambda _: None,
-        *,
-        cost_limit: float | None = None,
-    ) -> Callable[[], str]:
-        """Announce the experiment saved in a folder; what is returned goes on with it. Refused where anything has
-        changed since. `cost_limit` takes the place of the saved one."""
-        try:
-            with RunFolder.reopen(path) as folder:
-                manifest, records = folder.manifest, folder.records()
-            if "published" in manifest:
-                raise Refused(f"{path} holds answers that others published; they cannot be asked again here.")
-            if digest(manifest["config"]) != manifest["identity"].get("configuration"):
-                raise Refused(f"{path} was begun with another configuration than it holds now; start a new run.")
-            experiment = cls(manifest["config"], load_memory, load_form)
-        except (RunFolderError, OSError) as error:
-            raise Refused(str(error)) from error
-        except KeyError as error:
-            raise Refused(f"{path} was begun by another version, which knew no {error}; start a new run.") from error
-        now = experiment.identity()
-        was = manifest["identity"]
-        changed = [name for name in {**was, **now} if now.get(name) != was.get(name)]
-        if changed:
-            raise Refused(
-                f"{path} was begun with another {', '.join(changed)} than there is now, and answers of two "
-                "configurations may not be mixed; restore what changed, or start a new run."
-            )
-
-        experiment.limit_cost(cost_limit or experiment.cost_limit)
-
-        def go_on() -> str:
-            experiment._trace_if_asked()
             try:
-                folder = RunFolder.reopen(path)
-            except (RunFolderError, OSError) as error:
-                raise Refused(str(error)) from error
-            with folder:
-                return experiment._carry_out_safely(folder)
-
-        experiment.announce({k for k, record in latest(records).items() if is_answered(record)})
-        return go_on
+                self._trace()
+                return self._ask(folder)
+            except BrokenPipeError:
+                raise  # standard output was closed; cli.py handles it
+            except OSError as error:
+                eprint(f"The run cannot be written: {error}. Continue with: python evaluate.py --resume {folder.path}")
+                return "failed"
 
     def _manifest(self) -> dict[str, Any]:
+        plan, models = self.plan, self.plan.models
         return {
-            "config": self.config,
-            "identity": self.identity(),
-            "questions": [question.id for question in self.questions],
-            "answer_prompts": self.answer_prompts() if self.reader else {},
-            "left_out": self.left_out,
-            "cautions": self.cautions,
-            "stand_in": self.data.kind,
-            "reader": self.reader.name if self.reader else None,
-            "prices": cost.prices(self.reader, self.judge_model),
-            "unmetered": cost.unmetered(self.memories),
+            "config": plan.options.as_json(),
+            "identity": plan.identity(),
+            "questions": [question.id for question in plan.questions],
+            "answer_prompts": plan.answer_prompts(),
+            "left_out": plan.left_out,
+            "cautions": plan.cautions,
+            "stand_in": plan.data.kind,
+            "reader": models.reader.name if models.reader else None,
+            "prices": cost.prices(models.reader, models.judge_model),
+            "unmetered": cost.unmetered(plan.systems.memories),
             **provenance(),
         }
 
-    def _carry_out_safely(self, folder: RunFolder) -> str:
-        try:
-            return self._carry_out(folder)
-        except BrokenPipeError:
-            raise  # nobody reads on; evaluate.py knows what that means
-        except OSError as error:
-            eprint(f"The run cannot be written: {error}. Go on with: python evaluate.py --resume {folder.path}")
-            return "failed"
-
-    def _carry_out(self, folder: RunFolder) -> str:
-        self.fit_folds()
-        keys = [task.key for task in self.tasks]
-        already = sum(is_answered(record) for record in aggregate.current(folder.records(), keys))
+    def _ask(self, folder: RunFolder) -> str:
+        plan, keys = self.plan, self.plan.keys
+        plan.refit()
+        already = _answered(folder, keys)
         if already:
-            self.say(f"{already} of {len(keys)} are answered already.")
+            plan.log(f"{already} of {len(keys)} are answered already.")
         bad = Counter[str]()
+        started, done = time.perf_counter(), 0
         spending = cost.Spending(folder.manifest, limit=self.cost_limit)
 
         def progress(record: Record) -> None:
+            nonlocal done
+            done += 1
             if failed(record) or not is_answered(record):
                 bad["failed" if failed(record) else "ungraded"] += 1
-                bar.set_postfix(bad)
-            bar.update()
+                shown.set_postfix(bad)
+            shown.update()
+            if done == TIMED_ANSWERS and plan.models.reader:
+                eprint(f"\n{plan.data.prefix}{time_left(time.perf_counter() - started, done, len(keys) - already)}")
 
         with stopping() as stop:
             spending.follow(folder, stop)
-            fatal = self._certify(folder, stop)
-            with show(total=len(keys), initial=already, desc=f"{self.mark}asked") as bar:
+            fatal = self._calibrate_judge(folder, stop)
+            started = time.perf_counter()
+            with bar(total=len(keys), initial=already, desc=f"{plan.data.prefix}asked") as shown:
                 fatal = fatal or run(
-                    self.tasks,
-                    self.memory_of,
-                    self.conversations,
+                    plan.tasks,
+                    plan.memory_of,
+                    plan.conversations,
                     folder,
-                    reader=self.reader,
-                    readers=self.readers,
-                    judge=self.judge,
-                    num_threads=self._num_threads(self.reader),
+                    reader=plan.models.reader,
+                    readers=plan.systems.readers,
+                    judge=plan.models.judge,
+                    num_threads=self._num_threads(plan.models.reader),
                     stop=stop,
                     progress=progress,
                 )
-            left = len(keys) - sum(is_answered(record) for record in aggregate.current(folder.records(), keys))
-            stopped = stop.is_set() and not fatal and left > 0
+            stopped = stop.is_set() and not fatal and _answered(folder, keys) < len(keys)
             if stopped and spending.reached:
-                self.say(spending.reached)
-            return self._conclude(folder, keys, fatal, stopped=stopped)
+                plan.log(spending.reached)
+            return self._finish(folder, fatal, stopped=stopped)
 
-    def _certify(self, folder: RunFolder, stop: threading.Event) -> str:
-        """Find or measure the judge's certificate; why no call to it can succeed, or ""."""
-        self.certificate: judge_calibration.Certificate | None = None
-        if self.certifier is None or self.config["no_certificate"]:
+    def _calibrate_judge(self, folder: RunFolder, stop: threading.Event) -> str:
+        """Find or measure the judge's calibration; returns why no call to it can succeed, or an empty text."""
+        certifier = self.plan.models.certifier
+        if certifier is None or self.plan.options.no_calibration:
             return ""
         try:
-            found = self.certifier.kept() or self.certifier.measure(
-                num_threads=self._num_threads(self.judge_model), stop=stop, mark=self.mark, folder=folder
+            found = certifier.kept() or certifier.measure(
+                num_threads=self._num_threads(self.plan.models.judge_model),
+                stop=stop,
+                mark=self.plan.data.prefix,
+                folder=folder,
             )
         except FATAL as error:
             return f"judge: {describe(error)}"
         except judge_calibration.Unmeasured as error:
             return "" if stop.is_set() else f"judge: {error}"
-        self.certificate = judge_calibration.judged(found, max_false_accept=self.config["max_false_accept"])
+        self.certificate = judge_calibration.judged(found, max_false_accept=self.plan.options.max_false_accept)
         return ""
 
-    def _trace_if_asked(self) -> None:
-        if not self.config["trace"] or self.config["no_mlflow"]:
+    def _trace(self) -> None:
+        if not self.plan.options.trace:
             return
         from memometer.report.mlflow_runs import trace_dspy
 
         try:
             trace_dspy()
         except ImportError as error:
-            raise Refused(
-                f"--trace needs the whole of MLflow ({error}); pip install -c constraints.txt '.[mlflow]'"
+            raise OptionError(
+                f"--trace needs the complete MLflow ({error}); pip install -c constraints.txt '.[mlflow]'"
             ) from error
         except Exception as error:  # a database of another version, a folder without write access, a lock
-            raise Refused(f"MLflow cannot trace into mydb.sqlite ({describe(error)}); leave out --trace.") from error
+            raise OptionError(
+                f"MLflow cannot trace into mydb.sqlite ({describe(error)}); leave out --trace."
+            ) from error
 
     def _num_threads(self, model: Model | None) -> int:
-        """Threads help where a server answers; ranking and an embedded model keep the processor busy alone."""
+        """Threads help if a server answers. Ranking and an embedded model use the whole processor alone."""
         if model is None:
             return 1
-        return self.config["num_threads"] or (1 if model.name.startswith("embedded:") else 4)
+        return self.plan.options.num_threads or (1 if model.name.startswith("embedded:") else 4)
 
-    def _conclude(self, folder: RunFolder, keys: list[Key], fatal: str, *, stopped: bool) -> str:
-        records = folder.records()
-        share = aggregate.ungraded_share(records, keys)
-        limit = self.config["fail_on_error"]
-        broken = test_set_usage.broken(records)
-        invalid = share > limit or bool(broken)
+    # ------------------------------------------------------------ the end
+
+    def _finish(self, folder: RunFolder, fatal: str, *, stopped: bool) -> str:
+        plan, keys, records = self.plan, self.plan.keys, folder.records()
+        share, limit = aggregate.ungraded_share(records, keys), plan.options.fail_on_error
+        repeated = test_set_usage.broken(records)
+        invalid = share > limit or bool(repeated)
         outcome = "failed" if fatal else "stopped" if stopped else "invalid" if invalid else "valid"
-        looks = self._look(folder, records, keys, outcome)
+        usage = self._record_test_use(folder, records, outcome)
         facts = {
             "status": outcome,
-            "split": self.config["split"],
-            "subset": len(self.questions) < len(self.data.questions),
-            "reader": self.reader.name if self.reader else None,
-            "judge": self.judge_name,
-            "token_counter": self.count.name,
-            "left_out": self.left_out,
-            "ledger": {"test_scored": asdict(looks) if looks else None, "broken": broken},
+            "split": plan.options.split,
+            "subset": len(plan.questions) < len(plan.data.questions),
+            "reader": plan.models.reader.name if plan.models.reader else None,
+            "judge": plan.models.judge_name,
+            "token_counter": plan.count.name,
+            "unit": plan.unit,
+            "left_out": plan.left_out,
+            "ledger": {"test_scored": asdict(usage) if usage else None, "broken": repeated},
         }
-        rounds, told = self._rounds(records, keys)
+        rounds, lines = self._rounds(records)
         results, table = write_results(
             folder,
-            self.data,
+            plan.data,
             keys,
             facts,
             certificates=[self.certificate] if self.certificate else [],
-            no_judge=self.no_judge,
+            no_judge=plan.models.no_judge,
             rounds=rounds,
-            notes=[*told, str(looks or ""), test_set_usage.verdict(broken)],
+            notes=[*lines, str(usage or ""), test_set_usage.verdict(repeated)],
         )
-        self.say()
-        self.say(table)
-        for name, reason in self.left_out.items():
-            self.say(f"{name} is not in the table: {reason}.")
-        cut = sum(record.get("truncated", False) for record in aggregate.current(records, keys))
-        if cut:
-            self.say(f"{cut} replies were cut at {self.config['max_answer_tokens']} tokens (--max-answer-tokens).")
-        for reason in aggregate.failures(records, keys):
-            self.say(f"ungraded: {reason}")
-        for reason in aggregate.memory_failures(records, keys):
-            self.say(f"failed, and scored as wrong: {reason}")
-        if outcome in ("failed", "stopped"):
-            why = f"Stopped, because no call can succeed: {fatal}." if fatal else "Stopped."
-            self.say(f"{why} Go on with: python evaluate.py --resume {folder.path}")
-        if share > limit and outcome == "invalid":
-            self.say(
-                f"INVALID: {share:.1%} are ungraded, more than --fail-on-error {limit:.1%}. "
-                f"Try the failed ones again with: python evaluate.py --resume {folder.path}"
-            )
-        self.say(f"Written to {folder.path}; look at it with: memometer view {folder.path}")
-        if outcome in ("valid", "invalid") and not self.config["no_mlflow"]:
+        plan.log(f"\n{table}")
+        for line in self._closing_lines(folder, records, share, outcome, fatal):
+            plan.log(line)
+        if outcome in ("valid", "invalid") and not plan.options.no_mlflow:
             from memometer.report.mlflow_runs import log_run
 
-            self.say(log_run(folder, results, self.data))
+            plan.log(log_run(folder, results, plan.data))
         return outcome
 
-    def _look(
-        self, folder: RunFolder, records: list[Record], keys: list[Key], status: str
-    ) -> test_set_usage.Looks | None:
-        """How often the test split has been scored with this run, which is written down; None where it was not."""
-        scored = any(is_answered(record) for record in aggregate.current(records, keys))
-        if not scored or not self.data.held_out(self.config["split"]):
-            return None
-        return test_set_usage.look(folder, questions=len(self.questions), status=status)
+    def _closing_lines(
+        self, folder: RunFolder, records: list[Record], share: float, outcome: str, fatal: str
+    ) -> list[str]:
+        """What the table does not show, and the next command."""
+        plan, keys = self.plan, self.plan.keys
+        lines = [f"{name} is not in the table: {reason}." for name, reason in plan.left_out.items()]
+        if cut := sum(record.get("truncated", False) for record in aggregate.current(records, keys)):
+            lines.append(f"{cut} replies were cut at {plan.options.max_answer_tokens} tokens (--max-answer-tokens).")
+        lines += [f"ungraded: {reason}" for reason in aggregate.failures(records, keys)]
+        lines += [f"failed, and scored as wrong: {reason}" for reason in aggregate.memory_failures(records, keys)]
+        resume_command = f"python evaluate.py --resume {folder.path}"
+        if outcome in ("failed", "stopped"):
+            reason = f"Stopped, because no call can succeed: {fatal}." if fatal else "Stopped."
+            lines.append(f"{reason} Continue with: {resume_command}")
+        limit = plan.options.fail_on_error
+        if share > limit and outcome == "invalid":
+            lines.append(
+                f"INVALID: {share:.1%} are ungraded, more than --fail-on-error {limit:.1%}. Repeat the failed calls "
+                f"with: {resume_command}"
+            )
+        return [*lines, f"Written to {folder.path}; view it with: memometer view {folder.path}"]
 
-    def _rounds(self, records: list[Record], keys: list[Key]) -> tuple[dict[tuple[str, int], Any], list[str]]:
-        """What asking for more was worth, by system and budget, and for people."""
-        figures, told = {}, []
-        asked = {question.id: question for question in self.questions}
-        for name, reader in self.readers.items():
+    def _record_test_use(self, folder: RunFolder, records: list[Record], status: str) -> test_set_usage.Looks | None:
+        """Record that the test split was evaluated; None if it was not."""
+        scored = any(is_answered(record) for record in aggregate.current(records, self.plan.keys))
+        if not scored or not self.plan.data.held_out(self.plan.options.split):
+            return None
+        return test_set_usage.look(folder, questions=len(self.plan.questions), status=status)
+
+    def _rounds(self, records: list[Record]) -> tuple[dict[tuple[str, int], Any], list[str]]:
+        """The benefit of further rounds, by system and budget: as metrics and as sentences."""
+        plan = self.plan
+        metrics, lines = {}, []
+        asked = {question.id: question for question in plan.questions}
+        for name, reader in plan.systems.readers.items():
             if reader.rounds < 2:
                 continue
-            for budget in sorted({budget for system, budget, *_ in keys if system == name}):
+            for budget in sorted({budget for system, budget, *_ in plan.keys if system == name}):
                 contexts = multi_round_analysis.contexts_of(budget, reader.rounds)
                 needed = multi_round_analysis.needed_tokens(
-                    partial(self.memory_of, name), self.conversations, self.questions, contexts
+                    partial(plan.memory_of, name), plan.conversations, plan.questions, contexts
                 )
-                mine = aggregate.current(records, [key for key in keys if key[:2] == (name, budget)])
+                mine = aggregate.current(records, [key for key in plan.keys if key[:2] == (name, budget)])
                 found = multi_round_analysis.figures([(asked[r["question_id"]], r) for r in mine], needed, contexts)
-                figures[name, budget] = found
-                told.append(f"{name} at {budget:,}: {multi_round_analysis.sentence(found, reader.rounds)}")
-        return figures, told
+                metrics[name, budget] = found
+                lines.append(f"{name} at {budget:,}: {multi_round_analysis.sentence(found, reader.rounds)}")
+        return metrics, lines
+
+
+def _answered(folder: RunFolder, keys: list[Key]) -> int:
+    return sum(is_answered(record) for record in aggregate.current(folder.records(), keys))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self, get_type_hints
@@ -71,3 +72,20 @@ def _restored(value: Any, hint: Any) -> Any:
     if isinstance(value, list):
         return tuple(value)
     return Path(value) if isinstance(value, str) and "Path" in str(hint) else value
+
+
+@contextmanager
+def option_errors(prefix: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors of a library into an OptionError.
+
+    Args:
+        prefix: The start of the message, such as `--program: `.
+        kinds: The exceptions to turn; by default ValueError.
+    """
+    caught = kinds or (ValueError,)
+    try:
+        yield
+    except UserError:
+        raise
+    except caught as error:
+        raise OptionError(f"{prefix}{error}") from error

@@ -22,6 +22,20 @@ def eprint(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def time_left(seconds: float, done: int, total: int) -> str:
+    """A sentence with the estimated time that remains.
+
+    Args:
+        seconds: Time that the first `done` of `total` steps took.
+        done: Steps that are done, at least one.
+        total: All steps.
+    """
+    left = round(seconds / done * max(0, total - done))
+    hours, minutes = left // 3600, left % 3600 // 60
+    told = f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{left} s"
+    return f"About {told} remain (estimated from the first {done} answers)."
+
+
 class Unread:
     """A stream whose reader may go away; from then on what is written goes nowhere."""
 

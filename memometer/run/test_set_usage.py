@@ -28,7 +28,8 @@ from memometer.run.folder import Key, Record, RunFolder, RunFolderError, is_answ
 LEDGER = Path("runs") / "ledger.jsonl"
 
 HOW = {"data", "memory_url", "num_threads", "retries", "timeout_seconds", "fail_on_error", "cost_limit", "price",
-       "judge_price", "max_false_accept", "no_certificate", "wrong_answers", "no_mlflow", "trace"}  # fmt: skip
+       "judge_price", "max_false_accept", "no_calibration", "no_certificate", "wrong_answers", "no_mlflow",
+       "trace"}  # fmt: skip
 """Flags that change no answer: runs that differ in these alone have one configuration. Data is known by its digest."""
 
 

@@ -82,7 +82,7 @@ class Evaluation:
         system = Oracle if self.notes["memory"] == "oracle" else AdaptiveMemory
         self.memory: Memory[Any] = system(count=self.count)
         self.readers = {name: self._reader(name) for name in (ADAPTER, BASE, STYLED)}
-        self.tasks = loop.plan(dict.fromkeys(self.readers, self.memory), self.questions, budgets=[self.budget])
+        self.tasks = loop.plan_tasks(dict.fromkeys(self.readers, self.memory), self.questions, budgets=[self.budget])
 
     def _choose_questions(self) -> tuple[Question, ...]:
         try:

@@ -1,0 +1,106 @@
+"""The models of an evaluation: who answers, who judges, and the calibration of the judge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from memometer.benchmarks.protocol import Benchmark, Dataset
+from memometer.harness.options import NO_JUDGE, EvaluateOptions
+from memometer.judging.calibrate import Certifier
+from memometer.judging.judge import Judge, shared_family
+from memometer.models.downloads import WeightsUnavailable
+from memometer.models.resolve_models import Model
+from memometer.run.options import option_errors
+from memometer.run.progress import eprint
+
+JUDGE_TOKENS = 16
+"""Tokens of a judge's reply at most: it is one word."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of an evaluation.
+
+    Attributes:
+        reader: The model that answers; None if only the recall is measured.
+        judge_model: The model that judges.
+        judge: The judge that asks it.
+        certifier: The calibration of that judge.
+        no_judge: The reason why there is no judge accuracy.
+    """
+
+    reader: Model | None = None
+    judge_model: Model | None = None
+    judge: Judge | None = None
+    certifier: Certifier | None = None
+    no_judge: str = "the run asked no model"
+
+    @property
+    def judge_name(self) -> str | None:
+        """The judge model and its prompt."""
+        return f"{self.judge_model.name} ({self.judge.prompt})" if self.judge_model and self.judge else None
+
+    @property
+    def family(self) -> str:
+        """The model family that reader and judge share; empty if there is none."""
+        return shared_family(self.reader.name, self.judge_model.name) if self.reader and self.judge_model else ""
+
+
+def default_names(options: EvaluateOptions) -> tuple[str | None, str | None]:
+    """The names of the answering model and of the judge model (NO_JUDGE for none) that options mean on this machine.
+
+    Both are None if only the recall is measured.
+    """
+    if options.recall_only:
+        return None, None
+    from memometer.models import resolve_models
+
+    name = options.model or resolve_models.default_model()
+    # Only a model with a key judges by default: nothing is spent on a model that nobody named.
+    chosen = name if not options.model and name != resolve_models.NO_KEY_DEFAULT else NO_JUDGE
+    return name, options.judge_model or chosen
+
+
+def load_models(options: EvaluateOptions, benchmark: Benchmark, data: Dataset) -> Models:
+    """Load the models that options name.
+
+    Args:
+        options: Resolved options: they name the models, or ask for the recall only.
+        benchmark: The benchmark, for its judge prompts.
+        data: Its data, for the calibration of the judge.
+
+    Raises:
+        OptionError: A model cannot be loaded.
+        DataError: The judge prompt or the file of wrong answers cannot be used.
+    """
+    if options.recall_only:
+        return Models()
+    from memometer.models import resolve_models
+
+    prompt = benchmark.judge_prompt(options.judge)
+    calls: dict[str, Any] = {"timeout_seconds": options.timeout_seconds, "retries": options.retries, "log": eprint}
+    with option_errors("", ValueError, WeightsUnavailable):
+        reader = resolve_models.load(
+            str(options.model),
+            api_base=options.api_base,
+            tokenizer=options.tokenizer,
+            context_tokens=options.context_window,
+            max_tokens=options.max_answer_tokens,
+            price=options.price,
+            **calls,
+        )
+        if options.judge_model in (None, NO_JUDGE):
+            return Models(
+                reader, no_judge="no judge was named; add --judge-model embedded:base, or any DSPy model string."
+            )
+        judge_model = resolve_models.load(
+            str(options.judge_model),
+            api_base=options.judge_api_base,
+            max_tokens=JUDGE_TOKENS,
+            price=options.judge_price,
+            **calls,
+        )
+    judge = Judge(judge_model.lm, prompt)
+    certifier = Certifier(data, judge_model, judge, address=options.judge_api_base, wrong_answers=options.wrong_answers)
+    return Models(reader, judge_model, judge, certifier, no_judge="no answer was graded.")
