@@ -152,7 +152,7 @@ def test_a_judge_that_cannot_be_measured_ends_the_run_before_it_costs_anything(s
             ["--model", "openai/x", "--judge-model", "openai/y", "--tokenizer", "o200k_base", "--wrong-answers", "no"],
             "cannot read the wrong answers 'no'",
         ),
-        (["--model", "embeded:tiny"], "'embeded:tiny' names no known provider; write embedded:tiny|small|base"),
+        (["--model", "embeded:tiny"], "unknown provider in model 'embeded:tiny'"),
         (["--api-base", "http://127.0.0.1:1/v1"], "--api-base needs --model"),
         (["--model", "openai/x", "--api-base", "http://me:pw@host/v1"], "user, password"),
         (["--recall-only", "--model", "openai/x"], "--recall-only asks no model; leave out --model"),
@@ -225,7 +225,7 @@ def test_what_the_window_cannot_hold_is_left_out_or_lowered(server: Server, tmp_
     args[args.index("--budget-tokens") + 1] = "5000"
     done = evaluate(*args, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "full_context is left out: the longest conversation is" in done.stdout
+    assert "full_context is left out: the longest conversation has" in done.stdout
     assert "Budget 5,000 lowered to" in done.stdout
     assert "full_context" not in results(tmp_path / "run")["systems"]
     assert "full_context" in results(tmp_path / "run")["left_out"]

@@ -82,11 +82,12 @@ def test_other_data_is_counted_apart() -> None:
 
 def test_processes_at_once_are_all_counted(working_folder: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from locomo import ledger; from memometer.run.folder import RunFolder\n"
+        "import sys; from pathlib import Path; from memometer.run import test_set_usage\n"
+        "from memometer.run.folder import RunFolder\n"
         "for i in range(25):\n"
         "    manifest = {'config': {}, 'identity': {'data': 'd'}, 'created_at': 'now'}\n"
         "    with RunFolder.create(Path(f'{sys.argv[1]}-{i}'), manifest) as folder:\n"
-        "        looks = ledger.look(folder, questions=1, status='valid')\n"
+        "        looks = test_set_usage.look(folder, questions=1, status='valid')\n"
         "print(looks.all)"
     )
     command = [sys.executable, "-c", script]

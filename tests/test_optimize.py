@@ -369,7 +369,7 @@ def test_a_program_is_evaluated_with_any_model_and_refused_with_what_is_held_out
     program_file.save(MemorySystem(rounds=1).read, Path("good.json"), {"rounds": 1})
     capfd.readouterr()
     assert evaluate.main(["--resume", "run"]) == 2
-    assert "was begun with another answer prompts, program than there is now" in capfd.readouterr().err
+    assert "answer prompts, program changed" in capfd.readouterr().err
 
     demo = dict(memory.read.demos[0]) | {"memory": f"# Fri 5 May 2023\n1 Nadia: {CANARY}", "question": "What sings?"}
     memory.read.demos = [demo]

@@ -152,7 +152,7 @@ def test_ctrl_c_finishes_what_is_in_flight_and_saves(server: Server, tmp_path: P
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)
     assert running.returncode == 4, out + err
-    assert "Go on with: python evaluate.py --resume run" in out
+    assert "Continue with: python evaluate.py --resume run" in out
     saved = results(tmp_path / "run")
     assert saved["status"] == "stopped"
     called = sum(record["calls"] for record in records(tmp_path / "run"))
@@ -164,14 +164,14 @@ def test_resume_takes_nothing_else_and_refuses_what_changed(server: Server, tmp_
     assert evaluate(*remote(server, "--systems", "simple", "--run-dir", "run"), cwd=tmp_path).returncode == 0
     extra = evaluate("--resume", "run", "--seed", "3", cwd=tmp_path)
     assert extra.returncode == 2
-    assert "got --seed 3" in extra.stderr
+    assert "leave out --seed" in extra.stderr
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     manifest["config"]["seed"] = 3
     manifest["config"]["num_test"] = 5
     (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
     changed = evaluate("--resume", "run", cwd=tmp_path)
     assert changed.returncode == 2
-    assert "another configuration" in changed.stderr
+    assert "configuration, questions, tasks changed" in changed.stderr
     assert evaluate("--resume", "nowhere", cwd=tmp_path).returncode == 2
 
 

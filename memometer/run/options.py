@@ -80,12 +80,12 @@ def option_errors(prefix: str, *kinds: type[Exception]) -> Iterator[None]:
 
     Args:
         prefix: The start of the message, such as `--program: `.
-        kinds: The exceptions to turn; by default ValueError.
+        kinds: The exceptions to turn; by default ValueError. Without a prefix a UserError stays as it is.
     """
     caught = kinds or (ValueError,)
     try:
         yield
-    except UserError:
-        raise
     except caught as error:
+        if isinstance(error, UserError) and not prefix:
+            raise
         raise OptionError(f"{prefix}{error}") from error
