@@ -10,9 +10,10 @@ import pytest
 from dspy import lm15
 
 from memometer import systems
-from memometer.harness.runner import Experiment, Refused
+from memometer.harness.plan import make_plan
 from memometer.memory import Memory, Turn
 from memometer.models.plain_adapter import PlainAdapter
+from memometer.run.options import OptionError
 from memometer.systems import entity, knowledge_graph
 from memometer.systems.notes import REPLY_TOKENS, sentences
 from memometer.token_counters import Utf8Bytes
@@ -199,12 +200,11 @@ def test_what_a_system_needs_is_asked_for_before_the_run(monkeypatch: pytest.Mon
     from memometer.commands import evaluate
 
     def refused(*words: str) -> str:
-        config = vars(evaluate.parser().parse_args(["--data", str(SAMPLE), "--recall-only", *words]))
-        with pytest.raises(Refused) as refusal:
-            Experiment(config, systems.load)
+        with pytest.raises(OptionError) as refusal:
+            make_plan(evaluate.options_of(["--data", str(SAMPLE), "--recall-only", *words]))
         return str(refusal.value)
 
-    assert "summary writes its memory with a model, and --recall-only asks none" in refused("--systems", "summary")
+    assert "summary writes its memory with a model, but --recall-only" in refused("--systems", "summary")
     assert "vector needs an encoder: the encoder 'none' is not known" in refused(
         "--systems", "vector", "--encoder", "none"
     )
