@@ -40,10 +40,6 @@ SMALLEST_ROOM = 64
 """Tokens that a context window must leave for memory."""
 
 
-class Refused(OptionError):
-    """The run cannot be done as asked. The message is one sentence with the next step."""
-
-
 class ContaminationError(OptionError):
     """Test data are in a prompt, file or weight that the run would start with: the run would be invalid."""
 
