@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.command_line import Finished, run_script, start_script
+from tests.commands import Finished, capture_script, start_script
 from tests.conftest import ROOT, Server
 
 SECRET = "sk-test-0123456789abcdefghij"
@@ -20,12 +20,12 @@ ENVIRONMENT = {
 
 def evaluate(*words: str, cwd: Path, **environment: str) -> Finished:
     """Run evaluate.py on the sample in this process."""
-    return run_script("evaluate.py", *words, cwd=cwd, environment={**ENVIRONMENT, **environment})
+    return capture_script("evaluate.py", words, cwd=cwd, environment={**ENVIRONMENT, **environment})
 
 
 def start_evaluation(*words: str, cwd: Path) -> subprocess.Popen[str]:
     """Start evaluate.py on the sample in a process of its own."""
-    return start_script("evaluate.py", *words, cwd=cwd, environment=ENVIRONMENT)
+    return start_script("evaluate.py", words, cwd=cwd, environment=ENVIRONMENT)
 
 
 def remote(server: Server, *more: str) -> list[str]:

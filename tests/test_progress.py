@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 
 SCRIPT = """
 import sys, threading, time
-from locomo import progress
+from memometer.run import progress
 
 with progress.bar(total=2) as bar:
     sys.stdin.read()  # until nobody reads standard error any more
