@@ -1,8 +1,8 @@
-"""Values as columns: a tree of dataclasses, lists, dictionaries and numbers as few long arrays and lists of text.
+"""Conversion of a state to columns: a tree of dataclasses, lists, dictionaries and numbers as arrays and lists of text.
 
-What is written is data only. Types are never read from a file: they are those that the code declares, and what does not
-fit them is refused. A column holds the same field of all values: numbers are arrays, and what has a length (lists,
-bytes) is an array of lengths with all items behind each other.
+A column holds one field of all values. Numbers are an array. Values with a length (lists, bytes) are an array of
+lengths and a column of all items. The types come from the code's annotations, never from a file, and a column that does
+not fit them is refused.
 """
 
 from __future__ import annotations
@@ -19,51 +19,49 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from memometer.cartridge.container import CartridgeError
-from memometer.cartridge.tensors import Reader, Writer, damaged
 
-_TYPECODES = {"I32": "i", "I64": "q", "F32": "f", "F64": "d"}
-_NUMBERS = {bool: "U8", int: "I64", float: "F64"}
-
+_TYPECODES = {np.dtype(np.int32): "i", np.dtype(np.int64): "q", np.dtype(np.float32): "f", np.dtype(np.float64): "d"}
+_NUMBERS: dict[type, type] = {bool: np.uint8, int: np.int64, float: np.float64}
 
 T = TypeVar("T")
 
 
 class _Array(Generic[T]):
-    """What `array[int]` means in an annotation, also where Python 3.11 does not know it."""
+    """Stands for `array[int]` in annotations, which Python 3.11 cannot evaluate."""
 
 
 class Encoder:
-    """Writes values; `texts` is JSON beside the arrays, `skipped` the names of columns that are kept elsewhere."""
+    """Collects columns in `arrays` and `texts`; columns named in `skipped` are left out."""
 
-    def __init__(self, arrays: Writer) -> None:
-        self._arrays = arrays
-        self.skipped: set[str] = set()
+    def __init__(self) -> None:
+        self.arrays: dict[str, np.ndarray] = {}
         self.texts: dict[str, list[str]] = {}
+        self.skipped: set[str] = set()
 
     def write(self, hint: Any, values: Sequence[Any], name: str) -> None:
-        """Values of the type `hint` as a column. Raises CartridgeError for a type that is not known."""
+        """Add a column of values of the type `hint`. Raises CartridgeError for an unsupported type."""
         if name in self.skipped:
             return
-        kind, arguments = _taken_apart(hint)
+        kind, arguments = _parsed(hint)
         if kind in _NUMBERS:
-            self._numbers(kind, values, name)
+            try:
+                self.arrays[name] = np.fromiter(values, _NUMBERS[kind], len(values))
+            except (OverflowError, TypeError, ValueError) as error:
+                raise CartridgeError(f"a cartridge cannot hold {name} ({error})") from error
         elif kind is str:
             self.texts[name] = list(values)
         elif kind in (datetime, date):
             self.texts[name] = [value.isoformat() for value in values]
         elif kind in (bytes, bytearray):
             self._lengths(values, name)
-            self._arrays.add_parts(name, (bytes(value) for value in values), np.uint8)
+            self.arrays[name] = np.frombuffer(b"".join(values), np.uint8)
         elif kind is array:
             self._lengths(values, name)
-            code = values[0].typecode if values else "i"
-            self._arrays.add_parts(name, (value.tobytes() for value in values), np.dtype(code))
+            self.arrays[name] = np.frombuffer(b"".join(values), values[0].typecode if values else "i")
         elif kind is np.ndarray:
-            for number, value in enumerate(values):
-                self._arrays.add(f"{name}.{number}", np.ascontiguousarray(value))
+            self.arrays |= {f"{name}.{number}": np.ascontiguousarray(value) for number, value in enumerate(values)}
         elif kind is types.UnionType:
-            held = [value is not None for value in values]
-            self._arrays.add(f"{name}?", np.array(held, np.uint8))
+            self.arrays[f"{name}?"] = np.array([value is not None for value in values], np.uint8)
             self.write(arguments[0], [value for value in values if value is not None], name)
         elif kind in (list, tuple):
             self._lengths(values, name)
@@ -76,36 +74,36 @@ class Encoder:
             for field, field_hint in fields(kind).items():
                 self.write(field_hint, [getattr(value, field) for value in values], f"{name}.{field}")
         else:
-            raise CartridgeError(f"a cartridge cannot hold {name}, which is {hint}")
-
-    def _numbers(self, kind: type, values: Sequence[Any], name: str) -> None:
-        dtype = {"U8": np.uint8, "I64": np.int64, "F64": np.float64}[_NUMBERS[kind]]
-        try:
-            self._arrays.add(name, np.fromiter(values, dtype, len(values)))
-        except (OverflowError, TypeError, ValueError) as error:
-            raise CartridgeError(f"a cartridge cannot hold {name} ({error})") from error
+            raise CartridgeError(f"a cartridge cannot hold {name} of type {hint}")
 
     def _lengths(self, values: Sequence[Any], name: str) -> None:
-        self._arrays.add(name + "#", np.fromiter((len(value) for value in values), np.int64, len(values)))
+        self.arrays[name + "#"] = np.fromiter((len(value) for value in values), np.int64, len(values))
 
 
 class Decoder:
-    """Reads what an Encoder wrote, in the same order; `given` are the columns that were kept elsewhere, by name."""
+    """Reads the columns of an Encoder.
 
-    def __init__(self, arrays: Reader, texts: Mapping[str, Any]) -> None:
+    Args:
+        arrays: an open safetensors file.
+        texts: the text columns.
+    """
+
+    def __init__(self, arrays: Any, texts: Mapping[str, Any]) -> None:
         self._arrays = arrays
+        self._unread = set(arrays.keys())
         self._texts = dict(texts)
         self.given: dict[str, list[Any]] = {}
+        """Columns that are stored elsewhere, by name."""
 
     def read(self, hint: Any, count: int, name: str) -> list[Any]:
-        """So many values of the type `hint`. Raises CartridgeError where the column holds anything else."""
+        """Return `count` values of the type `hint`. Raises CartridgeError if the column does not fit."""
         if name in self.given:
             if len(self.given[name]) != count:
-                raise damaged(name)
+                raise misfit(name)
             return self.given[name]
-        kind, arguments = _taken_apart(hint)
+        kind, arguments = _parsed(hint)
         if kind in _NUMBERS:
-            values = self._column(name, _NUMBERS[kind], count).tolist()
+            values: list[Any] = self._column(name, _NUMBERS[kind], count).tolist()
             return [value == 1 for value in values] if kind is bool else values
         if kind is str:
             return self._strings(name, count)
@@ -113,90 +111,100 @@ class Decoder:
             try:
                 return [kind.fromisoformat(text) for text in self._strings(name, count)]
             except ValueError as error:
-                raise damaged(name) from error
+                raise misfit(name) from error
         if kind in (bytes, bytearray):
-            items = self._arrays.items(name, self._column(name + "#", "I64", count))
-            return list(items) if kind is bytes else [bytearray(item) for item in items]
+            return [kind(item) for item in self._items(name, count, {np.dtype(np.uint8)})]
         if kind is array:
-            return self._arrays_of(name, count)
+            return [array(_TYPECODES[item.dtype], item.tobytes()) for item in self._items(name, count, _TYPECODES)]
         if kind is np.ndarray:
-            return [self._array(f"{name}.{number}") for number in range(count)]
+            return [self._array(f"{name}.{number}", _TYPECODES) for number in range(count)]
         if kind is types.UnionType:
-            held = self._column(f"{name}?", "U8", count).tolist()
-            values = iter(self.read(arguments[0], sum(held), name) if max(held, default=0) <= 1 else ())
-            return [next(values) if is_held else None for is_held in held]
+            present = self._column(f"{name}?", np.uint8, count).tolist()
+            items = iter(self.read(arguments[0], sum(present), name) if max(present, default=0) <= 1 else ())
+            return [next(items) if is_present else None for is_present in present]
         if kind in (list, tuple):
-            lengths = self._column(name + "#", "I64", count)
-            items = iter(self.read(arguments[0], _total(lengths, name), name + "[]"))
-            return [kind(next(items) for _ in range(length)) for length in lengths.tolist()]
+            lengths, total = self._lengths(name, count)
+            items = iter(self.read(arguments[0], total, name + "[]"))
+            return [kind(next(items) for _ in range(length)) for length in lengths]
         if kind in (dict, Counter):
-            lengths = self._column(name + "#", "I64", count)
-            total = _total(lengths, name)
+            lengths, total = self._lengths(name, count)
             keys = iter(self.read(arguments[0], total, name + "{}"))
             items = iter(self.read(arguments[1], total, name + "[]"))
-            made = [kind({next(keys): next(items) for _ in range(length)}) for length in lengths.tolist()]
+            made = [kind({next(keys): next(items) for _ in range(length)}) for length in lengths]
             if sum(map(len, made)) != total:
-                raise damaged(name)
+                raise misfit(name)
             return made
         if dataclasses.is_dataclass(kind):
             columns = {field: self.read(hint, count, f"{name}.{field}") for field, hint in fields(kind).items()}
-            made_of: Any = kind
-            return [made_of(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
-        raise CartridgeError(f"a cartridge cannot hold {name}, which is {hint}")
+            make: Any = kind
+            return [make(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+        raise CartridgeError(f"a cartridge cannot hold {name} of type {hint}")
 
     def finish(self) -> None:
-        """Raises CartridgeError where something was not read."""
-        self._arrays.finish()
-        if self._texts:
-            raise damaged(next(iter(self._texts)))
+        """Raise CartridgeError if a column was not read."""
+        for name in (*self._unread, *self._texts):
+            raise misfit(name)
 
-    def _column(self, name: str, kind: str, count: int) -> np.ndarray:
-        found = self._arrays.take(name, kind)
+    def array_or_none(self, name: str) -> np.ndarray | None:
+        """Return a float32 array; None if there is none."""
+        return self._array(name, {np.dtype(np.float32)}) if name in self._unread else None
+
+    def _array(self, name: str, dtypes: Any) -> np.ndarray:
+        """Return an array, which can be read once and has one of some dtypes."""
+        if name not in self._unread:
+            raise misfit(name)
+        self._unread.remove(name)
+        found: np.ndarray = self._arrays.get_tensor(name)
+        if found.dtype not in dtypes:
+            raise misfit(name)
+        return found
+
+    def _column(self, name: str, dtype: Any, count: int) -> np.ndarray:
+        found = self._array(name, {np.dtype(dtype)})
         if found.shape != (count,):
-            raise damaged(name)
+            raise misfit(name)
         return found
 
     def _strings(self, name: str, count: int) -> list[str]:
         found = self._texts.pop(name, None)
         if not isinstance(found, list) or len(found) != count or not all(type(text) is str for text in found):
-            raise damaged(name)
+            raise misfit(name)
         return found
 
-    def _arrays_of(self, name: str, count: int) -> list[array[Any]]:
-        lengths = self._column(name + "#", "I64", count)
-        kind = self._arrays.kind_of(name)
-        if kind not in _TYPECODES:
-            raise damaged(name)
-        items = self._arrays.take(name, kind)
-        if _total(lengths, name) != len(items):
-            raise damaged(name)
-        data, width, place, made = items.tobytes(), items.itemsize, 0, []
-        for length in lengths.tolist():
-            made.append(array(_TYPECODES[kind], data[place : place + width * length]))
-            place += width * length
-        return made
+    def _lengths(self, name: str, count: int) -> tuple[list[int], int]:
+        """Return the lengths of values, and their sum."""
+        lengths = self._column(name + "#", np.int64, count).tolist()
+        if lengths and not 0 <= min(lengths) <= max(lengths) <= 1 << 40:
+            raise misfit(name)
+        return lengths, sum(lengths)
 
-    def _array(self, name: str) -> np.ndarray:
-        kind = self._arrays.kind_of(name)
-        if kind not in _TYPECODES:
-            raise damaged(name)
-        return self._arrays.take(name, kind).copy()
+    def _items(self, name: str, count: int, dtypes: Any) -> list[np.ndarray]:
+        """Return an array cut into values of different lengths."""
+        lengths, total = self._lengths(name, count)
+        found = self._array(name, dtypes)
+        if found.shape != (total,):
+            raise misfit(name)
+        return np.split(found, np.cumsum(lengths[:-1])) if lengths else []
 
 
 def fields(kind: Any) -> dict[str, Any]:
-    """The fields of a dataclass with their types."""
+    """Return the fields of a dataclass with their types."""
     hints = typing.get_type_hints(kind, localns={"array": _Array})
     return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.init}
 
 
-def _taken_apart(hint: Any) -> tuple[Any, Any]:
-    """(the type, its arguments): `X | None` is (UnionType, (X,)), a tuple of any length (tuple, (X,))."""
+def misfit(name: str) -> CartridgeError:
+    return CartridgeError(f"its column {name} does not fit the system")
+
+
+def _parsed(hint: Any) -> tuple[Any, Any]:
+    """Return a type and its arguments; (UnionType, (X,)) for `X | None`, (tuple, (X, ...)) for tuples of any length."""
     origin, arguments = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         (other,) = [argument for argument in arguments if argument is not type(None)]
         return types.UnionType, (other,)
     if origin is tuple and arguments[1:] != (...,):
-        raise CartridgeError(f"a cartridge cannot hold {hint}")
+        raise CartridgeError(f"a cartridge cannot hold a value of type {hint}")
     if origin is _Array:
         return array, arguments
     if origin is Counter:
@@ -204,10 +212,3 @@ def _taken_apart(hint: Any) -> tuple[Any, Any]:
     if isinstance(origin, type) and issubclass(origin, Mapping) and origin not in (dict, Counter):
         return dict, arguments
     return origin, arguments
-
-
-def _total(lengths: np.ndarray, name: str) -> int:
-    """Their sum. Raises CartridgeError where one is negative, or they cannot be lengths of anything here."""
-    if len(lengths) and (int(lengths.min()) < 0 or int(lengths.max()) > 1 << 40):
-        raise damaged(name)
-    return sum(lengths.tolist())

@@ -1,20 +1,21 @@
-"""The file itself: a ZIP of stored entries, read more strictly than ZIP asks, so that no byte of it goes unchecked.
+"""The file format of a cartridge: a ZIP archive of uncompressed entries with a manifest.
 
-Names come from a closed list, in its order, each at most once, and dates are fixed: the same content gives the same
-file. The manifest says the size and sha256 of every other entry. Nothing is ever extracted: names are compared, and no
-path is made of them.
+The entry names are a closed list in a fixed order and the dates are fixed, so that equal content gives an equal file.
+The manifest holds size and SHA-256 of every other entry. The reader accepts only archives that this module could have
+written: every header byte is compared, and every entry's content is verified. Entries are never extracted under their
+names.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import shutil
 import struct
-import tempfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -32,112 +33,112 @@ NAMES = (
 )  # fmt: skip
 VERSION = 1
 MEDIA_TYPE = b"application/vnd.adaptive-memory.cartridge"
-MOST_MANIFEST_BYTES = 1 << 20
-MOST_FILE_BYTES = (1 << 32) - 1  # a ZIP without extensions counts to here
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_FILE_BYTES = (1 << 31) - 1  # the limit of a ZIP archive without extensions in `zipfile`
+MAX_ENTRIES = 100
 BLOCK = 1 << 20
 
-_LOCAL = struct.Struct("<4s5H3I2H")
-_CENTRAL = struct.Struct("<4s6H3I5H2I")
-_END = struct.Struct("<4s4H2IH")
-_VERSION, _DAY, _UTF8 = 20, 0x21, 0x800  # ZIP 2.0; 1 January 1980, the first day that ZIP knows; names in UTF-8
+_END = struct.Struct("<4s4H2LH")
+_DATE = (1980, 1, 1, 0, 0, 0)
+_PERMISSIONS = 0o600 << 16
+# (system, flags, permissions) of an entry as this version writes it, and as version 0.1.0 did
+_LAYOUTS = {(3, 0, _PERMISSIONS), (0, 0x800, 0)}
 
 
 class CartridgeError(UserError, ValueError):
-    """The file cannot be used, or what was to be written into one cannot be; the message is one sentence."""
+    """A cartridge cannot be read or written. The message is meant for the user."""
 
 
 class NotWritten(CartridgeError):
-    """There is no file, or the one that was there before."""
-
-
-class Spool:
-    """An entry being made: on disk beside its target, so that no entry is ever whole in memory."""
-
-    def __init__(self, folder: Path) -> None:
-        self.file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by `close`
-        self.size = 0
-
-    def write(self, data: bytes | bytearray | memoryview) -> int:
-        self.file.write(data)
-        self.size += memoryview(data).nbytes
-        return memoryview(data).nbytes
-
-    def flush(self) -> None:
-        """Nothing: what writes here may ask for it."""
-
-    def blocks(self) -> Iterator[bytes]:
-        self.file.seek(0)
-        while block := self.file.read(BLOCK):
-            yield block
-
-    def close(self) -> None:
-        self.file.close()
+    """The cartridge was not written. An existing file is unchanged."""
 
 
 def write(
-    path: Path, manifest: Mapping[str, Any], spools: Mapping[str, Spool], sign: Callable[[bytes], bytes] | None = None
+    path: Path,
+    manifest: Mapping[str, Any],
+    entries: Mapping[str, Path],
+    sign: Callable[[bytes], bytes] | None = None,
+    *,
+    folder: Path,
 ) -> None:
-    """Write the file whole or not at all. Its manifest is `manifest` with the size and sha256 of every entry.
+    """Write a cartridge completely or not at all.
 
-    `sign` makes the content of the signature from the manifest. Raises CartridgeError, OSError.
+    Args:
+        path: file to write.
+        manifest: content of the manifest; version, sizes and digests are added.
+        entries: file with the content of each entry.
+        sign: returns the signature of a manifest.
+        folder: an empty folder on the same file system, for the unfinished file.
+
+    Raises:
+        CartridgeError: the content is too large or the manifest is not JSON.
+        OSError: the file cannot be written.
     """
-    sums = {name: _sums(spool.blocks()) for name, spool in spools.items()}
-    files = {name: {"bytes": spool.size, "sha256": sums[name][0]} for name, spool in spools.items()}
-    written = canonical({**manifest, "version": VERSION, "files": files})
-    small = {MIMETYPE: MEDIA_TYPE, MANIFEST: written}
+    files = {}
+    for name, source in entries.items():
+        with source.open("rb") as file:
+            files[name] = {"bytes": source.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    content = canonical({**manifest, "version": VERSION, "files": files})
+    small = {MIMETYPE: MEDIA_TYPE, MANIFEST: content}
     if sign:
-        small[SIGNATURE] = sign(written)
-    sizes = {name: len(content) for name, content in small.items()} | {n: s.size for n, s in spools.items()}
-    checks = {name: zlib.crc32(content) for name, content in small.items()} | {n: crc for n, (_, crc) in sums.items()}
-    entries = [_Entry(name, sizes[name], checks[name]) for name in NAMES if name in sizes]
-    if sum(entry.length for entry in entries) > MOST_FILE_BYTES:
-        raise CartridgeError("it would pass 4 GiB, which a cartridge cannot; save fewer memories in one")
-    part = path.parent / f".{path.name}.{os.getpid()}.part"
-    try:
-        with part.open("wb") as file:
-            for entry in entries:
-                file.write(entry.local())
-                for block in [small[entry.name]] if entry.name in small else spools[entry.name].blocks():
-                    file.write(block)
-            file.write(_directory(entries))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
+        small[SIGNATURE] = sign(content)
+    if sum(int(about["bytes"]) for about in files.values()) + len(content) + 4096 > MAX_FILE_BYTES:
+        raise CartridgeError("it would exceed 2 GiB, the limit of a cartridge; save fewer memories in one file")
+    part = folder / "unfinished.cartridge"
+    with part.open("wb") as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            for name in NAMES:
+                if name not in small and name not in entries:
+                    continue
+                info = zipfile.ZipInfo(name, _DATE)
+                info.create_system, info.external_attr = 3, _PERMISSIONS
+                with (
+                    io.BytesIO(small[name]) if name in small else entries[name].open("rb") as source,
+                    archive.open(info, "w") as target,
+                ):
+                    shutil.copyfileobj(source, target, BLOCK)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    _sync_folder(path.parent)
 
 
 def canonical(value: Any) -> bytes:
-    """JSON in the one way that a manifest is written: keys sorted, no spaces, no NaN."""
+    """Encode a manifest as JSON with sorted keys, without spaces and without NaN."""
     try:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         return text.encode()
     except (TypeError, ValueError) as error:
-        raise CartridgeError(f"a manifest cannot hold this ({error})") from error
+        raise CartridgeError(f"a manifest cannot hold this value ({error})") from error
 
 
 class Container:
-    """A file that has the form of a cartridge and, once `verify` has returned, the content that its manifest says.
+    """An open cartridge file. Call `verify` before using its content.
 
-    Raises CartridgeError for any other file, with the reason; OSError where it cannot be opened.
+    Args:
+        path: file to open.
+
+    Raises:
+        CartridgeError: the file is not a cartridge of this version.
+        OSError: the file cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
         self._file: IO[bytes] = path.open("rb")
-        self._entries: dict[str, tuple[_Entry, int]] = {}
-        self.manifest: dict[str, Any] = {}
-        self.written = b""
         try:
-            self._read_entries()
-        except BaseException:  # nobody else closes a file that was refused
+            self._open()
+        except BaseException as error:
             self._file.close()
-            raise
+            if isinstance(error, CartridgeError) or not isinstance(error, Exception):
+                raise
+            # zipfile raises half a dozen types for damaged archives
+            raise CartridgeError(f"it is damaged or not a cartridge ({str(error).rstrip('.') or error!r})") from error
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._archive.close()
         self._file.close()
 
     def __contains__(self, name: str) -> bool:
@@ -145,151 +146,103 @@ class Container:
 
     @property
     def digest(self) -> str:
-        """The sha256 of the manifest, which names all else by its own: two cartridges of one digest are equal."""
-        return hashlib.sha256(self.written).hexdigest()
+        """SHA-256 of the manifest, equal for cartridges with equal content."""
+        return hashlib.sha256(self.manifest_bytes).hexdigest()
 
     def verify(self) -> None:
-        """Read every entry, and compare it with what the manifest says."""
+        """Read every entry and compare it with the manifest. Raises CartridgeError for a difference."""
         listed = self.manifest.get("files")
-        if not isinstance(listed, dict):
-            raise CartridgeError("its manifest lists no files")
-        if set(listed) != set(self._entries) - {MIMETYPE, MANIFEST, SIGNATURE}:
-            raise CartridgeError("its manifest lists other files than it holds")
-        for name, (entry, _) in self._entries.items():
-            sha256, crc = _sums(self._blocks(name))
-            if crc != entry.crc:
-                raise CartridgeError(f"{name} is damaged")
-            if name in listed and listed[name] != {"bytes": entry.size, "sha256": sha256}:
-                raise CartridgeError(f"{name} is not what its manifest says")
+        if not isinstance(listed, dict) or set(listed) != set(self._entries) - {MIMETYPE, MANIFEST, SIGNATURE}:
+            raise CartridgeError("its manifest does not list its entries")
+        for name in self._entries:
+            with self.open(name) as stream:
+                try:
+                    sha256 = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+                except zipfile.BadZipFile as error:
+                    raise CartridgeError(f"{name} is damaged") from error
+            if name in listed and listed[name] != {"bytes": self._entries[name].file_size, "sha256": sha256}:
+                raise CartridgeError(f"{name} does not match the manifest")
 
-    def read(self, name: str, *, most: int) -> bytes:
-        """The content of an entry of at most so many bytes."""
+    def read(self, name: str, *, limit: int) -> bytes:
+        """Return the content of an entry of at most `limit` bytes."""
+        with self.open(name) as stream:
+            if (size := self._entries[name].file_size) > limit:
+                raise CartridgeError(f"{name} has {size:,} bytes; the limit is {limit:,} bytes")
+            return stream.read()
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open an entry for reading."""
         if name not in self._entries:
-            raise CartridgeError(f"it has no {name}")
-        if (size := self.size(name)) > most:
-            raise CartridgeError(f"its {name} has {size:,} bytes, and may have {most:,}")
-        return b"".join(self._blocks(name))
+            raise CartridgeError(f"{name} is missing")
+        return self._archive.open(self._entries[name])
 
-    def size(self, name: str) -> int:
-        return self._entries[name][0].size
+    def copy(self, name: str, path: Path) -> None:
+        """Write the content of an entry to a file."""
+        with self.open(name) as source, path.open("wb") as target:
+            shutil.copyfileobj(source, target, BLOCK)
 
-    def stream(self, name: str) -> Stream:
-        """The content of an entry, to be read once from its beginning."""
-        if name not in self._entries:
-            raise CartridgeError(f"it has no {name}")
-        entry, start = self._entries[name]
-        return Stream(self._file, start, entry.size)
-
-    def _blocks(self, name: str) -> Iterator[bytes]:
-        stream = self.stream(name)
-        while block := stream.read(BLOCK):
-            yield block
-
-    def _read_entries(self) -> None:
+    def _open(self) -> None:
         size = os.fstat(self._file.fileno()).st_size
-        place = 0
-        while True:
-            self._file.seek(place)
-            header = self._file.read(_LOCAL.size)
-            if len(header) < _LOCAL.size or header[:4] != b"PK\3\4":
-                break
-            *_, crc, _, length, name_bytes, _ = _LOCAL.unpack(header)
-            name = self._file.read(min(name_bytes, 100)).decode("ascii", errors="replace")
-            entry = _Entry(name, length, crc)
-            if not self._may_follow(name):
-                raise CartridgeError(f"it holds {name[:60]!r}, which does not belong there")
-            if header + name.encode() != entry.local() or place + entry.length > size:
-                raise CartridgeError(f"its {name} is cut off, or not stored as it should be")
-            self._entries[name] = entry, place + len(entry.local())
-            place += entry.length
-            if name == MANIFEST:  # before anything that another version may have
-                self._read_manifest()
-        self._file.seek(place)
-        directory = _directory([entry for entry, _ in self._entries.values()])
-        if not self.manifest or self._file.read(len(directory) + 1) != directory:
-            raise CartridgeError("it is cut off, or no cartridge")
+        self._file.seek(max(0, size - _END.size))
+        end = self._file.read()
+        signature, disk, first_disk, count, total, length, start, comment = _END.unpack(end)
+        if (signature, disk, first_disk, comment) != (b"PK\5\6", 0, 0, 0) or count != total or total > MAX_ENTRIES:
+            raise CartridgeError("it is damaged or not a cartridge")
+        self._archive = zipfile.ZipFile(self._file)
+        entries = self._archive.infolist()
+        names = [entry.filename for entry in entries]
+        if names[:2] != [MIMETYPE, MANIFEST] or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise CartridgeError("it is damaged or not a cartridge")
+        self._entries = dict(zip(names, entries, strict=True))
+        self._read_manifest()  # first, because another version may have other entries
+        for name in names:
+            if name not in NAMES:
+                raise CartridgeError(f"its entry {name[:60]!r} is not allowed")
+        if names != [name for name in NAMES if name in self._entries] or len(names) != total:
+            raise CartridgeError("its entries are duplicated or out of order")
+        self._check_headers(entries, start=start, length=length, size=size)
 
-    def _may_follow(self, name: str) -> bool:
-        """Whether an entry may come next: the first two always are there, the others in their order."""
-        at = len(self._entries)
-        if at < 2 or name not in NAMES:
-            return name == NAMES[at] if at < 2 else False
-        return NAMES.index(name) > NAMES.index(list(self._entries)[-1])
+    def _check_headers(self, entries: list[zipfile.ZipInfo], *, start: int, length: int, size: int) -> None:
+        """Compare every header byte with what `write` produces, so that no byte of the file is unchecked."""
+        place = directory = 0
+        for entry in entries:
+            header = entry.FileHeader(zip64=False)
+            self._file.seek(place)
+            if (
+                entry.header_offset != place
+                or self._file.read(len(header)) != header
+                or (entry.create_system, entry.flag_bits, entry.external_attr) not in _LAYOUTS
+                or (entry.create_version, entry.extract_version, entry.reserved) != (20, 20, 0)
+                or (entry.date_time, entry.extra, entry.comment) != (_DATE, b"", b"")
+                or (entry.volume, entry.internal_attr, entry.compress_size) != (0, 0, entry.file_size)
+            ):
+                raise CartridgeError(f"the header of {entry.filename} is damaged")
+            place += len(header) + entry.file_size
+            directory += zipfile.sizeCentralDir + len(entry.filename)  # type: ignore[attr-defined]
+        if (place, directory, start + length + _END.size) != (start, length, size):
+            raise CartridgeError("it holds data outside its entries")
 
     def _read_manifest(self) -> None:
-        if self.read(MIMETYPE, most=100) != MEDIA_TYPE:
-            raise CartridgeError("it is of another type")
-        self.written = self.read(MANIFEST, most=MOST_MANIFEST_BYTES)
+        if self.read(MIMETYPE, limit=100) != MEDIA_TYPE:
+            raise CartridgeError("its media type is unknown")
+        self.manifest_bytes = self.read(MANIFEST, limit=MAX_MANIFEST_BYTES)
         try:
-            manifest = json.loads(self.written)
-            is_canonical = isinstance(manifest, dict) and canonical(manifest) == self.written
+            manifest = json.loads(self.manifest_bytes)
+            is_canonical = isinstance(manifest, dict) and canonical(manifest) == self.manifest_bytes
         except (ValueError, RecursionError) as error:
-            raise CartridgeError("its manifest cannot be read") from error
+            raise CartridgeError("its manifest is not valid JSON") from error
         if not is_canonical:
-            raise CartridgeError("its manifest is no canonical JSON object")
+            raise CartridgeError("its manifest is not a canonical JSON object")
         found = manifest.get("version")
         if type(found) is not int or found != VERSION:
-            newer = type(found) is int and found > VERSION
-            hint = "update this package" if newer else "no such version was ever written"
-            raise CartridgeError(f"it is of version {found!r:.40}, and version {VERSION} is read here; {hint}")
-        self.manifest = manifest
-
-
-class Stream:
-    """Part of a file, read in one go from its beginning; two of them may be read by turns."""
-
-    def __init__(self, file: IO[bytes], start: int, size: int) -> None:
-        self._file, self._place, self.left = file, start, size
-
-    def read(self, size: int = -1) -> bytes:
-        size = self.left if size < 0 else min(size, self.left)
-        self._file.seek(self._place)
-        data = self._file.read(size)
-        self._place += len(data)
-        self.left = self.left - len(data) if data else 0
-        return data
-
-
-@dataclass(frozen=True)
-class _Entry:
-    name: str
-    size: int
-    crc: int
-
-    @property
-    def length(self) -> int:
-        """Of the entry in the file, with its header."""
-        return _LOCAL.size + len(self.name) + self.size
-
-    def _fields(self) -> tuple[int, ...]:
-        return (_VERSION, _UTF8, 0, 0, _DAY, self.crc, self.size, self.size, len(self.name), 0)
-
-    def local(self) -> bytes:
-        return _LOCAL.pack(b"PK\3\4", *self._fields()) + self.name.encode()
-
-    def central(self, start: int) -> bytes:
-        return _CENTRAL.pack(b"PK\1\2", _VERSION, *self._fields(), 0, 0, 0, 0, start) + self.name.encode()
-
-
-def _directory(entries: list[_Entry]) -> bytes:
-    """What stands at the end of a ZIP of these entries."""
-    listed, start = b"", 0
-    for entry in entries:
-        listed += entry.central(start)
-        start += entry.length
-    return listed + _END.pack(b"PK\5\6", 0, 0, len(entries), len(entries), len(listed), start, 0)
-
-
-def _sums(blocks: Iterator[bytes]) -> tuple[str, int]:
-    sha256, crc = hashlib.sha256(), 0
-    for block in blocks:
-        sha256.update(block)
-        crc = zlib.crc32(block, crc)
-    return sha256.hexdigest(), crc
+            is_newer = type(found) is int and found > VERSION
+            advice = "update memometer" if is_newer else "this version never existed"
+            raise CartridgeError(f"its version is {found!r:.40}; supported is version {VERSION}; {advice}")
+        self.manifest: dict[str, Any] = manifest
 
 
 def _sync_folder(folder: Path) -> None:
-    """So that the new name outlives a power cut; folders cannot be synchronised everywhere."""
+    """Make the new name survive a power failure, on systems that can sync folders."""
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -1,79 +1,158 @@
-"""Records as lines of JSON, compressed as they are written and bounded as they are read."""
+"""The records of a cartridge: turns or episodes as lines of JSON, compressed with zstd."""
 
 from __future__ import annotations
 
+import io
 import json
+import math
 from collections.abc import Iterable, Iterator
-from typing import Any
+from dataclasses import fields
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
 
 import zstandard
 
-from memometer.cartridge.container import BLOCK, CartridgeError, Spool, Stream
+from memometer.cartridge.container import BLOCK, CartridgeError
+from memometer.memory import Turn
+from memometer.store.episode import Episode
+from memometer.store.migrate import batches
+from memometer.store.turn_conversion import turn_of
 
-MOST_BYTES = 1 << 30
-"""What records may unpack to, unless more is allowed."""
+MAX_BYTES = 1 << 30
+"""Default limit for the decompressed records of a cartridge."""
 
-MOST_ROW_BYTES = 16 << 20
+MAX_ROW_BYTES = 16 << 20
 
 _LEVEL = 3
-_WINDOW_BYTES = 8 << 20  # a decompressor's memory is its window
-_AT_ONCE = 500  # rows
+_WINDOW_BYTES = 8 << 20  # limits the decompressor's memory
+
+Row = dict[str, Any]
+
+_TURN = {"id": str, "speaker": str, "text": str, "session": int, "said_at": str, "line": str}
+_EPISODE = {
+    "id": str, "text": str, "at": float, "importance": float, "uses": int, "archived": bool, "sources": list,
+    "details": dict, "vector": bool,
+}  # fmt: skip
 
 
-def write(rows: Iterable[dict[str, Any]], spool: Spool) -> dict[str, int]:
-    """Write rows, and say how many there are and how many bytes they unpack to."""
+# ---------------------------------------------------------------- the compressed file
+
+
+def write(rows: Iterable[Row], path: Path) -> dict[str, int]:
+    """Write rows to a file and return their `count` and their decompressed size in `bytes`."""
     count = size = 0
-    with zstandard.ZstdCompressor(level=_LEVEL).stream_writer(spool, closefd=False) as packer:  # type: ignore[arg-type]
-        lines: list[str] = []
-
-        def flush() -> int:
+    with path.open("wb") as file, zstandard.ZstdCompressor(level=_LEVEL).stream_writer(file) as writer:
+        for batch in batches(rows):
             try:
-                block = "".join(lines).encode()
+                block = "".join(map(_line, batch)).encode()
             except UnicodeEncodeError as error:
-                raise CartridgeError(f"a text holds half a character ({error}); a cartridge cannot hold it") from error
-            packer.write(block)
-            lines.clear()
-            return len(block)
-
-        for row in rows:
-            lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n")
-            if len(lines[-1]) > MOST_ROW_BYTES // 4:
-                raise CartridgeError(f"a text of {len(lines[-1]):,} characters is too long for a cartridge")
-            count += 1
-            if len(lines) == _AT_ONCE:
-                size += flush()
-        size += flush()
+                raise CartridgeError(f"a text contains half of a surrogate pair ({error})") from error
+            writer.write(block)
+            count, size = count + len(batch), size + len(block)
     return {"count": count, "bytes": size}
 
 
-def read(stream: Stream, *, count: int, size: int, most_bytes: int) -> Iterator[Any]:
-    """The rows, of which there must be so many, in so many bytes.
+def _line(row: Row) -> str:
+    line = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+    if len(line) > MAX_ROW_BYTES // 4:
+        raise CartridgeError(f"a text of {len(line):,} characters is too long for a cartridge")
+    return line
 
-    Whatever the compressed frame says of itself, no more than `size` bytes and one block are unpacked.
-    Raises CartridgeError.
+
+def read(stream: IO[bytes], *, count: int, size: int, limit: int) -> Iterator[Any]:
+    """Yield the rows of a compressed stream.
+
+    Args:
+        stream: compressed rows.
+        count: number of rows, from the manifest.
+        size: decompressed size in bytes, from the manifest. Decompression stops soon after it is exceeded.
+        limit: limit for `size`.
+
+    Raises:
+        CartridgeError: the stream is damaged or does not match `count` and `size`.
     """
-    if size > most_bytes:
-        raise CartridgeError(
-            f"its records unpack to {size:,} bytes and may unpack to {most_bytes:,}; allow more with most_bytes"
-        )
-    unpacker = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES)
-    unpacked = found = 0
-    rest = b""
+    if size > limit:
+        raise CartridgeError(f"its records have {size:,} bytes; the limit is {limit:,} bytes (max_record_bytes)")
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES)
+    read_bytes = read_rows = 0
     try:
-        with unpacker.stream_reader(stream, closefd=False) as reader:  # type: ignore[arg-type]
-            while block := reader.read(BLOCK):
-                unpacked += len(block)
-                if unpacked > size:
-                    raise CartridgeError("its records unpack to more than its manifest says")
-                *lines, rest = (rest + block).split(b"\n")
-                if len(rest) > MOST_ROW_BYTES:
-                    raise CartridgeError("it holds a record that is too long")
-                for line in lines:
-                    yield json.loads(line)
-                found += len(lines)
+        with decompressor.stream_reader(stream) as reader:
+            lines = io.BufferedReader(reader, BLOCK)  # type: ignore[arg-type]
+            while line := lines.readline(MAX_ROW_BYTES + 1):
+                read_bytes += len(line)
+                read_rows += 1
+                if read_bytes > size or not line.endswith(b"\n"):
+                    raise CartridgeError("its records are longer than its manifest says")
+                yield json.loads(line)
     except (zstandard.ZstdError, ValueError, RecursionError) as error:
         if isinstance(error, CartridgeError):
             raise
-        raise CartridgeError(f"its records cannot be read ({error})") from error
-    if rest or unpacked != size or found != count:
-        raise CartridgeError("its records are not as many as its manifest says")
+        raise CartridgeError(f"its records are damaged ({error})") from error
+    if (read_bytes, read_rows) != (size, count):
+        raise CartridgeError("its records are fewer than its manifest says")
+
+
+# ---------------------------------------------------------------- turns and episodes as rows
+
+
+def turn_to_row(turn: Turn, line: str) -> Row:
+    """Convert a turn and its line."""
+    row = {
+        "id": turn.id,
+        "speaker": turn.speaker,
+        "text": turn.text,
+        "session": turn.session,
+        "said_at": turn.said_at.isoformat(),
+        "line": line,
+    }
+    return row if turn.caption is None else {**row, "caption": turn.caption}
+
+
+def turn_from_row(row: Any) -> tuple[Turn, str]:
+    """Return the turn and its line. Raises CartridgeError for an invalid row."""
+    caption = row.pop("caption", None) if isinstance(row, dict) else None
+    _check(row, _TURN)
+    if caption is not None and type(caption) is not str:
+        raise CartridgeError("a turn has an invalid caption")
+    try:
+        said_at = datetime.fromisoformat(row["said_at"])
+    except ValueError as error:
+        raise CartridgeError(f"a turn has an invalid time ({error})") from error
+    return Turn(row["id"], row["speaker"], row["text"], row["session"], said_at, caption), row["line"]
+
+
+def episode_to_row(episode: Episode) -> Row:
+    """Convert an episode. Its vector is stored elsewhere; `vector` is true if it has one."""
+    row = {field.name: getattr(episode, field.name) for field in fields(episode) if field.name != "codes"}
+    row["at"], row["importance"] = float(episode.at), float(episode.importance)
+    return {**row, "sources": list(episode.sources), "details": dict(episode.details), "vector": bool(episode.codes)}
+
+
+def episodes_from_rows(rows: Iterable[Any], vectors: Iterator[bytes]) -> Iterator[Episode]:
+    """Yield the episodes; those with a vector take the next of `vectors`. Raises CartridgeError for an invalid row."""
+    for row in rows:
+        _check(row, _EPISODE)
+        has_vector = row.pop("vector")
+        if not all(type(source) is str for source in row["sources"]):
+            raise CartridgeError("an episode has invalid sources")
+        if not all(type(value) in (str, int, float) for value in row["details"].values()):
+            raise CartridgeError("an episode has invalid details")
+        codes = next(vectors, None) if has_vector else b""
+        if codes is None:
+            raise CartridgeError("it has fewer vectors than its records say")
+        episode = Episode(**{**row, "sources": tuple(row["sources"]), "codes": codes})
+        if not math.isfinite(episode.at + episode.importance) or episode.uses < 0:
+            raise CartridgeError("an episode has a number out of range")
+        turn_of(episode)  # raises ValueError for an invalid time or session
+        yield episode
+    if next(vectors, None) is not None:
+        raise CartridgeError("it has more vectors than its records say")
+
+
+def _check(row: Any, types: dict[str, type]) -> None:
+    if not isinstance(row, dict) or row.keys() != types.keys():
+        raise CartridgeError(f"the fields of a record are not {', '.join(types)}")
+    for name, kind in types.items():
+        if type(row[name]) is not kind:
+            raise CartridgeError(f"the field {name} of a record is not of type {kind.__name__}")
