@@ -34,7 +34,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from memometer import systems
-from memometer.cartridge.cartridge import load_cartridge, open_manifest, save_cartridge
+from memometer.cartridge.load import load_cartridge, open_manifest
+from memometer.cartridge.save import save_cartridge
 from memometer.memory import Memory, Turn
 
 DIMENSIONS = 384

@@ -42,7 +42,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "token": ("memometer.commands.token", "create, list or revoke access tokens of tenants"),
         "mcp": ("memometer.commands.mcp", "serve memories over MCP on standard input and output"),
         "store": ("memometer.commands.store", "migrate, consolidate, compact or check a store"),
-        "cartridge": ("memometer.cartridge.commands", "inspect, verify, compare or merge cartridge files"),
+        "cartridge": ("memometer.commands.cartridge", "inspect, verify, compare or merge cartridge files"),
     },
 }
 """Group -> command -> (module, help text). The module has `main(argv) -> int`; `module:function` names another one."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import threading
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -16,17 +15,10 @@ import pytest
 from hypothesis import given
 
 from memometer import systems
-from memometer.cartridge import tensors
-from memometer.cartridge.cartridge import (
-    CartridgeError,
-    Slot,
-    adapter_into,
-    load_cartridge,
-    open_manifest,
-    open_records,
-    save_cartridge,
-)
-from memometer.cartridge.container import Container
+from memometer.cartridge import container
+from memometer.cartridge.container import CartridgeError, Container
+from memometer.cartridge.load import load_cartridge, open_manifest, open_records
+from memometer.cartridge.save import save_cartridge
 from memometer.memory import Memory, Turn
 from memometer.reader.abstention import AbstentionRule
 from memometer.reader.reader import Reader
@@ -148,7 +140,7 @@ def test_the_prompts_are_a_program_that_optimize_would_write(tmp_path: Path) -> 
     reader.read.signature = reader.read.signature.with_instructions("Read well.")
     save_cartridge(tmp_path / "one", memory, memory.new(), reader=reader)
     with Container(tmp_path / "one") as file:
-        (tmp_path / "program.json").write_bytes(file.read("program/program.json", most=100_000))
+        (tmp_path / "program.json").write_bytes(file.read("program/program.json", limit=100_000))
     assert program_file.load(tmp_path / "program.json").state["signature"]["instructions"] == "Read well."
 
 
@@ -176,7 +168,7 @@ def test_tokens_are_counted_as_before(tmp_path: Path, sample: Any) -> None:
         cartridge = load_cartridge(tmp_path / "one")
         assert cartridge.memory.count.name == count.name
         assert cartridge.memory.recall(cartridge.state, "Who?", 99) == memory.recall(state, "Who?", 99)
-    with pytest.raises(CartridgeError, match="counted by cl100k_base, and are to be counted by o200k_base; load it w"):
+    with pytest.raises(CartridgeError, match="cl100k_base.*o200k_base.*reobserve"):
         load_cartridge(tmp_path / "one", count=Tiktoken("o200k_base"))
     other = load_cartridge(tmp_path / "one", count=Tiktoken("o200k_base"), reobserve=True)
     memory = AdaptiveMemory(count=Tiktoken("o200k_base"))
@@ -188,7 +180,7 @@ def test_vectors_of_another_encoder_are_refused_or_made_again(name: str, tmp_pat
     turns = list(sample.conversations[0].turns)
     memory = build(name)
     save_cartridge(tmp_path / "one", memory, observed(memory, turns))
-    with pytest.raises(CartridgeError, match="its vectors are of hash, and the encoder given is other; give that one"):
+    with pytest.raises(CartridgeError, match="hash.*other.*reobserve"):
         load_cartridge(tmp_path / "one", encoder=OtherEncoder())
     cartridge = load_cartridge(tmp_path / "one", encoder=OtherEncoder(), reobserve=True)
     memory = systems.load(name)(encoder=OtherEncoder())
@@ -200,7 +192,7 @@ def test_vectors_of_another_encoder_are_refused_or_made_again(name: str, tmp_pat
 def test_what_a_model_wrote_is_not_written_again(tmp_path: Path, sample: Any) -> None:
     memory = build("summary")
     save_cartridge(tmp_path / "one", memory, observed(memory, list(sample.conversations[0].turns)))
-    with pytest.raises(CartridgeError, match="it was written by a model"):
+    with pytest.raises(CartridgeError, match="reobserve"):
         load_cartridge(tmp_path / "one", reobserve=True)
 
 
@@ -222,7 +214,7 @@ def test_an_encoder_that_is_not_given_is_loaded_when_it_is_needed(
     assert asked == ["folder"]
     monkeypatch.setattr(encoders, "load", lambda name: OtherEncoder())
     cartridge = load_cartridge(tmp_path / "one")
-    with pytest.raises(CartridgeError, match="the vectors are of folder-0123456789ab, and the encoder here is other"):
+    with pytest.raises(CartridgeError, match="folder-0123456789ab.*other"):
         cartridge.memory.recall(cartridge.state, "Who?", 200)
 
 
@@ -259,7 +251,7 @@ def test_a_scope_goes_from_store_to_store(tmp_path: Path, sample: Any) -> None:
     with open_store(target) as store:
         assert list(store.scan("another")) == episodes, "loading twice adds nothing"
         store.store_episode("third", Episode("bare", "another text", 1.0))
-    with pytest.raises(CartridgeError, match="refused: .*'bare'"):
+    with pytest.raises(CartridgeError, match="'bare'"):
         load_cartridge(tmp_path / "one", encoder=HashEncoder(), memory_url=target, scope="third")
     for url in (source, target):
         opened(url).close()
@@ -268,7 +260,7 @@ def test_a_scope_goes_from_store_to_store(tmp_path: Path, sample: Any) -> None:
 def test_a_state_goes_into_no_store(tmp_path: Path) -> None:
     memory = build("bm25")
     save_cartridge(tmp_path / "one", memory, memory.new())
-    with pytest.raises(CartridgeError, match="it holds a state, which no store takes"):
+    with pytest.raises(CartridgeError, match="store"):
         load_cartridge(tmp_path / "one", memory_url=f"sqlite:///{tmp_path}/memory.db")
 
 
@@ -291,14 +283,15 @@ def test_an_adapter_goes_along(tmp_path: Path) -> None:
     save_cartridge(tmp_path / "one", memory, memory.new(), adapter=folder)
     manifest, *_ = open_manifest(tmp_path / "one")
     assert manifest["adapter"] == {"base_model": "Qwen/Qwen2.5-3B"}
-    adapter_into(tmp_path / "one", tmp_path / "out")
-    for file in folder.iterdir():
-        assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
+    with Container(tmp_path / "one") as cartridge:
+        cartridge.verify()
+        for file in folder.iterdir():
+            assert cartridge.read(f"adapter/{file.name}", limit=10_000) == file.read_bytes()
     (folder / "adapter_model.safetensors").write_bytes(b"\x80\x04\x95pickled")
-    with pytest.raises(CartridgeError, match="is not written: its arrays have a header that is too long"):
+    with pytest.raises(CartridgeError, match="cannot write .*adapter"):
         save_cartridge(tmp_path / "two", memory, memory.new(), adapter=folder)
     (folder / "adapter_config.json").unlink()
-    with pytest.raises(CartridgeError, match="holds no adapter as PEFT saves it"):
+    with pytest.raises(CartridgeError, match="PEFT"):
         save_cartridge(tmp_path / "two", memory, memory.new(), adapter=folder)
     assert not (tmp_path / "two").exists()
 
@@ -310,9 +303,8 @@ def test_arrays_are_read_by_the_official_library(tmp_path: Path, sample: Any) ->
     state = observed(memory, list(sample.conversations[0].turns))
     save_cartridge(tmp_path / "one", memory, state)
     with Container(tmp_path / "one") as file:
-        vectors = load(file.read("memory/vectors.safetensors", most=1 << 20))["vectors"]
-        tensors.read_header(file.stream("state/state.safetensors"), file.size("state/state.safetensors"))
-        assert load(file.read("state/state.safetensors", most=1 << 20))
+        vectors = load(file.read("memory/vectors.safetensors", limit=1 << 20))["vectors"]
+        assert load(file.read("state/state.safetensors", limit=1 << 20))
     assert vectors.dtype == np.float32
     assert b"".join(state.vectors) == vectors.tobytes()
 
@@ -335,26 +327,22 @@ def test_a_required_signature_refuses_what_another_signed_or_nobody(tmp_path: Pa
     for name, sign_with in (("signed", key), ("forged", forger), ("bare", None)):
         save_cartridge(tmp_path / name, memory, memory.new(), sign_with=sign_with)
     assert len(load_cartridge(tmp_path / "signed", public_key=public).signed_by) == 64
-    for name, told in (("forged", "it is signed by .*, which is not the key of"), ("bare", "it is not signed")):
+    for name, told in (("forged", "ours-public.pem"), ("bare", "it is not signed")):
         with pytest.raises(CartridgeError, match=told):
             load_cartridge(tmp_path / name, public_key=public)
     manifest, *_ = open_manifest(tmp_path / "forged")
     assert manifest == open_manifest(tmp_path / "signed")[0]
     # The signature of one on the content of another, with all sums made anew.
-    from memometer.cartridge import container
-
     with Container(tmp_path / "signed") as file:
-        stolen = file.read(container.SIGNATURE, most=1000)
-        spools = {}
-        for entry in file.manifest["files"]:
-            spools[entry] = container.Spool(tmp_path)
-            spools[entry].write(file.read(entry, most=1 << 20))
+        stolen = file.read(container.SIGNATURE, limit=1000)
+        entries = {}
+        for number, entry in enumerate(file.manifest["files"]):
+            entries[entry] = tmp_path / f"entry-{number}"
+            file.copy(entry, entries[entry])
         changed = {**file.manifest, "provenance": {"made_by": "somebody"}}
-        container.write(tmp_path / "changed", changed, spools, lambda manifest: stolen)
-    for spool in spools.values():
-        spool.close()
+        container.write(tmp_path / "changed", changed, entries, lambda manifest: stolen, folder=tmp_path)
     for how in ({"public_key": public}, {}):
-        with pytest.raises(CartridgeError, match="its signature is of another content"):
+        with pytest.raises(CartridgeError, match="signature"):
             load_cartridge(tmp_path / "changed", **how)
 
 
@@ -362,62 +350,27 @@ def test_a_key_that_is_none_is_named(tmp_path: Path) -> None:
     pytest.importorskip("cryptography")
     (tmp_path / "key.pem").write_text("no key")
     memory = build("bm25")
-    with pytest.raises(CartridgeError, match=r"one is not written: .*key\.pem holds no key that can be read"):
+    with pytest.raises(CartridgeError, match=r"cannot write .*one: .*key\.pem"):
         save_cartridge(tmp_path / "one", memory, memory.new(), sign_with=tmp_path / "key.pem")
-
-
-def test_a_swap_between_requests_disturbs_none(tmp_path: Path, sample: Any) -> None:
-    turns = list(sample.conversations[0].turns)
-    memory = build("bm25")
-    texts = {}
-    for name, part in (("first", turns[:12]), ("second", turns[12:])):
-        state = observed(memory, part)
-        save_cartridge(tmp_path / name, memory, state)
-        texts[name] = memory.recall(state, "accordion", 10_000).text
-    slot = Slot(load_cartridge(tmp_path / "first"))
-    seen: list[str] = []
-    go = threading.Event()
-
-    def request() -> None:
-        go.wait()
-        cartridge = slot.cartridge
-        seen.append(cartridge.memory.recall(cartridge.state, "accordion", 10_000).text)
-
-    threads = [threading.Thread(target=request) for _ in range(200)]
-    for thread in threads:
-        thread.start()
-    go.set()
-    for n in range(20):
-        slot.swap(tmp_path / ("second", "first")[n % 2])
-    for thread in threads:
-        thread.join()
-    assert len(seen) == 200
-    assert set(seen) <= set(texts.values())
-    (tmp_path / "broken").write_bytes((tmp_path / "first").read_bytes()[:-1])
-    in_use = slot.cartridge
-    with pytest.raises(CartridgeError):
-        slot.swap(tmp_path / "broken")
-    assert slot.cartridge is in_use
-    assert slot.swap(tmp_path / "second") is in_use
 
 
 def test_what_cannot_be_saved_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     class Unknown(Memory[Any]):
         pass
 
-    for memory, told in ((Unknown(), "Unknown is no registered memory system"),):
+    for memory, told in ((Unknown(), "Unknown"),):
         with pytest.raises(CartridgeError, match=told):
             save_cartridge(tmp_path / "one", memory, memory.new())
-    with pytest.raises(CartridgeError, match="State is no state of BM25"):
+    with pytest.raises(CartridgeError, match="State is not a state of BM25"):
         save_cartridge(tmp_path / "one", build("bm25"), build("recent").new())
-    with pytest.raises(CartridgeError, match=r"cannot be written \(No such file or directory\); name another file"):
+    with pytest.raises(CartridgeError, match=r"missing.one \(No such file or directory\)"):
         save_cartridge(tmp_path / "missing" / "one", build("bm25"), build("bm25").new())
     memory = build("vector")
     state = observed(memory, [Turn("1", "A", "b", 1, datetime(2024, 1, 1))])
-    with pytest.raises(CartridgeError, match="the memory has no encoder; give it the one that made the vectors"):
+    with pytest.raises(CartridgeError, match="no encoder"):
         save_cartridge(tmp_path / "one", systems.load("vector")(), state)
     state.turns[0] = replace(state.turns[0], text="\ud83d")
-    with pytest.raises(CartridgeError, match="a text holds half a character"):
+    with pytest.raises(CartridgeError, match="surrogate"):
         save_cartridge(tmp_path / "one", memory, state)
     assert list(tmp_path.iterdir()) == []
 

@@ -19,7 +19,9 @@ import pytest
 from locomo.dataset import read
 from memometer import cli
 from memometer.benchmarks.metrics import evidence_recall
-from memometer.cartridge.cartridge import CartridgeError, load_cartridge, open_manifest, open_records, save_cartridge
+from memometer.cartridge.container import CartridgeError
+from memometer.cartridge.load import load_cartridge, open_manifest, open_records
+from memometer.cartridge.save import save_cartridge
 from memometer.commands import evaluate, optimize
 from memometer.harness import import_results as published
 from memometer.harness import rescore

@@ -9,7 +9,6 @@ names.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -74,29 +73,29 @@ def write(
         CartridgeError: the content is too large or the manifest is not JSON.
         OSError: the file cannot be written.
     """
-    files = {}
-    for name, source in entries.items():
-        with source.open("rb") as file:
-            files[name] = {"bytes": source.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    files: dict[str, dict[str, Any]] = {}
+    for name, entry in entries.items():
+        with entry.open("rb") as source:
+            files[name] = {"bytes": entry.stat().st_size, "sha256": hashlib.file_digest(source, "sha256").hexdigest()}
     content = canonical({**manifest, "version": VERSION, "files": files})
     small = {MIMETYPE: MEDIA_TYPE, MANIFEST: content}
     if sign:
         small[SIGNATURE] = sign(content)
-    if sum(int(about["bytes"]) for about in files.values()) + len(content) + 4096 > MAX_FILE_BYTES:
+    if sum(about["bytes"] for about in files.values()) + len(content) + 4096 > MAX_FILE_BYTES:
         raise CartridgeError("it would exceed 2 GiB, the limit of a cartridge; save fewer memories in one file")
     part = folder / "unfinished.cartridge"
-    with part.open("wb") as file:
-        with zipfile.ZipFile(file, "w") as archive:
-            for name in NAMES:
-                if name not in small and name not in entries:
-                    continue
+    with part.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
+        for name in NAMES:
+            if name in small or name in entries:
                 info = zipfile.ZipInfo(name, _DATE)
                 info.create_system, info.external_attr = 3, _PERMISSIONS
-                with (
-                    io.BytesIO(small[name]) if name in small else entries[name].open("rb") as source,
-                    archive.open(info, "w") as target,
-                ):
-                    shutil.copyfileobj(source, target, BLOCK)
+                with archive.open(info, "w") as target:
+                    if name in small:
+                        target.write(small[name])
+                    else:
+                        with entries[name].open("rb") as source:
+                            shutil.copyfileobj(source, target, BLOCK)
+        archive.close()
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
@@ -207,10 +206,13 @@ class Container:
         place = directory = 0
         for entry in entries:
             header = entry.FileHeader(zip64=False)
+            self._file.seek(start + directory + 28)  # the lengths of name, extra field and comment
+            lengths = self._file.read(6)
             self._file.seek(place)
             if (
                 entry.header_offset != place
                 or self._file.read(len(header)) != header
+                or lengths != struct.pack("<3H", len(entry.filename), 0, 0)
                 or (entry.create_system, entry.flag_bits, entry.external_attr) not in _LAYOUTS
                 or (entry.create_version, entry.extract_version, entry.reserved) != (20, 20, 0)
                 or (entry.date_time, entry.extra, entry.comment) != (_DATE, b"", b"")

@@ -1,7 +1,4 @@
-"""What a memory is made of, as data: its system by name, parameters, prompts, and who counts and encodes for it.
-
-What a memory remembers is not in it; what is needed to build the same memory again is, but for models, which are named.
-"""
+"""Description of a memory as data: system name, parameters and prompts, and names of token counter and encoder."""
 
 from __future__ import annotations
 
@@ -12,9 +9,8 @@ import typing
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dspy
 import numpy as np
 
 from memometer import systems
@@ -23,41 +19,39 @@ from memometer.cartridge.container import CartridgeError
 from memometer.memory import Memory
 from memometer.models import encoders
 from memometer.models.encoders import Encoder
-from memometer.reader.reader import Reader, predictors_of
 from memometer.retrieval import late_interaction
 from memometer.token_counters import ENCODINGS, HuggingFace, Tiktoken, TokenCounter, Utf8Bytes
 
-NOT_PARAMETERS = ("self", "count", "encoder", "memory_url")
-"""What a memory is given at each place where it is used."""
+if TYPE_CHECKING:
+    from memometer.reader.reader import Reader
 
-COLUMNS = {"projection": "token_map"}
-"""Parameters that the columns of a file call by an earlier name."""
+NOT_PARAMETERS = ("self", "count", "encoder", "memory_url")
+"""Arguments of a memory that a cartridge does not hold."""
 
 READER_PARAMETERS = ("rounds", "question_budget", "abstention")
-"""The parameters of a reader. They are stored with those of a memory that can be read in rounds."""
+"""Parameters of a reader. They are stored with those of a memory that can be read in rounds."""
 
 
 def system_of(memory: Memory[Any]) -> str:
-    """The name under which a memory is registered. Raises CartridgeError for one that is not."""
+    """Return the name of a memory's system. Raises CartridgeError if the system is not registered."""
     for name in systems.SYSTEMS:
         if systems.load(name) is type(memory):
             return name
     raise CartridgeError(
-        f"{type(memory).__name__} is no registered memory system, so no cartridge could name it; add a line for it to "
-        "memometer/systems/__init__.py."
+        f"{type(memory).__name__} is not a registered memory system; add it to memometer/systems/__init__.py"
     )
 
 
 def kind_of(system: Any) -> type[Memory[Any]]:
-    """The class of a system. Raises CartridgeError for a name that is not known here."""
+    """Return the class of a system. Raises CartridgeError for an unknown name."""
     if not isinstance(system, str) or system not in systems.SYSTEMS:
         known = ", ".join(systems.SYSTEMS)
-        raise CartridgeError(f"it is of the system {str(system)[:60]!r}, which is not known here; known: {known}")
+        raise CartridgeError(f"its system {str(system)[:60]!r} is unknown; known systems: {known}")
     return systems.load(system)
 
 
 def has_vectors(kind: type[Memory[Any]]) -> bool:
-    """Whether a system keeps a vector of each turn, as float32, for which a cartridge has a place of their own."""
+    """Return True if the state of a system holds a float32 vector for each turn."""
     return bool(columnar.fields(kind.state_type).get("vectors") == list[bytes])
 
 
@@ -65,7 +59,7 @@ def has_vectors(kind: type[Memory[Any]]) -> bool:
 
 
 def parameter_types(kind: type[Memory[Any]]) -> dict[str, Any]:
-    """The parameters of a system with their types. `**name` stands for the next class's, or for numbers by name."""
+    """Return the types of a system's parameters. `**name` stands for those of the base class or for named numbers."""
     found: dict[str, Any] = {}
     for ancestor in kind.__mro__[: kind.__mro__.index(Memory)]:
         if "__init__" not in vars(ancestor):
@@ -77,42 +71,46 @@ def parameter_types(kind: type[Memory[Any]]) -> dict[str, Any]:
         if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.values()):
             break
     if kind.reads_in_rounds:
+        from memometer.reader.reader import Reader
+
         hints = typing.get_type_hints(Reader.__init__)
         found |= {name: hints[name] for name in READER_PARAMETERS}
     return found
 
 
 def parameters_of(memory: Memory[Any], reader: Reader | None = None) -> dict[str, Any]:
-    """The parameters that a memory was made with, and those of its reader if it can be read in rounds."""
+    """Return the parameters of a memory, and those of its reader if it can be read in rounds."""
     try:
         names = [name for name in parameter_types(type(memory)) if name not in READER_PARAMETERS]
-        named = {name: getattr(memory, name) for name in names}
+        parameters = {name: getattr(memory, name) for name in names}
     except AttributeError as error:
-        raise CartridgeError(f"{type(memory).__name__} does not keep its parameters ({error})") from error
+        raise CartridgeError(f"{type(memory).__name__} does not keep its parameters as attributes ({error})") from error
     if memory.reads_in_rounds:
-        named |= {name: getattr(reader or Reader(), name) for name in READER_PARAMETERS}
-    return {**named, **vars(memory).get("parameters", {})}
+        from memometer.reader.reader import Reader
+
+        reader = reader or Reader()
+        parameters |= {name: getattr(reader, name) for name in READER_PARAMETERS}
+    return {**parameters, **vars(memory).get("parameters", {})}
 
 
 def is_plain(value: Any) -> bool:
-    """Whether JSON holds a value as it is, or as a dictionary of such: numbers, text, and dataclasses of them."""
-    if dataclasses.is_dataclass(value):
-        return all(value is None or isinstance(value, bool | int | float | str) for value in vars_of(value).values())
-    return value is None or isinstance(value, bool | int | float | str)
+    """Return True for None, numbers, text and dataclasses of them, which the manifest can hold."""
+    values = _as_dict(value).values() if dataclasses.is_dataclass(value) else [value]
+    return all(each is None or isinstance(each, bool | int | float | str) for each in values)
 
 
-def vars_of(value: Any) -> dict[str, Any]:
+def to_plain(value: Any) -> Any:
+    """Convert a dataclass to a dictionary; return other values as they are."""
+    return _as_dict(value) if dataclasses.is_dataclass(value) else value
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
-def plain(value: Any) -> Any:
-    return vars_of(value) if dataclasses.is_dataclass(value) else value
-
-
 def from_plain(hint: Any, value: Any, name: str) -> Any:
-    """A value of the type `hint` from its JSON. Raises CartridgeError where it is of another type."""
-    kinds = typing.get_args(hint) or (hint,)
-    for kind in kinds:
+    """Convert a value of the manifest to the type `hint`. Raises CartridgeError if it has another type."""
+    for kind in typing.get_args(hint) or (hint,):
         if kind is float and type(value) in (int, float):
             return value
         if kind in (bool, int, str, type(None)) and type(value) is kind:
@@ -121,24 +119,59 @@ def from_plain(hint: Any, value: Any, name: str) -> Any:
             hints = typing.get_type_hints(kind)
             if set(value) == {field.name for field in dataclasses.fields(kind)}:
                 return kind(**{key: from_plain(hints[key], item, name) for key, item in value.items()})
-    raise CartridgeError(f"its parameter {name} is {str(value)[:60]!r}, which this system does not take")
+    raise CartridgeError(f"its parameter {name} has the invalid value {str(value)[:60]!r}")
 
 
-def build(kind: type[Memory[Any]], parameters: Mapping[str, Any], **given: Any) -> tuple[Memory[Any], Reader]:
-    """The memory and its reader. Raises CartridgeError for parameters that they do not take."""
+def build(
+    kind: type[Memory[Any]], parameters: Mapping[str, Any], *, program: Any = None, **given: Any
+) -> tuple[Memory[Any], Reader | None]:
+    """Build a memory and its reader.
+
+    Args:
+        kind: class of the memory.
+        parameters: parameters of memory and reader.
+        program: prompts as `changed_prompts` returns them; None for the defaults.
+        given: further arguments of the memory.
+
+    Returns:
+        The memory, and its reader if there are parameters or prompts for one.
+
+    Raises:
+        CartridgeError: a parameter or prompt does not fit the system.
+    """
     reading = {name: value for name, value in parameters.items() if name in READER_PARAMETERS and kind.reads_in_rounds}
-    own = {name: value for name, value in parameters.items() if name not in reading}
+    reader = None
     try:
-        return kind(**own, **given), Reader(**reading)
+        memory = kind(**{name: value for name, value in parameters.items() if name not in reading}, **given)
+        if kind.reads_in_rounds or program is not None:
+            from memometer.reader.reader import Reader
+
+            reader = Reader(**reading)
     except (TypeError, ValueError) as error:
-        raise CartridgeError(f"its parameters are not those of {kind.__name__} ({error})") from error
+        raise CartridgeError(f"its parameters do not fit {kind.__name__} ({error})") from error
+    if program is not None:
+        assert reader
+        _set_prompts(memory, reader, program)
+    return memory, reader
 
 
 # ---------------------------------------------------------------- prompts
 
 
-def prompts_of(memory: Memory[Any], reader: Reader) -> dict[str, Any]:
-    """The instructions and examples of a memory's and its reader's predictors, as DSPy saves a program with them."""
+def changed_prompts(memory: Memory[Any], reader: Reader | None) -> dict[str, Any] | None:
+    """Return instructions and examples of memory and reader as DSPy saves them; None if they are the defaults."""
+    if reader is None and not memory.needs_model:
+        return None
+    from memometer.reader.reader import Reader
+
+    default = build(type(memory), parameters_of(memory, reader), count=memory.count)
+    prompts = _prompts(memory, reader or Reader())
+    return prompts if prompts != _prompts(default[0], default[1] or Reader()) else None
+
+
+def _prompts(memory: Memory[Any], reader: Reader) -> dict[str, Any]:
+    from memometer.reader.reader import predictors_of
+
     states = {name: predictor.dump_state() for name, predictor in predictors_of(memory, reader).items()}
     return {
         name: {"traces": [], "train": [], "demos": state["demos"], "signature": state["signature"], "lm": None}
@@ -146,36 +179,46 @@ def prompts_of(memory: Memory[Any], reader: Reader) -> dict[str, Any]:
     }
 
 
-def with_prompts(memory: Memory[Any], reader: Reader, program: Any) -> None:
-    """Give a memory and its reader their prompts. Only instructions, descriptions and examples are taken from the file.
+def _set_prompts(memory: Memory[Any], reader: Reader, program: Any) -> None:
+    """Set the prompts. Only instructions, descriptions and examples are taken from the file."""
+    import dspy
 
-    Raises CartridgeError where the predictors or their fields are others.
-    """
+    from memometer.reader.reader import predictors_of
+
     predictors = predictors_of(memory, reader)
     try:
         if set(program) - {"metadata"} != set(predictors):
-            raise ValueError("its predictors are others")
+            raise ValueError(f"the predictors are {', '.join(predictors)}")
         for name, predictor in predictors.items():
             prompt, demos = program[name]["signature"], program[name]["demos"]
-            own = predictor.signature.dump_state()
-            if [f["prefix"] for f in prompt["fields"]] != [f["prefix"] for f in own["fields"]]:
-                raise ValueError("its fields are others")
-            said = [prompt["instructions"], *(field["description"] for field in prompt["fields"])]
-            if not all(isinstance(text, str) for text in said) or not all(isinstance(demo, dict) for demo in demos):
-                raise TypeError("instructions are text, and examples have named fields")
-            kept = {"instructions": prompt["instructions"], "fields": [
-                {"prefix": f["prefix"], "description": f["description"]} for f in prompt["fields"]]}  # fmt: skip
-            predictor.load_state({"signature": kept, "demos": [], "lm": None})
+            fields = [{"prefix": f["prefix"], "description": f["description"]} for f in prompt["fields"]]
+            expected = [field["prefix"] for field in predictor.signature.dump_state()["fields"]]
+            if [field["prefix"] for field in fields] != expected:
+                raise ValueError(f"the fields of {name} are {', '.join(expected)}")
+            texts = [prompt["instructions"], *(field["description"] for field in fields)]
+            if not all(isinstance(text, str) for text in texts) or not all(isinstance(demo, dict) for demo in demos):
+                raise TypeError("instructions must be text and examples must have named fields")
+            predictor.load_state(
+                {"signature": {"instructions": prompt["instructions"], "fields": fields}, "demos": [], "lm": None}
+            )
             predictor.demos = [dspy.Example(**deepcopy(demo)) for demo in demos]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CartridgeError(f"its program is not of this memory ({error!r})") from error
+        raise CartridgeError(f"its program does not fit the memory ({error!r})") from error
 
 
-# ---------------------------------------------------------------- who counts, who encodes
+# ---------------------------------------------------------------- token counter and encoder
 
 
 def counter_named(name: Any, tokenizer: bytes | None) -> TokenCounter:
-    """The counter of a name, or of a tokenizer.json. Raises CartridgeError for one that is not known."""
+    """Return the token counter of a name.
+
+    Args:
+        name: name of the counter.
+        tokenizer: content of a tokenizer.json; None for a built-in counter.
+
+    Raises:
+        CartridgeError: the name is unknown or is not the tokenizer's.
+    """
     if tokenizer is not None:
         with tempfile.NamedTemporaryFile(suffix=".json") as file:
             file.write(tokenizer)
@@ -190,18 +233,18 @@ def counter_named(name: Any, tokenizer: bytes | None) -> TokenCounter:
         return Utf8Bytes()
     elif name in ENCODINGS:
         return Tiktoken(name)
-    raise CartridgeError(f"its tokens were counted by {name!r}, which is not here; load it with count=, and reobserve")
+    raise CartridgeError(f"its token counter {name!r} is unknown; load it with count= and reobserve=True")
 
 
-class Awaited:
-    """An encoder that is known by name, and loaded when the first text is to be encoded."""
+class LazyEncoder:
+    """An encoder that is loaded by its name when it encodes the first text."""
 
     def __init__(self, name: str, dimensions: int) -> None:
         self.name = name
         self.dimensions = dimensions
         self._encoder: Any = None
 
-    def __deepcopy__(self, memo: dict[int, object]) -> Awaited:
+    def __deepcopy__(self, memo: dict[int, object]) -> LazyEncoder:
         return self
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
@@ -214,14 +257,14 @@ class Awaited:
 
     def _loaded(self) -> Any:
         if self._encoder is None:
-            # A provider's model is loaded by its name, ours by its name without the digest of its weights.
-            found = encoders.load(self.name if "/" in self.name else self.name.rpartition("-")[0])
-            if found.name != self.name:
+            # The names of local encoders end with a digest of their weights.
+            encoder = encoders.load(self.name if "/" in self.name else self.name.rpartition("-")[0])
+            if encoder.name != self.name:
                 raise CartridgeError(
-                    f"the vectors are of {self.name}, and the encoder here is {found.name}; load the cartridge with "
-                    "the encoder that made them, or with reobserve."
+                    f"the vectors are from the encoder {self.name} instead of {encoder.name}; load the cartridge with "
+                    "encoder=, or with reobserve=True."
                 )
-            self._encoder = found
+            self._encoder = encoder
         return self._encoder
 
 
@@ -230,7 +273,7 @@ def encoder_of(memory: Memory[Any]) -> Encoder | None:
 
 
 def projection_digest(memory: Memory[Any]) -> str:
-    """What tells maps of token vectors apart; "" for a memory without one."""
+    """Return the digest of the projection of token vectors; empty for a memory without one."""
     if not memory.takes_token_encoder or encoder_of(memory) is None:
         return ""
     return (getattr(memory, "projection", None) or late_interaction.load(late_interaction.SHIPPED)).digest

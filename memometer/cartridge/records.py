@@ -78,7 +78,7 @@ def read(stream: IO[bytes], *, count: int, size: int, limit: int) -> Iterator[An
     read_bytes = read_rows = 0
     try:
         with decompressor.stream_reader(stream) as reader:
-            lines = io.BufferedReader(reader, BLOCK)  # type: ignore[arg-type]
+            lines = io.BufferedReader(reader, BLOCK)
             while line := lines.readline(MAX_ROW_BYTES + 1):
                 read_bytes += len(line)
                 read_rows += 1

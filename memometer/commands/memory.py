@@ -235,7 +235,8 @@ def export(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("--sign-with", metavar="PEM", type=Path, help="sign with this Ed25519 private key")
     args = parser.parse_args(argv)
-    from memometer.cartridge.cartridge import CartridgeError, open_manifest
+    from memometer.cartridge.container import CartridgeError
+    from memometer.cartridge.load import open_manifest
     from memometer.serve.cartridge_io import export_cartridge
 
     if args.file.is_file() and args.file.stat().st_size:

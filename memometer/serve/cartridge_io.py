@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from memometer.cartridge import records
-from memometer.cartridge.cartridge import load_cartridge, open_manifest, save_cartridge
+from memometer.cartridge.load import load_cartridge, open_manifest
+from memometer.cartridge.save import save_cartridge
 from memometer.serve.registry import DEFAULT_SYSTEM, MemoryEntry
 from memometer.serve.tenants import TenantMemories
 from memometer.store import turn_conversion
@@ -53,7 +54,7 @@ def import_cartridge(
     *,
     public_key: Path | None = None,
     reobserve: bool = False,
-    most_bytes: int = records.MOST_BYTES,
+    max_record_bytes: int = records.MAX_BYTES,
 ) -> MemoryEntry:
     """Create a memory from the turns of a cartridge file, or replace the existing one.
 
@@ -68,7 +69,7 @@ def import_cartridge(
         path: the cartridge file.
         public_key: Ed25519 public key in PEM; files without its signature are refused.
         reobserve: compute the vectors again if they come from another encoder.
-        most_bytes: upper limit of the unpacked records.
+        max_record_bytes: upper limit of the unpacked records.
 
     Raises:
         CartridgeError: the file is refused; the existing memory stays.
@@ -80,7 +81,7 @@ def import_cartridge(
         encoder=memories.encoder,
         public_key=public_key,
         reobserve=reobserve,
-        most_bytes=most_bytes,
+        max_record_bytes=max_record_bytes,
     )
 
     def fill(scope: str) -> None:

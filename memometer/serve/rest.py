@@ -262,7 +262,7 @@ def _add_cartridge_routes(app: APIRouter, memories: TenantMemories) -> None:
                 await to_thread.run_sync(file.write, block, limiter=import_thread)
             await to_thread.run_sync(file.flush, limiter=import_thread)
             path = Path(file.name)
-            put = partial(import_cartridge, memories, tenant, name, path, most_bytes=MAX_CARTRIDGE_BYTES)
+            put = partial(import_cartridge, memories, tenant, name, path, max_record_bytes=MAX_CARTRIDGE_BYTES)
             try:
                 entry = await to_thread.run_sync(put, limiter=import_thread)
             except CartridgeError as error:  # the caller does not know the temporary path
