@@ -1,12 +1,13 @@
-"""What a cartridge costs: seconds to save and to open, bytes on disk, and memory beside what is held anyway.
+"""Cost of cartridges: time to save and load, file size, and peak memory.
 
     python benchmarks/cartridge.py [--quick] [--out runs/cartridge]
 
-States are of LOCOMO's turns where it is there (else of our sample's), repeated under new ids up to the size, with
-random vectors; each is saved and opened by a process of its own, on one core, beside a pass that only reads and sums
-the file. `copies` is the memory that saving and opening take at most beside the state itself, as a share of it: at 1,
-all of it would have been in memory twice. Exits 1 where 5,882 memories take 1 s to save or 0.5 s to open, or 100,000
-are held twice.
+The states hold LOCOMO's turns (or the sample's), repeated with new ids, and random vectors. Each is saved and loaded in
+a process of its own on one core. `verify` reads the file without loading it. `copies` is the additional peak memory of
+saving and of loading, as a share of the state's own memory.
+
+Targets: 5,882 turns are saved in 1 s and loaded in 0.5 s of CPU time; 100,000 turns need less than one copy.
+Exit codes: 0 all targets are met, 1 one is missed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import tempfile
 import time
 from dataclasses import replace
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +44,14 @@ DIMENSIONS = 384
 FULL, QUICK = (5_882, 100_000), (5_882,)
 SYSTEMS = ("recent", "vector", "episodic", "adaptive")
 MOST_SAVE, MOST_OPEN = 1.0, 0.5
-"""Seconds, of 5,882 memories."""
+"""CPU seconds for 5,882 turns."""
 MB = 1e6
 
 Figures = dict[str, Any]
 
 
 class RandomVectors:
-    """A direction for each text, of no meaning."""
+    """An encoder with a random vector for each text."""
 
     name = "random"
     dimensions = DIMENSIONS
@@ -65,13 +67,13 @@ class RandomVectors:
 def turns(count: int) -> list[Turn]:
     from locomo.dataset import load
 
-    said = [turn for conversation in load(None).conversations for turn in conversation.turns]
+    known = [turn for conversation in load(None).conversations for turn in conversation.turns]
     return [
         replace(
-            said[n % len(said)],
-            id=f"{n // len(said)}-{n}",
+            known[n % len(known)],
+            id=f"{n // len(known)}-{n}",
             session=n // 20,
-            said_at=said[0].said_at + timedelta(days=n // 20),
+            said_at=known[0].said_at + timedelta(days=n // 20),
         )
         for n in range(count)
     ]
@@ -91,12 +93,13 @@ def peak() -> float:
 
 
 def save(system: str, count: int, path: Path, out: Any) -> None:
-    said = turns(count)
+    import_module("memometer.reader.reader")  # not part of the measurement
+    observed = turns(count)
     memory = build(system)
     before = resident()
     state = memory.new()
     for start in range(0, count, 1000):
-        memory.observe(state, said[start : start + 1000])
+        memory.observe(state, observed[start : start + 1000])
     held, highest, started, used = resident() - before, peak(), time.perf_counter(), time.process_time()
     save_cartridge(path, memory, state)
     out.send(
@@ -111,7 +114,8 @@ def save(system: str, count: int, path: Path, out: Any) -> None:
 
 def load(system: str, path: Path, out: Any) -> None:
     encoder = {"encoder": RandomVectors()} if systems.load(system).needs_encoder else {}
-    open_manifest(path)  # what is imported at first use is
+    import_module("memometer.reader.reader")  # not part of the measurement
+    open_manifest(path)
     started = time.perf_counter()
     open_manifest(path)
     verified, used = time.perf_counter() - started, time.process_time()
@@ -131,7 +135,7 @@ def load(system: str, path: Path, out: Any) -> None:
 
 
 def measured(target: Any, *arguments: Any) -> Figures:
-    """What a process of its own reports."""
+    """Run a function in a new process and return what it sends."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=target, args=(*arguments, theirs))
@@ -144,7 +148,7 @@ def measured(target: Any, *arguments: Any) -> Figures:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="5,882 memories only")
+    parser.add_argument("--quick", action="store_true", help="5,882 turns only")
     parser.add_argument("--out", type=Path, default=Path("runs/cartridge"))
     args = parser.parse_args()
     found: list[Figures] = []
@@ -172,7 +176,7 @@ def main() -> int:
                 if count == FULL[0] and figures["open_cpu"] > MOST_OPEN:
                     missed.append(f"{system} takes {figures['open_cpu']:.2f} s to open")
                 if count > FULL[0] and max(figures["save_copies"], figures["open_copies"]) >= 1:
-                    missed.append(f"{system} holds {count:,} memories twice")
+                    missed.append(f"{system} needs more than one copy of {count:,} turns")
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "cartridge.json").write_text(json.dumps(found, indent=1) + "\n")
     print("\n".join(f"MISSED: {each}" for each in missed) or "All targets are met.")

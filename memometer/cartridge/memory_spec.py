@@ -34,12 +34,11 @@ READER_PARAMETERS = ("rounds", "question_budget", "abstention")
 
 def system_of(memory: Memory[Any]) -> str:
     """Return the name of a memory's system. Raises CartridgeError if the system is not registered."""
-    for name in systems.SYSTEMS:
-        if systems.load(name) is type(memory):
+    kind = type(memory)
+    for name, target in systems.SYSTEMS.items():
+        if target == f"{kind.__module__}:{kind.__qualname__}":
             return name
-    raise CartridgeError(
-        f"{type(memory).__name__} is not a registered memory system; add it to memometer/systems/__init__.py"
-    )
+    raise CartridgeError(f"{kind.__name__} is not a registered memory system; add it to memometer/systems/__init__.py")
 
 
 def kind_of(system: Any) -> type[Memory[Any]]:
