@@ -1,14 +1,13 @@
-"""Sentence vectors of a BERT in NumPy: MiniLM and its kin, from a sentence-transformers folder, without PyTorch.
+"""BERT sentence encoders in NumPy: MiniLM and similar models from a sentence-transformers folder, without PyTorch.
 
-Texts are sorted by length and laid end to end, so that the large products see no padding; attention runs over texts of
-equal length, so that it needs no mask. On one core this makes 67 texts a second of LOCOMO's turns, torch 52, and ONNX
-Runtime with int8 weights 61 to 70: no reason to install either, and weights adapted here run unconverted.
+Texts are sorted by length and concatenated, so that large matrix products contain no padding. Attention runs over texts
+of equal length and needs no mask. On one core this encodes 67 LOCOMO turns per second; PyTorch encodes 52, ONNX Runtime
+with int8 weights 61 to 70.
 """
 
 from __future__ import annotations
 
 import json
-import mmap
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,21 +20,23 @@ import numpy as np
 from memometer.models.downloads import sha256
 from memometer.retrieval.blas_threads import one_thread
 
-MAX_TOKENS = 256  # what all-MiniLM-L6-v2 was made for; the rest of a longer text is not read
-BATCH_TOKENS = 1024  # more is no faster, and leaves fewer batches than cores
+MAX_TOKENS = 256  # the limit of all-MiniLM-L6-v2; longer texts are truncated
+BATCH_TOKENS = 1024  # larger batches are not faster, and there would be fewer batches than cores
 
 Groups = list[tuple[slice, int, int]]
-"""Texts of equal length laid end to end: where, how many texts, of how many tokens."""
+"""Concatenated texts of equal length: their slice, the number of texts, and the tokens of each."""
 
 
 class Bert:
-    """Mean-pooled vectors of unit length, and with `tokens` those of the single tokens.
+    """Encodes texts as mean-pooled vectors of unit length; `tokens` also returns the vectors of the tokens.
 
     Args:
-        folder: holds config.json, model.safetensors and tokenizer.json, as sentence-transformers lays them out.
-        name: what to call the model; the first 12 hex digits of its weights' sha256 are added.
+        folder: contains config.json, model.safetensors and tokenizer.json, as sentence-transformers saves them.
+        name: the model's name; the first 12 hex digits of its weights' SHA-256 are added.
 
-    Raises ValueError with one sentence for a model of another kind, OSError for a file that is not there.
+    Raises:
+        ValueError: the model is not a BERT with GELU and mean pooling.
+        OSError: a file is missing.
     """
 
     def __init__(self, folder: Path, *, name: str) -> None:
@@ -44,26 +45,26 @@ class Bert:
         config = json.loads((folder / "config.json").read_text())
         if config.get("model_type") != "bert" or config.get("hidden_act") != "gelu":
             raise ValueError(
-                f"{folder} is no BERT with GELU (config.json); give the folder of a MiniLM or another BERT."
+                f"{folder} does not contain a BERT with GELU (config.json); use the folder of a MiniLM or another BERT."
             )
         pooling = folder / "1_Pooling" / "config.json"
         if pooling.exists() and not json.loads(pooling.read_text()).get("pooling_mode_mean_tokens"):
-            raise ValueError(f"{folder} does not pool by the mean (1_Pooling/config.json); give a model that does.")
+            raise ValueError(f"{folder} does not use mean pooling (1_Pooling/config.json); use a model that does.")
         self.name = f"{name}-{sha256(folder / 'model.safetensors')[:12]}"
         self.dimensions: int = config["hidden_size"]
         self._heads: int = config["num_attention_heads"]
         self._layers: int = config["num_hidden_layers"]
         self._epsilon: float = config["layer_norm_eps"]
-        self._weights = _read_safetensors(folder / "model.safetensors")
+        self._weights = _load_weights(folder / "model.safetensors")
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(min(MAX_TOKENS, config["max_position_embeddings"]))
         self._tokenizer.no_padding()
 
     def __deepcopy__(self, memo: dict[int, object]) -> Bert:
-        return self  # DSPy's optimisers copy programs by the hundred; weights never change
+        return self  # weights never change, and optimisers copy programs often
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors, shape (len(texts), dimensions), float32. The last bits of one depend on what else is in the call."""
+        """Return vectors, shape (len(texts), dimensions), float32; their last bits depend on the whole call."""
         ids = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
         batches: list[list[int]] = [[]]
         tokens = 0
@@ -78,20 +79,23 @@ class Bert:
         def fill(batch: list[int]) -> None:
             vectors[batch] = self._encode([ids[i] for i in batch])
 
-        # One batch a core beats all cores on one batch, 3 to 1 measured on a busy machine: BLAS threads wait spinning.
+        # One batch per core is 3 times faster than all cores on one batch, because BLAS threads spin-wait.
         with one_thread(), ThreadPoolExecutor(os.cpu_count()) as pool:
             for _ in pool.map(fill, filter(None, batches)):
                 pass
         return vectors
 
     def tokens(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each text its token vectors and its pooled vector, from one pass.
+        """Return the token vectors and the pooled vector of each text, from one forward pass.
 
-        The token vectors are the last layer's and, beside them, those of the layer two thirds up, which know less of
-        the text and more of the word: shape (tokens, 2 * dimensions), float32, each half of unit length. [CLS] and
-        [SEP] are left out, but for a text that is nothing else, so that every text has a row. The pooled vector is
-        `self([text])[0]` to the last bits. Text by text, so that a text's numbers depend on nothing else in the call;
-        that costs a third of the speed.
+        A token vector joins that of the last layer and that of the layer at two thirds of the depth, which represents
+        the word more than its context; each half has unit length. [CLS] and [SEP] are excluded unless a text has no
+        other token. Texts are encoded one by one, so that a text's vectors do not depend on the others; this costs a
+        third of the speed.
+
+        Returns:
+            For each text, token vectors of shape (tokens, 2 * dimensions) and a vector of shape (dimensions,), float32.
+            The latter is `self([text])[0]`.
         """
         encodings = self._tokenizer.encode_batch(list(texts))
         with one_thread(), ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -105,7 +109,7 @@ class Bert:
         return np.concatenate(halves, axis=1), _pooled(layers[-1], groups)[0]
 
     def _encode(self, ids: list[list[int]]) -> np.ndarray:
-        """Texts as token ids, the shortest first."""
+        """Encode texts, given as token ids, the shortest first."""
         groups: Groups = []
         start = 0
         for length, same in groupby(ids, key=len):
@@ -117,7 +121,7 @@ class Bert:
         return _pooled(last, groups)
 
     def _hidden(self, flat: np.ndarray, groups: Groups) -> Iterator[np.ndarray]:
-        """The vectors of the token ids `flat` after each layer, shape (len(flat), dimensions)."""
+        """Yield the vectors of the token ids `flat` after each layer, shape (len(flat), dimensions)."""
         places = np.concatenate([np.tile(np.arange(length), n) for _, n, length in groups])
         w = self._weights
         x = w["embeddings.word_embeddings.weight"][flat] + w["embeddings.position_embeddings.weight"][places]
@@ -166,9 +170,9 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 def _gelu(x: np.ndarray) -> np.ndarray:
-    """x times the normal distribution function, to 5e-7: a third of the time that scipy's erf takes.
+    """Apply GELU in place, with an error below 5e-7, in a third of the time of SciPy's erf.
 
-    The error function is formula 7.1.26 of Abramowitz and Stegun; in blocks of rows, to stay in the cache.
+    It uses formula 7.1.26 of Abramowitz and Stegun, in blocks of rows that fit the cache.
     """
     f = np.float32
     for start in range(0, len(x), 64):
@@ -187,21 +191,12 @@ def _gelu(x: np.ndarray) -> np.ndarray:
     return x
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a file by name, all in float32; those that are so in the file are mapped, not read: of the word
-    embeddings, half of the weights, only the rows of words that occur ever take up memory."""
-    with path.open("rb") as file:
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    start = 8 + int.from_bytes(content[:8], "little")
-    header: dict[str, Any] = json.loads(content[8:start])
-    header.pop("__metadata__", None)
-    kinds = {"F32": np.float32, "F16": np.float16, "I64": np.int64}  # the last one for saved position numbers
-    tensors = {}
-    for name, tensor in header.items():
-        if tensor["dtype"] not in kinds:
-            raise ValueError(f"{path} holds {tensor['dtype']} weights; save the model in float32.")
-        first, last = tensor["data_offsets"]
-        kind = np.dtype(kinds[tensor["dtype"]])
-        values = np.frombuffer(content, kind, (last - first) // kind.itemsize, start + first)
-        tensors[name.removeprefix("bert.")] = values.reshape(tensor["shape"]).astype(np.float32, copy=False)
-    return tensors
+def _load_weights(path: Path) -> dict[str, np.ndarray]:
+    """Load the tensors of a file by name, in float32."""
+    from safetensors.numpy import load_file
+
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if tensor.dtype not in (np.float32, np.float16, np.int64):  # int64 is for saved position numbers
+            raise ValueError(f"{path} contains {tensor.dtype} weights ({name}); save the model in float32.")
+    return {name.removeprefix("bert."): tensor.astype(np.float32, copy=False) for name, tensor in tensors.items()}

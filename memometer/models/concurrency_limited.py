@@ -1,4 +1,4 @@
-"""An encoder that many threads share: loaded at first use, and in use by a few of them at a time."""
+"""An encoder that many threads share. It is loaded at first use, and a limited number of calls run at a time."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from memometer.models.encoders import Encoder
 
 
 class ConcurrencyLimitedEncoder:
-    """An encoder, or the one of a name (memometer/models/encoders.py), which is loaded where it is first needed, its
-    vectors uncached; raises EncoderUnavailable there.
+    """Limits the concurrent calls of an encoder. Vectors are not cached on disk.
 
     Args:
-        at_once: calls; None for one a core. More would only wait for each other, and take more memory.
+        encoder: an encoder, or a name (memometer/models/encoders.py) to load at first use; None for the default.
+        max_calls: concurrent calls; None for one per core. More would only wait, and take more memory.
     """
 
-    def __init__(self, encoder: Encoder | str | None = None, *, at_once: int | None = None) -> None:
+    def __init__(self, encoder: Encoder | str | None = None, *, max_calls: int | None = None) -> None:
         self._given = encoder
-        self._gate = threading.BoundedSemaphore(at_once or os.cpu_count() or 1)
+        self._gate = threading.BoundedSemaphore(max_calls or os.cpu_count() or 1)
         self._lock = threading.Lock()
 
     @cached_property
@@ -34,22 +34,29 @@ class ConcurrencyLimitedEncoder:
         return encoders.load(self._given, cached=False, log=lambda text: print(text, file=sys.stderr))
 
     def ready(self) -> Encoder:
-        """The encoder, loaded."""
+        """Return the encoder; load it if necessary.
+
+        Raises:
+            EncoderUnavailable: the encoder cannot be loaded.
+        """
         with self._lock:
             return self._encoder
 
     @property
     def name(self) -> str:
+        """The encoder's name."""
         return self.ready().name
 
     @property
     def dimensions(self) -> int:
+        """The encoder's dimensions."""
         return self.ready().dimensions
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Encode texts, when a call is free."""
         encoder = self.ready()
         with self._gate:
             return encoder(texts)
 
     def __deepcopy__(self, memo: dict[int, object]) -> ConcurrencyLimitedEncoder:
-        return self  # DSPy's optimisers copy programs by the hundred; an encoder never changes
+        return self  # it never changes, and optimisers copy programs often

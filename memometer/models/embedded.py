@@ -1,6 +1,6 @@
-"""Models that run in this process on the CPU, with no key: llama.cpp behind DSPy's language-model interface.
+"""Embedded models: llama.cpp in this process, on the CPU and without a key, behind DSPy's engine interface.
 
-Weights come from a registry of tiers, official sources first, and no file is opened before its sha256 is right.
+Weights come from a table of tiers. A file is opened only after its SHA-256 is verified.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from dspy.utils.exceptions import LMTransportError
 from memometer.models.downloads import WeightsUnavailable, fetch, models_folder, sha256
 from memometer.models.errors import describe
 
-# Newlines may end it in any number: vocabularies have tokens of two, and a model kept from those goes on talking.
+# Any number of newlines may end the line: a model that may not use its token of two newlines would go on talking.
 ONE_LINE = r'root ::= " "? [^ \n] [^\n]* "\n"*'
-MOST_CHARACTERS = 80  # of a field before the last: a small model that lists numbers would never come to its answer
-CONTEXT_TOKENS = 8192  # enough for every budget worth running on a CPU; a larger window only takes memory
+MAX_CHARACTERS = 80  # of each field before the last; a small model that lists numbers would not reach its answer
+CONTEXT_TOKENS = 8192  # enough for every practical budget on a CPU; a larger window costs memory
 
 
 @dataclass(frozen=True)
 class Tier:
-    """A model that can be had without a key."""
+    """A model that needs no key."""
 
     description: str
     file: str
@@ -67,20 +67,25 @@ TIERS = {
 
 
 def weights(name: str, *, log: Callable[[str], None] = print) -> Path:
-    """The verified GGUF of a tier, fetched at first use; `name` may also be the path of any GGUF.
+    """Return the verified GGUF file of a tier, downloaded at first use.
 
-    Raises WeightsUnavailable with the next step when it is neither on disk nor to be had.
+    Args:
+        name: a tier, or the path of any GGUF file.
+        log: receives progress messages.
+
+    Raises:
+        WeightsUnavailable: the file does not exist, cannot be downloaded, or has the wrong SHA-256.
     """
     if name not in TIERS:
         path = Path(name)
         if not path.is_file():
             raise WeightsUnavailable(
-                f"embedded:{name} is no tier ({', '.join(TIERS)}) and no GGUF file; use embedded:tiny, or give a path."
+                f"embedded:{name} is neither a tier ({', '.join(TIERS)}) nor a GGUF file; use embedded:tiny, or a path."
             )
         with path.open("rb") as file:
             magic = file.read(4)
         if magic != b"GGUF":
-            raise WeightsUnavailable(f"{path} is no GGUF file; give the path of one, or use embedded:tiny.")
+            raise WeightsUnavailable(f"{path} is not a GGUF file; use the path of one, or embedded:tiny.")
         return path
     tier, path = TIERS[name], models_folder() / TIERS[name].file
     if not path.exists():
@@ -103,11 +108,15 @@ def weights(name: str, *, log: Callable[[str], None] = print) -> Path:
 
 
 class Embedded:
-    """A GGUF in this process, as an engine for `dspy.LM(..., engine=Embedded(path))` and as a token counter.
+    """A GGUF model in this process: an engine for `dspy.LM(..., engine=Embedded(path))`, and a token counter.
 
-    Greedy and without a prompt cache, so that an answer depends on its prompt alone, not on what was asked before.
-    Prompts with worked examples go in as plain text, which small models continue far better than they chat; the
-    reply then has the form of the examples (one line, or a line for each field) by grammar, so that it always parses.
+    Decoding is greedy and uses no prompt cache, so that an answer depends on its prompt alone. A prompt with worked
+    examples is sent as plain text, because small models continue text better than they chat. A grammar then forces the
+    form of the examples on the reply (one line, or one line per field), so that it always parses.
+
+    Args:
+        path: the GGUF file.
+        context_tokens: the context window.
     """
 
     def __init__(self, path: Path, *, context_tokens: int = CONTEXT_TOKENS) -> None:
@@ -124,7 +133,7 @@ class Embedded:
     def _running(self) -> Any:
         with self._lock:
             if self._server is None:
-                # OpenMP's spinning threads halve the speed of everything else on a small machine.
+                # Spin-waiting OpenMP threads halve the speed of everything else on a small machine.
                 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
                 import xllamacpp
 
@@ -135,7 +144,7 @@ class Embedded:
                 params.cache_ram_mib = 0
                 params.warmup = False
                 params.verbosity = -1
-                params.cpuparams.n_threads = 1  # decoding is bound by memory; the prompt by arithmetic
+                params.cpuparams.n_threads = 1  # decoding is limited by memory bandwidth, prompts by arithmetic
                 params.cpuparams_batch.n_threads = os.cpu_count() or 1
                 try:
                     self._server = xllamacpp.Server(params)
@@ -144,9 +153,9 @@ class Embedded:
             return self._server
 
     def __call__(self, text: str) -> int:
-        """The number of tokens of `text` in the model's own vocabulary, special tokens not added."""
+        """Count the tokens of a text in the model's vocabulary, without special tokens."""
         body = json.dumps({"content": text})
-        for retry in (False, True):  # the server closes a connection that was idle for seconds
+        for retry in (False, True):  # the server closes idle connections after seconds
             connection = getattr(self._local, "connection", None)
             if connection is None or retry:
                 address = urllib.parse.urlsplit(self._running().listening_address)
@@ -156,12 +165,17 @@ class Embedded:
                 connection.request("POST", "/tokenize", body, {"Content-Type": "application/json"})
                 return len(json.loads(connection.getresponse().read())["tokens"])
             except (http.client.HTTPException, OSError) as error:
-                if retry:  # no fault of the memory that counts
-                    raise LMTransportError(f"{self.name} does not count ({describe(error)})") from error
+                if retry:  # not a fault of the memory that counts
+                    raise LMTransportError(f"{self.name} cannot count tokens ({describe(error)})") from error
         raise AssertionError("unreachable")
 
     def complete(self, request: lm15.Request) -> lm15.Response:
-        """One completion. Raises lm15.ContextLengthError for a prompt that the window cannot hold."""
+        """Return one completion.
+
+        Raises:
+            lm15.ContextLengthError: the prompt does not fit the context window.
+            lm15.InvalidRequestError: llama.cpp rejects the request.
+        """
         server = self._running()
         body: dict[str, Any] = {
             "max_tokens": request.config.max_tokens or 128,
@@ -172,7 +186,7 @@ class Embedded:
         if request.config.seed is not None:
             body["seed"] = request.config.seed
         if any(message.role == "assistant" for message in request.messages):
-            grammar, end = _form(request)
+            grammar, end = _grammar(request)
             body |= {"prompt": _as_text(request), "grammar": grammar, "stop": [*body["stop"], end]}
             reply = server.handle_completions(body)
         else:
@@ -193,10 +207,10 @@ class Embedded:
         )
 
 
-def _form(request: lm15.Request) -> tuple[str, str]:
-    """(grammar, where to stop) of a reply like the worked examples: one line, or a line for each field they name.
+def _grammar(request: lm15.Request) -> tuple[str, str]:
+    """Return the grammar and the stop string of a reply in the form of the worked examples.
 
-    A field that not every example has may be left out.
+    A field that some example lacks is optional.
     """
     examples = [
         [line.partition(": ")[0] for line in str(message.text).split("\n")[1:]]
@@ -210,12 +224,12 @@ def _form(request: lm15.Request) -> tuple[str, str]:
     fields = [f'("\\n{name}: " value)' + ("" if all(name in e for e in examples) else "?") for name in inner]
     return (
         f'root ::= " "? value {" ".join(fields)} "\\n{last}: " [^ \\n] [^\\n]* "\\n"*\n'
-        f"value ::= [^ \\n] [^\\n]{{0,{MOST_CHARACTERS - 1}}}"
+        f"value ::= [^ \\n] [^\\n]{{0,{MAX_CHARACTERS - 1}}}"
     ), "\n\n"
 
 
 def _as_text(request: lm15.Request) -> str:
-    """The request as one text to continue: the instructions, the worked examples, the question left open."""
+    """Return the request as one text to continue: instructions, worked examples, and the open question."""
     parts = [str(request.system or "")]
     for message in request.messages:
         if message.role == "assistant":

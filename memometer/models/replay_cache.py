@@ -1,15 +1,16 @@
-"""Calls that are made once: every reply of a long search is written down as it arrives, and read from there when the
-same search runs again, so that a killed one goes on where it was without paying twice.
+"""A replay cache of model calls: a long search stores every reply at once, and reads it when the search runs again.
+
+A search that was killed continues without paying twice.
 
     store = CallStore(Path("calls.jsonl"))
     lm = StoredLM.of(reader.lm, store, role="reader", identity="embedded/tiny b179c9523d0e")
     with store.billed() as bill:
         dspy.Predict("question -> answer", lm=lm)(question="…")
-    bill.total_tokens                    # the same, whether the reply was made now or before
+    bill.total_tokens                    # the same, whether the reply is new or from the cache
 
-What tells two calls apart: who answers (`identity`: model, weights, address), the messages, the sampling, DSPy's
-rollout id, and how many copies with that rollout id the search had made before. DSPy's own cache knows neither the
-address nor the last of these: a search that samples a question again would be given the same sample again.
+Calls are equal if they have the same `identity` (model, weights, address), messages, sampling parameters and rollout
+id, and if the search had made the same number of copies with that rollout id before. DSPy's own cache ignores the
+address and the number of copies, so a search that samples a question again would get the same sample again.
 """
 
 from __future__ import annotations
@@ -34,19 +35,22 @@ from memometer.models.errors import FATAL, describe
 from memometer.models.usage import Usage, metered
 
 CLIENT = {"api_key", "api_base", "base_url", "timeout", "headers", "extra_headers"}
-"""What a call needs and its reply does not depend on; the address is part of `identity`."""
+"""Parameters that do not influence a reply; the address is part of `identity`."""
 
 GIVE_UP_AFTER = 8
-"""So many calls that all fail at the start end a search."""
-LEAST = 20
-"""With so many calls the share of failed ones says something."""
+"""A search ends if this many calls fail at the start and none succeeds."""
+MIN_CALLS = 20
+"""The share of failed calls is checked from this number of calls on."""
 
 
 class SearchStopped(BaseException):
-    """No further call is made; the message is why. `outcome` is stopped, invalid where too many calls failed, or
-    failed where none can succeed.
+    """The search makes no further call; the message is the reason.
 
-    A BaseException, because DSPy's optimisers take any Exception in a program for a score of zero and go on.
+    It is a BaseException, because DSPy's optimisers score an Exception in a program as zero and go on.
+
+    Args:
+        why: the reason.
+        outcome: stopped, invalid (too many calls failed) or failed (no call can succeed).
     """
 
     def __init__(self, why: str, *, outcome: str = "stopped") -> None:
@@ -58,24 +62,26 @@ _BILL: ContextVar[Usage | None] = ContextVar("bill", default=None)
 
 
 class CallStore:
-    """The replies of one search, by call, in a file that is only ever appended to. Safe to share between threads.
+    """The replies of one search in an append-only file. Thread-safe.
 
     Args:
-        path: the file; what it holds is known from the start. A last line that a kill cut short is cut off. Raises
-            ValueError for a line that is no call.
-        fail_share: more failed calls than this share end the search.
-        may_call: says why no further call may be made, or the empty string.
+        path: the file. Its replies are loaded, and an incomplete last line is removed.
+        fail_share: the search ends if a larger share of calls fails.
+        may_call: returns the reason why no further call may be made, or an empty string.
+
+    Raises:
+        ValueError: a line of the file is not a call.
     """
 
     def __init__(self, path: Path, *, fail_share: float = 1.0, may_call: Callable[[], str] = lambda: "") -> None:
         self.path = path
         self.fail_share = fail_share
         self.may_call = may_call
-        self.on_call: Callable[[], None] = lambda: None  # after each call that was made
-        self.spent: dict[str, Usage] = defaultdict(Usage)  # by role, of all calls ever made
-        self.made = 0  # by this process
-        self.failed: Counter[str] = Counter()  # reason -> calls of this process
-        self.failed_before: Counter[str] = Counter()  # and of those before it
+        self.on_call: Callable[[], None] = lambda: None  # called after each new call
+        self.spent: dict[str, Usage] = defaultdict(Usage)  # by role, of all stored calls
+        self.made = 0  # calls of this process
+        self.failed: Counter[str] = Counter()  # failed calls of this process, by reason
+        self.failed_before: Counter[str] = Counter()  # failed calls of earlier processes
         self._known: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
         self._in_flight: dict[str, threading.Lock] = {}
@@ -87,7 +93,7 @@ class CallStore:
         return self
 
     def __len__(self) -> int:
-        """Calls that need not be made again."""
+        """The number of stored calls."""
         return len(self._known)
 
     def _read(self) -> None:
@@ -106,13 +112,12 @@ class CallStore:
                 self.spent[record["role"]].add(Usage(**record["usage"]))
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"{self.path} holds a line that is no call ({number}: {error!r}); delete it, and it is asked again."
+                    f"line {number} of {self.path} is not a call ({error!r}); delete it, and the call is repeated."
                 ) from error
 
     @contextmanager
     def billed(self) -> Iterator[Usage]:
-        """Counts the calls of this thread inside the block; one answered from the store with what it took when it was
-        made."""
+        """Count the calls of this thread inside the block. A call from the cache counts with its original usage."""
         bill = Usage()
         token = _BILL.set(bill)
         try:
@@ -121,16 +126,19 @@ class CallStore:
             _BILL.reset(token)
 
     def draw(self, rollout_id: int) -> int:
-        """How many copies of a model with this rollout id there were before. The search's main thread makes them, in an
-        order that its seed settles."""
+        """Return the number of earlier copies of a model with this rollout id.
+
+        The main thread makes the copies in an order that depends on the seed only.
+        """
         with self._lock:
             self._copies[rollout_id] += 1
             return self._copies[rollout_id] - 1
 
     def reply(self, key: str, role: str, call: Callable[[], Any]) -> Any:
-        """What the store has for a key, else what `call` returns. Of equal calls at once one is made.
+        """Return the stored reply of a key, or call the model and store its reply; equal concurrent calls are made once.
 
-        Raises SearchStopped where no call may be made or none can succeed, and what `call` raises.
+        Raises:
+            SearchStopped: no call may be made, or none can succeed.
         """
         with self._lock:
             mine = self._in_flight.setdefault(key, threading.Lock())
@@ -143,7 +151,7 @@ class CallStore:
         return record["outputs"]
 
     def _stop(self, why: str, *, outcome: str = "stopped") -> SearchStopped:
-        """Why no call is made any more, by whatever threads an optimiser leaves behind."""
+        """Block all further calls, also those of threads that an optimiser leaves running."""
         self._closed = self._closed or SearchStopped(why, outcome=outcome)
         return self._closed
 
@@ -156,13 +164,13 @@ class CallStore:
             self.made += 1
         try:
             with metered() as usage:
-                # As it will be read again; and without half a surrogate pair, which no prompt or file can hold.
+                # The same value as when it is read from the file, without unpaired surrogates.
                 outputs = json.loads(json.dumps(call(), ensure_ascii=False).encode("utf-8", "replace"))
         except ContextWindowExceededError:
-            raise  # the prompt is at fault, not the provider
+            raise  # the prompt is too long, which is not the provider's fault
         except FATAL as error:
             raise self._stop(f"no call can succeed: {describe(error)}", outcome="failed") from error
-        except Exception as error:  # of any kind: it is counted and goes on to the caller
+        except Exception as error:  # any error is counted and raised again
             self._count_failure(describe(error))
             raise
         record = {"key": key, "role": role, "outputs": outputs, "usage": asdict(usage)}
@@ -178,8 +186,8 @@ class CallStore:
         try:
             with self.path.open("ab", buffering=0) as file:
                 if file.write(line) != len(line):
-                    raise OSError("it could not be written whole; is the disk full?")
-        except OSError as error:  # what cannot be written down must not be paid for
+                    raise OSError("the line was not written completely; is the disk full?")
+        except OSError as error:  # a call that cannot be stored must not be paid for
             raise self._stop(f"{self.path} cannot be written: {error}", outcome="failed") from error
 
     def _count_failure(self, reason: str) -> None:
@@ -187,12 +195,12 @@ class CallStore:
             self._append({"failed": reason})
             self.failed[reason] += 1
             failed, made = self.failed.total(), self.made
-        if (made >= GIVE_UP_AFTER and failed == made) or (made >= LEAST and failed > self.fail_share * made):
+        if (made >= GIVE_UP_AFTER and failed == made) or (made >= MIN_CALLS and failed > self.fail_share * made):
             raise self._stop(f"{failed} of {made} calls failed, the last with {reason}", outcome="invalid")
 
 
 class StoredLM(BoundedRetryLM):
-    """A language model whose replies are kept in a store."""
+    """A language model whose replies are stored in a `CallStore`."""
 
     store: CallStore
     role: str
@@ -201,11 +209,13 @@ class StoredLM(BoundedRetryLM):
 
     @classmethod
     def of(cls, lm: dspy.LM, store: CallStore, *, role: str, identity: str) -> StoredLM:
-        """The same model, uncached by DSPy, its calls kept in `store`.
+        """Return a copy of a model that stores its calls and does not use DSPy's cache.
 
         Args:
-            role: under which the store adds up what its calls took.
-            identity: tells it from any other model of the same name: weights, adapter, address.
+            lm: the model.
+            store: stores the calls.
+            role: the store sums usage by role.
+            identity: distinguishes models of the same name by weights, adapter and address.
         """
         stored = cls.__new__(cls)
         stored.__dict__.update(lm.copy(cache=False).__dict__)
@@ -213,6 +223,7 @@ class StoredLM(BoundedRetryLM):
         return stored
 
     def copy(self, **changes: Any) -> StoredLM:
+        """Return a copy with other parameters, as `dspy.LM.copy` does."""
         copied: StoredLM = super().copy(**changes)
         if changes.get("rollout_id") is not None:
             copied.draw = self.store.draw(changes["rollout_id"])
@@ -220,8 +231,8 @@ class StoredLM(BoundedRetryLM):
 
     def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
         sampling = {name: value for name, value in {**self.kwargs, **kwargs}.items() if name not in CLIENT}
-        asked = [self.identity, prompt, messages, sampling, self.draw]
-        key = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:32]
+        content = [self.identity, prompt, messages, sampling, self.draw]
+        key = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]
         if sampling.get("temperature") and not isinstance(self.engine, str):
             kwargs["seed"] = int(key[:7], 16)  # an engine in this process samples the same for the same seed
         return self.store.reply(
@@ -230,5 +241,5 @@ class StoredLM(BoundedRetryLM):
 
 
 def at_fault_itself(error: BaseException) -> bool:
-    """Whether a program has to answer for an error: a prompt too long, a reply that it did not get into form."""
+    """Return True if the program caused an error: its prompt is too long, or its reply does not parse."""
     return isinstance(error, AdapterParseError | ContextWindowExceededError)

@@ -1,4 +1,4 @@
-"""What calls to language models cost, counted per thread: calls, tokens, seconds."""
+"""Count calls, tokens and seconds of language models, per thread."""
 
 from __future__ import annotations
 
@@ -14,9 +14,16 @@ from dspy.utils.callback import BaseCallback
 
 @dataclass
 class Usage:
-    """`prompt_tokens` and `completion_tokens` as the providers report them; of the first, `cached_tokens` were read
-    from the provider's cache. A call without a report (a failed one, or a server that counts nothing) is in
-    `unreported`, never a zero in disguise. Retries within a call are not seen. `seconds` are wall time."""
+    """The usage of some calls.
+
+    Attributes:
+        calls: number of calls; retries within a call are not counted.
+        unreported: calls without a token count, because they failed or the server does not report one.
+        prompt_tokens: as the provider reports them.
+        completion_tokens: as the provider reports them.
+        cached_tokens: prompt tokens that the provider read from its cache.
+        seconds: wall time.
+    """
 
     calls: int = 0
     unreported: int = 0
@@ -27,16 +34,18 @@ class Usage:
 
     @property
     def total_tokens(self) -> int:
+        """Prompt and completion tokens."""
         return self.prompt_tokens + self.completion_tokens
 
     def add(self, more: Usage, *, times: int = 1) -> None:
+        """Add another usage, `times` times."""
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name) + times * getattr(more, field.name))
 
 
 @contextmanager
 def metered() -> Iterator[Usage]:
-    """Counts the calls made by this thread inside the block; the figures are complete when the block ends."""
+    """Count the calls of this thread inside the block. The usage is complete when the block ends."""
     usage, counter, started = Usage(), _CallCounter(), time.perf_counter()
     with dspy.track_usage() as tracker, dspy.context(callbacks=[*dspy.settings.callbacks, counter]):
         try:
@@ -48,7 +57,7 @@ def metered() -> Iterator[Usage]:
 
 @contextmanager
 def metered_in(module: dspy.Module) -> Iterator[Usage]:
-    """As `metered`, of what is spent inside calls of `module` alone. Goes inside a block of `metered`."""
+    """Count the calls made inside one DSPy module. Use it inside a block of `metered`."""
     usage = Usage()
     meter = _ModuleMeter(module, dspy.settings.usage_tracker, usage)
     with dspy.context(callbacks=[*dspy.settings.callbacks, meter]):
@@ -86,7 +95,7 @@ class _ModuleMeter(_CallCounter):
 
 
 def _reported(tracker: Any, calls: int) -> Usage:
-    """What the tracker has seen of so many calls."""
+    """Return the usage that DSPy's tracker recorded for a number of calls."""
     entries = [entry for of_model in tracker.usage_data.values() for entry in of_model]
     return Usage(
         calls=calls,

@@ -1,4 +1,4 @@
-"""Vectors on disk: each text of an encoder is computed once, by any run on this machine."""
+"""A cache of vectors on disk: each text of an encoder is computed once on this machine."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from memometer.models.downloads import models_folder
 
 
 class VectorCache:
-    """What an encoder makes of a text, as bytes, in one SQLite file an encoder, by the text's sha256.
+    """Stores bytes by the SHA-256 of a text, in one SQLite file per encoder.
 
-    Safe with several processes, and after a kill: a transaction is there whole or not at all. Where the file cannot be
-    used (a read-only disk, a damaged file), everything is computed, and a sentence on standard error says so once.
+    Several processes may use it, and a killed one leaves no partial transaction. If the file cannot be used (a
+    read-only disk, a damaged file), everything is computed, and one warning is printed to standard error.
 
     Args:
-        name: the encoder's; whatever changes the bytes must change it.
-        folder: where; None for `vectors` in the models folder.
+        name: name of the encoder; it must change whenever the bytes do.
+        folder: folder of the file; None for `vectors` in the models folder.
     """
 
     def __init__(self, name: str, *, folder: Path | None = None) -> None:
@@ -31,6 +31,7 @@ class VectorCache:
 
     @property
     def path(self) -> Path:
+        """The SQLite file."""
         slug = re.sub(r"[^\w.-]+", "_", self.name)
         return self._folder / f"{slug}-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}.sqlite"
 
@@ -39,11 +40,17 @@ class VectorCache:
         texts: Sequence[str],
         compute: Callable[[list[str]], Sequence[bytes]],
         *,
-        whole: Callable[[bytes], bool],
+        is_valid: Callable[[bytes], bool],
     ) -> list[bytes]:
-        """The bytes of each text; those that are not there, or not `whole`, are computed and kept."""
+        """Return the bytes of each text; missing and invalid ones are computed and stored.
+
+        Args:
+            texts: the texts.
+            compute: returns the bytes of texts.
+            is_valid: returns False for bytes that cannot be right.
+        """
         keys = [hashlib.sha256(text.encode(errors="surrogatepass")).digest() for text in texts]
-        known = {key: value for key, value in self._read(keys) if whole(value)}
+        known = {key: value for key, value in self._read(keys) if is_valid(value)}
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
         if new:
             computed = list(zip(new, compute(list(new.values())), strict=True))
@@ -55,16 +62,16 @@ class VectorCache:
         rows: list[tuple[bytes, bytes]] = []
 
         def select(file: sqlite3.Connection) -> None:
-            for start in range(0, len(keys), 500):  # any SQLite takes so many parameters
-                asked = keys[start : start + 500]
-                marks = ",".join("?" * len(asked))
-                rows.extend(file.execute(f"SELECT text, vector FROM vectors WHERE text IN ({marks})", asked))
+            for start in range(0, len(keys), 500):  # within the parameter limit of any SQLite
+                part = keys[start : start + 500]
+                marks = ",".join("?" * len(part))
+                rows.extend(file.execute(f"SELECT text, vector FROM vectors WHERE text IN ({marks})", part))
 
         self._use(select)
         return rows
 
     def _use(self, action: Callable[[sqlite3.Connection], object]) -> None:
-        """Do something with the open file, in one transaction; once that has failed, nothing."""
+        """Run an action on the open file in one transaction; after a failure, do nothing."""
         if not self._usable:
             return
         try:
@@ -76,4 +83,4 @@ class VectorCache:
             self._usable = False
             from memometer.models.errors import describe
 
-            print(f"Vectors are not cached: {self.path} cannot be used ({describe(error)}).", file=sys.stderr)
+            print(f"Vectors are not cached, because {self.path} cannot be used ({describe(error)}).", file=sys.stderr)
