@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memometer.memory import Turn
-from memometer.models.embedded import ONE_LINE, _form
+from memometer.models.embedded import ONE_LINE, _grammar
 from memometer.models.plain_adapter import PlainAdapter
 from memometer.reader.multi_round import MESSAGE_TOKENS, QuestionBudgetTooSmall
 from memometer.reader.signatures import EXAMPLES, LAST, NOT_LAST, CitedAnswer, MultiRound
@@ -101,7 +101,7 @@ def test_messy_replies_are_read(reply: str, expected: tuple[list[int], str, str,
 
 @pytest.mark.parametrize("reply", ["", "  \n", "<think>Lines: 3", "1, 2, 3, 4,", "3\nStatus: answered", "Answer:"])
 def test_a_reply_without_an_answer_is_a_failure(reply: str) -> None:
-    with pytest.raises(AdapterParseError, match="the reply holds no answer"):
+    with pytest.raises(AdapterParseError, match="contains no answer"):
         PlainAdapter().parse(CitedAnswer, reply)
 
 
@@ -139,7 +139,7 @@ def test_the_grammar_follows_the_examples() -> None:
     def form(*replies: str) -> tuple[str, str]:
         user = lm15.Message.user("?")
         messages = [m for reply in replies for m in (user, lm15.Message.assistant(reply))]
-        return _form(lm15.Request(model="x", messages=(*messages, user)))
+        return _grammar(lm15.Request(model="x", messages=(*messages, user)))
 
     assert form("Sourdough", "5 March 2021") == (ONE_LINE, "\n")
     grammar, end = form("1\nStatus: answered\nAnswer: x", "none\nStatus: more\nLookup: y\nAnswer: z")

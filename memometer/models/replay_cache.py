@@ -135,7 +135,7 @@ class CallStore:
             return self._copies[rollout_id] - 1
 
     def reply(self, key: str, role: str, call: Callable[[], Any]) -> Any:
-        """Return the stored reply of a key, or call the model and store its reply; equal concurrent calls are made once.
+        """Return the stored reply of a key, or call the model and store its reply. Equal concurrent calls run once.
 
         Raises:
             SearchStopped: no call may be made, or none can succeed.
