@@ -1,19 +1,14 @@
-"""LOCOMO as typed values: found or downloaded, verified byte for byte, its known faults repaired or listed.
+"""LOCOMO's data: find or download the file, verify its digest, and parse it into typed values.
 
-    memometer data [--data FILE]      prints the invariants, exits 1 on any mismatch
-
-Source: https://github.com/snap-research/locomo at the pinned commit, CC BY-NC 4.0; never part of this project.
+Source: https://github.com/snap-research/locomo at a pinned commit (CC BY-NC 4.0). It is not part of this project.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
 import re
-import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,10 +29,10 @@ LICENCE = (
     "attribution, no commercial use. https://creativecommons.org/licenses/by-nc/4.0/"
 )
 DATA = Path("data")
-"""Where LOCOMO is looked for, and downloaded to: a folder below the working folder."""
+"""The folder, below the working folder, where LOCOMO is expected and downloaded to."""
 SAMPLE = Path(__file__).resolve().parent / "sample.json"
 SIMULATED = "simulated"
-"""The key that every conversation of a file by `locomo.synthetic.simulate` has, and no conversation of LOCOMO's."""
+"""Every conversation that `memometer simulate` writes has this key; those of LOCOMO do not."""
 
 CATEGORIES = {"1": "multi-hop", "2": "temporal", "3": "open-domain", "4": "single-hop", "5": "adversarial"}
 """The number in the file and its name. Most published tables rotate these names."""
@@ -81,9 +76,15 @@ class Question(protocol.Question):
 
 
 def load(data: str | Path | None = None, *, log: Callable[[str], None] = eprint) -> Dataset:
-    """The data set from `data`, else LOCOMO_PATH, else data/locomo10.json, else the network, else the sample.
+    """Load LOCOMO.
 
-    Raises DataError for a file that is missing, unreadable, or not LOCOMO byte for byte.
+    Args:
+        data: The file; by default the one that LOCOMO_PATH names, then data/locomo10.json, then a download, and
+            without a network the built-in sample.
+        log: Receives messages about the source.
+
+    Raises:
+        DataError: The file is missing or unreadable, or is neither LOCOMO nor one of the kinds in NOTICES.
     """
     named = data or os.environ.get("LOCOMO_PATH")
     path = Path(named) if named else DATA / "locomo10.json"
@@ -94,9 +95,7 @@ def load(data: str | Path | None = None, *, log: Callable[[str], None] = eprint)
         try:
             download(path, log=log)
         except OSError as error:
-            log(
-                f"No LOCOMO file and no way to download it ({type(error).__name__}); using the built-in sample instead."
-            )
+            log(f"LOCOMO is not on this machine and the download failed ({type(error).__name__}); using the sample.")
             path = SAMPLE
     return read(path)
 
@@ -115,8 +114,14 @@ NOTICES = {
 
 
 def read(path: Path) -> Dataset:
-    """Parse and verify one file. Raises DataError unless it is LOCOMO or this project's sample, to the byte, or a
-    file that says of every conversation that it is simulated."""
+    """Verify and parse a file.
+
+    Args:
+        path: LOCOMO byte for byte, the built-in sample, or a file of `memometer simulate`.
+
+    Raises:
+        DataError: The file cannot be read or is something else.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -168,7 +173,7 @@ def _is_simulated(content: bytes) -> bool:
 
 
 def parse(raw: list[dict[str, Any]]) -> list[Conversation]:
-    """LOCOMO's JSON as conversations. What a memory must not see (summaries, image search words) is not kept."""
+    """Parse LOCOMO's JSON. Summaries and image search words are dropped, because a memory must not see them."""
     return [_conversation(entry) for entry in raw]
 
 
@@ -210,7 +215,15 @@ def _question(conversation: str, index: int, item: dict[str, Any], known: set[st
 
 
 def repair_evidence(strings: list[str], known: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(turn ids that exist, strings that name none). Mends `D:11:26`, `D30:05` and lists in one string."""
+    """Repair evidence strings such as `D:11:26`, `D30:05` and several ids in one string.
+
+    Args:
+        strings: The evidence strings of one question.
+        known: The turn ids of its conversation.
+
+    Returns:
+        The turn ids, each once, and the strings that name an unknown turn.
+    """
     found: dict[str, None] = {}
     unresolved = []
     for string in strings:
@@ -222,9 +235,17 @@ def repair_evidence(strings: list[str], known: set[str]) -> tuple[tuple[str, ...
 
 
 def download(path: Path, *, url: str = URL, sha256: str = SHA256, log: Callable[[str], None] = eprint) -> None:
-    """Fetch the file to `path`: resumed where a broken download stopped, verified, then moved into place whole.
+    """Download and verify the file. An interrupted download continues where it stopped.
 
-    Raises OSError when the network fails (what arrived is kept for the next try) and DataError for wrong bytes.
+    Args:
+        path: The target. It appears only when the file is complete and correct.
+        url: The source.
+        sha256: The expected digest.
+        log: Receives the licence.
+
+    Raises:
+        OSError: The network failed. The received part is kept for the next attempt.
+        DataError: The server sent something else.
     """
     import requests
     from filelock import FileLock
@@ -232,13 +253,13 @@ def download(path: Path, *, url: str = URL, sha256: str = SHA256, log: Callable[
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with FileLock(path.with_name(path.name + ".lock")):
-        if path.exists():  # another process was faster
+        if path.exists():  # another process has downloaded it
             return
         have = part.stat().st_size if part.exists() else 0
-        # Compressed transfers cannot be resumed by the bytes on disk.
+        # The bytes of a compressed transfer do not match those on disk, so it cannot be resumed.
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
         with requests.get(url, headers=headers, stream=True, timeout=(5, 30)) as response:
-            if response.status_code != 416:  # 416: the part is already whole
+            if response.status_code != 416:  # 416: the part is complete
                 response.raise_for_status()
                 if response.status_code != 206:
                     have = 0
@@ -253,85 +274,5 @@ def download(path: Path, *, url: str = URL, sha256: str = SHA256, log: Callable[
                         shown.update(len(chunk))
         if (digest := hashlib.sha256(part.read_bytes()).hexdigest()) != sha256:
             part.unlink()
-            raise DataError(
-                f"{url} sent other bytes than LOCOMO's (sha256 {digest[:12]}…); nothing was kept. Try again."
-            )
+            raise DataError(f"{url} sent another file than LOCOMO (sha256 {digest[:12]}…); it was deleted. Try again.")
         part.replace(path)
-
-
-EXPECTED = {
-    "conversations": 10,
-    "sessions": 272,
-    "session dates without turns": 16,
-    "turns": 5882,
-    "captions (blip_caption)": 1226,
-    "captions without img_url": 316,
-    "questions": 1986,
-    "questions of category 1 (multi-hop)": 282,
-    "questions of category 2 (temporal)": 321,
-    "questions of category 3 (open-domain)": 96,
-    "questions of category 4 (single-hop)": 841,
-    "questions of category 5 (adversarial)": 446,
-    "questions of categories 1-4 without evidence": 4,
-    "gold answers that are integers": 6,
-    "evidence strings": 2815,
-    "evidence strings that are faulty": 9,
-    "evidence strings unresolved": "conv-42#58 D10:19, conv-42#88 D, conv-47#38 D4:36",
-}
-
-
-def invariants(raw: list[dict[str, Any]]) -> dict[str, int | str]:
-    """What LOCOMO.json must hold, counted from the file; the keys are those of EXPECTED."""
-    conversations = parse(raw)
-    questions = [question for conversation in conversations for question in conversation.questions]
-    items = [item for entry in raw for item in entry["qa"]]
-    talks = [entry["conversation"] for entry in raw]
-    turns = [turn for talk in talks for value in talk.values() if isinstance(value, list) for turn in value]
-    captioned = [turn for turn in turns if "blip_caption" in turn]
-    categories = Counter(question.category for question in questions)
-    strings = [(c.id, i, s) for c, e in zip(conversations, raw, strict=True) for i, q in enumerate(e["qa"])
-               for s in q["evidence"]]  # fmt: skip
-    known = {c.id: {turn.id for turn in c.turns} for c in conversations}
-    return {
-        "conversations": len(conversations),
-        "sessions": sum(len(c.sessions) for c in conversations),
-        "session dates without turns": sum(
-            key.endswith("_date_time") and key.removesuffix("_date_time") not in talk for talk in talks for key in talk
-        ),
-        "turns": len(turns),
-        "captions (blip_caption)": len(captioned),
-        "captions without img_url": sum("img_url" not in turn for turn in captioned),
-        "questions": len(questions),
-        **{f"questions of category {n} ({name})": categories[n] for n, name in CATEGORIES.items()},
-        "questions of categories 1-4 without evidence": sum(
-            q.answerable and not q.evidence and not q.unresolved for q in questions
-        ),
-        "gold answers that are integers": sum(isinstance(item.get("answer"), int) for item in items),
-        "evidence strings": len(strings),
-        "evidence strings that are faulty": sum(s not in known[c] for c, _, s in strings),
-        "evidence strings unresolved": ", ".join(f"{q.id} {s}" for q in questions for s in q.unresolved),
-    }
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="memometer data", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", metavar="FILE", help="locomo10.json (default: LOCOMO_PATH, data/, or a download)")
-    args = parser.parse_args(argv)
-    try:
-        data = load(args.data)
-    except DataError as error:
-        print(f"locomo.dataset: {error}", file=sys.stderr)
-        return 1
-    found = invariants(json.loads(data.path.read_bytes()))
-    if data.kind:
-        for name, value in found.items():
-            print(f"{data.prefix}{name}: {value}")
-        print(f"{data.prefix}{data.notice} LOCOMO's invariants do not apply to it.")
-        return 0
-    wrong = 0
-    for name, expected in EXPECTED.items():
-        ok = found[name] == expected
-        wrong += not ok
-        print(f"{'ok   ' if ok else 'WRONG'} {name}: {found[name]}" + ("" if ok else f" (expected {expected})"))
-    print(f"{data.path.name}, sha256 {data.sha256}: {len(EXPECTED) - wrong} of {len(EXPECTED)} invariants hold")
-    return 1 if wrong else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from locomo import dataset, label_corrections, llm_judge, metrics
+from locomo import dataset, label_corrections, llm_judge, metrics, verify
 from memometer.benchmarks import metrics as shared_metrics
 from memometer.benchmarks.protocol import Benchmark, Dataset, UserFile
 
@@ -14,6 +14,12 @@ def _synthesize(seed: int, conversations: int) -> Dataset:
     from locomo.synthetic.simulate import dataset_of
 
     return dataset_of(seed, conversations)
+
+
+def _write_synthetic(path: Path, seed: int, conversations: int) -> list[str]:
+    from locomo.synthetic.simulate import write
+
+    return write(path, seed, conversations)
 
 
 def _person_names(seed: str, taken: Collection[str]) -> Callable[[], str]:
@@ -38,6 +44,8 @@ BENCHMARK = Benchmark(
         "LOCOMO_WRONG_ANSWERS", "specific_wrong_answers.json of the same audit", label_corrections.read_wrong_answers
     ),
     local_file=dataset.local_file,
+    verify=verify.verify,
     synthesize=_synthesize,
+    write_synthetic=_write_synthetic,
     person_names=_person_names,
 )

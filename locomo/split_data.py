@@ -1,9 +1,9 @@
-"""Splits by conversation, written as ids.
+"""Print and write LOCOMO's splits by conversation.
 
     python -m locomo.split_data [--split default|memory-r1|leave-one-out] [--data FILE]
 
-prints the questions per category and part, and what a split by question would have leaked, and writes
-data/splits/NAME.json: conversation ids only, so that the file carries nothing of the data's text.
+It prints the questions per category and part, and how much a split by question would leak. It writes
+data/splits/NAME.json in the working folder: conversation ids only, without text of the data.
 """
 
 from __future__ import annotations
@@ -20,10 +20,15 @@ from memometer.benchmarks.protocol import DataError, Dataset, Question
 
 
 def leakage(data: Dataset, *, seeds: int = 20) -> dict[str, float]:
-    """What a random 80/20 split by question would share between its parts, as mean fractions over `seeds` draws.
+    """Measure how much a random 80/20 split by question would leak.
 
-    `evidence turn`, `session`: test questions of categories 1-4 that share one with a training question.
-    `adversarial evidence`: category-5 questions whose evidence is exactly that of an answerable question (no draw).
+    Args:
+        data: LOCOMO.
+        seeds: Number of random splits.
+
+    Returns:
+        Mean fractions: `evidence turn` and `session` of answerable test questions that share one with a training
+        question, and `adversarial evidence` of category-5 questions with exactly the evidence of an answerable one.
     """
     pool = [q for q in data.questions if q.answerable]
 

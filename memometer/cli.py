@@ -22,8 +22,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "label-sets": ("memometer.judging.label_sets", "show known label errors and the score ceiling they imply"),
         "contamination": ("memometer.commands.contamination", "search files for held-out questions and answers"),
         "test-usage": ("memometer.run.test_set_usage", "show how often the test split has been evaluated"),
-        "data": ("locomo.dataset", "find or download LOCOMO and verify it"),
-        "simulate": ("locomo.synthetic.simulate", "generate synthetic conversations with known evidence"),
+        "data": ("memometer.commands.data", "find or download a benchmark's data and verify them"),
+        "simulate": ("memometer.commands.simulate", "write synthetic conversations with known evidence"),
     },
     "Improve": {
         "optimize": ("memometer.commands.optimize", "search for better prompts (also: python optimize.py)"),

@@ -15,14 +15,16 @@ from hypothesis import strategies as st
 
 from locomo import dataset
 from locomo.dataset import download, load, read, repair_evidence
+from locomo.verify import EXPECTED
+from memometer import cli
 from memometer.benchmarks.protocol import DataError
 
 
 def test_every_invariant_of_locomo_holds(locomo: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert dataset.main(["--data", str(locomo.path)]) == 0
+    assert cli.main(["data", "--data", str(locomo.path)]) == 0
     out = capsys.readouterr().out
     assert "WRONG" not in out
-    assert f"{len(dataset.EXPECTED)} of {len(dataset.EXPECTED)} invariants hold" in out
+    assert f"{len(EXPECTED)} of {len(EXPECTED)} counts are right" in out
 
 
 def test_sessions_come_in_integer_order_and_time_rises(locomo: Any) -> None:
@@ -92,7 +94,7 @@ def test_other_bytes_are_refused(tmp_path: Path) -> None:
         read(other)
     with pytest.raises(DataError, match="does not exist"):
         load(tmp_path / "nowhere.json")
-    assert dataset.main(["--data", str(other)]) == 1
+    assert cli.main(["data", "--data", str(other)]) == 2
 
 
 def test_the_sample_has_all_categories_and_says_what_it_is(sample: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,7 +102,7 @@ def test_the_sample_has_all_categories_and_says_what_it_is(sample: Any, capsys: 
     assert {question.category for question in sample.questions} == {"1", "2", "3", "4", "5"}
     assert all(question.evidence and not question.unresolved for question in sample.questions)
     assert len(sample.conversations[0].sessions) >= 2
-    assert dataset.main(["--data", str(sample.path)]) == 0
+    assert cli.main(["data", "--data", str(sample.path)]) == 0
     assert all(line.startswith("SAMPLE") for line in capsys.readouterr().out.splitlines())
 
 
@@ -110,7 +112,7 @@ def test_without_file_and_network_the_sample_takes_over(monkeypatch: pytest.Monk
     monkeypatch.setattr(dataset, "download", lambda path, log: (_ for _ in ()).throw(ConnectionError("no network")))
     said: list[str] = []
     assert load(log=said.append).kind == "SAMPLE"
-    assert "built-in sample" in said[0]
+    assert "sample" in said[0]
 
 
 class _Flaky(BaseHTTPRequestHandler):
@@ -150,7 +152,7 @@ def test_a_broken_download_is_resumed_and_verified(tmp_path: Path) -> None:
         assert "CC BY-NC 4.0" in said[0]
         path.unlink()
         (tmp_path / "locomo10.json.part").write_bytes(_Flaky.content)
-        with pytest.raises(DataError, match="other bytes"):
+        with pytest.raises(DataError, match="sent another file"):
             download(path, url=url, sha256="0" * 64, log=said.append)
         assert not list(tmp_path.glob("*.json*t")), "nothing of wrong bytes is kept"
     finally:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from locomo.synthetic.conversation import Acquaintance
+from locomo.synthetic.conversation import ConversationGenerator
 from locomo.synthetic.simulate import as_json
 from memometer.benchmarks.protocol import Conversation
 from memometer.commands import evaluate
@@ -38,7 +38,7 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight short conversations: three teach, two choose and confirm, three are sealed and hold the canary."""
     entries = []
     for number in range(1, 9):
-        people = Acquaintance(f"simulate/3/{number}", [12] * 9, name=f"simulated-3-{number}")
+        people = ConversationGenerator(f"simulate/3/{number}", [12] * 9, name=f"simulated-3-{number}")
         parts = list(people.sessions())
         made = Conversation(f"simulated-3-{number}", people.speakers, tuple(s for s, _ in parts),
                             tuple(q for _, asked in parts for q in asked))  # fmt: skip

@@ -15,6 +15,7 @@ from locomo.dataset import Question
 from locomo.synthetic import simulate
 from locomo.synthetic.conversation import RATES
 from locomo.synthetic.templates import Draw, Names, relative_date, vocabulary
+from memometer import cli
 from memometer.benchmarks.protocol import Conversation, Session
 
 MADE = [simulate.conversation(1, number) for number in (1, 2, 3)]
@@ -124,13 +125,13 @@ def test_the_shape_of_locomo_is_what_the_table_says(locomo: Any) -> None:
 
 def test_files_are_read_back_and_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "made.json"
-    assert simulate.main(["--seed", "1", "--conversations", "3", "--out", str(path)]) == 0
+    assert cli.main(["simulate", "--seed", "1", "--conversations", "3", "--out", str(path)]) == 0
     assert all(line.startswith("SIMULATED") for line in capsys.readouterr().out.splitlines())
     data = dataset.read(path)
     assert data.conversations == tuple(MADE)
     assert data.kind == "SIMULATED"
     assert data.part("test") == data.conversations
-    assert dataset.main(["--data", str(path)]) == 0
+    assert cli.main(["data", "--data", str(path)]) == 0
     assert all(line.startswith("SIMULATED") for line in capsys.readouterr().out.splitlines())
 
 

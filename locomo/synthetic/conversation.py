@@ -1,8 +1,8 @@
-"""Two simulated people: what happens to them, what they tell each other, and what can be asked about it.
+"""Generator of one synthetic conversation: facts, the turns that state them, and questions about them.
 
-Facts are told in one turn, in a photo's caption, or in the turn after the one that holds the question's words; told
-again in a newer version; told alike by the other speaker; told in parts over several sessions. A question is asked
-only where exactly one fact answers it, and no later fact may make it ambiguous.
+A fact is stated in one turn, in a photo's caption, or in the turn after the one that has the question's words. A fact
+may be replaced by a newer version, be stated by the other speaker too, or be spread over several sessions. A question
+is asked only if exactly one fact answers it, and no later fact may make it ambiguous.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from memometer.benchmarks.protocol import Session
 from memometer.memory import Turn
 
 RATES = {1: 282 / 5882, 2: 321 / 5882, 3: 96 / 5882, 4: 841 / 5882, 5: 446 / 5882}
-"""Questions of each category per turn: LOCOMO's."""
+"""Questions of each category per turn, as in LOCOMO."""
 LONG_TURNS = 2_000
-"""Above this, a tenth of the questions is asked, each holds a name (else it would soon have many answers), and the
-speakers meet twice a day, so that ten million tokens are eighteen years."""
+"""A longer conversation gets a tenth of the questions. Each contains a name, because it would soon have many answers
+otherwise. The speakers meet twice a day, so that ten million tokens are eighteen years."""
 FACTS_PER_TURN = 0.25
 PARAPHRASE = 0.5
-"""How often a question uses another verb than the fact, and the class of a thing (dog) in place of its kind."""
+"""Probability that a question uses another verb than the fact and the class of a thing (dog), not its kind."""
 NAMED = {"venue", "friend", "name"}
-NOT_ASKED_BY = {"who", "other", "do", "did", "theme", "when"}  # blanks that tell no two facts of a topic apart
+NOT_ASKED_BY = {"who", "other", "do", "did", "theme", "when"}  # blanks that do not distinguish two facts of a topic
 SETTLED_WITH = {"venue": ("venue", "spot"), "friend": ("friend", "relation")}
 
 Slots = dict[str, Any]
 Key = tuple[int, str, tuple[tuple[str, str], ...]]
-"""What a question asks by: speaker, topic, and the slots it names. Two facts with one key have one question."""
+"""Speaker, topic and the named slots of a question. Two facts with the same key have the same question."""
 
 
 @dataclass
 class Thread:
-    """What is told over several sessions and asked for once: facts that share a key, or hints at a trait."""
+    """Facts with the same key, or hints at a trait, that are stated over several sessions and asked about once."""
 
     sentence: str
     left: int
@@ -49,7 +49,8 @@ class Thread:
 
 @dataclass
 class Plan:
-    """Something to be told: a fact of which `fixed` is settled; with `replaces`, the newer version of that kind."""
+    """A fact to be stated. `fixed` are the slots that are given; `replaces` is the kind that it is a newer version
+    of."""
 
     speaker: int
     topic: str
@@ -60,7 +61,7 @@ class Plan:
 
 @dataclass
 class Fact:
-    """A fact as told: its slots, the date of its {when}, and the id of the turn that says each slot."""
+    """A fact that was stated: its slots, the date that {when} means, and the id of the turn that states each slot."""
 
     plan: Plan
     slots: Slots
@@ -68,13 +69,13 @@ class Fact:
     said: dict[str, str] = field(default_factory=dict)
 
 
-class Acquaintance:
-    """Iterate `sessions()` once.
+class ConversationGenerator:
+    """Generates one conversation; iterate over `sessions()` once.
 
     Args:
-        seed: any text; it decides everything.
-        sizes: turns of each session.
-        name: the conversation's id in its questions.
+        seed: Any text. The same seed gives the same conversation.
+        sizes: Number of turns of each session.
+        name: Id of the conversation.
     """
 
     def __init__(self, seed: str, sizes: list[int], *, name: str) -> None:
@@ -100,7 +101,7 @@ class Acquaintance:
         self.questions: list[Question] = []
 
     def sessions(self) -> Iterator[tuple[Session, tuple[Question, ...]]]:
-        """Each session, with the questions that it completes the evidence of."""
+        """Yield each session with the questions whose evidence it completes."""
         draw = self.draw
         said_at = datetime(2022, 1, draw.between(1, 28), draw.between(8, 21), draw.between(0, 59))
         for size in self.sizes:
@@ -116,7 +117,7 @@ class Acquaintance:
                 said_at = said_at.replace(hour=draw.between(8, 21), minute=draw.between(0, 59))
 
     def _askable(self, topic: str) -> set[tuple[str, ...]]:
-        """The sets of slots, each sorted, by which this topic's questions ask."""
+        """The sorted sets of slots that questions of this topic name."""
         facts = self.words["facts"]
         asks = [ask.split(" => ")[0] for ask in (*facts["ask"], *self.words["topics"][topic]["ask"])]
         sentences = [s for s in (*asks, *facts["date"], *facts["list"]) if blanks(s) & NAMED or not self.long]
@@ -129,7 +130,7 @@ class Acquaintance:
         return so_far < rate * min(self.turns + ahead, self.total)
 
     def _plan(self, size: int) -> None:
-        """Choose what this session will tell, and begin what takes several."""
+        """Choose the facts of this session and start threads of several sessions."""
         for _ in range(20):
             if self._due(1, self.begun[1], ahead=130):
                 self._begin_list()
@@ -147,14 +148,15 @@ class Acquaintance:
             self.queues[plan.speaker].append(plan)
 
     def _schedule(self, plans: list[Plan], *, later: int = 0) -> None:
-        """Spread plans, in order, over the sessions from `later` on; the last session takes what is left over."""
+        """Spread plans, in order, over the sessions from `later` on; the last session gets the rest."""
         at = self.session + later
         for plan in plans if at <= len(self.sizes) else ():
             self.scheduled.setdefault(min(at, len(self.sizes)), []).append(plan)
             at += self.draw.between(1, 4)
 
     def _begin_list(self) -> None:
-        """Several facts that share a slot, asked for in one question; the key is claimed before the first is told."""
+        """Start a list: facts that share a slot and one question. Its key is claimed before the first fact is
+        stated."""
         speaker, topic = self.draw.between(0, 1), self.draw.pick(self.topics)
         sentence = self.draw.pick([s for s in self.words["facts"]["list"] if blanks(s) & NAMED or not self.long])
         slots = self._slots(Plan(speaker, topic))
@@ -197,12 +199,12 @@ class Acquaintance:
         return speaker, topic, tuple((blank, slots[blank]) for blank in sorted(blanks(sentence) - NOT_ASKED_BY))
 
     def _keys(self, plan: Plan, slots: Slots) -> set[Key]:
-        """Every key under which this fact could be asked for."""
+        """Every key of a question that this fact could answer."""
         who, topic = plan.speaker, plan.topic
         return {(who, topic, tuple((blank, slots[blank]) for blank in names)) for names in self.askable[topic]}
 
     def _fact(self, plan: Plan, said_at: datetime) -> Fact | None:
-        """A fact that makes no asked question ambiguous; None where the topic is too full of them."""
+        """A fact that makes no question ambiguous; None if the topic has too many questions already."""
         shared = {plan.thread.shared} if plan.thread else set()
         if plan.replaces:
             return Fact(plan, self._slots(plan))
@@ -226,8 +228,8 @@ class Acquaintance:
 
     def _talk(self, size: int, said_at: datetime) -> Iterator[Turn]:
         talk, draw, first = self.words["talk"], self.draw, self.draw.between(0, 1)
-        waiting: tuple[Fact, list[str]] | None = None  # an exchange that the next turns go on with
-        echo: Fact | None = None  # what the turn before has told
+        waiting: tuple[Fact, list[str]] | None = None  # an exchange that the next turns continue
+        echo: Fact | None = None  # the fact that the last turn stated
         for number in range(1, size + 1):
             speaker = (first + number) % 2
             people = {"who": self.speakers[speaker], "other": self.speakers[1 - speaker]}
@@ -275,14 +277,14 @@ class Acquaintance:
                 self._ask(done)
 
     def _reaction(self, fact: Fact) -> str:
-        """What one says to news: often with words of the news, as a decoy beside the evidence."""
+        """A reaction to a fact. It often repeats words of the fact, as a distractor next to the evidence."""
         line = self.draw.pick(self.words["facts"]["echo"])
         if self.draw.chance(0.5) or not blanks(line) <= {*fact.said, "some"} or "my" in fact.slots["some"]:
             return self.draw.pick(self.words["talk"]["react"])
         return fill(self.draw, line, fact.slots)
 
     def _padding(self, words: float, *, least: int) -> list[str]:
-        """Sentences about nothing for so many words, none of them heard lately."""
+        """Filler sentences of about this many words, without recent repetitions."""
         lines: list[str] = []
         while words > 5 or len(lines) < least:
             line = self.draw.pick(self.words["talk"]["filler"])
@@ -293,7 +295,8 @@ class Acquaintance:
         return lines
 
     def _script(self, fact: Fact, *, room: int) -> tuple[str, list[str]]:
-        """(tell, exchange, photo or update; its lines). What belongs to a list says by what it will be asked for."""
+        """The form of a fact (tell, exchange, photo, update) and its lines. A list's fact states the slots of its
+        key."""
         facts, plan, draw = self.words["facts"], fact.plan, self.draw
         if plan.replaces:
             return "update", [draw.pick(facts["update"])]
@@ -320,7 +323,7 @@ class Acquaintance:
     # ------------------------------------------------------------ asking
 
     def _ask(self, fact: Fact) -> None:
-        """Put the questions that a told fact allows and the proportions call for; then plan its decoys."""
+        """Ask the questions that a fact allows and the rates require, then plan its distractors."""
         plan = fact.plan
         if plan.replaces:
             newest = [ask for ask in self.words["facts"]["ask"] if ask.endswith("{kind}") and "{venue}" in ask]
@@ -351,8 +354,9 @@ class Acquaintance:
             self._schedule([Plan(1 - plan.speaker, plan.topic, fixed)], later=self.draw.between(1, 3))
 
     def _put_any(self, fact: Fact, asks: list[str], category: int, opening: str) -> set[Key]:
-        """Ask one question that only this fact answers (category 5: whose swapped speaker told nothing of the sort).
-        Returns the key to claim, or nothing where there is no such question."""
+        """Ask one question that only this fact answers; in category 5 one that no fact of the other speaker answers.
+
+        Returns the key to claim, or nothing if there is no such question."""
         known = fact.said.keys() | ({"class"} if "kind" in fact.said else set())
         for ask in sorted(asks, key=lambda _: self.draw.random()):
             sentence, target = ask.split(" => ")
@@ -385,7 +389,7 @@ class Acquaintance:
         return True
 
     def _close(self, thread: Thread | None, plan: Plan) -> None:
-        """One part of a thread is told, or given up; after the last one the thread's question is put."""
+        """Finish one part of a thread; after the last part ask its question."""
         if not thread:
             return
         thread.left -= 1

@@ -1,19 +1,14 @@
-"""Simulated conversations with known evidence, in LOCOMO's shape, of any length.
+"""Synthetic conversations with known evidence, in LOCOMO's format and of any length.
 
-    memometer simulate --seed 1 --conversations 10 --out FILE.json
-
-writes a file in LOCOMO's format for `evaluate.py --data FILE`, whose every line then says SIMULATED, and prints how
-its statistics stand beside LOCOMO's. `history(seed)` is one long conversation, session by session. All of it is made
-of this project's own words, and the same for the same seed. A memory that wins here has shown that it finds things
-at this length, not that it is good on LOCOMO.
+`memometer simulate` writes them to a file. `history` generates one long conversation, session by session. The text
+consists of this project's own words, and the same seed gives the same text. A memory that scores well here finds facts
+at this length; this does not show that it scores well on LOCOMO.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,31 +17,37 @@ from typing import Any
 
 from locomo import dataset
 from locomo.dataset import CATEGORIES, SIMULATED, Question
-from locomo.synthetic.conversation import Acquaintance
+from locomo.synthetic.conversation import ConversationGenerator
 from locomo.synthetic.templates import Draw
 from memometer.benchmarks.protocol import Conversation, Dataset, Session
 from memometer.run.environment import digest
 
 
 def history(seed: int, *, turns: int = 280_000) -> Iterator[tuple[Session, tuple[Question, ...]]]:
-    """One conversation of about `turns` turns (280,000 are ten million tokens), made while it is read: each session
-    with the questions whose evidence it completes. However long the history goes on, no later fact makes a question
-    ambiguous."""
+    """Generate one conversation, session by session.
+
+    Args:
+        seed: Seed of the generator.
+        turns: Number of turns, approximately; 280,000 are ten million tokens.
+
+    Yields:
+        A session and the questions whose evidence it completes. No later fact makes a question ambiguous.
+    """
     draw = Draw(f"simulate/{seed}/sizes")
     sizes: list[int] = []
     left = turns
     while left > 0:
         sizes.append(_turns(draw))
         left -= sizes[-1]
-    return Acquaintance(f"simulate/{seed}/history", sizes, name=f"simulated-{seed}").sessions()
+    return ConversationGenerator(f"simulate/{seed}/history", sizes, name=f"simulated-{seed}").sessions()
 
 
 def conversation(seed: int, number: int) -> Conversation:
-    """One conversation of LOCOMO's size: about 27 sessions, 590 turns and 200 questions."""
+    """Generate one conversation of LOCOMO's size: about 27 sessions, 590 turns and 200 questions."""
     draw = Draw(f"simulate/{seed}/{number}/sizes")
     sizes = [_turns(draw) for _ in range(draw.pick((19, 24, 26, 28, 29, 29, 30, 30, 31, 32)))]
     name = f"simulated-{seed}-{number}"
-    people = Acquaintance(f"simulate/{seed}/{number}", sizes, name=name)
+    people = ConversationGenerator(f"simulate/{seed}/{number}", sizes, name=name)
     parts = list(people.sessions())
     questions = tuple(question for _, asked in parts for question in asked)
     return Conversation(name, people.speakers, tuple(session for session, _ in parts), questions)
@@ -64,7 +65,7 @@ def _turns(draw: Draw) -> int:
 
 
 def as_json(conversation: Conversation, *, seed: int) -> dict[str, Any]:
-    """A conversation as LOCOMO writes it, with the mark by which `locomo.dataset` knows it is simulated."""
+    """A conversation in LOCOMO's format, with the key by which `locomo.dataset` recognises it as synthetic."""
     talk: dict[str, Any] = dict(zip(("speaker_a", "speaker_b"), conversation.speakers, strict=True))
     for session in conversation.sessions:
         at = session.said_at
@@ -106,11 +107,11 @@ LOCOMO_SHAPE = {
     "question words in the evidence, category 4, %": 46.9,
     "question words in the evidence, category 5, %": 44.6,
 }
-"""What `shape` finds in LOCOMO: statistics, none of its text. A test counts them again."""
+"""The result of `shape` for LOCOMO. A test counts it again."""
 
 
 def shape(conversations: Sequence[Conversation]) -> dict[str, float]:
-    """Statistics of conversations, to set beside others'. Tokens are o200k_base."""
+    """Statistics of conversations, for comparison with LOCOMO_SHAPE. Tokens are those of o200k_base."""
     from memometer.retrieval.tokenize import terms
     from memometer.token_counters import counter_for
 
@@ -151,22 +152,21 @@ def shape(conversations: Sequence[Conversation]) -> dict[str, float]:
     return {name: round(figure, 1) for name, figure in zip(LOCOMO_SHAPE, figures, strict=True)}
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="memometer simulate", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--conversations", type=int, default=10, metavar="N")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
-    args = parser.parse_args(argv)
-    if args.conversations < 1:
-        parser.error(f"--conversations is {args.conversations}; it must be 1 or more.")
-    made = [conversation(args.seed, number) for number in range(1, args.conversations + 1)]
-    try:
-        args.out.write_text(json.dumps([as_json(c, seed=args.seed) for c in made], indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        print(f"locomo.synthetic.simulate: cannot write {str(args.out)!r} ({error.strerror}).", file=sys.stderr)
-        return 1
-    print(f"SIMULATED  {'':<46}{'LOCOMO':>9}{'simulated':>11}")
-    for name, figure in shape(made).items():
-        print(f"SIMULATED  {name:<46}{LOCOMO_SHAPE[name]:>9,}{figure:>11,}")
-    print(f"SIMULATED  written to {args.out}")
-    return 0
+def write(path: Path, seed: int, conversations: int) -> list[str]:
+    """Write synthetic conversations in LOCOMO's format.
+
+    Args:
+        path: The file.
+        seed: Seed of the generator.
+        conversations: Number of conversations.
+
+    Returns:
+        A table of their statistics next to LOCOMO's, as lines.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    made = [conversation(seed, number) for number in range(1, conversations + 1)]
+    path.write_text(json.dumps([as_json(c, seed=seed) for c in made], indent=1) + "\n", encoding="utf-8")
+    rows = [f"{name:<46}{LOCOMO_SHAPE[name]:>9,}{value:>11,}" for name, value in shape(made).items()]
+    return [f"{'':<46}{'LOCOMO':>9}{'synthetic':>11}", *rows]

@@ -1,6 +1,6 @@
-"""Words for simulated conversations: sentences with blanks, invented names with a Zipf-like tail, relative dates.
+"""Words for synthetic conversations: sentence templates, invented names, relative dates.
 
-The words are this project's own and stand in data/simulation.toml and data/simulation-talk.toml.
+The words are this project's own; they are in simulation.toml and simulation-talk.toml.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from memometer.memory import format_date
 
 T = TypeVar("T")
 Slots = Mapping[str, str | Sequence[str]]
-"""What fills the blanks of a sentence; one of a sequence is drawn each time."""
+"""Blank -> text, or a sequence from which one text is drawn each time."""
 
 IMPLIED = {"some": {"kind"}, "venue": {"spot"}}
 CONCENTRATION, DISCOUNT = 12.0, 0.6
-"""Of the names: how many are new at first, and how fast new ones go on appearing (their number grows as n ** 0.6)."""
+"""Parameters of the distribution of names; the number of different names grows as n ** DISCOUNT."""
 
 
 class Draw:
-    """Seeded choices, made of `random()` alone: the one method whose results Python promises never to change."""
+    """Seeded choices. They use `random()` only, the one method whose results Python guarantees not to change."""
 
     def __init__(self, seed: str) -> None:
         self.random = random.Random(seed).random
@@ -39,25 +39,25 @@ class Draw:
         return options[int(self.random() * len(options))]
 
     def between(self, low: int, high: int) -> int:
-        """A whole number, both ends included."""
+        """An integer from `low` to `high`, both included."""
         return low + int(self.random() * (high - low + 1))
 
     def lengthy(self, median: float, spread: float) -> float:
-        """A length: log-normal, `spread` being the standard deviation of its logarithm."""
+        """A log-normal length; `spread` is the standard deviation of its logarithm."""
         return median * math.exp(spread * (sum(self.random() for _ in range(12)) - 6))
 
     def wait(self, mean: float) -> float:
-        """The time to the next event: exponential."""
+        """An exponential waiting time."""
         return -mean * math.log(1 - self.random())
 
 
 class Names:
-    """Invented names. A name is drawn again the likelier the oftener it was drawn (Pitman-Yor): few are common, most
-    are rare, and new ones never stop, as in real text.
+    """Invents names with the frequencies of real text (Pitman-Yor): few are common, most are rare, new ones never stop.
 
     Args:
-        kind: the list to build from: place, person or title.
-        taken: names that must not be invented.
+        draw: The random choices.
+        kind: The kind of name: place, person or title.
+        taken: Names to avoid.
     """
 
     def __init__(self, draw: Draw, kind: str, taken: Collection[str] = ()) -> None:
@@ -84,7 +84,7 @@ class Names:
 
 @cache
 def vocabulary() -> dict[str, Any]:
-    """The two word files as one dictionary: a string of one line is a list of words, a longer one of sentences."""
+    """The two word files as one dictionary. A text of one line is a list of words, a longer one a list of sentences."""
     tables: dict[str, Any] = {}
     for name in ("simulation.toml", "simulation-talk.toml"):
         tables |= tomllib.loads((Path(__file__).parent / name).read_text(encoding="utf-8"))
@@ -101,18 +101,18 @@ def vocabulary() -> dict[str, Any]:
 
 @cache
 def blanks(sentence: str) -> frozenset[str]:
-    """The slots that a sentence has blanks for."""
+    """The names of the blanks in a sentence."""
     return frozenset(re.findall(r"\{(\w+)\}", sentence))
 
 
 def said_by(line: str) -> frozenset[str]:
-    """The slots that a line lets one know: those of its blanks, and what these imply."""
+    """The slots that a line states: its blanks and those that they imply."""
     named = blanks(line)
     return named.union(*(IMPLIED.get(blank, ()) for blank in named))
 
 
 def fill(draw: Draw, sentence: str, slots: Slots) -> str:
-    """The sentence with its {slots} filled and each <word> replaced by a synonym; articles and capitals put right."""
+    """Fill the {slots} of a sentence, replace each <word> by a synonym, and correct articles and capitals."""
     synonyms = vocabulary()["synonyms"]
 
     def choose(match: re.Match[str]) -> str:
@@ -129,9 +129,9 @@ NUMBERS = ("two", "three", "four", "five", "six")
 
 
 def relative_date(draw: Draw, said_at: datetime) -> tuple[str, str]:
-    """(words said on that day, the date they mean), such as ("last week", "the week before 8 May 2023").
+    """A relative date and its meaning, such as ("last week", "the week before 8 May 2023").
 
-    The date is as exact as the words are: a day, the weekday or week before the day of speaking, a month, a year.
+    The meaning is as exact as the words: a day, the weekday or week before the day of speaking, a month, a year.
     """
     n = draw.between(0, len(NUMBERS) - 1)
     kind = draw.pick(("day", "day", "now", "ago", "weekday", "weekday", "week", "weekend", "weeks", "month", "year"))

@@ -281,7 +281,9 @@ class Benchmark:
         label_corrections: The file of known label errors.
         wrong_answers: The file of wrong answers for the calibration of a judge, by question id.
         local_file: Finds the file to use without a download: the data if they are on this machine, otherwise a sample.
+        verify: Checks a copy of the data: data -> (lines to print, whether all checks hold).
         synthesize: Generates synthetic conversations: (seed, number of conversations) -> data.
+        write_synthetic: Writes them to a file: (path, seed, number) -> statistics, as lines to print.
         person_names: Invents names of persons: (seed, names to avoid) -> a function that returns a name at each call.
     """
 
@@ -296,7 +298,9 @@ class Benchmark:
     label_corrections: UserFile[tuple[LabelCorrection, ...]] | None = None
     wrong_answers: UserFile[dict[str, str]] | None = None
     local_file: Callable[[], Path] | None = None
+    verify: Callable[[Dataset], tuple[list[str], bool]] = lambda data: ([f"{len(data.questions):,} questions"], True)
     synthesize: Callable[[int, int], Dataset] | None = None
+    write_synthetic: Callable[[Path, int, int], list[str]] | None = None
     person_names: Callable[[str, Collection[str]], Callable[[], str]] | None = None
 
     def judge_prompt(self, name: str | None = None) -> JudgePrompt:
