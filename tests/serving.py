@@ -38,13 +38,17 @@ def in_thread(
     memories = TenantMemories(memory_url, encoder=HashEncoder(), model=model, api_base=api_base)
     tokens = AccessTokens(memories.store) if auth else None
     app = application(memories, tenant="local", tokens=tokens, **options)
-    server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="error", ws="none"))
-    thread = threading.Thread(target=server.run)
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     while not server.started:
         time.sleep(0.01)
     client = httpx.Client(
-        base_url=f"http://127.0.0.1:{server.config.port}", timeout=60, limits=httpx.Limits(max_connections=None)
+        base_url=f"http://127.0.0.1:{listener.getsockname()[1]}",
+        timeout=60,
+        limits=httpx.Limits(max_connections=None),
     )
     client.memories, client.tokens = memories, tokens  # type: ignore[attr-defined]
     try:
@@ -67,11 +71,14 @@ def in_process(memory_url: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]
     process = subprocess.Popen(command, cwd=ROOT)
     address = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(300):
+        deadline = time.monotonic() + 60
+        while True:
             try:
                 httpx.get(f"{address}/readyz", timeout=5).raise_for_status()
                 break
             except httpx.TransportError:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise
                 time.sleep(0.1)
         yield process, address
     finally:
