@@ -54,62 +54,55 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_search(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--optimizer", choices=["simba", "miprov2", "gepa", "bootstrap"], help="default simba")
-    group.add_argument("--auto", choices=["light", "medium", "heavy"], help="length of the search (default light)")
-    group.add_argument("--num-examples", type=positive, metavar="N", help="training questions (default 30)")
-    group.add_argument(
+    add = group.add_argument
+    add("--optimizer", choices=["simba", "miprov2", "gepa", "bootstrap"], help="default simba")
+    add("--auto", choices=["light", "medium", "heavy"], help="length of the search (default light)")
+    add("--num-examples", type=positive, metavar="N", help="training questions (default 30)")
+    add(
         "--num-validation",
         type=positive,
         metavar="N",
-        help="selection questions, and as many confirmation questions (default: as --num-examples)",
+        help="selection questions; as many confirm (default: --num-examples)",
     )
-    group.add_argument("--max-demos", type=count, metavar="N", help="examples to add at most (default 0; bootstrap 2)")
-    group.add_argument("--budget-tokens", type=positive, metavar="N", help="tokens of memory in a prompt (default 512)")
-    group.add_argument("--rounds", type=positive, metavar="N", help="reader calls per question (default 1)")
-    group.add_argument(
+    add("--max-demos", type=count, metavar="N", help="examples to add at most (default 0; bootstrap 2)")
+    add("--budget-tokens", type=positive, metavar="N", help="tokens of memory in a prompt (default 512)")
+    add("--rounds", type=positive, metavar="N", help="reader calls per question (default 1)")
+    add(
         "--question-budget",
         type=positive,
         metavar="N",
-        help="total tokens per question, with instructions and examples (default: those of the unoptimized prompt)",
+        help="total tokens per question (default: those of the plain prompt)",
     )
-    group.add_argument(
-        "--token-price", type=number(0, 1), metavar="X", help="price of 1,000 tokens; a full answer is worth 1"
-    )
+    add("--token-price", type=number(0, 1), metavar="X", help="price of 1,000 tokens; a full answer is worth 1")
 
 
 def _add_models(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--model", metavar="NAME", help="DSPy model name, or embedded:tiny|small|base|FILE.gguf")
-    group.add_argument("--api-base", metavar="URL", help="OpenAI-compatible server for --model")
-    group.add_argument("--price", type=price, metavar="P,R", help="dollars per million tokens: prompt, reply")
-    group.add_argument("--prompt-model", metavar="NAME", help="model that writes prompts (default: --model)")
-    group.add_argument("--prompt-api-base", metavar="URL", help="server for --prompt-model")
-    group.add_argument("--prompt-price", type=price, metavar="P,R", help="prices of --prompt-model")
-    group.add_argument("--judge-model", metavar="NAME", help="judge that guides the search; it needs a calibration")
-    group.add_argument("--judge-api-base", metavar="URL", help="server for --judge-model")
-    group.add_argument("--judge-price", type=price, metavar="P,R", help="prices of --judge-model")
-    group.add_argument("--tokenizer", metavar="NAME", help="o200k_base, cl100k_base, or a tokenizer.json")
-    group.add_argument(
-        "--context-window", type=positive, metavar="N", help="tokens, if the model's window is not known"
-    )
-    group.add_argument("--max-answer-tokens", type=positive, metavar="N", help="limit of a reply (default 64)")
+    add = group.add_argument
+    add("--model", metavar="NAME", help="DSPy model name, or embedded:tiny|small|base|FILE.gguf")
+    add("--api-base", metavar="URL", help="OpenAI-compatible server for --model")
+    add("--price", type=price, metavar="P,R", help="dollars per million tokens: prompt, reply")
+    add("--prompt-model", metavar="NAME", help="model that writes prompts (default: --model)")
+    add("--prompt-api-base", metavar="URL", help="server for --prompt-model")
+    add("--prompt-price", type=price, metavar="P,R", help="prices of --prompt-model")
+    add("--judge-model", metavar="NAME", help="judge that guides the search; it needs a calibration")
+    add("--judge-api-base", metavar="URL", help="server for --judge-model")
+    add("--judge-price", type=price, metavar="P,R", help="prices of --judge-model")
+    add("--tokenizer", metavar="NAME", help="o200k_base, cl100k_base, or a tokenizer.json")
+    add("--context-window", type=positive, metavar="N", help="tokens, if the model's window is not known")
+    add("--max-answer-tokens", type=positive, metavar="N", help="limit of a reply (default 64)")
 
 
 def _add_execution(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--num-threads", type=positive, metavar="N", help="concurrent calls (default 1 to 4)")
-    group.add_argument(
-        "--retries", type=count, metavar="N", help="retries per failed call; honours Retry-After (default 4)"
-    )
-    group.add_argument(
-        "--timeout-seconds", type=number(0.001, 1e6), metavar="S", help="read timeout per call (default 120)"
-    )
-    group.add_argument(
-        "--fail-on-error", type=number(0, 1), metavar="X", help="share of failed calls that stops it (default 0.05)"
-    )
-    group.add_argument("--cost-limit", type=DOLLARS, metavar="USD", help="stop, resumable, at this cost")
-    group.add_argument("--run-dir", type=Path, metavar="DIR", help="run folder (default runs/TIME)")
-    group.add_argument("--resume", type=Path, metavar="DIR", help="continue a stopped search with its saved options")
-    group.add_argument("--dry-run", action="store_true", help="print the plan, then exit")
-    group.add_argument("--no-mlflow", action="store_true", help="do not log to mydb.sqlite")
+    add = group.add_argument
+    add("--num-threads", type=positive, metavar="N", help="concurrent calls (default 1 to 4)")
+    add("--retries", type=count, metavar="N", help="retries per failed call; honours Retry-After (default 4)")
+    add("--timeout-seconds", type=number(0.001, 1e6), metavar="S", help="read timeout per call (default 120)")
+    add("--fail-on-error", type=number(0, 1), metavar="X", help="share of failed calls that stops it (default 0.05)")
+    add("--cost-limit", type=DOLLARS, metavar="USD", help="stop, resumable, at this cost")
+    add("--run-dir", type=Path, metavar="DIR", help="run folder (default runs/TIME)")
+    add("--resume", type=Path, metavar="DIR", help="continue a stopped search with its saved options")
+    add("--dry-run", action="store_true", help="print the plan, then exit")
+    add("--no-mlflow", action="store_true", help="do not log to mydb.sqlite")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -62,119 +62,84 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_data(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--data",
-        metavar="FILE",
-        help="locomo10.json, or `simulated` (default: LOCOMO_PATH, data/, or a download)",
-    )
-    group.add_argument(
-        "--num-train", type=positive, metavar="N", help=f"training questions at most (default {DEFAULT.num_train})"
-    )
-    group.add_argument(
-        "--num-val", type=positive, metavar="N", help=f"validation questions at most (default {DEFAULT.num_val})"
-    )
-    group.add_argument("--budgets", type=integers, metavar="N,…", help="tokens of memory (default 512,1024,2048)")
-    group.add_argument(
-        "--rounds", type=count, metavar="N", help="reader calls (default: one per budget; 0 asks for the bare answer)"
-    )
-    group.add_argument(
-        "--memory", choices=["adaptive", "oracle"], help="memory system, or the evidence only (default adaptive)"
-    )
-    group.add_argument(
-        "--absent-share", type=number(0, 1), metavar="X", help="unanswerable questions at most (default 0.1)"
-    )
-    group.add_argument("--rename", action="store_true", help="replace the speakers' names in training conversations")
-    group.add_argument("--examples", action="store_true", help="keep the prompt's worked examples (trl only)")
-    group.add_argument("--teacher", metavar="NAME", help="model whose answers are learned (sft, distill)")
-    group.add_argument("--teacher-api-base", metavar="URL", help="OpenAI-compatible server for --teacher")
-    group.add_argument("--teacher-price", type=price, metavar="P,R", help="dollars per million tokens: prompt, reply")
-    group.add_argument("--cost-limit", type=DOLLARS, metavar="USD", help="stop calling the teacher at this cost")
+    add = group.add_argument
+    add("--data", metavar="FILE", help="locomo10.json, or `simulated` (default: LOCOMO_PATH, data/, or download)")
+    add("--num-train", type=positive, metavar="N", help=f"training questions at most (default {DEFAULT.num_train})")
+    add("--num-val", type=positive, metavar="N", help=f"validation questions at most (default {DEFAULT.num_val})")
+    add("--budgets", type=integers, metavar="N,…", help="tokens of memory (default 512,1024,2048)")
+    add("--rounds", type=count, metavar="N", help="reader calls (default: one per budget; 0 asks for the bare answer)")
+    add("--memory", choices=["adaptive", "oracle"], help="memory system, or the evidence only (default adaptive)")
+    add("--absent-share", type=number(0, 1), metavar="X", help="unanswerable questions at most (default 0.1)")
+    add("--rename", action="store_true", help="replace the speakers' names in training conversations")
+    add("--examples", action="store_true", help="keep the prompt's worked examples (trl only)")
+    add("--teacher", metavar="NAME", help="model whose answers are learned (sft, distill)")
+    add("--teacher-api-base", metavar="URL", help="OpenAI-compatible server for --teacher")
+    add("--teacher-price", type=price, metavar="P,R", help="dollars per million tokens: prompt, reply")
+    add("--cost-limit", type=DOLLARS, metavar="USD", help="stop calling the teacher at this cost")
 
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--model",
-        metavar="NAME",
-        help=f"name on the Hugging Face hub, folder, or embedded:tiny (default {DEFAULT.model})",
-    )
-    group.add_argument("--adapter", metavar="DIR", help="adapter to start from, or to evaluate")
-    group.add_argument("--quantize", choices=["4bit"], help="QLoRA: base model in 4 bits (nf4)")
-    group.add_argument("--attn", metavar="NAME", help="flash_attention_2, sdpa or eager (default: transformers' own)")
-    group.add_argument("--packing", action="store_true", help="pack several prompts into one row (sft, distill)")
-    group.add_argument("--unsloth", action="store_true", help="load the model with Unsloth, which must be installed")
-    group.add_argument("--merge", action="store_true", help="also write the merged model to merged/")
-    group.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the adapter to a private repository")
+    add = group.add_argument
+    add("--model", metavar="NAME", help=f"hub name, folder, or embedded:tiny (default {DEFAULT.model})")
+    add("--adapter", metavar="DIR", help="adapter to start from, or to evaluate")
+    add("--quantize", choices=["4bit"], help="QLoRA: base model in 4 bits (nf4)")
+    add("--attn", metavar="NAME", help="flash_attention_2, sdpa or eager (default: transformers' own)")
+    add("--packing", action="store_true", help="pack several prompts into one row (sft, distill)")
+    add("--unsloth", action="store_true", help="load the model with Unsloth, which must be installed")
+    add("--merge", action="store_true", help="also write the merged model to merged/")
+    add("--push-to-hub", metavar="OWNER/NAME", help="upload the adapter to a private repository")
 
 
 def _add_training(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--num-train-steps", type=positive, metavar="N", help=f"training steps (default {DEFAULT.num_train_steps})"
-    )
-    group.add_argument(
-        "--save-steps", type=positive, metavar="N", help=f"steps between checkpoints (default {DEFAULT.save_steps})"
-    )
-    group.add_argument(
-        "--eval-steps", type=positive, metavar="N", help="steps between validations (default: a tenth of the training)"
-    )
-    group.add_argument(
-        "--output-dir", metavar="DIR", help=f"training folder (default by mode: {', '.join(OUTPUT_FOLDERS.values())})"
-    )
-    group.add_argument("--out", metavar="FILE", help=f"prompt file (default {DEFAULT.out})")
-    group.add_argument(
-        "--vllm", action=argparse.BooleanOptionalAction, help="sample with vLLM (trl; default on a GPU with vLLM)"
-    )
-    group.add_argument(
-        "--vllm-memory", type=number(0.05, 0.95), metavar="X", help="share of the GPU for vLLM (trl; default 0.3)"
-    )
-    group.add_argument("--inference-gpus", metavar="IDS", help="GPUs that serve (arbor; default 0)")
-    group.add_argument("--training-gpus", metavar="IDS", help="GPUs that train (arbor; default 1,2)")
-    group.add_argument(
-        "--arbor-url",
-        metavar="URL",
-        help="Arbor server, or file of arbor/deploy.py (default: arbor_pod.json, or local)",
-    )
-    group.add_argument("--arbor-config", metavar="FILE", help="written if it is missing (default arbor.yaml)")
-    group.add_argument("--no-mlflow", action="store_true", help="do not log to mydb.sqlite")
+    add = group.add_argument
+    add("--num-train-steps", type=positive, metavar="N", help=f"training steps (default {DEFAULT.num_train_steps})")
+    add("--save-steps", type=positive, metavar="N", help=f"steps between checkpoints (default {DEFAULT.save_steps})")
+    add("--eval-steps", type=positive, metavar="N", help="steps between validations (default: a tenth of the training)")
+    add("--output-dir", metavar="DIR", help=f"training folder (default by mode: {', '.join(OUTPUT_FOLDERS.values())})")
+    add("--out", metavar="FILE", help=f"prompt file (default {DEFAULT.out})")
+    add("--vllm", action=argparse.BooleanOptionalAction, help="sample with vLLM (trl; default on a GPU with vLLM)")
+    add("--vllm-memory", type=number(0.05, 0.95), metavar="X", help="share of the GPU for vLLM (trl; default 0.3)")
+    add("--inference-gpus", metavar="IDS", help="GPUs that serve (arbor; default 0)")
+    add("--training-gpus", metavar="IDS", help="GPUs that train (arbor; default 1,2)")
+    add("--arbor-url", metavar="URL", help="server, or file of arbor/deploy.py (default: arbor_pod.json, or local)")
+    add("--arbor-config", metavar="FILE", help="written if it is missing (default arbor.yaml)")
+    add("--no-mlflow", action="store_true", help="do not log to mydb.sqlite")
 
 
 def _add_hyperparameters(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--batch-size", type=positive, metavar="N", help="completions per GPU and forward pass")
-    group.add_argument("--gradient-accumulation", type=positive, metavar="N", help="forward passes per step")
-    group.add_argument("--num-generations", type=positive, metavar="N", help="completions per prompt")
-    group.add_argument("--learning-rate", type=number(1e-9, 1), metavar="X")
-    group.add_argument("--lr-scheduler", choices=["constant", "constant_with_warmup", "linear", "cosine"])
-    group.add_argument("--warmup-steps", type=count, metavar="N")
-    group.add_argument("--max-grad-norm", type=number(0.001, 1e6), metavar="X", help="gradient clipping")
-    group.add_argument("--beta", type=number(0, 10), metavar="X", help="weight of the KL term")
-    group.add_argument("--lora-rank", type=positive, metavar="N")
-    group.add_argument("--lora-alpha", type=positive, metavar="N")
-    group.add_argument("--lora-dropout", type=number(0, 0.9), metavar="X")
-    group.add_argument("--lora-targets", metavar="A,B,…", help="module names, or all-linear")
-    group.add_argument("--max-prompt-tokens", type=positive, metavar="N")
-    group.add_argument("--max-completion-tokens", type=positive, metavar="N")
-    group.add_argument("--temperature", type=number(0.01, 5), metavar="X", help="sampling temperature")
-    group.add_argument("--top-p", type=number(0.01, 1), metavar="X")
-    group.add_argument("--loss", choices=["dapo", "dr_grpo", "bnpo", "cispo", "grpo"])
-    group.add_argument("--scale-rewards", choices=["group", "batch", "none"], help="scale of the advantages")
-    group.add_argument("--clip-high", type=number(0.01, 10), metavar="X", help="upper clip range of the policy ratio")
-    group.add_argument(
-        "--mask-truncated", action=argparse.BooleanOptionalAction, help="leave truncated completions out of the loss"
-    )
-    group.add_argument("--importance-sampling", choices=["token", "sequence"], help="sequence is GSPO")
-    group.add_argument("--precision", choices=["bf16", "fp32"])
+    add = group.add_argument
+    add("--batch-size", type=positive, metavar="N", help="completions per GPU and forward pass")
+    add("--gradient-accumulation", type=positive, metavar="N", help="forward passes per step")
+    add("--num-generations", type=positive, metavar="N", help="completions per prompt")
+    add("--learning-rate", type=number(1e-9, 1), metavar="X")
+    add("--lr-scheduler", choices=["constant", "constant_with_warmup", "linear", "cosine"])
+    add("--warmup-steps", type=count, metavar="N")
+    add("--max-grad-norm", type=number(0.001, 1e6), metavar="X", help="gradient clipping")
+    add("--beta", type=number(0, 10), metavar="X", help="weight of the KL term")
+    add("--lora-rank", type=positive, metavar="N")
+    add("--lora-alpha", type=positive, metavar="N")
+    add("--lora-dropout", type=number(0, 0.9), metavar="X")
+    add("--lora-targets", metavar="A,B,…", help="module names, or all-linear")
+    add("--max-prompt-tokens", type=positive, metavar="N")
+    add("--max-completion-tokens", type=positive, metavar="N")
+    add("--temperature", type=number(0.01, 5), metavar="X", help="sampling temperature")
+    add("--top-p", type=number(0.01, 1), metavar="X")
+    add("--loss", choices=["dapo", "dr_grpo", "bnpo", "cispo", "grpo"])
+    add("--scale-rewards", choices=["group", "batch", "none"], help="scale of the advantages")
+    add("--clip-high", type=number(0.01, 10), metavar="X", help="upper clip range of the policy ratio")
+    add("--mask-truncated", action=argparse.BooleanOptionalAction, help="leave truncated completions out of the loss")
+    add("--importance-sampling", choices=["token", "sequence"], help="sequence is GSPO")
+    add("--precision", choices=["bf16", "fp32"])
 
 
 def _add_evaluation(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--num-test", type=count, metavar="N", help="test questions, stratified by category (default 100; 0: none)"
-    )
-    group.add_argument("--split", metavar="PART", help="test, validation, or memory-r1:test … (default test)")
-    group.add_argument(
-        "--budget-tokens", type=positive, metavar="N", help="tokens of memory (default: the largest training budget)"
-    )
-    group.add_argument("--api-base", metavar="URL", help="server of base model and adapter (vllm --enable-lora)")
-    group.add_argument("--adapter-name", metavar="NAME", help="the adapter's name on that server")
-    group.add_argument("--run-dir", metavar="DIR", help="run folder (default runs/TIME)")
+    add = group.add_argument
+    add("--num-test", type=count, metavar="N", help="test questions, stratified by category (default 100; 0: none)")
+    add("--split", metavar="PART", help="test, validation, or memory-r1:test … (default test)")
+    add("--budget-tokens", type=positive, metavar="N", help="tokens of memory (default: the largest training budget)")
+    add("--api-base", metavar="URL", help="server of base model and adapter (vllm --enable-lora)")
+    add("--adapter-name", metavar="NAME", help="the adapter's name on that server")
+    add("--run-dir", metavar="DIR", help="run folder (default runs/TIME)")
 
 
 def options_of(given: dict[str, Any]) -> TrainOptions:
