@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Make a rented machine serve Arbor, and give the machine back when its time is over. May be run again at any time.
+# Start the Arbor server on a rented machine, and terminate the machine at its deadline. It may be run again at any time.
 #
-# Reads ARBOR_DEADLINE (seconds since 1970; without it the machine is never given back) and ARBOR_TRAINING_GPUS.
-# Writes everything to /workspace/arbor: startup.log, server.log, jobs and checkpoints; `failed` where it gave up.
-# The server listens on 127.0.0.1 only, for it asks nobody who they are. Restart it with: kill "$(cat server.pid)"
+# Reads ARBOR_DEADLINE (seconds since 1970; without it the machine is never terminated) and ARBOR_TRAINING_GPUS.
+# Writes everything to /workspace/arbor: startup.log, server.log, jobs and checkpoints, and `failed` after an error.
+# The server has no authentication, so it listens on 127.0.0.1 only. Restart it with: kill "$(cat server.pid)"
 set -Eeuo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -11,16 +11,16 @@ home=${ARBOR_HOME:-/workspace/arbor}
 port=${ARBOR_PORT:-7453}
 environment=$home/environment
 mkdir -p "$home/storage"
-# A login over SSH does not see what the machine was rented with.
+# A login over SSH does not see the variables with which the machine was rented.
 training_gpus=${ARBOR_TRAINING_GPUS:-$(cat "$home/training_gpus" 2>/dev/null || echo 1)}
 echo "$training_gpus" >"$home/training_gpus"
 
-give_back() {
+terminate() {
   local query
-  while true; do   # until the machine is gone, and this with it: both may say that all is well when nothing is
-    echo "$(date -u +%FT%TZ) time is over: giving the machine back"
+  while true; do   # until the machine is gone: both commands may report success although they failed
+    echo "$(date -u +%FT%TZ) deadline reached: terminating the machine"
     runpodctl remove pod "${RUNPOD_POD_ID:-}" || true
-    # Its own key, which RunPod puts into every machine. Read from a file descriptor, so that no process list shows it.
+    # The machine's own key, which RunPod sets on every machine. A file descriptor keeps it out of the process list.
     query="{\"query\": \"mutation { podTerminate(input: { podId: \\\"${RUNPOD_POD_ID:-}\\\" }) }\"}"
     curl -fsS -H 'Content-Type: application/json' -H @<(echo "Authorization: Bearer ${RUNPOD_API_KEY:-}") \
       -d "$query" https://api.runpod.io/graphql || true
@@ -28,16 +28,16 @@ give_back() {
   done
 }
 
-# Once only, however often this script runs, and whatever becomes of the rest of it.
+# Only one watcher runs, however often this script is started.
 if [ -n "${ARBOR_DEADLINE:-}" ]; then
   (
     flock -n 9 || exit 0
     while [ "$(date +%s)" -lt "$ARBOR_DEADLINE" ]; do sleep 20; done
-    give_back
+    terminate
   ) 9>"$home/deadline.lock" >>"$home/deadline.log" 2>&1 &
 fi
 
-# One at a time from here on.
+# From here on, only one copy of this script runs at a time.
 exec 8>"$home/startup.lock"
 flock 8
 exec > >(tee -a "$home/startup.log") 2>&1
@@ -54,7 +54,7 @@ if ! cmp -s "$here/requirements.txt" "$environment/installed.txt"; then
 fi
 packages=$("$environment/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
-# The wheel of Arbor 0.2.17 names this file and does not bring it. One GPU needs no sharding.
+# The wheel of Arbor 0.2.17 needs this file but lacks it. One GPU needs no sharding.
 mkdir -p "$packages/configs"
 kind=DEEPSPEED
 [ "$training_gpus" -gt 1 ] || kind="'NO'"
@@ -65,12 +65,12 @@ cat >"$home/arbor.yaml" <<YAML
 storage_path: $home/storage
 YAML
 
-export CUDA_DEVICE_ORDER=PCI_BUS_ID      # Arbor counts GPUs as nvidia-smi does; CUDA must count them alike
-export WANDB_MODE=disabled               # Arbor imports it, asked or not
+export CUDA_DEVICE_ORDER=PCI_BUS_ID      # number GPUs as nvidia-smi and Arbor do
+export WANDB_MODE=disabled               # Arbor always imports it
 export HF_HOME=${HF_HOME:-$home/models}
-export NCCL_P2P_DISABLE=${NCCL_P2P_DISABLE:-0}   # 1 where NCCL crashes
+export NCCL_P2P_DISABLE=${NCCL_P2P_DISABLE:-0}   # set to 1 if NCCL crashes
 
-# A job that failed to start keeps its GPUs until the server ends: the server is what may be killed, this starts it anew.
+# A job that failed to start keeps its GPUs until the server ends. The server may be killed; this loop restarts it.
 (
   flock -n 7 || exit 0
   trap - ERR
@@ -79,8 +79,8 @@ export NCCL_P2P_DISABLE=${NCCL_P2P_DISABLE:-0}   # 1 where NCCL crashes
     "$environment/bin/arbor" serve --host 127.0.0.1 --port "$port" --arbor-config "$home/arbor.yaml" 7>&- &
     echo $! >"$home/server.pid"
     wait $!
-    echo "$(date -u +%FT%TZ) the server ended; it starts again in 10 seconds"
+    echo "$(date -u +%FT%TZ) the server ended; restarting in 10 seconds"
     sleep 10 7>&-
   done
 ) 7>"$home/server.lock" 8>&- >>"$home/server.log" 2>&1 &
-echo "$(date -u +%FT%TZ) ready; the server's log is $home/server.log"
+echo "$(date -u +%FT%TZ) startup done; the server's log is $home/server.log"

@@ -1,14 +1,13 @@
-"""The installed Arbor's own HTTP application, its managers, jobs, configuration and control protocol, as a process.
+"""The installed Arbor's own HTTP application with its jobs and control protocol, as a process without a GPU.
 
     python tests/arbor_app.py PORT STORAGE REPLIES.json [GPUS]
 
-What needs a GPU is replaced where Arbor starts another process: the model's server answers with the texts in
-REPLIES.json, in turn, and the trainer takes batches as the real one does and learns nothing. So is the tokenizer, whose
-files would be downloaded. PyTorch, transformers, TRL and peft are used where they are installed, and stand-ins of their
-names where not.
+The processes that need a GPU are replaced: the model's server answers with the texts in REPLIES.json, in turn, and the
+trainer takes batches like the real one but learns nothing. The tokenizer is replaced too, because its files would be
+downloaded. PyTorch, transformers, TRL and peft are replaced by stubs if they are not installed.
 """
 
-# ruff: noqa: E402 - the stand-ins come first
+# ruff: noqa: E402 - the stubs come first
 
 from __future__ import annotations
 
@@ -34,11 +33,11 @@ ABSENT = {
     for name in ("torch", "transformers", "peft", "trl", "wandb", "vllm", "deepspeed", "pynvml")
     if name in ("vllm", "deepspeed", "pynvml") or importlib.util.find_spec(name) is None
 }
-"""What has stand-ins; the last three always, for they want a GPU."""
+"""Packages with stubs; always the last three, which need a GPU."""
 
 
-def stand_in(name: str, **content: Any) -> None:
-    """A module of that name, where it is absent."""
+def add_stub(name: str, **content: Any) -> None:
+    """Add an empty module of this name if its package is absent."""
     parent, _, child = name.rpartition(".")
     if name.partition(".")[0] in ABSENT:
         module = types.ModuleType(name)
@@ -65,7 +64,7 @@ class Tokenizer:
 
 @dataclasses.dataclass
 class TrainingArguments:
-    """The fields of transformers' class that Arbor sends."""
+    """The fields of transformers' class that Arbor uses."""
 
     _VALID_DICT_FIELDS = []  # noqa: RUF012
     output_dir: str = ""
@@ -97,20 +96,20 @@ def chat(sample: dict[str, Any], tokenizer: Any) -> dict[str, str]:
     return {name: "\n".join(message["content"] for message in sample[name]) for name in ("prompt", "completion")}
 
 
-stand_in("torch", Tensor=object)
-stand_in("transformers", AutoTokenizer=Tokenizer, TrainingArguments=TrainingArguments, __version__="4.57.6")
-stand_in("peft", LoraConfig=dict)
-stand_in("trl")
-stand_in("trl.data_utils", apply_chat_template=chat)
-stand_in("trl.import_utils", is_requests_available=lambda: True, is_vllm_available=lambda: True)
-stand_in("wandb", run=None)
-stand_in("vllm")
-stand_in("vllm.distributed")
-stand_in("vllm.distributed.utils", StatelessProcessGroup=object)
-stand_in("vllm.distributed.device_communicators")
-stand_in("vllm.distributed.device_communicators.pynccl", PyNcclCommunicator=object)
-stand_in("deepspeed")
-stand_in(
+add_stub("torch", Tensor=object)
+add_stub("transformers", AutoTokenizer=Tokenizer, TrainingArguments=TrainingArguments, __version__="4.57.6")
+add_stub("peft", LoraConfig=dict)
+add_stub("trl")
+add_stub("trl.data_utils", apply_chat_template=chat)
+add_stub("trl.import_utils", is_requests_available=lambda: True, is_vllm_available=lambda: True)
+add_stub("wandb", run=None)
+add_stub("vllm")
+add_stub("vllm.distributed")
+add_stub("vllm.distributed.utils", StatelessProcessGroup=object)
+add_stub("vllm.distributed.device_communicators")
+add_stub("vllm.distributed.device_communicators.pynccl", PyNcclCommunicator=object)
+add_stub("deepspeed")
+add_stub(
     "pynvml",
     NVMLError=RuntimeError,
     nvmlInit=lambda: None,
@@ -151,7 +150,7 @@ class Served:
 
 
 class Process:
-    """What Arbor holds of a process that it started."""
+    """A process that Arbor started."""
 
     pid = 1
     returncode = None
@@ -168,7 +167,7 @@ def launch(self: Any, model: str, launch_config: Any, trainer_controller: Any = 
 
 
 class Trainer(threading.Thread):
-    """Asks for batches, takes them in turn, writes checkpoints, and stops answering after its last step, as Arbor's."""
+    """Requests batches, takes them in turn, writes checkpoints, and stops answering after its last step."""
 
     def __init__(self, arguments: list[str]) -> None:
         super().__init__(daemon=True)
@@ -204,7 +203,7 @@ class Trainer(threading.Thread):
         self.client.stop()
 
     def handle_checkpoint_request(self, name: str, metadata: dict[str, Any] | None) -> dict[str, Any]:
-        """Called from the thread that answers; the trainer writes between two steps, as the real one."""
+        """Called from the thread that answers; the trainer writes between two steps, like the real one."""
         written: queue.Queue[dict[str, Any]] = queue.Queue()
         self.asked.put((name, written))
         return written.get()

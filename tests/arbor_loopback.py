@@ -1,6 +1,6 @@
-"""Arbor 0.2.17 as its clients see it, without Arbor: its routes, what each takes, and how jobs go on.
+"""A loopback server with Arbor 0.2.17's routes, their fields, and the progress of jobs.
 
-Written from its server/api/schemas.py, its jobs and its trainer. tests/arbor_app.py is the real thing, where that is.
+Written from Arbor's server/api/schemas.py, jobs and trainer. tests/arbor_app.py runs the installed server.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Refusal = tuple[int, dict[str, str]]
 
 @dataclass
 class Job:
-    """`done` groups handed in; the trainer waits for the next two."""
+    """A job. `done` counts submitted groups; the trainer waits for the next two."""
 
     request: dict[str, Any]
     folder: Path
@@ -49,19 +49,19 @@ class Job:
 
 @dataclass
 class Arbor:
-    """A server with GPUs. `reply` maps (prompt, number of the completion) to a text; set what shall go wrong."""
+    """A server with GPUs. `reply` maps (prompt, number of the completion) to a text. Set attributes to make it fail."""
 
     storage: Path
     reply: Callable[[str, int], str] = lambda prompt, number: "?"
     gpus: int = 3
     jobs: dict[str, Job] = field(default_factory=dict)
     groups: list[list[dict[str, Any]]] = field(default_factory=list)
-    """Every group handed in, of all jobs."""
+    """All submitted groups, of all jobs."""
     dead: bool = False
     die_at: int | None = None
-    """The number of the group that kills the server."""
+    """Number of the group after which the server dies."""
     fail: dict[str, Refusal | None] = field(default_factory=dict)
-    """By route, what is answered instead; None is what a failed model answers."""
+    """Responses by route; None is the response of a failed model."""
     asked: int = 0
 
     def answer(self, handler: BaseHTTPRequestHandler, body: bytes) -> tuple[int, Any]:
@@ -108,7 +108,7 @@ class Arbor:
         batch = trainer["per_device_train_batch_size"] * gpus["num_training_gpus"]
         if batch * trainer["gradient_accumulation_steps"] % trainer["num_generations"]:
             return 400, {"type": "ValueError", "message": "must be evenly divisible by the number of generations"}
-        # Left out, this is 2,048, and the prompt is cut to the length of a reply.
+        # The default of 2,048 would cut the prompt to the length of a completion.
         assert "max_seq_len" in trainer
         assert trainer["max_seq_len"] is None
         name = f"grpo:{content['model'].split('/')[-1].lower()}:{content['run_name']}:20260101"
@@ -171,7 +171,7 @@ class Arbor:
 
 
 def write_adapter(folder: Path, lora: dict[str, Any], model: str, step: int) -> None:
-    """A checkpoint: an adapter of one layer with 2 inputs and 3 outputs, all of whose numbers are the step."""
+    """Write an adapter of one layer with 2 inputs and 3 outputs; all of its numbers are the step."""
     folder.mkdir(parents=True)
     rank = lora["r"]
     settings = {"r": rank, "lora_alpha": lora["lora_alpha"], "base_model_name_or_path": model}

@@ -1,6 +1,4 @@
-"""A machine at RunPod, played by this one: loopback servers that check what they are sent, and an `ssh` that runs its
-commands here.
-"""
+"""A RunPod account and a rented machine on loopback: servers that check requests, and a local `ssh`."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ KINDS = [
 
 @contextmanager
 def serving(answer: Callable[[BaseHTTPRequestHandler, bytes], tuple[int, Any]]) -> Iterator[str]:
-    """A loopback HTTP server; `answer` maps (handler, body) to (status, what is sent as JSON); status 0 hangs up."""
+    """A loopback HTTP server. `answer` maps (handler, body) to (status, JSON content); status 0 hangs up."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -63,7 +61,7 @@ def serving(answer: Callable[[BaseHTTPRequestHandler, bytes], tuple[int, Any]]) 
 
 @dataclass
 class Account:
-    """RunPod's GraphQL, as far as its client asks it. Set what shall go wrong."""
+    """The parts of RunPod's GraphQL that its client uses. Set attributes to make it fail."""
 
     pods: dict[str, dict[str, Any]] = field(default_factory=dict)
     created: list[str] = field(default_factory=list)
@@ -72,15 +70,15 @@ class Account:
     queries: list[str] = field(default_factory=list)
     polls_until_up: int = 1
     usd_per_hour: float | None = None
-    """What a rented machine costs; None: as announced."""
+    """Price of a rented machine; None for the announced price."""
     refuse: str = ""
-    """What is answered instead of renting."""
+    """Error message in place of renting."""
     lose_reply: bool = False
-    """Whether the reply to renting never comes."""
+    """True if the reply to renting is lost."""
     stuck: str = ""
-    """The machine that cannot be given back."""
+    """Id of a machine that cannot be terminated."""
     silent: int = 0
-    """How many questions about one machine are not answered."""
+    """Number of status requests that fail."""
     on_poll: Callable[[], None] = lambda: None
     on_terminate: Callable[[], None] = lambda: None
 
@@ -160,7 +158,7 @@ class Account:
 
 
 SSH = '''#!{python}
-"""Runs its command here, or forwards to {forward}; what it was asked stands in {log}."""
+"""Runs its command here, or forwards to {forward}; logs its arguments to {log}."""
 import os, socket, subprocess, sys, threading
 argv = sys.argv[1:]
 with open({log!r}, "a") as log:
@@ -191,8 +189,8 @@ while True:
 
 
 def install_ssh(folder: Path, *, forward: int, home: Path) -> Path:
-    """An `ssh` in `folder`, which is to stand first in PATH; returns the file that records what it was asked. `forward`
-    is the port that its tunnels lead to, `home` what /workspace/arbor is on the machine that it pretends to reach."""
+    """Write an `ssh` to `folder`, which must be first in PATH; return its log of arguments. `forward` is the port that
+    its tunnels lead to, `home` the folder that replaces /workspace/arbor."""
     folder.mkdir(exist_ok=True)
     script = folder / "ssh"
     log = folder / "ssh.log"
