@@ -108,7 +108,7 @@ def local_file() -> Path:
 
 NOTICES = {
     "SAMPLE": "This is the built-in sample: its metrics say nothing about a memory system.",
-    "SIMULATED": "These are synthetic conversations (memometer simulate): no metric below is a LOCOMO score.",
+    "SIMULATED": "These are synthetic conversations (memometer simulate): no metric here is a LOCOMO score.",
 }
 """Kinds of data that are accepted although they are not LOCOMO, and the sentence that explains each."""
 

@@ -187,12 +187,12 @@ def shown(body: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def truthful(sets: Any) -> Callable[[int, dict[str, Any]], Reply]:
-    """A judge that knows which of the probes are right, and says no to all else."""
+    """A judge that accepts exactly the right answers of a calibration set."""
     right = {
-        (probe.question.text, probe.question.gold.strip(), probe.answer.strip())
-        for probes in sets.values()
-        for probe in probes
-        if probe.right
+        (item.question.text, item.question.gold.strip(), item.answer.strip())
+        for items in sets.values()
+        for item in items
+        if item.label == "correct"
     }
     return lambda number, body: completion("yes" if shown(body) in right else "no", completion_tokens=1)
 

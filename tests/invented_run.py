@@ -37,10 +37,10 @@ def invent(
     questions: int | None = None,
     recalled_turns: Mapping[int, int] | None = None,
     seed: int = 0,
-    certificates: Sequence[dict[str, Any]] | None = None,
+    calibrations: Sequence[dict[str, Any]] | None = None,
 ) -> Path:
-    """Write manifest.json, records.jsonl, ingest.jsonl and results.json. One answer in fifty failed. The judge has a
-    certificate where `certificates` does not say otherwise."""
+    """Write manifest.json, records.jsonl, ingest.jsonl and results.json. One answer in fifty failed. With None for
+    `calibrations` the judge passed its calibration."""
     draw = random.Random(seed)
     asked = list(data.questions)
     if questions:
@@ -65,8 +65,8 @@ def invent(
         "status": "valid", "split": "all", "subset": len(asked) < len(data.questions), "left_out": {},
         "reader": "openai/invented-reader", "judge": "openai/invented-judge (strict)", "token_counter": "o200k_base",
     }  # fmt: skip
-    certificates = [certificate()] if certificates is None else certificates
-    results = compute_results(manifest, records, ingests, data, planned, facts, certificates=certificates)
+    calibrations = [calibration()] if calibrations is None else calibrations
+    results = compute_results(manifest, records, ingests, data, planned, facts, calibrations=calibrations)
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "results.json").write_text(json.dumps(results))
@@ -75,7 +75,7 @@ def invent(
     return folder
 
 
-def certificate(*, passed: bool = True) -> dict[str, Any]:
+def calibration(*, passed: bool = True) -> dict[str, Any]:
     found = {"rate": 0.031, "low": 0.02, "high": 0.045, "n": 1540}
     sets = {"gold": 0.01, "paraphrase": 0.06, "refusal": 0.0, "other speaker": 0.04, "adjacent date": 0.02,
             "specific wrong": 0.03}  # fmt: skip
@@ -83,9 +83,9 @@ def certificate(*, passed: bool = True) -> dict[str, Any]:
         **JUDGE, "date": "2026-11-21", "passed": passed, "reasons": [] if passed else ["it accepts 40 %"],
         "false_accept": found, "false_reject": {**found, "rate": 0.02},
         "sets": {name: {**found, "rate": rate, "low": max(0, rate - 0.02), "high": min(1, rate + 0.02), "n": 200,
-                        "ungraded": 1} for name, rate in sets.items()},
+                        "missing": 1} for name, rate in sets.items()},
         "stability": {"repeats": 3, "n": 20, "flipped": 1, "rate": 0.05, "low": 0.01, "high": 0.24},
-        "parser": {"failed": [], "cases": 20}, "ungraded": 0.0,
+        "parser": {"failed": [], "cases": 20}, "missing": 0.0,
     }  # fmt: skip
 
 
@@ -111,10 +111,11 @@ def _record(
         shown |= {id for id in question.evidence if draw.random() < skill + 0.15}
     ids = [id for id in turns if id in shown]
     usage = _usage(1, min(budget, 21_000) + 180, 6)
-    label = "ungraded" if draw.random() < 0.005 else "correct" if right else "wrong"
-    verdict = {**JUDGE, "key": "original", "repeat": 0, "label": label, "raw": {"correct": "yes", "wrong": "no"}.get(
-        label, "I would say that it depends."), "reason": "" if label != "ungraded" else "the reply is not a label",
-        "prompt_tokens": 120, "completion_tokens": 1, "unreported": 0, "seconds": 0.2}  # fmt: skip
+    label = "missing" if draw.random() < 0.005 else "correct" if right else "wrong"
+    raw = {"correct": "yes", "wrong": "no"}.get(label, "I would say that it depends.")
+    reason = "the reply is not a label" if label == "missing" else ""
+    verdict = {**JUDGE, "label_set": "original", "repeat": 0, "label": label, "raw": raw, "reason": reason,
+               "prompt_tokens": 120, "completion_tokens": 1, "unreported": 0, "seconds": 0.2}  # fmt: skip
     return {
         "system": system, "budget_tokens": budget, "question_id": question.id, "form": "free", "attempt": 1,
         "answer": None if failed else answer,

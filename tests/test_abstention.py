@@ -34,13 +34,13 @@ def test_twins_are_right_only_together() -> None:
         ("120 euros", "120 euros", 0.0),
         (ABSTENTION, ABSTENTION, 0.0),
     ]:
-        found = abstention.figures([(SINGLE, record(SINGLE, single)), (SWAPPED, record(SWAPPED, swapped))])
+        found = abstention.metrics([(SINGLE, record(SINGLE, single)), (SWAPPED, record(SWAPPED, swapped))])
         assert (found["twin_accuracy"], found["twins"]) == (accuracy, 1)
     verdict = {"judge": "m/judge", "prompt": "strict", "label": "correct"}
     judged = record(SINGLE, "a hundred and twenty", verdicts=[verdict])
-    found = abstention.figures([(SINGLE, judged), (SWAPPED, record(SWAPPED, ABSTENTION))])
+    found = abstention.metrics([(SINGLE, judged), (SWAPPED, record(SWAPPED, ABSTENTION))])
     assert found["twin_accuracy"] == 0.0, "whatever a judge says, whose verdicts may be withheld"
-    assert abstention.figures([(OTHER, record(OTHER, "Vienna"))])["twin_accuracy"] is None
+    assert abstention.metrics([(OTHER, record(OTHER, "Vienna"))])["twin_accuracy"] is None
 
 
 def test_over_abstention_is_counted_on_what_has_an_answer() -> None:
@@ -49,7 +49,7 @@ def test_over_abstention_is_counted_on_what_has_an_answer() -> None:
         (OTHER, record(OTHER, "Graz")),
         (SWAPPED, record(SWAPPED, ABSTENTION)),
     ]
-    found = abstention.figures(pairs)
+    found = abstention.metrics(pairs)
     assert (found["over_abstention"], found["over_abstention_n"]) == (0.5, 2)
 
 
@@ -59,7 +59,7 @@ def test_the_curve_answers_the_surest_first() -> None:
         (OTHER, record(OTHER, "Paris", speaker_gap=0.0)),
         (SWAPPED, record(SWAPPED, "120 euros", speaker_gap=2.0)),
     ]
-    found = abstention.figures(pairs)
+    found = abstention.metrics(pairs)
     assert found["risk_coverage"] == [
         [pytest.approx(1 / 3), 0.0],
         [pytest.approx(2 / 3), 0.5],
@@ -78,9 +78,9 @@ def test_separation_counts_ties_half() -> None:
 
 def test_without_a_model_the_gap_alone_tells_apart() -> None:
     pairs = [(SINGLE, record(SINGLE, None, speaker_gap=-1.0)), (SWAPPED, record(SWAPPED, None, speaker_gap=1.0))]
-    assert abstention.figures(pairs)["auc"] == 1.0
-    assert "risk_coverage" not in abstention.figures(pairs)
-    assert abstention.figures([(q, record(q, None)) for q in (SINGLE, SWAPPED)])["auc"] is None, "no signal, no figure"
+    assert abstention.metrics(pairs)["auc"] == 1.0
+    assert "risk_coverage" not in abstention.metrics(pairs)
+    assert abstention.metrics([(q, record(q, None)) for q in (SINGLE, SWAPPED)])["auc"] is None, "no signal, no figure"
 
 
 def test_the_fitted_rule_keeps_false_abstentions_down(tmp_path: Path) -> None:
@@ -134,29 +134,29 @@ def test_asking_is_held_against_the_evidence() -> None:
         (SWAPPED, record(SWAPPED, "x", rounds=[told(True, "more", "D1:1")])),  # there is nothing to find
         (OTHER, record(OTHER, None, error="LMServerError: x")),
     ]
-    found = multi_round_analysis.figures(pairs, {"a": 100.0, "b": 350.0}, [100, 200])
+    found = multi_round_analysis.analyze(pairs, {"a": 100.0, "b": 350.0}, [100, 200])
     assert (found["p"], found["p_n"], found["f"], found["f_n"]) == (0.5, 2, 1.0, 1)
     assert 0 < found["p_interval"][0] < 0.5 < found["p_interval"][1] < 1
     assert "p = 0.50 [0.09, 0.91] n=2" in multi_round_analysis.sentence(found, 2)
-    nothing = multi_round_analysis.figures([], {}, [100, 200])
-    assert multi_round_analysis.sentence(nothing, 2).endswith("some is missing: f unknown (n=0)")
+    nothing = multi_round_analysis.analyze([], {}, [100, 200])
+    assert multi_round_analysis.sentence(nothing, 2).endswith("f unknown (n=0)")
 
 
 def test_rounds_against_one_shot_by_hand() -> None:
     needed = [100.0, 100.0, 400.0, float("inf")]
     contexts = multi_round_analysis.contexts_of(400, 3)
     assert contexts == [100, 200, 400]
-    perfect = multi_round_analysis.compare(needed, contexts=contexts, fixed_tokens=50, p=1, f=0)
+    perfect = multi_round_analysis.simulate(needed, contexts=contexts, fixed_tokens=50, p=1, f=0)
     assert perfect.rounds == 0.75
     assert perfect.total_tokens == (2 * 150 + 2 * (150 + 250 + 450)) / 4
-    assert perfect.one_shot == 0.75
-    cached = multi_round_analysis.compare(needed, contexts=contexts, fixed_tokens=50, p=1, f=0, cached_price=0)
+    assert perfect.one_prompt == 0.75
+    cached = multi_round_analysis.simulate(needed, contexts=contexts, fixed_tokens=50, p=1, f=0, cached_price=0)
     assert cached.total_tokens == (2 * 150 + 2 * (150 + 100 + 200)) / 4
-    assert cached.one_shot == 0.5
-    hasty = multi_round_analysis.compare(needed, contexts=contexts, fixed_tokens=50, p=1, f=1)
-    assert (hasty.rounds, hasty.one_shot, hasty.total_tokens) == (0.5, 0.5, 150)
-    assert multi_round_analysis.least_p(needed, contexts=contexts, fixed_tokens=50, f=1) == 0.1
-    assert multi_round_analysis.least_p([110.0] * 4, contexts=contexts, fixed_tokens=50, f=0.9) is None
+    assert cached.one_prompt == 0.5
+    hasty = multi_round_analysis.simulate(needed, contexts=contexts, fixed_tokens=50, p=1, f=1)
+    assert (hasty.rounds, hasty.one_prompt, hasty.total_tokens) == (0.5, 0.5, 150)
+    assert multi_round_analysis.break_even_p(needed, contexts=contexts, fixed_tokens=50, f=1) == 0.1
+    assert multi_round_analysis.break_even_p([110.0] * 4, contexts=contexts, fixed_tokens=50, f=0.9) is None
 
 
 def test_the_memory_that_a_question_needs(sample: Any) -> None:
@@ -192,8 +192,8 @@ def test_rounds_and_abstention_end_to_end(server: Any, tmp_path: Path) -> None:
     assert "fitted on conv-47, which are no conversations of" in refused.stderr
     done = evaluate(*args, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "says enough where all evidence is shown: p = 0.00" in done.stdout
-    assert "Abstention: unanswerable" in done.stdout
+    assert "if all evidence is shown: p = 0.00" in done.stdout
+    assert "Abstention: unanswerable" in (tmp_path / "run" / "table.txt").read_text()
     mine = [r for r in records(tmp_path / "run") if r["system"] == "adaptive"]
     assert all([t["status"] for t in r["rounds"]] == ["more", "answered"] for r in mine)
     assert all(set(r["cited"]) <= set(r["recall"]["turn_ids"]) and r["recall"]["tokens"] <= 150 for r in mine)

@@ -19,11 +19,11 @@ from memometer.models import resolve_models
 from memometer.models.plain_adapter import PlainAdapter
 from memometer.models.usage import metered, metered_in
 from memometer.reader.reader import Reader
+from memometer.report.pareto import areas, frontier, total_tokens
 from memometer.run import cost
 from memometer.run.cost import Spending, dollars
 from memometer.run.folder import read_records
 from memometer.run.prices import Price, price_of
-from memometer.stats.pareto import areas, frontier, total_tokens
 from tests.conftest import ROOT, Reply, Server, completion
 from tests.evaluation import remote, results
 
@@ -234,7 +234,7 @@ def test_a_run_stops_at_its_cost_limit_and_goes_on_with_a_higher_one(
     assert evaluate.main(["--resume", "run"]) == 4
     assert len(server.requests) == 5, "the saved limit holds"
     assert evaluate.main(["--resume", "run", "--cost-limit", "100"]) == 0
-    found = results(here / "run")["accounting"]
+    found = results(here / "run")["cost"]
     assert found["total"]["usd"] == pytest.approx(0.1 * len(server.requests))
     assert found["prices"]["openai/scripted"]["source"] == "named"
     assert found["systems"]["recent"]["budgets"]["150"]["answer"]["usd"] == pytest.approx(1.3)
@@ -254,13 +254,13 @@ def test_the_certificate_is_paid_for_by_the_run_that_measured_it(
     assert "The run has cost $8.1000" in capsys.readouterr().out
     assert len(server.requests) == 81, "the judge was measured, and no question was asked"
     assert evaluate.main(["--resume", "run", "--cost-limit", "100"]) == 0
-    found = results(here / "run")["accounting"]
-    assert (found["certificate"]["calls"], found["certificate"]["usd"]) == (81, pytest.approx(8.1))
+    found = results(here / "run")["cost"]
+    assert (found["calibration"]["calls"], found["calibration"]["usd"]) == (81, pytest.approx(8.1))
     assert found["total"]["calls"] == len(server.requests)
     assert found["total"]["usd"] == pytest.approx(0.1 * len(server.requests))
-    assert "certificate" in (here / "run" / "table.txt").read_text()
+    assert "calibration" in (here / "run" / "table.txt").read_text()
     assert evaluate.main([*args, "--run-dir", "again"]) == 0
-    assert results(here / "again")["accounting"]["certificate"]["calls"] == 0, "it was there"
+    assert results(here / "again")["cost"]["calibration"]["calls"] == 0, "it was there"
 
 
 def bare(number: int, body: dict[str, Any]) -> Reply:

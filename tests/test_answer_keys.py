@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from locomo.dataset import read as read_data
 from locomo.synthetic import simulate
+from memometer import cli
 from memometer.benchmarks.protocol import DataError, Dataset
-from memometer.judging import label_sets
-from memometer.judging.label_sets import alarms, ceilings, load, read, side_by_side
+from memometer.judging.label_sets import above_ceiling, ceilings, clean_and_flagged, load, read
 from tests.conftest import sampled
 
 KINDS = ("HALLUCINATION", "TEMPORAL_ERROR", "WRONG_CITATION")
@@ -115,22 +115,22 @@ def test_the_ceiling_is_what_a_truthful_reader_gets(data: Dataset, draw: st.Data
     scored = draw.draw(st.lists(st.sampled_from(questions), min_size=1, unique=True))
     truthful = {q.id: float(q.id not in flagged) for q in scored}
     assert ceilings(scored, flagged)["overall"] == pytest.approx(sum(truthful.values()) / len(truthful))
-    assert not alarms(truthful, data.questions, flagged, data.categories)
-    parts = side_by_side(truthful, flagged)
+    assert not above_ceiling(truthful, data.questions, flagged, data.categories)
+    parts = clean_and_flagged(truthful, flagged)
     assert parts["clean"]["n"] + parts["flagged"]["n"] == len(truthful)
     assert parts["clean"]["accuracy"] in (None, 1.0)
     assert parts["flagged"]["accuracy"] in (None, 0.0)
     for lucky in [id for id in truthful if id in flagged][:1]:
-        told = alarms(truthful | {lucky: 1.0}, data.questions, flagged, data.categories)
+        told = above_ceiling(truthful | {lucky: 1.0}, data.questions, flagged, data.categories)
         assert len(told) == 2, "overall, and in the category of that question"
 
 
 def test_the_command_prints_the_ceilings(data: Dataset, errata: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert label_sets.main(["--label-corrections", str(errata), "--data", str(data.path)]) == 0
+    assert cli.main(["label-sets", "--label-corrections", str(errata), "--data", str(data.path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(line.startswith("SIMULATED  ") for line in lines)
     assert lines[0].endswith("wrong citations")
-    assert label_sets.main(["--label-corrections", str(data.path), "--data", str(data.path)]) == 2
+    assert cli.main(["label-sets", "--label-corrections", str(data.path), "--data", str(data.path)]) == 2
     assert "is not a file of label corrections" in capsys.readouterr().err
 
 
@@ -151,9 +151,9 @@ def test_the_audit_of_locomo(locomo: Dataset, audit: Path) -> None:
     found = {name: round(100 * value, 2) for name, value in ceilings(locomo.questions, errata.flagged).items()}
     assert found == {"overall": 93.57, "1": 90.07, "2": 91.90, "3": 90.62, "4": 95.72}
     everything = dict.fromkeys(load("original", data=locomo), 1.0)
-    assert len(alarms(everything, locomo.questions, errata.flagged, locomo.categories)) == 5
+    assert len(above_ceiling(everything, locomo.questions, errata.flagged, locomo.categories)) == 5
     # The mean of a published run, 92.62, is below the ceiling, and one question more than 1,441 is not.
     ids = sorted(everything)
     right = set(ids[:1442])
-    told = alarms({id: float(id in right) for id in ids}, locomo.questions, errata.flagged, locomo.categories)
+    told = above_ceiling({id: float(id in right) for id in ids}, locomo.questions, errata.flagged, locomo.categories)
     assert told[0].startswith("93.64 overall is above the ceiling of 93.57 (n = 1,540)")

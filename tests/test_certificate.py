@@ -21,20 +21,23 @@ from locomo.dataset import Question, dataset, read
 from locomo.label_corrections import read_wrong_answers
 from locomo.llm_judge import PROMPTS
 from locomo.splits import SPLITS
+from memometer import cli
 from memometer.benchmarks.metrics import token_f1
 from memometer.benchmarks.protocol import Conversation, DataError, Dataset
 from memometer.commands import evaluate
-from memometer.judging import calibrate, judge_calibration
+from memometer.judging import judge_calibration
 from memometer.judging.calibration_set import (
-    calibration,
+    calibration_conversations,
     draw,
     moved_dates,
     rewordings,
 )
 from memometer.judging.judge import Judge, parse_label, shared_family
-from memometer.judging.judge_calibration import judged, macro, measure, self_test
-from memometer.judging.misclassification import apply, rogan_gladen
+from memometer.judging.judge_calibration import assess, check_parser, macro_rate, measure
+from memometer.judging.misclassification import apply_calibration, rogan_gladen
 from memometer.models import resolve_models
+from memometer.report import presenter
+from memometer.report.judge_tables import calibration_parts
 from memometer.retrieval.dates import find
 from memometer.stats.intervals import wilson
 from tests.conftest import ROOT, Reply, Server, completion, failure, shown, truthful
@@ -68,7 +71,7 @@ def invented(n: int = 12) -> Dataset:
 
 DATA = invented()
 WRONG = {question.id: f"Nothing but {question.id}" for question in DATA.questions}
-SETS = draw(DATA, 10, wrong=WRONG)
+SETS = draw(DATA, 10, wrong_answers=WRONG)
 
 
 def judge(server: Server, *, prompt: str = "strict") -> Judge:
@@ -79,12 +82,12 @@ def judge(server: Server, *, prompt: str = "strict") -> Judge:
 
 
 def test_every_set_is_drawn_alike_each_time_and_asks_no_question_twice() -> None:
-    assert draw(invented(), 10, wrong=WRONG) == SETS
+    assert draw(invented(), 10, wrong_answers=WRONG) == SETS
     assert {name: len(probes) for name, probes in SETS.items()} == {
         "gold": 20, "paraphrase": 10, "refusal": 10, "other_speaker": 10, "adjacent_date": 10, "specific_wrong": 10
     }  # fmt: skip
     for probes in SETS.values():
-        assert len({probe.key for probe in probes}) == len(probes)
+        assert len({probe.question.id for probe in probes}) == len(probes)
     assert set(draw(DATA, 10)) == set(SETS) - {"specific_wrong"}
     kinds = Counter(probe.kind.removesuffix(" at length") for probe in SETS["adjacent_date"])
     assert set(kinds) == {"day", "week", "month", "year"}
@@ -96,7 +99,7 @@ def test_every_set_is_drawn_alike_each_time_and_asks_no_question_twice() -> None
 
 
 def test_only_training_and_validation_conversations_are_asked(locomo: Dataset) -> None:
-    asked = {conversation.id for conversation in calibration(locomo)}
+    asked = {conversation.id for conversation in calibration_conversations(locomo)}
     assert asked == {*SPLITS["default"]["train"], *SPLITS["default"]["validation"]}
     assert not asked & set(SPLITS["default"]["test"])
     drawn = draw(locomo, 25)
@@ -146,7 +149,7 @@ def test_only_a_list_is_put_in_another_order(text: str, gold: str) -> None:
 
 def test_rewordings_and_moves_of_locomos_own_dates(locomo: Dataset) -> None:
     seen = Counter[str]()
-    for question in (q for c in calibration(locomo) for q in c.questions if q.gold is not None):
+    for question in (q for c in calibration_conversations(locomo) for q in c.questions if q.gold is not None):
         gold, made = question.gold or "", rewordings(question)
         if "date format" in made and re.search(r"[A-Za-z]", made["date format"]):
             seen["date"] += 1
@@ -226,12 +229,12 @@ def coin(number: int, body: dict[str, Any]) -> Reply:
     ("answer", "accepts", "rejects", "reason"),
     [
         (truthful(SETS), 0.0, 0.0, ""),
-        (lambda number, body: completion("yes"), 1.0, 0.0, "it accepts 100.0 % [86.1, 100.0] of wrong answers"),
-        (lambda number, body: completion("No."), 0.0, 1.0, "of the gold answers themselves"),
+        (lambda number, body: completion("yes"), 1.0, 0.0, "it accepts 100.0 [86.1, 100.0] % of wrong answers"),
+        (lambda number, body: completion("No."), 0.0, 1.0, "of the gold answers"),
         (coin, 0.5, 0.5, "of wrong answers"),
-        (lambda number, body: completion("INCORRECT"), None, None, "100.0 % of its replies are no label"),
-        (lambda number, body: completion("The answer is correct: yes, it is."), None, None, "are no label"),
-        (lambda number, body: completion(""), None, None, "are no label"),
+        (lambda number, body: completion("INCORRECT"), None, None, "100.0 % of its replies are not a label"),
+        (lambda number, body: completion("The answer is correct: yes, it is."), None, None, "are not a label"),
+        (lambda number, body: completion(""), None, None, "are not a label"),
     ],
     ids=["perfect", "accepts everything", "rejects everything", "coin", "INCORRECT", "prose", "silent"],
 )
@@ -239,7 +242,7 @@ def test_each_judge_gets_the_right_certificate(
     server: Server, answer: Any, accepts: float | None, rejects: float | None, reason: str
 ) -> None:
     server.answer = answer
-    found = judged(measure(judge(server), SETS, repeats=2, num_threads=8))
+    found = assess(measure(judge(server), SETS, repeats=2, num_threads=8))
     assert len(server.requests) == 70 + 20
     assert found["passed"] == (not reason)
     assert reason in " ".join(found["reasons"])
@@ -250,12 +253,12 @@ def test_each_judge_gets_the_right_certificate(
             assert found[name]["low"] < expected < found[name]["high"]
         else:
             assert found[name]["rate"] == expected
-    assert found["ungraded"] == (1.0 if accepts is None else 0.0)
-    assert sum(entry["n"] + entry["ungraded"] for entry in found["sets"].values()) == 70
+    assert found["missing"] == (1.0 if accepts is None else 0.0)
+    assert sum(entry["n"] + entry["missing"] for entry in found["sets"].values()) == 70
     assert (found["stability"]["flipped"] > 3) == (answer is coin)
     assert found["parser"] == {"cases": len(judge_calibration.BAD_REPLIES) + 3, "failed": []}
     assert reason in judge_calibration.sentence(found)
-    assert "specific_wrong" in judge_calibration.table(found)
+    assert "specific_wrong" in presenter.text(calibration_parts(found))
 
 
 def test_the_sets_that_a_judge_fails_at_are_named(server: Server) -> None:
@@ -264,7 +267,7 @@ def test_the_sets_that_a_judge_fails_at_are_named(server: Server) -> None:
     server.answer = lambda number, body: (
         completion("yes") if re.search(r"\d{4}", shown(body)[2]) else right(number, body)
     )
-    found = judged(measure(judge(server), SETS, repeats=1, num_threads=8))
+    found = assess(measure(judge(server), SETS, repeats=1, num_threads=8))
     assert found["sets"]["adjacent_date"]["rate"] == 1.0
     assert sum(n for _, n in found["sets"]["adjacent_date"]["kinds"].values()) == 10
     assert found["sets"]["refusal"]["rate"] == 0.0
@@ -276,28 +279,28 @@ def test_a_parser_that_searches_for_a_word_is_caught(server: Server) -> None:
     server.answer = truthful(SETS)
     lax = judge(server)
     lax.parse = lambda reply: "correct" if "yes" in reply.lower() or "CORRECT" in reply else "wrong"
-    found = judged(measure(lax, SETS, repeats=1, num_threads=8))
+    found = assess(measure(lax, SETS, repeats=1, num_threads=8))
     assert "INCORRECT" in found["parser"]["failed"]
     assert not found["passed"]
     assert "its parser misreads" in judge_calibration.sentence(found)
-    assert self_test(parse_label)["failed"] == []
+    assert check_parser(parse_label)["failed"] == []
 
 
 def test_repeats_are_asked_for_and_not_replayed(server: Server) -> None:
     server.answer = truthful(SETS)
     lm = dspy.LM("openai/judge", api_base=server.url, api_key="none", temperature=0.0, max_tokens=16, cache=True)
     measure(Judge(lm, PROMPTS["strict"]), SETS, repeats=3, num_threads=8)
-    assert len(server.requests) == 70 + 2 * judge_calibration.STEADY
+    assert len(server.requests) == 70 + 2 * judge_calibration.REPEATED_ANSWERS
     assert len({json.dumps(body) for body in server.requests}) == 70
 
 
 def test_a_judge_that_cannot_be_reached_is_not_measured(server: Server) -> None:
     server.answer = lambda number, body: failure(500)
-    with pytest.raises(judge_calibration.Unmeasured, match="calls to the judge failed"):
+    with pytest.raises(judge_calibration.CalibrationError, match="calls to the judge failed"):
         measure(judge(server), SETS, num_threads=4)
     assert len(server.requests) < 20
     server.answer = lambda number, body: failure(500) if number % 4 == 0 else completion("yes")
-    with pytest.raises(judge_calibration.Unmeasured, match="of 110 calls to the judge failed"):
+    with pytest.raises(judge_calibration.CalibrationError, match="of 110 calls to the judge failed"):
         measure(judge(server), SETS, num_threads=8)
 
 
@@ -310,25 +313,25 @@ def test_a_measurement_that_is_stopped_is_none(server: Server) -> None:
         return completion("yes")
 
     server.answer = answer
-    with pytest.raises(judge_calibration.Unmeasured, match="was stopped"):
+    with pytest.raises(judge_calibration.CalibrationError, match="was stopped"):
         measure(judge(server), SETS, num_threads=2, stop=stop)
     assert len(server.requests) < 10
 
 
 def test_three_lucky_answers_earn_no_certificate(server: Server) -> None:
-    few = draw(DATA, 3, wrong=WRONG)
+    few = draw(DATA, 3, wrong_answers=WRONG)
     server.answer = truthful(few)
-    found = judged(measure(judge(server), few, repeats=1, num_threads=8))
+    found = assess(measure(judge(server), few, repeats=1, num_threads=8))
     assert found["false_accept"]["rate"] == 0.0
     assert not found["passed"]
-    assert judged(found, max_false_accept=1.0)["passed"]
+    assert assess(found, max_false_accept=1.0)["passed"]
 
 
 def test_the_mean_over_sets_has_the_interval_of_its_sets() -> None:
     low, high = wilson(0.3, 10)
     one = {"rate": 0.3, "low": low, "high": high, "n": 10}
-    assert macro([one]) == pytest.approx(one)
-    both = macro([one, {"rate": 0.0, "low": 0.0, "high": 0.2, "n": 90}])
+    assert macro_rate([one]) == pytest.approx(one)
+    both = macro_rate([one, {"rate": 0.0, "low": 0.0, "high": 0.2, "n": 90}])
     assert both["rate"] == pytest.approx(0.15), "each set counts the same"
     assert both["high"] == pytest.approx(0.15 + ((high - 0.3) ** 2 + 0.2**2) ** 0.5 / 2)
     assert both["low"] == pytest.approx(0.15 - (0.3 - low) / 2)
@@ -340,7 +343,7 @@ def test_the_intervals_of_the_mean_over_sets_hold() -> None:
     for _ in range(2000):
         seen = generator.binomial(n, rates) / n
         sets = [{"rate": r, "n": n, **dict(zip(("low", "high"), wilson(r, n), strict=True))} for r in seen]
-        found = macro(sets)
+        found = macro_rate(sets)
         inside += found["low"] <= sum(rates) / 4 <= found["high"]
     assert 0.94 < inside / 2000 < 0.985
 
@@ -375,7 +378,7 @@ def test_the_correction_undoes_the_judges_errors(truth: float, accepts: float, r
 def test_there_is_no_correction_for_a_coin() -> None:
     corrected, interval, reason = rogan_gladen(0.5, (0.4, 0.6), error(0.5), error(0.5))
     assert (corrected, interval) == (None, None)
-    assert "no better than chance" in reason
+    assert "chance" in reason
     assert rogan_gladen(0.5, None, error(0.45), error(0.45))[0] is None, "1.1, but not surely above 1"
     assert rogan_gladen(0.05, None, error(0.1), error(0.05))[0] == 0.0, "never below nothing right"
 
@@ -409,13 +412,13 @@ def test_a_failed_judges_scores_are_taken_out_everywhere() -> None:
 
     passed = {"passed": True, "false_accept": error(0.1), "false_reject": error(0.05)}
     shown = figures()
-    apply(shown, passed)
+    apply_calibration(shown, passed)
     entry = shown["simple"]["budgets"]["64"]
     assert entry["judge_corrected"] == pytest.approx(0.4 / 0.85)
     assert entry["by_category"]["1"]["judge_corrected"] == entry["judge_corrected"]
     for certified in (None, {**passed, "passed": False}):
         withheld = figures()
-        apply(withheld, certified)
+        apply_calibration(withheld, certified)
         entry = withheld["simple"]["budgets"]["64"]
         assert entry == {
             "f1": 0.3, "judge_n": 8, "judge_tokens": 9, "by_category": {"1": {"judge_n": 8, "judge_tokens": 9}}
@@ -433,24 +436,34 @@ def test_a_certificate_is_of_one_model_prompt_server_and_data(
     wrong.write_text("{}")
 
     def identity(**other: Any) -> dict[str, str]:
-        asked = {"revision": "", "address": "http://a", "data": "d", "wrong": None, **other}
+        asked = {"revision": "", "address": "http://a", "data": "d", "wrong_answers": None, **other}
         return judge_calibration.identify(asked.pop("judge", judge(server)), **asked)
 
-    whole = judge_calibration.keep({"date": "2026-11-21T10:00:00Z"}, identity(), per_set=25)
+    whole = judge_calibration.cache({"date": "2026-11-21T10:00:00Z"}, identity(), per_set=25)
     day = datetime(2026, 11, 22, tzinfo=UTC)
-    assert judge_calibration.kept(identity(), per_set=25, now=day) == whole
-    assert judge_calibration.kept(identity(), per_set=26, now=day) is None
-    assert judge_calibration.kept(identity(), now=day + timedelta(days=31)) is None, "the model may be another by then"
-    others = [{"revision": "r"}, {"address": "http://b"}, {"data": "e"}, {"wrong": wrong},
+    assert judge_calibration.cached(identity(), per_set=25, now=day) == whole
+    assert judge_calibration.cached(identity(), per_set=26, now=day) is None
+    assert judge_calibration.cached(identity(), now=day + timedelta(days=31)) is None, (
+        "the model may be another by then"
+    )
+    others = [{"revision": "r"}, {"address": "http://b"}, {"data": "e"}, {"wrong_answers": wrong},
               {"judge": judge(server, prompt="lenient")}]  # fmt: skip
-    assert all(judge_calibration.kept(identity(**other), now=day) is None for other in others)
-    judge_calibration.keep({"date": "2026-11-21T10:00:00Z"}, identity(revision="r"), per_set=25)
-    assert judge_calibration.kept(identity(revision="r"), now=day + timedelta(days=999)), "weights do not age"
-    more = judge_calibration.keep({"date": "2026-11-21T10:00:00Z"}, identity(wrong=wrong), per_set=25)
-    assert judge_calibration.kept(identity(), now=day) == more, "what was measured on more will do"
-    for path in (tmp_path / "certificates").iterdir():
+    assert all(judge_calibration.cached(identity(**other), now=day) is None for other in others)
+    judge_calibration.cache({"date": "2026-11-21T10:00:00Z"}, identity(revision="r"), per_set=25)
+    assert judge_calibration.cached(identity(revision="r"), now=day + timedelta(days=999)), "weights do not age"
+    more = judge_calibration.cache({"date": "2026-11-21T10:00:00Z"}, identity(wrong_answers=wrong), per_set=25)
+    assert judge_calibration.cached(identity(), now=day) == more, "what was measured on more will do"
+    for path in (tmp_path / "judge_calibrations").iterdir():
         path.write_text('{"date": 3}')
-    assert judge_calibration.kept(identity(), now=day) is None
+    assert judge_calibration.cached(identity(), now=day) is None
+
+
+def run(words: list[str]) -> object:
+    """The exit code of `memometer calibrate`."""
+    try:
+        return cli.main(["calibrate", *words])
+    except SystemExit as error:
+        return error.code
 
 
 def command(server: Server, *more: str) -> list[str]:
@@ -464,22 +477,22 @@ def test_the_command_measures_once(
     monkeypatch.setenv("EMBEDDED_MODELS_DIR", str(tmp_path))
     monkeypatch.delenv("LOCOMO_WRONG_ANSWERS", raising=False)
     server.answer = truthful(draw(read(SAMPLE), 25))
-    assert calibrate.main(command(server)) == 3, "eleven questions are too few"
+    assert run(command(server)) == 3, "eleven questions are too few"
     first = capsys.readouterr()
-    assert "SAMPLE  openai/judge (strict) failed its certificate" in first.out
-    assert "The set of specific wrong answers is left out" in first.out
+    assert "SAMPLE  openai/judge (strict) failed its calibration" in first.out
+    assert "--wrong-answers" in first.out
     assert all(line.startswith("SAMPLE") for line in first.out.splitlines())
     asked = len(server.requests)
-    assert calibrate.main(command(server, "--max-false-accept", "1")) == 0
-    assert "is certified" in capsys.readouterr().out
+    assert run(command(server, "--max-false-accept", "1")) == 0
+    assert "passed its calibration" in capsys.readouterr().out
     assert len(server.requests) == asked, "from the cache"
-    assert calibrate.main(command(server, "--again", "--repeats", "1")) == 3
+    assert run(command(server, "--again", "--repeats", "1")) == 3
     assert len(server.requests) > asked
-    (kept,) = (tmp_path / "certificates").iterdir()
+    (kept,) = (tmp_path / "judge_calibrations").iterdir()
     assert not [q.text for q in read(SAMPLE).questions if q.text in kept.read_text()], "no text of the data"
     asked = len(server.requests)
     kept.write_text(json.dumps({name: value for name, value in json.loads(kept.read_text()).items() if name != "sets"}))
-    assert calibrate.main(command(server)) == 3
+    assert run(command(server)) == 3
     assert len(server.requests) > asked, "what another version kept is measured again"
 
 
@@ -489,10 +502,10 @@ def test_a_certificate_that_cannot_be_kept_counts_once(
     (tmp_path / "file").touch()
     monkeypatch.setenv("EMBEDDED_MODELS_DIR", str(tmp_path / "file"))
     server.answer = truthful(draw(read(SAMPLE), 25))
-    assert calibrate.main(command(server, "--max-false-accept", "1")) == 0
+    assert run(command(server, "--max-false-accept", "1")) == 0
     said = capsys.readouterr()
-    assert "is certified" in said.out
-    assert "The certificate cannot be kept" in said.err
+    assert "passed its calibration" in said.out
+    assert "cannot be cached" in said.err
 
 
 @pytest.mark.parametrize(
@@ -504,18 +517,18 @@ def test_what_cannot_be_measured_is_one_sentence_and_not_kept(
 ) -> None:  # fmt: skip
     monkeypatch.setenv("EMBEDDED_MODELS_DIR", str(tmp_path))
     server.answer = lambda number, body: reply
-    assert calibrate.main(command(server)) == 1
+    assert run(command(server)) == 1
     assert told in capsys.readouterr().err
     assert len(server.requests) < most
-    assert not (tmp_path / "certificates").exists()
+    assert not (tmp_path / "judge_calibrations").exists()
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--max-false-accept", "15"], "--max-false-accept is 15.0; it is a share from 0 to 1"),
-        (["--per-set", "0"], "--per-set is 1 or more, and --repeats from 1 to 100"),
-        (["--repeats", "999999999"], "--per-set is 1 or more, and --repeats from 1 to 100"),
+        (["--max-false-accept", "15"], "--max-false-accept: '15'"),
+        (["--per-set", "0"], "--per-set: '0'"),
+        (["--repeats", "999999999"], "1 to 100"),
         (["--judge-api-base", "http://me:pw@host/v1"], "user, password"),
         (["--judge-model", "embedded:huge"], "no tier (tiny, small, base)"),
         (["--wrong-answers", "nowhere.json"], "cannot read the wrong answers 'nowhere.json'"),
@@ -532,7 +545,7 @@ def test_a_mistake_is_one_sentence(
     drop = ["--judge-api-base"] if "embedded:huge" in args else []
     for name in drop:
         del own[own.index(name) : own.index(name) + 2]
-    assert calibrate.main([*own, *args]) == 2
+    assert run([*own, *args]) == 2
     said = capsys.readouterr().err
     assert message in said
     assert "pw@" not in said

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from locomo.dataset import SAMPLE, SIMULATED, Question, read
-from memometer.report import compare
-from memometer.run.folder import RunFolder
+from memometer import cli
+from memometer.run.folder import RunFolder, read_manifest
 from tests.test_report import JUDGE, record
 
 Answer = Callable[[Question], dict[str, Any]]
@@ -69,7 +69,7 @@ def folder(tmp_path: Path, data: Path) -> Callable[..., Path]:
 @pytest.fixture
 def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     def run(*args: Any) -> tuple[int, str, str]:
-        code = compare.main([str(arg) for arg in args])
+        code = cli.main(["compare", *(str(arg) for arg in args)])
         out, err = capsys.readouterr()
         assert all(line.startswith("SIMULATED") for line in out.splitlines())
         return code, out.replace("SIMULATED  ", ""), err
@@ -82,7 +82,7 @@ def test_two_systems_of_one_run(folder: Any, say: Any) -> None:
     code, out, _ = say(run)
     assert code == 0
     assert out.startswith("121 questions of categories 1, 2, 3, 4.\n")
-    assert "J under m/judge (strict, original), mean of repeats, with 95 % intervals" in out
+    assert "judge accuracy (J) under m/judge (strict, original)" in out
     assert re.search(r"a @512 +54\.55 +\[45\.7, 63\.1\] +- +9\.00 +0\.0 +121 +0 +0 +54\.5 +54\.5", out), (
         "all alike: Wilson"
     )
@@ -99,7 +99,7 @@ def test_two_runs_are_matched_by_question(folder: Any, say: Any) -> None:
     second = folder("two", asked=lambda q: q.index > 2, a=right([3]))
     code, out, _ = say(first, second)
     assert code == 0
-    possible = [q for q in read(Path(compare.Run.read(first, "").manifest["config"]["data"])).questions if q.answerable]
+    possible = [q for q in read(Path(read_manifest(first)["config"]["data"])).questions if q.answerable]
     shared = [q for q in possible if 2 < q.index < 8]
     alone = sum(q.index <= 2 for q in possible), sum(q.index >= 8 for q in possible)
     assert f"{len(shared)} questions of categories 1, 2, 3, 4 in every run" in out
@@ -123,11 +123,11 @@ def test_what_differs_is_said_first_and_compared_all_the_same(folder: Any, say: 
     code, out, _ = say(first, second)
     assert code == 0
     assert out.splitlines()[:2] == [
-        "not comparable because two is invalid",
-        "not comparable because one and two differ in reader (m/reader / m/larger), max answer tokens (64 / 256), code "
-        "(abc / def), token counter (not recorded / o200k_base), split (all / memory-r1:test), budget (512 / 2,048)",
+        "not comparable: two is invalid.",
+        "not comparable: one and two differ in reader (m/reader / m/larger), max answer tokens (64 / 256), code "
+        "(abc / def), token counter (not recorded / o200k_base), split (all / memory-r1:test), budget (512 / 2,048).",
     ]
-    assert "Paired on the same questions" in out
+    assert "Paired differences" in out
     _, out, _ = say(first, second, "--measure", "evidence_recall")
     assert "m/larger" not in out, "who reads plays no part in what is recalled"
 
@@ -137,7 +137,7 @@ def test_the_answer_prompt_is_compared_system_by_system(folder: Any, say: Any) -
     same = folder("two", manifest={"answer_prompts": {"a": "1", "c": "3"}}, a=right([1]))
     other = folder("three", manifest={"answer_prompts": {"a": "4"}}, a=right([1]))
     assert "not comparable" not in say(first, same)[1]
-    assert "not comparable because one and three differ in answer prompt (1 / 4)" in say(first, other)[1]
+    assert "not comparable: one and three differ in answer prompt (1 / 4)" in say(first, other)[1]
 
 
 def test_by_category_holm_is_over_all_that_is_printed(folder: Any, say: Any) -> None:
@@ -156,11 +156,11 @@ def test_controls_are_compared_where_they_are_named_or_alone(folder: Any, say: A
     assert "Holm over 3;" in say(folder("alone", a=right([1]), none=right([]), oracle=right([1, 2])))[1]
 
 
-def test_failed_and_ungraded_stand_apart(folder: Any, say: Any) -> None:
+def test_failed_and_missing_stand_apart(folder: Any, say: Any) -> None:
     def fragile(question: Question) -> dict[str, Any]:
         if question.index == 0:
             return record("", question, None, answer=None, memory_error="Boom: x")
-        return record("", question, "ungraded" if question.index == 1 else "correct")
+        return record("", question, "missing" if question.index == 1 else "correct")
 
     _, out, _ = say(folder("run", a=fragile, b=right(range(20))))
     (row,) = [line for line in out.splitlines() if re.match(r"a @512 +\d", line)]
@@ -181,7 +181,7 @@ def test_a_grading_is_chosen_where_there_are_several(folder: Any, say: Any) -> N
     run = folder("run", a=twice("correct"), b=twice("wrong"))
     code, out, err = say(run)
     assert (code, out) == (2, "")
-    assert "several gradings in common (m/judge (strict, original); m/judge (lenient, original)); choose one" in err
+    assert "(m/judge (strict, original); m/judge (lenient, original))" in err
     assert "121/0/0" in say(run, "--prompt", "lenient")[1]
     assert "0/0/121" in say(run, "--prompt", "strict")[1]
     other = folder("other", a=right([1]))
@@ -195,17 +195,17 @@ def test_what_is_withheld_is_not_compared(folder: Any, say: Any) -> None:
     for runs in ([run], [run, other], [other, run]):
         code, out, err = say(*runs, "--measure", "judge")
         assert (code, out) == (2, "")
-        assert f"J of {grading} is withheld in run: it accepts 40 %. Compare by --measure f1." in err
-        assert "F1, with 95 % intervals" in say(*runs)[1]
+        assert f"Judge accuracy of {grading} is withheld in run: it accepts 40 %." in err
+        assert "F1, percent" in say(*runs)[1]
 
 
 def test_a_run_that_has_not_ended_has_no_certificate(folder: Any, say: Any) -> None:
     run = folder("run", a=right(range(6)), b=right([0]))
     (run / "results.json").unlink()
-    assert "F1, with 95 % intervals" in say(run)[1]
+    assert "F1, percent" in say(run)[1]
     code, _, err = say(run, "--measure", "judge")
     assert code == 2
-    assert "is withheld in run: m/judge (strict, original) was not measured" in err
+    assert "is withheld in run: m/judge (strict, original) was not calibrated" in err
 
 
 def test_runs_without_verdicts_are_compared_by_f1_and_without_answers_by_recall(folder: Any, say: Any) -> None:
@@ -213,9 +213,9 @@ def test_runs_without_verdicts_are_compared_by_f1_and_without_answers_by_recall(
         return {**record("", question, "correct"), "verdicts": []}
 
     first = folder("one", a=plain, b=plain)
-    assert "F1, with 95 % intervals" in say(first)[1]
+    assert "F1, percent" in say(first)[1]
     recalled = folder("two", a=lambda q: {**plain(q), "answer": None, "model": None})
-    assert "evidence recall, with 95 % intervals" in say(first, recalled)[1]
+    assert "evidence recall, percent" in say(first, recalled)[1]
     code, _, err = say(first, recalled, "--measure", "f1")
     assert code == 2
     assert "no answer of two has F1" in err
@@ -224,19 +224,18 @@ def test_runs_without_verdicts_are_compared_by_f1_and_without_answers_by_recall(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--system", "z"], "--system z is in no run; there are a, b."),
+        (["--system", "z"], "--system z is in no run; the runs have a, b."),
         (["--system", "a"], "fewer than two systems are left"),
-        (["--budget", "7"], "--budget 7 is in no run; there are 512."),
-        (["--budget", "x"], "--budget is 'x'; give numbers with commas between."),
-        (["--categories", "6"], "--categories got 6; it may be 1, 2, 3, 4, 5."),
-        (["--key", "corrected"], "no grading is common to the runs (one: nobody)"),
-        (["--data", str(SAMPLE)], "asked about other data than"),
+        (["--budget", "7"], "--budget 7 is in no run; the runs have 512."),
+        (["--categories", "6"], "--categories got 6; allowed are 1, 2, 3, 4, 5."),
+        (["--label-set", "corrected"], "no grader in common (one: none)"),
+        (["--data", str(SAMPLE)], "used other data than"),
     ],
 )
 def test_a_mistake_is_one_sentence(folder: Any, say: Any, args: list[str], message: str) -> None:
     code, out, err = say(folder("one", a=right([1]), b=right([2])), *args)
     assert (code, out) == (2, "")
-    assert err.startswith("memometer.report.compare: ")
+    assert err.startswith("memometer compare: ")
     assert err.count("\n") == 1
     assert message in err
 
@@ -259,19 +258,19 @@ def test_what_has_nothing_in_common_is_refused(folder: Any, say: Any, tmp_path: 
         code, out, err = say(one, folder(name, **make))
         assert (code, out) == (2, ""), name
         assert message in err
-    assert "a run was named twice" in say(one, one)[2]
+    assert "a run is named twice" in say(one, one)[2]
     assert "holds no run" in say(one, tmp_path)[2]
-    assert "holds no answer yet" in say(one, folder("empty"))[2]
+    assert "has no answers yet" in say(one, folder("empty"))[2]
 
 
-def test_a_run_that_never_asked_a_question_leaves_it_ungraded(folder: Any, say: Any) -> None:
+def test_a_run_that_never_asked_a_question_leaves_it_missing(folder: Any, say: Any) -> None:
     """A stopped run: what was planned and has no record is counted, and is in no mean."""
     run = folder("run", a=right(range(20)), b=right(range(20)))
     lines = (run / "records.jsonl").read_text().splitlines(keepends=True)
     (run / "records.jsonl").write_text("".join(lines[:-50]))
     (run / "results.json").unlink()
     _, out, _ = say(run)
-    assert out.startswith("not comparable because run is not finished\n")
+    assert out.startswith("not comparable: run is not finished.\n")
     (row,) = [line for line in out.splitlines() if re.match(r"b @512 +\d", line)]
     numbers = row.split("]")[1].split()
     assert int(numbers[3]) + int(numbers[5]) == 121

@@ -40,7 +40,7 @@ def test_recall_only_asks_no_model_and_imports_none(tmp_path: Path) -> None:
         assert set(figures["by_category"]) == {"1", "2", "3", "4", "5"}
     assert systems["oracle"]["budgets"]["128"]["evidence_recall"] == 1
     assert systems["none"]["budgets"]["0"]["evidence_recall"] == 0
-    (large,) = [told for told in results(tmp_path / "run")["cautions"] if "of the mean conversation" in told]
+    (large,) = [told for told in results(tmp_path / "run")["warnings"] if "of the mean conversation" in told]
     assert large.startswith("A budget of 400 tokens holds ")
     assert done.stdout.count(large) == 2, "before anything is asked, and under the table"
 
@@ -74,7 +74,7 @@ def test_a_run_ends_in_a_table_of_all_systems(server: Server, tmp_path: Path) ->
         refused = record["system"] == "refusal"
         assert asked == (("No information available", 0, 0, 0) if refused else ("Sourdough", 1, 100, 5))
         assert [v["label"] for v in record["verdicts"]] == ([] if "#1" in record["question_id"] and
-               record["question_id"] in ("sample-1#11", "sample-1#12") else ["ungraded"])  # fmt: skip
+               record["question_id"] in ("sample-1#11", "sample-1#12") else ["missing"])  # fmt: skip
     figures = results(tmp_path / "run")["systems"]
     assert set(figures) == {"recent", "full_context", "adaptive", "none", "refusal", "oracle"}
     assert figures["adaptive"]["budgets"]["150"]["judge_n"] == 0
@@ -103,13 +103,13 @@ def test_judged_answers_are_counted_exactly(server: Server, tmp_path: Path) -> N
     assert done.returncode == 0, done.stdout + done.stderr
     assert "The judge is not calibrated; it is measured first: " in done.stdout
     figures = results(tmp_path / "run")["systems"]["adaptive"]["budgets"]["150"]
-    assert (figures["judge_correct"], figures["judge_n"], figures["ungraded"]) == (2, 11, 0)
+    assert (figures["judge_correct"], figures["judge_n"], figures["missing"]) == (2, 11, 0)
     assert figures["judge_corrected"] == figures["judge"] == 2 / 11
     assert figures["judge_corrected_interval"] is None, "one conversation has no interval"
     assert figures["by_category"]["4"]["judge"] == 2 / 5
     assert figures["by_category"]["5"]["f1"] == 1.0, "an abstention is right in category 5"
     assert "judge" not in figures["by_category"]["5"]
-    (certificate,) = results(tmp_path / "run")["certificates"]
+    (certificate,) = results(tmp_path / "run")["judge_calibrations"]
     assert (certificate["judge"], certificate["prompt"], certificate["passed"]) == ("openai/judge", "strict", True)
     assert "openai/judge (strict) is certified" in (tmp_path / "run" / "table.txt").read_text()
     asked = len(server.requests)
@@ -125,7 +125,7 @@ def test_a_judge_that_accepts_everything_shows_no_score(server: Server, tmp_path
     assert "it accepts 100.0 %" in done.stdout
     found = results(tmp_path / "run")
     assert "judge" not in found["systems"]["adaptive"]["budgets"]["150"]
-    assert not found["certificates"][0]["passed"]
+    assert not found["judge_calibrations"][0]["passed"]
     assert all(record["verdicts"] or record["question_id"] in ("sample-1#11", "sample-1#12")
                for record in records(tmp_path / "run")), "its verdicts are kept"  # fmt: skip
 

@@ -24,19 +24,17 @@ from memometer.cartridge.load import load_cartridge, open_manifest, open_records
 from memometer.cartridge.save import save_cartridge
 from memometer.commands import evaluate, optimize
 from memometer.harness import import_results as published
-from memometer.harness import rescore
 from memometer.judging import judge_calibration as certificate
 from memometer.judging import label_sets as answer_keys
-from memometer.judging.label_sets import side_by_side
+from memometer.judging.label_sets import clean_and_flagged as side_by_side
 from memometer.memory import Memory
 from memometer.models import encoders
 from memometer.optimize.options import OptimizeOptions
 from memometer.optimize.plan import make_plan
 from memometer.reader import program_file as programs
 from memometer.reader.abstention import AbstentionRule
-from memometer.report import compare
-from memometer.report import viewer as view
-from memometer.report.aggregate import results as figures_of
+from memometer.report.aggregate import aggregate as figures_of
+from memometer.report.results import read_results
 from memometer.run import test_set_usage as ledger
 from memometer.run.environment import digest, recalling_code
 from memometer.run.folder import RunFolder, key, latest
@@ -252,6 +250,9 @@ def test_an_exported_memory_is_imported(daily: Path, capsys: pytest.CaptureFixtu
 # ---------------------------------------------------------------- runs
 
 
+OLD_LABELS = {"missing": "ungraded"}
+
+
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with our sample, the kept certificates and the ledger."""
@@ -269,8 +270,9 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def headline(entry: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """The figures of those names; of `gradings` the scores."""
-    return {name: _scores(entry[name]) if name == "gradings" else entry.get(name) for name in names}
+    """The metrics that the fixture calls so; of `gradings` the scores."""
+    new = {name: name.replace("ungraded", "missing") for name in names}
+    return {name: _scores(entry["graders"]) if name == "gradings" else entry.get(new[name]) for name in names}
 
 
 def _scores(gradings: dict[str, Any]) -> dict[str, Any]:
@@ -287,15 +289,21 @@ def test_a_run_is_opened_and_counted_again(name: str, runs: Path) -> None:
     assert (manifest["stand_in"], manifest["created_at"]) == (expected["stand_in"], expected["created_at"])
     assert manifest["identity"]["data"] == expected["data"] == read(SAMPLE).sha256
     told = [
-        [*key(r), r["answer"], r["recall"]["tokens"], r["recall"]["turn_ids"], [v["label"] for v in r["verdicts"]]]
+        [
+            *key(r),
+            r["answer"],
+            r["recall"]["tokens"],
+            r["recall"]["turn_ids"],
+            ["ungraded" if v["label"] == "missing" else v["label"] for v in r["verdicts"]],
+        ]
         for r in records
     ]
     assert told == expected["answers"]
-    written = json.loads((path / "results.json").read_text())
+    written = read_results(path)
     assert [written[fact] for fact in ("status", "reader", "judge")] == [
         expected[fact] for fact in ("status", "reader", "judge")
     ]
-    assert [[c["judge"], c["prompt"], c["passed"]] for c in written["certificates"]] == expected["certificates"]
+    assert [[c["judge"], c["prompt"], c["passed"]] for c in written["judge_calibrations"]] == expected["certificates"]
     planned = [key(record) for record in latest(records).values()]
     again = figures_of(records, read(SAMPLE).questions, planned)
     for system, budgets in expected["systems"].items():
@@ -306,13 +314,13 @@ def test_a_run_is_opened_and_counted_again(name: str, runs: Path) -> None:
                 assert counted.pop("gradings") == pytest.approx(told["gradings"])
                 assert counted == pytest.approx({name: told[name] for name in counted})
     assert ledger.main([str(path)]) == 0
-    assert view.main([str(path), "--export", str(runs / "page")]) == 0
+    assert cli.main(["view", str(path), "--export", str(runs / "page")]) == 0
 
 
 def test_runs_are_compared(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [str(unpacked(f"run_folders/{name}", runs) / name) for name in ("answered", "rescored", "recall_only")]
-    assert compare.main([paths[2], "--data", str(SAMPLE), "--by-category"]) == 0
-    assert compare.main([*paths[:2], "--data", str(SAMPLE), "--measure", "f1"]) == 0
+    assert cli.main(["compare", paths[2], "--data", str(SAMPLE), "--by-category"]) == 0
+    assert cli.main(["compare", *paths[:2], "--data", str(SAMPLE), "--measure", "f1"]) == 0
     assert "adaptive" in capsys.readouterr().out
 
 
@@ -346,9 +354,9 @@ def test_a_run_is_graded_again(server: Server, runs: Path) -> None:
 
     server.answer = answer
     flags = ["--judge-model", "openai/third-judge", "--judge-api-base", server.url, "--data", str(SAMPLE)]
-    assert rescore.main([str(path), *flags, "--retries", "0", "--max-false-accept", "1"]) == 0
+    assert cli.main(["rescore", str(path), *flags, "--retries", "0", "--max-false-accept", "1"]) == 0
     found = json.loads((path / "results.json").read_text())["systems"]["adaptive"]["budgets"]["150"]
-    assert set(found["gradings"]) == {"openai/judge (strict, original)", "openai/third-judge (strict, original)"}
+    assert set(found["graders"]) == {"openai/judge (strict, original)", "openai/third-judge (strict, original)"}
 
 
 def test_published_answers_become_the_same_run(runs: Path) -> None:
@@ -368,10 +376,10 @@ def test_a_kept_certificate_is_found(name: str, runs: Path) -> None:
     told = RUNS["certificates"][name]
     identity = json.loads((FORMATS / "run_folders" / "certificates" / name).read_text())["identity"]
     at = datetime.fromisoformat(told["date"])
-    found = certificate.kept(identity, per_set=told["per_set"], now=at + timedelta(days=1))
+    found = certificate.cached(identity, per_set=told["per_set"], now=at + timedelta(days=1))
     assert found is not None
-    assert {fact: found[fact] for fact in told} == told
-    assert certificate.judged(found, max_false_accept=1.0)["passed"]
+    assert {fact: found["missing" if fact == "ungraded" else fact] for fact in told} == told
+    assert certificate.assess(found, max_false_accept=1.0)["passed"]
 
 
 def test_the_ledger_is_counted(runs: Path) -> None:

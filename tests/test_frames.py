@@ -29,7 +29,7 @@ def test_a_row_for_every_system_and_budget(folder: Path) -> None:
     figures = systems["bm25"]["budgets"]["1024"]
     assert row.f1 == figures["f1"]
     assert [row.f1_low, row.f1_high] == figures["f1_interval"]
-    assert (row.f1_n, row.f1_ungraded) == (figures["f1_n"], figures["ungraded"])
+    assert (row.f1_n, row.f1_missing) == (figures["f1_n"], figures["missing"])
     assert row.usd_answer > 0
     assert row.isna()["usd_judge"], "the judge's price is not known"
 

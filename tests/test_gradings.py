@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memometer.judging.graders import Grading, gradings, prompt_hashes, score
+from memometer.judging.graders import Grader, graders_of, prompt_hashes, score
 
-STRICT = Grading("m/judge", "strict")
-LABELS = ("correct", "wrong", "ungraded")
+STRICT = Grader("m/judge", "strict")
+LABELS = ("correct", "wrong", "missing")
 
 
 def verdict(label: str, **more: Any) -> dict[str, Any]:
@@ -25,10 +25,10 @@ def answered(*verdicts: dict[str, Any], **more: Any) -> dict[str, Any]:
 def test_a_grading_is_a_judge_a_prompt_and_a_key_in_order_of_appearance() -> None:
     records = [
         answered(),
-        answered(verdict("wrong"), verdict("correct", key="corrected")),
+        answered(verdict("wrong"), verdict("correct", label_set="corrected")),
         answered(verdict("wrong", prompt="lenient"), verdict("correct", judge="other")),
     ]
-    assert [grading.name for grading in gradings(records)] == [
+    assert [grading.name for grading in graders_of(records)] == [
         "m/judge (strict, original)",
         "m/judge (strict, corrected)",
         "m/judge (lenient, original)",
@@ -43,8 +43,8 @@ def test_a_grading_is_a_judge_a_prompt_and_a_key_in_order_of_appearance() -> Non
         (["correct", "wrong", "correct"], 2 / 3, 1),
         (["correct", "wrong", "wrong"], 1 / 3, 0),
         (["correct", "wrong"], 0.5, 0),
-        (["correct", "ungraded", "wrong", "correct"], 2 / 3, 1),
-        (["ungraded", "ungraded"], None, None),
+        (["correct", "missing", "wrong", "correct"], 2 / 3, 1),
+        (["missing", "missing"], None, None),
         ([], None, None),
     ],
 )
@@ -56,18 +56,18 @@ def test_repeats_have_a_mean_and_a_majority(labels: list[str], mean: float | Non
 
 def test_an_answer_that_was_graded_is_not_graded_until_it_pleases() -> None:
     assert score(answered(verdict("wrong"), verdict("correct")), STRICT) == 0
-    assert score(answered(verdict("ungraded"), verdict("correct")), STRICT) == 1, "a failed judge may be asked again"
+    assert score(answered(verdict("missing"), verdict("correct")), STRICT) == 1, "a failed judge may be asked again"
 
 
 def test_gradings_do_not_mix() -> None:
-    record = answered(verdict("wrong"), verdict("correct", prompt="lenient"), verdict("correct", key="corrected"))
+    record = answered(verdict("wrong"), verdict("correct", prompt="lenient"), verdict("correct", label_set="corrected"))
     assert score(record, STRICT) == 0
-    assert score(record, Grading("m/judge", "lenient")) == 1
-    assert score(record, Grading("m/judge", "strict", "corrected")) == 1
-    assert score(record, Grading("other", "strict")) is None
+    assert score(record, Grader("m/judge", "lenient")) == 1
+    assert score(record, Grader("m/judge", "strict", "corrected")) == 1
+    assert score(record, Grader("other", "strict")) is None
 
 
-def test_a_memory_that_fails_is_wrong_and_a_reader_that_fails_is_ungraded() -> None:
+def test_a_memory_that_fails_is_wrong_and_a_reader_that_fails_is_missing() -> None:
     assert score(answered(answer=None, memory_error="KeyError: 3"), STRICT) == 0
     assert score(answered(answer=None, error="LMServerError: 500"), STRICT) is None
 
@@ -81,7 +81,7 @@ def test_versions_of_a_prompt_are_seen() -> None:
 def test_a_score_is_a_fraction_of_what_was_labelled(given: list[tuple[str, int]]) -> None:
     record = answered(*(verdict(label, repeat=repeat) for label, repeat in given))
     mean = score(record, STRICT)
-    assert (mean is None) == all(label == "ungraded" for label, _ in given)
+    assert (mean is None) == all(label == "missing" for label, _ in given)
     if mean is not None:
         assert 0 <= mean <= 1
         assert score(record, STRICT, rule="majority") == float(mean > 0.5)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from memometer import cli
 from memometer.benchmarks.protocol import Dataset
 from memometer.budget import UNBOUNDED
 from memometer.harness import import_results
-from memometer.report import leaderboard
-from tests.invented_run import certificate, invent, simulated
+from tests.invented_run import calibration, invent, simulated
 from tests.test_published import audit_file, save
 
 
@@ -43,7 +43,7 @@ def labels(folder: Path, data: Dataset) -> dict[tuple[str, int], dict[str, bool]
     found: dict[tuple[str, int], dict[str, bool]] = {}
     for line in (folder / "records.jsonl").read_text().splitlines():
         record: dict[str, Any] = json.loads(line)
-        given = [v["label"] for v in record["verdicts"] if v["label"] != "ungraded"]
+        given = [v["label"] for v in record["verdicts"] if v["label"] != "missing"]
         if record["question_id"] in gold and given:
             of = found.setdefault((record["system"], record["budget_tokens"]), {})
             of[record["question_id"]] = given[0] == "correct"
@@ -54,14 +54,14 @@ def test_a_row_is_what_its_verdicts_say_and_what_sets_it_apart_from_the_first_sy
     data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = invent(tmp_path / "run", data, budgets=(512, 1024))
-    assert leaderboard.main([str(run)]) == 0
+    assert cli.main(["leaderboard", str(run)]) == 0
     header, _, *body = cells(capsys.readouterr().out)
     judged = labels(run, data)
-    at = {name: header.index(name) for name in ("tokens", "system", "J", "J minus adaptive's")}
+    at = {name: header.index(name) for name in ("budget, tokens", "system", "J", "J minus adaptive's")}
     seen = set()
     for row in body:
-        system = row[at["system"]].removesuffix(" (control)")
-        budget = 0 if row[at["tokens"]] == "-" else int(row[at["tokens"]].replace(",", ""))
+        system = row[at["system"]].removesuffix(" (baseline)")
+        budget = 0 if row[at["budget, tokens"]] == "-" else int(row[at["budget, tokens"]].replace(",", ""))
         mine = judged[system, budget]
         assert percent(row[at["J"]]) == pytest.approx(100 * mean(mine.values()), abs=0.051)
         if system in ("bm25", "recent"):
@@ -83,7 +83,7 @@ def test_others_answers_are_scored_on_the_questions_of_the_run(
     right = [q.id in asked for q in answerable]  # on the run's questions all, on the others none
     theirs = import_results.read(save(audit_file(data, lambda i: [right[i]] * 3), tmp_path / "them.json"), data=data)
     import_results.write(theirs, tmp_path / "them", data=data)
-    assert leaderboard.main([str(run), str(tmp_path / "them")]) == 0
+    assert cli.main(["leaderboard", str(run), str(tmp_path / "them")]) == 0
     row = cells(capsys.readouterr().out)[-1]
     assert row[:2] == ["them", "reader-1"]
     assert (percent(row[2]), row[3]) == (100.0, str(sum(right)))
@@ -97,7 +97,7 @@ def test_a_row_with_a_budget_of_its_own_is_compared_at_one_budget_and_never_at_a
     systems = ("adaptive", "bm25", "full_context", "none", "oracle")
     for name, budgets in (("one", (512,)), ("two", (512, 1024))):
         run = invent(tmp_path / name, data, systems=systems, budgets=budgets)
-        assert leaderboard.main([str(run)]) == 0
+        assert cli.main(["leaderboard", str(run)]) == 0
         header, _, *body = cells(capsys.readouterr().out)
         shown = {row[1].replace("\\", ""): row[header.index("J minus adaptive's")] for row in body}
         judged = labels(run, data)
@@ -106,13 +106,13 @@ def test_a_row_with_a_budget_of_its_own_is_compared_at_one_budget_and_never_at_a
             both = mine.keys() & reference.keys()
             expected = 100 * mean(mine[id] - reference[id] for id in both)
             assert percent(shown["full_context"]) == pytest.approx(expected, abs=0.051)
-            assert shown["none (control)"] != "-"
+            assert shown["none (baseline)"] != "-"
         else:
-            assert (shown["full_context"], shown["none (control)"]) == ("-", "-"), "at which budget would it be?"
+            assert (shown["full_context"], shown["none (baseline)"]) == ("-", "-"), "at which budget would it be?"
             assert shown["bm25"] != "-"
 
 
-def test_what_is_ungraded_left_out_or_merged_is_said(
+def test_what_is_missing_left_out_or_merged_is_said(
     data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = invent(tmp_path / "run", data)
@@ -125,18 +125,18 @@ def test_what_is_ungraded_left_out_or_merged_is_said(
     import_results.write(
         import_results.read(save(content, tmp_path / "them.json"), data=data), tmp_path / "them", data=data
     )
-    assert leaderboard.main([str(run), str(tmp_path / "them")]) == 0
+    assert cli.main(["leaderboard", str(run), str(tmp_path / "them")]) == 0
     out = capsys.readouterr().out
-    assert "> full_context is not in the table: the window is too small." in out
-    assert "> them: MERGED: failures were asked again" in out
+    assert "full\\_context is not in the table: the window is too small." in out
+    assert "them: MERGED: failures were asked again" in out
     assert cells(out)[-1][0] == "them (INVALID)"
     header, _, *body = cells(out)
     judged = labels(run, data)
     asked = sum(q.gold is not None for q in data.questions)
     for row in body[: len(judged)]:
-        system = row[header.index("system")].removesuffix(" (control)")
+        system = row[header.index("system")].removesuffix(" (baseline)")
         n = len(judged[system, 0 if system == "none" else 1024])
-        assert row[header.index("n (J)")] == f"{n}" + (f", {asked - n} ungraded" if asked > n else "")
+        assert row[header.index("n (J)")] == f"{n}" + (f", {asked - n} missing" if asked > n else "")
 
 
 def test_others_answers_without_verdicts_have_no_j(
@@ -145,7 +145,7 @@ def test_others_answers_without_verdicts_have_no_j(
     run = invent(tmp_path / "run", data)
     theirs = import_results.read(save(audit_file(data, lambda i: []), tmp_path / "them.json"), data=data)
     import_results.write(theirs, tmp_path / "them", data=data)
-    assert leaderboard.main([str(run), str(tmp_path / "them")]) == 0
+    assert cli.main(["leaderboard", str(run), str(tmp_path / "them")]) == 0
     assert cells(capsys.readouterr().out)[-1] == ["them", "reader-1", "-", "-", "-", "-"]
 
 
@@ -159,15 +159,15 @@ def test_a_run_of_unanswerable_questions_is_no_board(
     ]
     (run / "records.jsonl").write_text("".join(f"{line}\n" for line in lines))
     (run / "results.json").unlink()
-    assert leaderboard.main([str(run)]) == 2
+    assert cli.main(["leaderboard", str(run)]) == 2
     assert "no answerable question" in capsys.readouterr().err
 
 
 def test_a_judge_that_failed_its_certificate_shows_no_accuracy(
     data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = invent(tmp_path / "run", data, certificates=[certificate(passed=False)])
-    assert leaderboard.main([str(run)]) == 0
+    run = invent(tmp_path / "run", data, calibrations=[calibration(passed=False)])
+    assert cli.main(["leaderboard", str(run)]) == 0
     out = capsys.readouterr().out
     assert "withheld" in out
     assert "F1" in cells(out)[0]
@@ -176,7 +176,7 @@ def test_a_judge_that_failed_its_certificate_shows_no_accuracy(
 
 @pytest.mark.parametrize(
     ("swap", "said"),
-    [(True, "holds others' answers"), (False, "is no import of memometer import-results")],
+    [(True, "is imported"), (False, "is not imported")],
 )
 def test_runs_in_the_wrong_place_are_refused(
     data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], swap: bool, said: str
@@ -185,5 +185,5 @@ def test_runs_in_the_wrong_place_are_refused(
     theirs = import_results.read(save(audit_file(data, lambda i: [True]), tmp_path / "them.json"), data=data)
     import_results.write(theirs, tmp_path / "them", data=data)
     arguments = [tmp_path / "them", run] if swap else [run, run]
-    assert leaderboard.main([str(a) for a in arguments]) == 2
+    assert cli.main(["leaderboard", *map(str, arguments)]) == 2
     assert said in capsys.readouterr().err

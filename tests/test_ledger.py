@@ -42,15 +42,19 @@ def results(folder: str) -> dict[str, Any]:
 
 def test_looks_at_the_test_split_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     first = run("a", "--budgets", "64")
-    assert first["ledger"] == {"test_scored": {"configuration": 1, "all": 1}, "broken": []}
-    assert run("b", "--budgets", "128")["ledger"]["test_scored"] == {"configuration": 1, "all": 2}
+    assert first["test_set_usage"] == {"test_scored": {"configuration": 1, "all": 1}, "duplicate_attempts": []}
+    assert run("b", "--budgets", "128")["test_set_usage"]["test_scored"] == {"configuration": 1, "all": 2}
     same = run("c", "--budgets", "64", "--num-threads", "3", "--no-mlflow", "--no-calibration")
-    assert same["ledger"]["test_scored"] == {"configuration": 2, "all": 3}, "how it runs is no other configuration"
+    assert same["test_set_usage"]["test_scored"] == {"configuration": 2, "all": 3}, (
+        "how it runs is no other configuration"
+    )
     said = "The test split has been scored twice under this configuration, 3 times in all here."
     assert f"SAMPLE  {said}" in Path("c", "table.txt").read_text().splitlines()
     assert f"SAMPLE  {said}" in capsys.readouterr().out.splitlines()
-    assert run("d", "--budgets", "64", "--split", "train")["ledger"]["test_scored"] is None
-    assert run("e", "--budgets", "64", "--split", "all")["ledger"]["test_scored"]["all"] == 4, "all holds the test"
+    assert run("d", "--budgets", "64", "--split", "train")["test_set_usage"]["test_scored"] is None
+    assert run("e", "--budgets", "64", "--split", "all")["test_set_usage"]["test_scored"]["all"] == 4, (
+        "all holds the test"
+    )
     lines = [json.loads(line) for line in Path("runs", "ledger.jsonl").read_text().splitlines()]
     assert [line["run"] for line in lines] == ["a", "b", "c", "e"]
     assert {line["data"] for line in lines} == {json.loads(Path("a", "manifest.json").read_text())["identity"]["data"]}
@@ -60,7 +64,7 @@ def test_looks_at_the_test_split_are_counted(capsys: pytest.CaptureFixture[str])
 def test_a_resumed_run_is_one_look_and_leaves_its_mark_in_the_ledger() -> None:
     run("a", "--budgets", "64")
     resume_run(Path("a"))
-    assert results("a")["ledger"]["test_scored"] == {"configuration": 1, "all": 1}
+    assert results("a")["test_set_usage"]["test_scored"] == {"configuration": 1, "all": 1}
     assert len(test_set_usage.lines()) == 2, "lines are only ever added"
 
 
@@ -68,7 +72,7 @@ def test_what_is_in_the_ledger_already_is_kept(working_folder: Path) -> None:
     Path("runs").mkdir()
     torn = b'{"run": "x", "da'
     Path("runs", "ledger.jsonl").write_bytes(b"\xff no line\n[1]\n" + torn)
-    assert run("a", "--budgets", "64")["ledger"]["test_scored"] == {"configuration": 1, "all": 4}
+    assert run("a", "--budgets", "64")["test_set_usage"]["test_scored"] == {"configuration": 1, "all": 4}
     content = Path("runs", "ledger.jsonl").read_bytes()
     assert content.startswith(b"\xff no line\n[1]\n" + torn + b"\n{")
     assert test_set_usage.main([]) == 0
@@ -138,9 +142,9 @@ def test_a_run_with_an_answer_asked_again_is_invalid(capsys: pytest.CaptureFixtu
     assert resume_run(Path("a")) == "invalid"
     found = results("a")
     assert found["status"] == "invalid"
-    assert len(found["ledger"]["broken"]) == 1
+    assert len(found["test_set_usage"]["duplicate_attempts"]) == 1
     assert "INVALID: only failed attempts may be repeated" in Path("a", "table.txt").read_text()
-    assert "are ungraded, more than" not in capsys.readouterr().out
+    assert "are missing, more than" not in capsys.readouterr().out
     assert test_set_usage.main(["a"]) == 3
     assert "INVALID" in capsys.readouterr().out
     assert test_set_usage.main(["nowhere"]) == 2

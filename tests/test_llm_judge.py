@@ -19,11 +19,11 @@ from tests.conftest import Server, completion, failure
         (" Yes. ", "correct"),
         ("**No**", "wrong"),
         ("NO", "wrong"),
-        ("", "ungraded"),
-        ("not yes", "ungraded"),
-        ("yes and no", "ungraded"),
-        ("INCORRECT", "ungraded"),
-        ("The answer is correct: yes", "ungraded"),
+        ("", "missing"),
+        ("not yes", "missing"),
+        ("yes and no", "missing"),
+        ("INCORRECT", "missing"),
+        ("The answer is correct: yes", "missing"),
     ],
 )
 def test_labels_are_parsed_exactly(reply: str, label: str) -> None:
@@ -33,7 +33,7 @@ def test_labels_are_parsed_exactly(reply: str, label: str) -> None:
 @given(st.text(max_size=20))
 def test_only_the_two_words_are_labels(reply: str) -> None:
     bare = reply.strip().strip("*`\"'").rstrip(".").lower()
-    assert (parse_label(reply) == "ungraded") == (bare not in ("yes", "no"))
+    assert (parse_label(reply) == "missing") == (bare not in ("yes", "no"))
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -45,9 +45,9 @@ def test_a_judge_grades_with_its_own_model_and_prompt(server: Server, prompt: st
     sent = server.requests[0]
     assert sent["messages"][0]["content"] == PROMPTS[prompt].instructions
     assert sent["temperature"] == 0
-    kept = judge.record(verdict, key="corrected", repeat=2)
-    assert (kept["prompt"], kept["key"], kept["repeat"]) == (prompt, "corrected", 2)
-    assert judge.record(verdict)["key"] == "original"
+    kept = judge.record(verdict, label_set="corrected", repeat=2)
+    assert (kept["prompt"], kept["label_set"], kept["repeat"]) == (prompt, "corrected", 2)
+    assert judge.record(verdict)["label_set"] == "original"
 
 
 def test_every_prompt_asks_for_a_label_alone_and_names_its_rule() -> None:
@@ -70,11 +70,11 @@ def test_the_prompts_have_different_hashes() -> None:
     ],
     ids=["500", "empty", "garbage", "prose"],
 )
-def test_what_is_no_label_is_ungraded_with_its_reason(server: Server, reply: object, reason: str, raw: str) -> None:
+def test_what_is_no_label_is_missing_with_its_reason(server: Server, reply: object, reason: str, raw: str) -> None:
     server.answer = lambda number, body: reply  # type: ignore[return-value]
     judge = Judge(resolve_models.load("openai/scripted", api_base=server.url, retries=0).lm, PROMPTS["strict"])
     verdict = judge("Who?", "Nadia", "Oskar")
-    assert verdict.label == "ungraded"
+    assert verdict.label == "missing"
     assert reason in verdict.reason
     assert verdict.raw == raw
 

@@ -41,7 +41,7 @@ def test_a_run_is_in_mlflow(folder: Path, server: Server) -> None:
     metrics = logged.data.metrics
     assert metrics["adaptive/1024/f1"] == pytest.approx(figures["f1"])
     assert metrics["adaptive/1024/f1_n"] == figures["f1_n"] == 11
-    assert metrics["adaptive/1024/f1_ungraded"] == 0
+    assert metrics["adaptive/1024/f1_missing"] == 0
     assert metrics["adaptive/1024/tokens_answer"] > 0
     assert metrics["adaptive/1024/4/evidence_recall"] == pytest.approx(figures["by_category"]["4"]["evidence_recall"])
     assert logged.data.params["budget_tokens"] == "1024"
@@ -60,7 +60,7 @@ def test_a_sweep_has_a_child_run_for_each_system_and_budget(
 ) -> None:
     import mlflow
 
-    from memometer.report.mlflow_runs import log_run
+    from memometer.report.mlflow import log_run
 
     monkeypatch.chdir(folder)
     data = simulated(tmp_path / "data.json", conversations=2)

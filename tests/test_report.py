@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from locomo.dataset import CATEGORIES, Question
-from memometer.report import aggregate
-from memometer.report.terminal import as_text
+from memometer.report import aggregate, comparisons, presenter
+from memometer.report.summary import summarize
+from memometer.report.tables import all_parts
 from memometer.run.folder import key
 
 JUDGE = {"judge": "m/judge", "prompt": "strict", "prompt_hash": "a1", "reason": "", "prompt_tokens": 9,
@@ -39,15 +40,15 @@ def record(system: str, question: Question, label: str | None, **more: Any) -> d
 def run(asked: list[Question], **systems: Callable[[Question], dict[str, Any]]) -> dict[str, Any]:
     records = [{**make(question), "system": name} for name, make in systems.items() for question in asked]
     keys = [(r["system"], r["budget_tokens"], r["question_id"], r["form"]) for r in records]
-    comparisons = aggregate.compared(records, asked, keys)
+    pairs = comparisons.compare_systems(records, asked, keys)
     return {
-        "systems": aggregate.results(records, asked, keys),
-        "comparisons": comparisons,
-        "cautions": aggregate.cautions(asked, asked, comparisons),
+        "systems": aggregate.aggregate(records, asked, keys),
+        "comparisons": pairs,
+        "warnings": comparisons.warnings_of(asked, asked, pairs),
         "subset": False,
         "categories": CATEGORIES,
-        "share": aggregate.ungraded_share(records, keys),
-        "failures": aggregate.memory_failures(records, keys),
+        "share": aggregate.missing_share(records, keys),
+        "failures": aggregate.memory_failure_reasons(records, keys),
     }
 
 
@@ -56,25 +57,34 @@ def figures(results: dict[str, Any], system: str) -> dict[str, Any]:
     return entry
 
 
-def test_correct_wrong_and_ungraded_have_bounds() -> None:
+def as_text(found: dict[str, Any]) -> str:
+    """Every table of the results, as text."""
+    manifest = {"config": {"fail_on_error": 1, "split": "all", "seed": 0, "num_test": None, "categories": None},
+                "identity": {"data": ""}, "packages": {}, "created_at": "", "git": "", "python": ""}  # fmt: skip
+    facts = {"missing_share": 0, "status": "valid", "reader": "", "judge": "", "token_counter": "", "left_out": {}}
+    results = {**facts, **found}
+    return presenter.text(all_parts(summarize(manifest, results), results, {}))
+
+
+def test_correct_wrong_and_missing_have_bounds() -> None:
     def answer(question: Question) -> dict[str, Any]:
         if question.index == 0:
-            return record("a", question, "ungraded")
+            return record("a", question, "missing")
         if question.index == 1:
             return record("a", question, None, answer=None, error="LMServerError: 500")
         return record("a", question, "correct" if question.index == 2 else "wrong")
 
     found = run(questions(), a=answer)
     entry = figures(found, "a")
-    assert (entry["questions"], entry["ungraded"], entry["failed"]) == (40, 16, 0)
-    assert (entry["judge_correct"], entry["judge_n"], entry["judge_ungraded"]) == (8, 24, 16)
+    assert (entry["questions"], entry["missing"], entry["failed"]) == (40, 16, 0)
+    assert (entry["judge_correct"], entry["judge_n"], entry["judge_missing"]) == (8, 24, 16)
     assert entry["judge"] == pytest.approx(8 / 24), "over what was graded"
     assert (entry["judge_worst"], entry["judge_best"]) == (8 / 40, 24 / 40), "over all that was planned"
     assert entry["f1_n"] == 32, "what the judge left ungraded was answered all the same"
     assert found["share"] == pytest.approx(16 / 48)
-    under = entry["gradings"]["m/judge (strict, original)"]
-    assert {name: under[name] for name in ("score", "n", "ungraded", "worst", "best")} == {
-        "score": entry["judge"], "n": 24, "ungraded": 16, "worst": 8 / 40, "best": 24 / 40}  # fmt: skip
+    under = entry["graders"]["m/judge (strict, original)"]
+    assert {name: under[name] for name in ("score", "n", "missing", "worst", "best")} == {
+        "score": entry["judge"], "n": 24, "missing": 16, "worst": 8 / 40, "best": 24 / 40}  # fmt: skip
     assert set(under["by_category"]) == {"4"}
 
 
@@ -89,7 +99,7 @@ def test_a_memory_that_fails_is_wrong_and_its_run_is_valid() -> None:
 
     found = run(questions(), a=fragile)
     entry = figures(found, "a")
-    assert (entry["failed"], entry["ungraded"], entry["questions"]) == (5, 0, 40)
+    assert (entry["failed"], entry["missing"], entry["questions"]) == (5, 0, 40)
     for measure in ("judge", "f1", "evidence_recall"):
         assert entry[measure] == pytest.approx(35 / 40), measure
     assert (entry["judge_worst"], entry["judge_best"]) == (35 / 40, 35 / 40)
@@ -144,7 +154,7 @@ def test_no_share_is_shown_of_a_gap_that_may_be_zero() -> None:
     closed = figures(found, "a")["gap_closed"]["judge"]
     assert closed["gap"]["difference"] == pytest.approx(1 / 40)
     assert (closed["share"], closed["low"], closed["high"]) == (None, None, None)
-    assert "cannot be told from zero" in as_text(found)
+    assert "no share of it is shown" in as_text(found)
 
 
 def test_every_system_is_compared_with_each_other_and_the_better_floor() -> None:
@@ -163,11 +173,11 @@ def test_every_system_is_compared_with_each_other_and_the_better_floor() -> None
     assert judged[0]["p_permutation"] == 2 / 2**8
     assert judged[0]["p_holm"] == pytest.approx(3 * 2 / 2**8)
     assert judged[0]["family"] == 3
-    assert judged[0]["grading"] == "m/judge (strict, original)"
+    assert judged[0]["grader"] == "m/judge (strict, original)"
     assert set(judged[0]) >= {"p_mcnemar", "low", "high", "detectable", "n", "clusters"}
     assert {c["measure"] for c in found["comparisons"]} == {"judge", "f1", "evidence_recall"}
     text = as_text(found)
-    assert "Paired on the same questions, J (m/judge (strict, original))" in text
+    assert "Paired differences in judge accuracy (J) (m/judge (strict, original))" in text
     assert text.index("Paired") < text.index("All questions"), "under the table that it belongs to"
 
 
@@ -182,7 +192,7 @@ def test_budgets_are_compared_level_by_level() -> None:
     places += [("oracle", 512, 1.0), ("oracle", 1024, 1.0)]
     records = [made for place in places for made in at(*place)]
     keys = [(r["system"], r["budget_tokens"], r["question_id"], r["form"]) for r in records]
-    found = [c for c in aggregate.compared(records, asked, keys) if c["measure"] == "judge"]
+    found = [c for c in comparisons.compare_systems(records, asked, keys) if c["measure"] == "judge"]
     assert [(c["a"]["system"], c["a"]["budget"], c["b"]["system"], c["b"]["budget"]) for c in found] == [
         ("a", 512, "b", 512), ("a", 512, "whole", 9000), ("b", 512, "whole", 9000),
         ("a", 1024, "b", 1024), ("a", 1024, "whole", 9000), ("b", 1024, "whole", 9000)]  # fmt: skip
@@ -204,25 +214,27 @@ def test_two_gradings_stand_apart() -> None:
     found = run(questions(), a=twice)
     entry = figures(found, "a")
     assert entry["judge"] == 0, "J is the run's own grading"
-    assert [under["score"] for under in entry["gradings"].values()] == [0, 1]
-    assert "J under each grading" in as_text(found)
+    assert [under["score"] for under in entry["graders"].values()] == [0, 1]
+    assert as_text(found).count("Judge accuracy (J) of m/judge") == 2
 
 
 def test_what_a_reader_has_to_know_first() -> None:
     asked = questions(conversations=4)
-    told = aggregate.cautions(asked[:-1], asked, [])
-    assert told[0].startswith("4 conversations are few: intervals rest on t with 3 degrees of freedom")
+    told = comparisons.warnings_of(asked[:-1], asked, [])
+    assert "4 conversations" in told[0]
+    assert "3 degrees of freedom" in told[0]
     assert "below 0.125" in told[0]
     assert told[1:] == ["A subset: 23 of 24 questions."]
-    assert aggregate.few_clusters(10, 30).endswith("no p of 30 sign-flip tests can be below 0.06 after Holm.")
-    assert aggregate.few_clusters(1).startswith("One conversation: no interval")
-    assert aggregate.cautions(questions(11), questions(11), []) == []
+    assert "30 tests" in comparisons.few_clusters(10, 30)
+    assert "0.06" in comparisons.few_clusters(10, 30)
+    assert comparisons.few_clusters(1).startswith("One conversation: no interval")
+    assert comparisons.warnings_of(questions(11), questions(11), []) == []
 
 
 def test_the_objective_is_the_mean_reward_of_answered_records() -> None:
     (question,) = questions(conversations=1, each=2)[:1]
     answered = record("a", question, "correct", prompt_tokens=900, completion_tokens=100, cited=["D1:0"])
     failed = {**record("a", question, None), "error": "LMTimeoutError", "answer": None, "budget_tokens": 1024}
-    found = aggregate.results([answered, failed], [question], [(*key(r),) for r in (answered, failed)])
+    found = aggregate.aggregate([answered, failed], [question], [(*key(r),) for r in (answered, failed)])
     entry = found["a"]["budgets"]["512"]["objective"]
     assert entry == {"mean": pytest.approx(0.99), "interval": None, "n": 1, "token_price": 0.01}

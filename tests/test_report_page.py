@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from memometer.report.viewer import follow
-from memometer.report.viewer_data import Run
+from memometer.report.follow import follow
+from memometer.report.results import Run
 from memometer.report.write import write
 from memometer.run.folder import read_manifest, read_records
 from tests.chromium import Page, browser, program
-from tests.invented_run import certificate, invent, simulated
+from tests.invented_run import calibration, invent, simulated
 from tests.test_view import serving
 
 pytestmark = pytest.mark.skipif(program() is None, reason="no Chromium here: apt-get install -y chromium")
@@ -94,21 +94,21 @@ def test_the_report_says_what_the_results_say(opened: Page, folder: Path) -> Non
     low, high = figures["f1_interval"]
     assert f"{100 * figures['f1']:.1f}" in row
     assert f"{100 * low:.1f}–{100 * high:.1f}" in row
-    for words in ("no figure below is a LOCOMO score", "certificate", "passed", "Paired differences",
-                  "What it cost", "How it was made", read_manifest(folder / "one")["identity"]["data"]):  # fmt: skip
+    for words in ("no metric here is a LOCOMO score", "Judge calibration", "passed", "Paired differences",
+                  "Cost", "How the run was made", read_manifest(folder / "one")["identity"]["data"]):  # fmt: skip
         assert words in text
     assert opened.run("document.querySelectorAll('#report svg.plot circle.point').length") == 7
     opened.run("[...document.querySelectorAll('.switch button')].find((b) => b.innerText === 'F1').click()")
     assert "F1 by category" in opened.run("document.getElementById('report').innerText")
-    assert "One run over the other" in text
+    assert "Differences between runs" in text
     assert opened.run("document.title !== '1'"), "what a model wrote is text"
 
 
 def test_a_judge_without_a_certificate_has_no_column(page: Page, tmp_path: Path) -> None:
     data = simulated(tmp_path / "data.json", conversations=1)
-    for name, certificates, reason in (("none", [], "was not measured"),
-                                       ("failed", [certificate(passed=False)], "it accepts 40 %")):  # fmt: skip
-        path = invent(tmp_path / name, data, questions=20, certificates=certificates)
+    for name, calibrations, reason in (("none", [], "was not calibrated"),
+                                       ("failed", [calibration(passed=False)], "it accepts 40 %")):  # fmt: skip
+        path = invent(tmp_path / name, data, questions=20, calibrations=calibrations)
         (followed,) = follow([path])
         write([followed.run()], path)
         page.open(f"file://{path}/report.html")
@@ -151,7 +151,7 @@ def test_search_finds_words_anywhere(opened: Page, folder: Path) -> None:
     assert opened.run(f"[...document.querySelectorAll('.row .id')].some((row) => row.innerText === {chosen!r})")
     set_field(opened, "search", "no such words anywhere")
     assert shown(opened)[0] == 0
-    assert "No question fits" in opened.run("document.getElementById('list').innerText")
+    assert "No question matches" in opened.run("document.getElementById('list').innerText")
 
 
 def test_two_runs_side_by_side_and_what_flipped(opened: Page, folder: Path) -> None:

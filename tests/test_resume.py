@@ -34,7 +34,7 @@ def test_a_failed_judge_is_asked_again_and_the_reader_is_not(server: Server, tmp
     assert evaluate("--resume", "run", cwd=tmp_path).returncode == 0
     assert sum(body["model"] == "scripted" for body in server.requests) == answered
     figures = results(tmp_path / "run")["systems"]["simple"]["budgets"]["150"]
-    assert (figures["ungraded"], figures["judge_n"]) == (0, 11)
+    assert (figures["missing"], figures["judge_n"]) == (0, 11)
     lines = (tmp_path / "run" / "verdicts.jsonl").read_text().splitlines()
     assert len(lines) == 44, "a line a verdict, the failed ones kept in records.jsonl"
 
@@ -55,7 +55,7 @@ def third_fails(number: int, body: dict[str, Any]) -> Reply:
     ][kind]
 
 
-def test_failures_are_ungraded_and_never_zero(server: Server, tmp_path: Path) -> None:
+def test_failures_are_missing_and_never_zero(server: Server, tmp_path: Path) -> None:
     server.answer = third_fails
     args = remote(server, "--timeout-seconds", "1", "--num-threads", "8", "--run-dir", "run")
     done = evaluate(*args, cwd=tmp_path)
@@ -72,7 +72,7 @@ def test_failures_are_ungraded_and_never_zero(server: Server, tmp_path: Path) ->
     )
     for system in results(tmp_path / "run")["systems"].values():
         for figures in system["budgets"].values():
-            assert figures["questions"] == figures["ungraded"] + figures["f1_n"]
+            assert figures["questions"] == figures["missing"] + figures["f1_n"]
     assert SECRET not in everything(tmp_path) + done.stdout + done.stderr
 
     server.answer = lambda number, body: completion("Sourdough")
@@ -81,7 +81,7 @@ def test_failures_are_ungraded_and_never_zero(server: Server, tmp_path: Path) ->
     tries = Counter((r["system"], r["question_id"]) for r in records(tmp_path / "run"))
     assert sorted(tries.values()) == [1] * 57 + [2] * 21, "only what failed is asked again"
     assert len(server.requests) == 65 + 21
-    assert all(f["ungraded"] == 0 for s in results(tmp_path / "run")["systems"].values() for f in s["budgets"].values())
+    assert all(f["missing"] == 0 for s in results(tmp_path / "run")["systems"].values() for f in s["budgets"].values())
 
 
 def test_retries_wait_and_then_answer(server: Server, tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_a_memory_that_fails_is_a_result_and_a_model_that_fails_is_none(
     assert {(r["system"], r["memory_error"], r["error"]) for r in broken} == {("fragile", "KeyError: 'what'", "")}
     assert all(record["answer"] is None and record["calls"] == 0 for record in broken)
     assert 0 < figures()["failed"] <= len(broken)
-    assert 0 < figures()["ungraded"] == 11 - figures()["f1_n"]
+    assert 0 < figures()["missing"] == 11 - figures()["f1_n"]
     assert f"failed, and scored as wrong: {len(broken)} x fragile: KeyError: 'what'" in done.stdout
 
     asked = len(server.requests)
@@ -241,7 +241,7 @@ def test_a_memory_that_fails_is_a_result_and_a_model_that_fails_is_none(
     server.answer = lambda number, body: completion("Sourdough")
     assert evaluate("--resume", "run", cwd=tmp_path).returncode == 0
     assert len(server.requests) - asked == again, "what failed in the memory is not tried until it works"
-    assert (figures()["ungraded"], figures()["f1_n"]) == (0, 11)
+    assert (figures()["missing"], figures()["f1_n"]) == (0, 11)
     assert figures()["failed"] > 0
 
 

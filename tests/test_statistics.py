@@ -27,8 +27,8 @@ from memometer.stats.intervals import (
     design_effect,
     detectable,
     holm,
-    least_p,
     mcnemar,
+    min_sign_flip_p,
     naive,
     paired,
     sign_flip,
@@ -283,7 +283,7 @@ def test_many_conversations_are_sampled_with_the_observed_pattern_among_them() -
     alike, apart = rng.normal(0, 1, 40), rng.normal(3, 1, 40)
     exact, sampled = sign_flip(alike[:20]), sign_flip(np.concatenate([alike[:20], np.zeros(5)]))
     assert sampled == pytest.approx(exact, abs=0.02), "conversations without a difference change nothing"
-    assert sign_flip(apart) == 1e-4 == least_p(40), "never zero"
+    assert sign_flip(apart) == 1e-4 == min_sign_flip_p(40), "never zero"
 
 
 def test_the_sign_flip_test_is_right_where_nothing_differs() -> None:
@@ -323,7 +323,7 @@ def test_the_order_of_the_questions_changes_nothing(pairs: list[tuple[float, flo
 def test_a_p_is_a_probability_and_never_zero(pairs: list[tuple[float, float, str]]) -> None:
     found = paired(*([row[i] for row in pairs] for i in range(3)))  # type: ignore[arg-type]
     assert found.p_permutation is not None
-    assert least_p(found.clusters) <= found.p_permutation <= 1
+    assert min_sign_flip_p(found.clusters) <= found.p_permutation <= 1
     assert found.p_mcnemar is None or 0 < found.p_mcnemar <= 1
     if found.low is not None and found.high is not None and found.difference is not None:
         assert -1 <= found.low <= found.difference + 1e-9

@@ -12,13 +12,18 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from memometer.report import markdown, viewer, viewer_data
-from memometer.report.summary import summary
+from memometer.cli import main
+from memometer.report import presenter, viewer, viewer_data
+from memometer.report.follow import follow
+from memometer.report.results import Run
+from memometer.report.summary import Summary, summarize
+from memometer.report.tables import all_parts, main_table
 from memometer.report.write import packed
 from memometer.run.folder import RunFolder, read_lines
 from tests.invented_run import invent, simulated
@@ -89,7 +94,7 @@ def wait_for_news(url: str, stamp: str) -> dict[str, Any]:
 
 
 def test_later_verdicts_are_seen_beside_their_answers(run: Path) -> None:
-    (followed,) = viewer.follow([run])
+    (followed,) = follow([run])
     before = followed.run()
     record = next(r for r in before.records if r["verdicts"])
     with RunFolder.reopen(run) as folder:
@@ -97,7 +102,7 @@ def test_later_verdicts_are_seen_beside_their_answers(run: Path) -> None:
         folder.append_verdict(key, {**record["verdicts"][0], "key": "corrected", "raw": "later"})
     rows = viewer_data.Rows(followed.data)
     earlier = rows.of(followed.records)
-    assert followed.read_on() != ""
+    assert followed.read() != ""
     changed = [(a, b) for a, b in zip(earlier, rows.of(followed.records), strict=True) if a != b]
     assert len(changed) == 1
     name, repeat, label, raw, _ = changed[0][1]["verdicts"][1]
@@ -118,7 +123,7 @@ def test_only_this_machine_reads_it(run: Path) -> None:
     [
         (lambda run: (run / "manifest.json").unlink(), "holds no run (no manifest.json)"),
         (lambda run: (run / "manifest.json").write_text("{"), "is damaged"),
-        (lambda run: other_data(run), "asked about other data"),
+        (lambda run: other_data(run), "used other data"),
         (lambda run: (run / "records.jsonl").write_text("garbage\n"), "a line that is not JSON"),
     ],
 )
@@ -126,7 +131,7 @@ def test_what_cannot_be_read_is_one_sentence(
     prepare: Any, message: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepare(run)
-    assert viewer.main([str(run), "--export", str(run / "out")]) == 2
+    assert main(["view", str(run), "--export", str(run / "out")]) == 2
     told = capsys.readouterr().err
     assert message in told
     assert len(told.splitlines()) == 1
@@ -139,18 +144,18 @@ def other_data(run: Path) -> None:
 
 
 def test_two_runs_are_exported_side_by_side(run: Path, finished: Path, tmp_path: Path) -> None:
-    assert viewer.main([str(run), str(finished), "--export", str(tmp_path / "out")]) == 0
+    assert main(["view", str(run), str(finished), "--export", str(tmp_path / "out")]) == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"report.md", "report.tex", "report.html"}
     text = (tmp_path / "out" / "report.md").read_text()
-    assert text.count("## How it was made") == 2
+    assert text.count("## How the run was made") == 2
 
 
 def test_runs_are_paired_system_by_system(finished: Path) -> None:
-    (followed,) = viewer.follow([finished])
+    (followed,) = follow([finished])
     one = followed.run()
     worse = [{**r, "recall": {**r["recall"], "turn_ids": []}} if r["system"] == "adaptive" else r for r in one.records]
-    other = viewer_data.Run("other", one.manifest, worse, one.results, one.data)
+    other = Run("other", one.manifest, worse, one.results, one.data)
     found = viewer_data.between([one, other])
     assert {c["measure"] for c in found} == {"judge", "f1", "evidence_recall"}
     for c in found:
@@ -162,7 +167,7 @@ def test_runs_are_paired_system_by_system(finished: Path) -> None:
 
 
 def test_runs_of_one_name_are_told_apart(run: Path, finished: Path) -> None:
-    assert [followed.name for followed in viewer.follow([run, finished])] == [str(run), str(finished)]
+    assert [followed.name for followed in follow([run, finished])] == [str(run), str(finished)]
 
 
 def test_what_was_recalled_is_kept_as_ranges() -> None:
@@ -179,22 +184,23 @@ def test_packed_content_is_intact_the_same_at_any_time_and_safe_in_html(monkeypa
     assert re.fullmatch(r"[A-Za-z0-9+/]+=*", text)
 
 
-def told(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def summary_of(run: Path) -> tuple[Summary, dict[str, Any]]:
     results = json.loads((run / "results.json").read_text())
-    return summary(json.loads((run / "manifest.json").read_text()), results), results
+    return summarize(json.loads((run / "manifest.json").read_text()), results), results
 
 
 def test_the_markdown_holds_every_figure_of_the_table(finished: Path) -> None:
-    found, results = told(finished)
-    text = markdown.markdown("a_run", found, results)
+    found, results = summary_of(finished)
+    text = presenter.markdown(all_parts(found, results, {}), heading="a_run")
     assert text.startswith("# a\\_run\n")
     for system, entry in results["systems"].items():
         for figures in entry["budgets"].values():
             low, high = figures["f1_interval"]
             assert f"| {system}" in text
             assert f"{100 * figures['f1']:.1f} [{100 * low:.1f}, {100 * high:.1f}]" in text
-    for words in ("by category", "Paired differences", "area under the budget curve", "Judge's certificate",
-                  "What it cost", "> This is simulated", results["systems"] and "openai/invented-reader"):  # fmt: skip
+    for words in ("by category", "Paired differences", "area under the budget curve", "Judge calibration",
+                  "Cost of all attempts", "> These are synthetic conversations",
+                  "openai/invented-reader"):  # fmt: skip
         assert words in text
     tables = [block for block in text.split("\n\n") if block.startswith("|")]
     for table in tables:
@@ -203,12 +209,12 @@ def test_the_markdown_holds_every_figure_of_the_table(finished: Path) -> None:
 
 
 def test_the_latex_is_escaped_and_whole(finished: Path) -> None:
-    found, _ = told(finished)
-    found["rows"][0]["system"] = r"a_b & 50% {x} #1 $5 ~^\\"
-    text = markdown.latex("run", found)
+    found, _ = summary_of(finished)
+    found.rows[0] = replace(found.rows[0], system=r"a_b & 50% {x} #1 $5 ~^\\")
+    text = presenter.latex(main_table(found, short=True))
     assert r"a\_b \& 50\% \{x\} \#1 \$5 \textasciitilde{}\textasciicircum{}\textbackslash{}\textbackslash{}" in text
     body = text.split("\\midrule\n")[1].split("\\bottomrule")[0].strip().splitlines()
-    assert len(body) == len(found["rows"])
+    assert len(body) == len(found.rows)
     columns = text.split("{tabular}{")[1].split("}")[0]
     for line in body:
         assert line.endswith(r" \\")
@@ -217,17 +223,17 @@ def test_the_latex_is_escaped_and_whole(finished: Path) -> None:
 
 
 def test_a_run_that_is_not_a_paragon_says_so(finished: Path) -> None:
-    _, results = told(finished)
+    _, results = summary_of(finished)
     manifest = json.loads((finished / "manifest.json").read_text())
     for status, words in (("invalid", "INVALID"), ("stopped", "stopped"), ("unfinished", "has not ended")):
-        warnings = summary(manifest, {**results, "status": status})["warnings"]
+        warnings = summarize(manifest, {**results, "status": status}).warnings
         assert any(words in warning for warning in warnings)
 
 
 def test_a_run_that_has_not_ended_shows_no_accuracy_of_an_unmeasured_judge(run: Path) -> None:
     (run / "results.json").unlink()
-    (followed,) = viewer.follow([run])
-    found = summary(followed.manifest, followed.run().results)
-    assert [measure["key"] for measure in found["measures"]] == ["f1", "evidence_recall"]
-    assert all(comparison["grading"] is None for comparison in found["comparisons"])
-    assert found["withheld"]
+    (followed,) = follow([run])
+    found = summarize(followed.manifest, followed.run().results)
+    assert [measure.key for measure in found.measures] == ["f1", "evidence_recall"]
+    assert all(comparison["grader"] is None for comparison in found.comparisons)
+    assert found.withheld

@@ -52,6 +52,33 @@ def names(text: str) -> tuple[str, ...]:
     return found
 
 
+def words(text: str) -> list[str]:
+    """Names separated by commas, in their order, each once."""
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def fraction(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def seconds(text: str) -> float:
+    """A duration above 0 and below a million seconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0 and below a million")
+    return value
+
+
 def price(text: str) -> tuple[float, float]:
     """Parse prices in dollars per million tokens: of prompts and of replies."""
     try:

@@ -114,6 +114,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--cost-limit", type=float, metavar="USD", help="stop at this cost; the run can be resumed")
     run.add_argument("--run-dir", type=Path, metavar="DIR", help="run folder (default runs/TIME)")
     run.add_argument("--resume", type=Path, metavar="DIR", help="continue a run with its saved options")
+    run.add_argument("--verbose", action="store_true", help="print all tables, not only those that fit a screen")
     run.add_argument("--dry-run", action="store_true", help="print the plan and the cost at most, then exit")
     log = run.add_mutually_exclusive_group()
     log.add_argument("--no-mlflow", action="store_true", help="do not log to mydb.sqlite")
@@ -149,13 +150,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         _refuse_other_options(options, args)
         from memometer.harness.runner import resume_run
 
-        return EXIT[resume_run(args.resume, cost_limit=options.cost_limit)]
+        return EXIT[resume_run(args.resume, cost_limit=options.cost_limit, verbose=args.verbose)]
     from memometer.harness.plan import make_plan
     from memometer.harness.runner import Runner
 
     plan = make_plan(options)
     plan.announce()
-    return EXIT["valid"] if args.dry_run else EXIT[Runner(plan, cost_limit=options.cost_limit).start(args.run_dir)]
+    if args.dry_run:
+        return EXIT["valid"]
+    return EXIT[Runner(plan, cost_limit=options.cost_limit, verbose=args.verbose).start(args.run_dir)]
 
 
 def _refuse_other_options(options: EvaluateOptions, args: argparse.Namespace) -> None:

@@ -173,7 +173,7 @@ def _record(
         text = None  # a structure, or no number: what a failed call leaves
     verdicts = [_verdict(value, n, format, judge) for n, value in enumerate(at(answer, format.verdicts))]
     # An empty answer that was judged is an answer; where nothing says what became of it, it is a failure.
-    failed = text is None or (not str(text).strip() and all(v["label"] == "ungraded" for v in verdicts))
+    failed = text is None or (not str(text).strip() and all(v["label"] == "missing" for v in verdicts))
     return {
         "system": system,
         "budget_tokens": UNBOUNDED,
@@ -196,16 +196,16 @@ def _record(
 
 
 def _verdict(value: Any, repeat: int, format: Format, judge: str | None) -> dict[str, Any]:
-    label = format.labels.get(value, "ungraded") if isinstance(value, str | bool) else "ungraded"
+    label = format.labels.get(value, "missing") if isinstance(value, str | bool) else "missing"
     return {
         "judge": judge or "unknown",
         "prompt": "published",
         "prompt_hash": None,
-        "key": "original",
+        "label_set": "original",
         "repeat": repeat,
         "label": label,
         "raw": value if isinstance(value, str) else json.dumps(value),
-        "reason": "" if label != "ungraded" else f"the file's label is {value!r}",
+        "reason": "" if label != "missing" else f"the file's label is {value!r}",
         "prompt_tokens": None,
         "completion_tokens": None,
         "unreported": None,
@@ -214,7 +214,7 @@ def _verdict(value: Any, repeat: int, format: Format, judge: str | None) -> dict
 
 def _share(record: Record) -> float | None:
     """The share of an answer's judgings that call it correct; None where none gave a label."""
-    labels = [verdict["label"] for verdict in record["verdicts"] if verdict["label"] != "ungraded"]
+    labels = [verdict["label"] for verdict in record["verdicts"] if verdict["label"] != "missing"]
     return labels.count("correct") / len(labels) if labels else None
 
 
@@ -290,7 +290,7 @@ def write(
         for record in found.records:
             folder.append(record)
         records = folder.records()
-        share = aggregate.ungraded_share(records, keys)
+        share = aggregate.missing_share(records, keys)
         status = "invalid" if share > FAIL_ON_ERROR or any(merge.flagged for _, merge in found.merges) else "valid"
         told, figures = _told(found)
         facts = {
@@ -301,7 +301,7 @@ def write(
             "judge": f"{found.judge or 'unknown'} (published)" if any(r["verdicts"] for r in records) else None,
             "token_counter": None,
             "left_out": {},
-            "ledger": {"test_scored": None, "broken": []},
+            "test_set_usage": {"test_scored": None, "duplicate_attempts": []},
             "published": {**_source(found), "scores": figures},
         }
         _, table = write_results(
@@ -337,7 +337,7 @@ def _told(found: Published) -> tuple[list[str], dict[str, Any]]:
         mean = sum(of.values()) / len(of)
         figures[system] = {"mean": mean, "majority": majority, "n": len(of), "repeats": repeats}
         of_repeats = f" as the mean of {repeats} verdicts, {100 * majority:.2f} by majority" if repeats > 1 else ""
-        told.append(f"{system}: J {100 * mean:.2f}{of_repeats}, n = {len(of):,}, {len(mine) - len(of):,} ungraded.")
+        told.append(f"{system}: J {100 * mean:.2f}{of_repeats}, n = {len(of):,}, {len(mine) - len(of):,} missing.")
     return told, figures
 
 

@@ -298,7 +298,7 @@ def _judge(judge: Judge, question: Question, answer: str) -> tuple[dict[str, Any
         verdict = judge(question.text, question.gold or "", answer)
     except FATAL as problem:
         end = f"judge: {describe(problem)}"
-        verdict = Verdict("ungraded", reason=describe(problem))
+        verdict = Verdict("missing", reason=describe(problem))
     return {**judge.record(verdict), "seconds": round(time.perf_counter() - started, 4)}, end
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from memometer.benchmarks.protocol import Benchmark, Dataset
 from memometer.harness.options import NO_JUDGE, EvaluateOptions
-from memometer.judging.calibrate import Certifier
+from memometer.judging.calibrate import Calibrator
 from memometer.judging.judge import Judge, shared_family
 from memometer.models.downloads import WeightsUnavailable
 from memometer.models.resolve_models import Model
@@ -26,14 +26,14 @@ class Models:
         reader: The model that answers; None if only the recall is measured.
         judge_model: The model that judges.
         judge: The judge that asks it.
-        certifier: The calibration of that judge.
+        calibrator: Calibrates that judge.
         no_judge: The reason why there is no judge accuracy.
     """
 
     reader: Model | None = None
     judge_model: Model | None = None
     judge: Judge | None = None
-    certifier: Certifier | None = None
+    calibrator: Calibrator | None = None
     no_judge: str = "the run asked no model"
 
     @property
@@ -102,5 +102,7 @@ def load_models(options: EvaluateOptions, benchmark: Benchmark, data: Dataset) -
             **calls,
         )
     judge = Judge(judge_model.lm, prompt)
-    certifier = Certifier(data, judge_model, judge, address=options.judge_api_base, wrong_answers=options.wrong_answers)
-    return Models(reader, judge_model, judge, certifier, no_judge="no answer was graded.")
+    calibrator = Calibrator(
+        data, judge_model, judge, address=options.judge_api_base, wrong_answers=options.wrong_answers
+    )
+    return Models(reader, judge_model, judge, calibrator, no_judge="no answer was graded.")

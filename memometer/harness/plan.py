@@ -23,7 +23,7 @@ from memometer.harness.cost_estimate import estimate
 from memometer.harness.loop import Task, conversation_tokens, plan_tasks, window_budget
 from memometer.harness.models import Models, default_names, load_models
 from memometer.harness.options import EvaluateOptions
-from memometer.judging.judge_calibration import judged, sentence
+from memometer.judging.judge_calibration import assess, sentence
 from memometer.memory import DEFAULT_BUDGET_TOKENS, Memory, State
 from memometer.reader.abstention import AbstentionRule
 from memometer.reader.program_file import Program, ProgramError, load_for
@@ -157,13 +157,13 @@ class Plan:
     def _announce_judge(self) -> None:
         if family := self.models.family:
             self.log(f"Judge and reader are both of the family {family}, so the judge may favour the reader's answers.")
-        certifier = self.models.certifier
-        if certifier is None or self.options.no_calibration:
+        calibrator = self.models.calibrator
+        if calibrator is None or self.options.no_calibration:
             return
-        if found := certifier.kept():
-            self.log(sentence(judged(found, max_false_accept=self.options.max_false_accept)))
+        if found := calibrator.cached():
+            self.log(sentence(assess(found, max_false_accept=self.options.max_false_accept)))
         else:
-            self.log(f"The judge is not calibrated; it is measured first: {certifier.forecast()}.")
+            self.log(f"The judge is not calibrated; it is measured first: {calibrator.estimate()}.")
 
     def _memory_tokens(self, task: Task) -> int:
         """Tokens of memory in a prompt at most: the budget, or all that there is to show."""

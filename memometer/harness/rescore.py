@@ -1,20 +1,7 @@
-"""Grade a run's answers again: under any judge, prompt and answer key, without asking for an answer again.
-
-    memometer rescore RUN... --judge-model M [--judge strict|lenient|...] [--label-set corrected]
-    memometer rescore RUN... --judge-model M --panel
-
-Verdicts are put beside the earlier ones; what has a label under this judge, prompt, key and repeat is not asked for
-again, so that a stopped command goes on where it was. Then results.json and table.txt are written anew. The judge is
-certified first. `--panel` grades under every prompt and says whether the ranking of the systems survives.
-
-Exit codes: 0 done, 1 no call can succeed, 2 usage, 3 too much stayed ungraded, 4 stopped.
-"""
+"""Re-scoring of runs: further verdicts on stored answers, and the results written again."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -22,34 +9,46 @@ from pathlib import Path
 from typing import Any
 
 from memometer import benchmarks
-from memometer.benchmarks.arguments import load_data
 from memometer.benchmarks.protocol import FREE, Dataset
 from memometer.benchmarks.sampling import sample
 from memometer.budget import UNBOUNDED
 from memometer.harness.options import EvaluateOptions
 from memometer.harness.plan import chosen_questions
-from memometer.judging import calibrate, judge_calibration, judge_sensitivity, label_sets
-from memometer.judging.graders import Grading, gradings, score
+from memometer.judging import judge_calibration, judge_sensitivity, label_sets
+from memometer.judging.calibrate import Calibrator
+from memometer.judging.graders import Grader, PendingVerdict, grade_pending, graders_of, pending_verdicts, score
 from memometer.judging.judge import Judge
-from memometer.judging.judge_calibration import Certificate
-from memometer.judging.regrading import Todo, grade, missing
-from memometer.models.downloads import WeightsUnavailable
+from memometer.judging.judge_calibration import Calibration
+from memometer.judging.label_sets import LabelCorrections
 from memometer.models.errors import FATAL, describe
-from memometer.report import aggregate
-from memometer.report.results import write_results
+from memometer.models.resolve_models import Model
+from memometer.report import aggregate, presenter
+from memometer.report.judge_tables import sensitivity_table
+from memometer.report.results import Results, read_results, write_results
 from memometer.run import progress, test_set_usage
 from memometer.run.folder import Key, Record, RunFolder, RunFolderError, asked_of, latest
 from memometer.run.interrupts import stopping
 from memometer.run.progress import eprint
 
 FAIL_ON_ERROR = 0.02
-FORGOTTEN = (
-    "Clean and flagged questions were reported apart before; name the label corrections again with --label-corrections."
+CORRECTIONS_OMITTED = (
+    "Clean and flagged questions were reported separately before; give the label corrections again with "
+    "--label-corrections."
 )
+AGAIN = "Repeat the same command to continue."
 
 
 def planned(folder: RunFolder, data: Dataset, records: Sequence[Record]) -> list[Key]:
-    """What the run asks, or was to ask, of the systems and at the budgets that it has begun with."""
+    """List what a run asks, or was to ask, of the systems and budgets that it has records of.
+
+    Args:
+        folder: The run folder.
+        data: The data of the run.
+        records: Its records.
+
+    Returns:
+        The keys, by system and budget, then question.
+    """
     options = EvaluateOptions.of_saved(asked_of(folder.manifest, folder.path))
     asked = {record["question_id"] for record in records}
     if folder.manifest["config"].get("split"):
@@ -58,22 +57,42 @@ def planned(folder: RunFolder, data: Dataset, records: Sequence[Record]) -> list
         questions = tuple(question for question in data.questions if question.id in asked)
     two_options = options.two_options and any(record["model"] for record in records)
     return [
-        (system, budget, question.id, form)
+        (system, budget, question.id, order)
         for system, budget in dict.fromkeys((record["system"], record["budget_tokens"]) for record in records)
         for question in questions
-        for form in ((two_options and question.option_orders) or (FREE,))
+        for order in ((two_options and question.option_orders) or (FREE,))
     ]
 
 
-def rewrite(
-    folder: RunFolder, data: Dataset, new: Sequence[Certificate], corrections: label_sets.LabelCorrections | None = None
-) -> tuple[dict[str, Any], str]:
-    """All that the folder's records amount to, written anew; `new` are certificates beside those known."""
+def rewrite_results(
+    folder: RunFolder,
+    data: Dataset,
+    calibrations: Sequence[Calibration] = (),
+    corrections: LabelCorrections | None = None,
+    *,
+    verbose: bool = False,
+) -> tuple[Results, str]:
+    """Write results.json and the reports of a run again from its records.
+
+    Args:
+        folder: The run folder.
+        data: The data of the run.
+        calibrations: Judge calibrations in addition to those that results.json has already.
+        corrections: Label corrections; None for the file that the benchmark's environment variable names.
+        verbose: True returns all tables, not only those that fit a screen.
+
+    Returns:
+        The results, and a text to print.
+
+    Raises:
+        RunFolderError: results.json is damaged.
+    """
     records = folder.records()
     keys = planned(folder, data, records)
-    before = _results(folder)
-    own, named = gradings(records)[:1], label_sets.named_file(data)
-    broken = test_set_usage.broken(records)
+    before = _earlier_results(folder)
+    own, corrections_file = graders_of(records)[:1], label_sets.named_file(data)
+    duplicates = test_set_usage.broken(records)
+    omitted = before.get("clean_and_flagged") and not (corrections or corrections_file)
     facts = {
         "split": folder.manifest["config"].get("split"),
         "reader": folder.manifest["config"].get("model"),
@@ -81,250 +100,239 @@ def rewrite(
         "left_out": {},
         "subset": len({id for _, _, id, _ in keys}) < len(data.questions),
         **before,
-        "status": _status(folder, before, records, keys, broken),
-        "ledger": {"test_scored": None, **(before.get("ledger") or {}), "broken": broken},
+        "status": _status(folder, before, records, keys, duplicates),
+        "test_set_usage": {
+            "test_scored": None,
+            **(before.get("test_set_usage") or {}),
+            "duplicate_attempts": duplicates,
+        },
         "judge": f"{own[0].judge} ({own[0].prompt})" if own else None,
-        "cautions": [FORGOTTEN] if before.get("clean_and_flagged") and not (corrections or named) else [],
+        "warnings": [CORRECTIONS_OMITTED] if omitted else [],
     }
     rounds = {
         (name, int(budget)): entry["rounds"]
         for name, system in before.get("systems", {}).items()
         for budget, entry in system["budgets"].items()
-        if "rounds" in entry  # cannot be found out from records alone
+        if "rounds" in entry  # records alone are not enough to compute it again
     }
     return write_results(
         folder,
         data,
         keys,
         facts,
-        certificates=new,
+        calibrations=calibrations,
         no_judge="no answer is graded.",
         rounds=rounds,
-        notes=[test_set_usage.verdict(broken)],
         corrections=corrections,
+        verbose=verbose,
     )
 
 
 def _status(
-    folder: RunFolder, before: Mapping[str, Any], records: Sequence[Record], keys: Sequence[Key], broken: Sequence[str]
+    folder: RunFolder,
+    before: Mapping[str, Any],
+    records: Sequence[Record],
+    keys: Sequence[Key],
+    duplicates: Sequence[str],
 ) -> str:
-    """What further verdicts make of a run that has ended: invalid with too many ungraded, valid again with fewer. They
-    end no run that has not, and mend none that was tampered with or merged."""
+    """The status after further verdicts, which only depends on missing results if the run has ended."""
     status = str(before.get("status", "unfinished"))
     if status not in ("valid", "invalid"):
         return status
     limit = folder.manifest["config"].get("fail_on_error", FAIL_ON_ERROR)
-    merged = any(merge["flagged"] for merge in folder.manifest.get("published", {}).get("merges", ()))
-    unsound = merged or broken or aggregate.ungraded_share(records, keys) > limit
-    return "invalid" if unsound else "valid"
+    rerun = any(merge["flagged"] for merge in folder.manifest.get("published", {}).get("merges", ()))
+    return "invalid" if rerun or duplicates or aggregate.missing_share(records, keys) > limit else "valid"
 
 
-def _results(folder: RunFolder) -> dict[str, Any]:
-    try:
-        return dict(json.loads((folder.path / "results.json").read_bytes()))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, TypeError) as error:
-        raise RunFolderError(
-            f"{folder.path / 'results.json'} is damaged ({error}); delete it, and make it anew with python "
-            f"evaluate.py --resume {folder.path}"
-        ) from error
+def _earlier_results(folder: RunFolder) -> dict[str, Any]:
+    return read_results(folder.path) if (folder.path / "results.json").exists() else {}
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="memometer rescore",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs, imported ones too")
-    calibrate.add_judge(p)
-    p.add_argument("--panel", action="store_true", help="every prompt, and whether the ranking survives")
-    p.add_argument("--label-set", default="original", choices=["original", "corrected"])
-    p.add_argument(
-        "--label-corrections",
-        metavar="FILE",
-        help="clean and flagged questions apart (default: the benchmark's variable)",
-    )
-    p.add_argument("--repeats", type=int, default=1, metavar="N", help="verdicts on each answer")
-    p.add_argument("--limit", type=int, metavar="N", help="a seeded sample of N questions, the same of each run")
-    p.add_argument("--no-calibration", action="store_true", help="do not measure the judge, and show no J of it")
-    return p
+class Rescoring:
+    """Grades the answers of runs again.
 
+    Args:
+        paths: Run folders.
+        data: The data of the runs.
+        model: The judge's model.
+        judge: The judge.
+        all_prompts: True grades under every judge prompt of the benchmark and compares the rankings.
+        label_set: Name of the label set.
+        label_corrections: The file of label corrections; None for the benchmark's variable.
+        repeats: Verdicts per answer.
+        limit: Number of questions to sample; None for all.
+        calibrate: False withholds judge accuracy instead of calibrating the judge.
+        max_false_accept: Limit for the upper end of the false-accept rate.
+        wrong_answers: The file of specific wrong answers for the calibration.
+        address: The API base of the judge.
+        num_threads: Concurrent calls.
+        verbose: True prints all tables.
+    """
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    try:
-        if problem := _mistake(args):
-            raise ValueError(problem)
-        data = load_data(args)
-        golds = label_sets.load(args.label_set, args.label_corrections, data=data)
-        with ExitStack() as open_folders:
-            folders = [open_folders.enter_context(RunFolder.reopen(path)) for path in args.runs]
-            for folder in folders:
-                _verify(folder, data)
-            if args.limit:
-                golds = _some(golds, folders, data, args.limit)
-            corrections = label_sets.read(args.label_corrections, data=data) if args.label_corrections else None
-            return _Rescoring(args, data, golds, folders, corrections).carry_out()
-    except (ValueError, WeightsUnavailable) as error:  # RunFolderError and DataError are ValueErrors
-        print(f"memometer.harness.rescore: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"memometer.harness.rescore: cannot be written: {error}; the same command goes on.", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:  # once answers are graded, Ctrl-C is for the calls in flight
-        print("memometer.harness.rescore: stopped before anything was graded.", file=sys.stderr)
-        return 4
-
-
-def _mistake(args: argparse.Namespace) -> str:
-    if args.panel and args.judge:
-        return "--panel grades under every prompt; leave out --judge."
-    if not 0 < args.repeats <= calibrate.MOST_REPEATS or (args.limit is not None and args.limit < 1):
-        return f"--repeats is from 1 to {calibrate.MOST_REPEATS}, and --limit 1 or more."
-    if len({path.resolve() for path in args.runs}) < len(args.runs):
-        return "a run is named twice; name each once."
-    return calibrate.mistake(args)
-
-
-def _verify(folder: RunFolder, data: Dataset) -> None:
-    asked_of(folder.manifest, folder.path)
-    _results(folder)  # damage is told before anything is paid
-    was = folder.manifest["identity"].get("data")
-    if was and was != data.sha256:
-        raise RunFolderError(f"{folder.path} asked about other data than {data.path}; name its file with --data.")
-    if (records := folder.records()) and not any(record["answer"] is not None for record in records):
-        raise RunFolderError(
-            f"{folder.path} holds no answer to grade, only recalls; answer its questions with python evaluate.py "
-            "without --recall-only."
-        )
-    known = {question.id for question in data.questions}
-    if strange := [r["question_id"] for r in records if r["question_id"] not in known]:
-        raise RunFolderError(f"{folder.path} asked {strange[0]}, which {data.path} does not hold; name its --data.")
-
-
-def _some(golds: Mapping[str, str], folders: Sequence[RunFolder], data: Dataset, n: int) -> dict[str, str]:
-    """The golds of `n` of the questions that all of the runs have asked."""
-    asked = [{record["question_id"] for record in folder.records()} for folder in folders]
-    shared = [q for q in data.questions if q.id in golds and all(q.id in ids for ids in asked)]
-    return {question.id: golds[question.id] for question in sample(shared, n)}
-
-
-class _Rescoring:
     def __init__(
         self,
-        args: argparse.Namespace,
+        paths: Sequence[Path],
         data: Dataset,
-        golds: Mapping[str, str],
-        folders: Sequence[RunFolder],
-        corrections: label_sets.LabelCorrections | None,
+        model: Model,
+        judge: Judge,
+        *,
+        all_prompts: bool,
+        label_set: str,
+        label_corrections: str | None,
+        repeats: int,
+        limit: int | None,
+        calibrate: bool,
+        max_false_accept: float,
+        wrong_answers: str | None,
+        address: str | None,
+        num_threads: int,
+        verbose: bool = False,
     ) -> None:
-        self.args, self.data, self.golds, self.folders, self.corrections = args, data, golds, folders, corrections
-        self.model, judge = calibrate.load_judge(args)
+        self.paths, self.data, self.model = paths, data, model
         self.benchmark = benchmarks.load(data.benchmark)
-        prompts = self.benchmark.judge_prompts.values() if args.panel else [self.benchmark.judge_prompt(args.judge)]
-        self.judges = [Judge(judge.lm, prompt) for prompt in prompts]
+        prompts = self.benchmark.judge_prompts.values() if all_prompts else ()
+        self.judges = [Judge(judge.lm, prompt) for prompt in prompts] or [judge]
+        self.all_prompts, self.label_set, self.repeats, self.limit = all_prompts, label_set, repeats, limit
+        self.calibrate = calibrate and not all_prompts
+        self.max_false_accept, self.wrong_answers, self.address = max_false_accept, wrong_answers, address
+        self.num_threads, self.verbose = num_threads, verbose
+        self.golds: Mapping[str, str] = label_sets.load(label_set, label_corrections, data=data)
+        self.corrections = label_sets.read(label_corrections, data=data) if label_corrections else None
+        self.folders: list[RunFolder] = []
 
-    def say(self, text: str = "") -> None:
-        for line in text.split("\n"):
-            print(f"{self.data.prefix}{line}", flush=True)
+    def run(self) -> int:
+        """Grade, write the results again and print them.
 
-    def carry_out(self) -> int:
-        args = self.args
-        todo = {judge.prompt: self._todo(judge) for judge in self.judges}
-        n = sum(map(len, todo.values()))
-        self.say(f"{self.judges[0].lm.model} gives {n:,} verdicts ({', '.join(todo)}; key {args.label_set}).")
-        fatal, certificates = "", []
+        Returns:
+            0 done, 1 no call can succeed or a run cannot be written, 3 too many labels are missing, 4 stopped.
+
+        Raises:
+            RunFolderError: A run cannot be read, or has nothing to grade.
+        """
+        with ExitStack() as stack:
+            self.folders = [stack.enter_context(RunFolder.reopen(path)) for path in self.paths]
+            for folder in self.folders:
+                self._check(folder)
+            if self.limit:
+                self.golds = self._sampled(self.limit)
+            try:
+                return self._run()
+            except OSError as error:
+                eprint(f"The run cannot be written ({error}). {AGAIN}")
+                return 1
+
+    def _run(self) -> int:
+        pending = {judge.prompt: self._pending(judge) for judge in self.judges}
+        n = sum(map(len, pending.values()))
+        self._print(f"{self.judges[0].lm.model}: {n:,} verdicts ({', '.join(pending)}; label set {self.label_set}).")
+        fatal, calibrations = "", []
         with stopping() as stop:
             for judge in self.judges:
-                if not args.panel and not args.no_calibration:
-                    found, fatal = self._certificate(judge, stop)
-                    certificates += [found] if found else []
-                fatal = fatal or self._grade(judge, todo[judge.prompt], stop)
+                if self.calibrate:
+                    found, fatal = self._calibration(judge, stop)
+                    calibrations += [found] if found else []
+                fatal = fatal or self._grade(judge, pending[judge.prompt], stop)
                 if fatal or stop.is_set():
                     break
             for folder in self.folders:
-                _, table = rewrite(folder, self.data, certificates, self.corrections)
-                if not args.panel:
-                    self.say(f"\n{folder.path}\n{table}")
-            if args.panel:
-                self.say(self._panel())
-        left = sum(len(self._todo(judge)) for judge in self.judges)
+                _, text = rewrite_results(folder, self.data, calibrations, self.corrections, verbose=self.verbose)
+                if not self.all_prompts:
+                    self._print(f"\n{folder.path}\n{text}")
+            if self.all_prompts:
+                self._print(self._sensitivity())
+        left = sum(len(self._pending(judge)) for judge in self.judges)
         if fatal:
-            self.say(f"Stopped, because no call can succeed: {fatal}. The same command goes on.")
+            self._print(f"Stopped, because no call can succeed: {fatal}. {AGAIN}")
             return 1
         if stop.is_set() and left:
-            self.say("Stopped. The same command goes on.")
+            self._print(f"Stopped. {AGAIN}")
             return 4
-        if left > FAIL_ON_ERROR * max(1, sum(map(self._due, self.folders)) * len(self.judges)):
-            self.say(f"INVALID: {left:,} verdicts are no label; the same command asks for them again.")
+        if left > FAIL_ON_ERROR * max(1, sum(map(self._expected, self.folders)) * len(self.judges)):
+            self._print(f"INVALID: {left:,} labels are missing. Repeat the same command to retry them.")
             return 3
         return 0
 
-    def _todo(self, judge: Judge) -> list[Todo]:
+    def _print(self, text: str) -> None:
+        for line in text.split("\n"):
+            print(f"{self.data.prefix}{line}", flush=True)
+
+    def _check(self, folder: RunFolder) -> None:
+        asked_of(folder.manifest, folder.path)
+        _earlier_results(folder)  # a damaged file is reported before anything is paid
+        digest = folder.manifest["identity"].get("data")
+        if digest and digest != self.data.sha256:
+            raise RunFolderError(f"{folder.path} used other data than {self.data.path}; name its file with --data.")
+        if (records := folder.records()) and not any(record["answer"] is not None for record in records):
+            raise RunFolderError(
+                f"{folder.path} has no answers to grade, only recalls; run python evaluate.py without --recall-only."
+            )
+        known = {question.id for question in self.data.questions}
+        if unknown := [r["question_id"] for r in records if r["question_id"] not in known]:
+            raise RunFolderError(
+                f"{folder.path} asked {unknown[0]}, which is not in {self.data.path}; name its file with --data."
+            )
+
+    def _sampled(self, n: int) -> dict[str, str]:
+        """The golds of n of the questions that all runs asked."""
+        asked = [{record["question_id"] for record in folder.records()} for folder in self.folders]
+        shared = [q for q in self.data.questions if q.id in self.golds and all(q.id in ids for ids in asked)]
+        return {question.id: self.golds[question.id] for question in sample(shared, n)}
+
+    def _pending(self, judge: Judge) -> list[PendingVerdict]:
         return [
             item
             for folder in self.folders
-            for item in missing(folder, self.data, self.golds, judge, self.args.label_set, self.args.repeats)
+            for item in pending_verdicts(folder, self.data, self.golds, judge, self.label_set, self.repeats)
         ]
 
-    def _due(self, folder: RunFolder) -> int:
-        mine = latest(folder.records()).values()
-        return self.args.repeats * sum(r["answer"] is not None and r["question_id"] in self.golds for r in mine)
+    def _expected(self, folder: RunFolder) -> int:
+        counting = latest(folder.records()).values()
+        return self.repeats * sum(r["answer"] is not None and r["question_id"] in self.golds for r in counting)
 
-    def _certificate(self, judge: Judge, stop: threading.Event) -> tuple[Certificate | None, str]:
-        certifier = calibrate.Certifier(
-            self.data,
-            self.model,
-            judge,
-            address=self.args.judge_api_base,
-            wrong_answers=self.args.wrong_answers,
-        )
-        found = certifier.kept()
+    def _calibration(self, judge: Judge, stop: threading.Event) -> tuple[Calibration | None, str]:
+        """The calibration of the judge, and the reason why no call to it can succeed."""
+        calibrator = Calibrator(self.data, self.model, judge, address=self.address, wrong_answers=self.wrong_answers)
+        found = calibrator.cached()
         try:
             if found is None:
-                eprint(f"{self.data.prefix}The judge has no certificate; measuring it: {certifier.forecast()}.")
-                found = certifier.measure(
-                    num_threads=calibrate.threads(self.args), stop=stop, mark=self.data.prefix, folder=self.folders[0]
-                )
+                eprint(f"{self.data.prefix}The judge is not calibrated; measuring it: {calibrator.estimate()}.")
+                found = calibrator.measure(num_threads=self.num_threads, stop=stop, folder=self.folders[0])
         except FATAL as error:
             return None, describe(error)
-        except judge_calibration.Unmeasured as error:
+        except judge_calibration.CalibrationError as error:
             return None, "" if stop.is_set() else str(error)
-        found = judge_calibration.judged(found, max_false_accept=self.args.max_false_accept)
-        self.say(judge_calibration.sentence(found))
+        found = judge_calibration.assess(found, max_false_accept=self.max_false_accept)
+        self._print(judge_calibration.sentence(found))
         return found, ""
 
-    def _grade(self, judge: Judge, todo: Sequence[Todo], stop: threading.Event) -> str:
-        with progress.bar(total=len(todo), desc=f"{self.data.prefix}{judge.prompt}") as bar:
-            return grade(
-                todo,
+    def _grade(self, judge: Judge, pending: Sequence[PendingVerdict], stop: threading.Event) -> str:
+        with progress.bar(total=len(pending), desc=f"{self.data.prefix}{judge.prompt}") as bar:
+            return grade_pending(
+                pending,
                 judge,
-                key_name=self.args.label_set,
-                num_threads=calibrate.threads(self.args),
+                label_set=self.label_set,
+                num_threads=self.num_threads,
                 stop=stop,
                 progress=bar.update,
             )
 
-    def _panel(self) -> str:
-        """What every prompt makes of every system, of the answers that have a label under all of them."""
-        under = [Grading(judge.lm.model, judge.prompt, self.args.label_set) for judge in self.judges]
-        entrants: dict[str, dict[str, dict[str, float]]] = {}
+    def _sensitivity(self) -> str:
+        """The scores and the ranking under every prompt, over the answers that have a label under all of them."""
+        graders = [Grader(judge.lm.model, judge.prompt, self.label_set) for judge in self.judges]
+        scores: dict[str, dict[str, dict[str, float]]] = {}
         for folder in self.folders:
             run = f"{folder.path.name}: " if len(self.folders) > 1 else ""
             for record in latest(folder.records()).values():
                 budget = record["budget_tokens"]
                 name = f"{run}{record['system']}" + (f" at {budget:,}" if budget < UNBOUNDED else "")
-                for grading in under:
-                    if (value := score(record, grading)) is not None:
-                        found = entrants.setdefault(name, {}).setdefault(grading.prompt, {})
-                        found[record["question_id"]] = value
-        if not entrants:
+                for grader in graders:
+                    if (value := score(record, grader)) is not None:
+                        by_prompt = scores.setdefault(name, {}).setdefault(grader.prompt, {})
+                        by_prompt[record["question_id"]] = value
+        if not scores:
             return "No answer has a label."
-        found = judge_sensitivity.panel(entrants)
+        found = judge_sensitivity.sensitivity(scores)
         for folder in self.folders:
             folder.write_json("judge_sensitivity.json", found)
         rules = "\n".join(f"{name}: {prompt.rule}" for name, prompt in self.benchmark.judge_prompts.items())
-        return f"{judge_sensitivity.table(found)}\n\n{rules}"
+        return presenter.text([sensitivity_table(found), judge_sensitivity.conclusion(found), rules])

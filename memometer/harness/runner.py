@@ -40,12 +40,13 @@ TIMED_ANSWERS = 20
 """The time that remains is estimated once, after this many answers."""
 
 
-def resume_run(path: Path, *, cost_limit: float | None = None) -> str:
+def resume_run(path: Path, *, cost_limit: float | None = None, verbose: bool = False) -> str:
     """Continue the evaluation in a run folder.
 
     Args:
         path: The run folder.
         cost_limit: Dollars, in place of the saved limit.
+        verbose: True prints all tables at the end, not only those that fit a screen.
 
     Returns:
         The outcome, as of `Runner.start`.
@@ -59,7 +60,7 @@ def resume_run(path: Path, *, cost_limit: float | None = None) -> str:
     options, identity = resume.read(path, EvaluateOptions, required="num_test")
     plan = make_plan(options)
     resume.check(path, identity, plan.identity())
-    runner = Runner(plan, cost_limit=cost_limit or options.cost_limit)
+    runner = Runner(plan, cost_limit=cost_limit or options.cost_limit, verbose=verbose)
     plan.announce({key for key, record in latest(read_records(path)).items() if is_answered(record)})
     with option_errors("", OSError):
         folder = RunFolder.reopen(path)
@@ -72,15 +73,16 @@ class Runner:
     Args:
         plan: The plan.
         cost_limit: Dollars at which the run stops; None for no limit.
+        verbose: True prints all tables at the end, not only those that fit a screen.
 
     Raises:
         OptionError: There is a cost limit, but the cost of the run cannot be known.
     """
 
-    def __init__(self, plan: Plan, *, cost_limit: float | None = None) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, *, cost_limit: float | None = None, verbose: bool = False) -> None:
+        self.plan, self.verbose = plan, verbose
         self.cost_limit = cost_limit
-        self.certificate: judge_calibration.Certificate | None = None
+        self.calibration: judge_calibration.Calibration | None = None
         plan.check_cost_limit(cost_limit)
 
     def start(self, path: Path | None = None) -> str:
@@ -148,7 +150,7 @@ class Runner:
             nonlocal done
             done += 1
             if failed(record) or not is_answered(record):
-                bad["failed" if failed(record) else "ungraded"] += 1
+                bad["failed" if failed(record) else "missing"] += 1
                 shown.set_postfix(bad)
             shown.update()
             if done == TIMED_ANSWERS and plan.models.reader:
@@ -178,27 +180,26 @@ class Runner:
 
     def _calibrate_judge(self, folder: RunFolder, stop: threading.Event) -> str:
         """Find or measure the judge's calibration; returns why no call to it can succeed, or an empty text."""
-        certifier = self.plan.models.certifier
-        if certifier is None or self.plan.options.no_calibration:
+        calibrator = self.plan.models.calibrator
+        if calibrator is None or self.plan.options.no_calibration:
             return ""
         try:
-            found = certifier.kept() or certifier.measure(
+            found = calibrator.cached() or calibrator.measure(
                 num_threads=self._num_threads(self.plan.models.judge_model),
                 stop=stop,
-                mark=self.plan.data.prefix,
                 folder=folder,
             )
         except FATAL as error:
             return f"judge: {describe(error)}"
-        except judge_calibration.Unmeasured as error:
+        except judge_calibration.CalibrationError as error:
             return "" if stop.is_set() else f"judge: {error}"
-        self.certificate = judge_calibration.judged(found, max_false_accept=self.plan.options.max_false_accept)
+        self.calibration = judge_calibration.assess(found, max_false_accept=self.plan.options.max_false_accept)
         return ""
 
     def _trace(self) -> None:
         if not self.plan.options.trace:
             return
-        from memometer.report.mlflow_runs import trace_dspy
+        from memometer.report.mlflow import trace_dspy
 
         try:
             trace_dspy()
@@ -221,7 +222,7 @@ class Runner:
 
     def _finish(self, folder: RunFolder, fatal: str, *, stopped: bool) -> str:
         plan, keys, records = self.plan, self.plan.keys, folder.records()
-        share, limit = aggregate.ungraded_share(records, keys), plan.options.fail_on_error
+        share, limit = aggregate.missing_share(records, keys), plan.options.fail_on_error
         repeated = test_set_usage.broken(records)
         invalid = share > limit or bool(repeated)
         outcome = "failed" if fatal else "stopped" if stopped else "invalid" if invalid else "valid"
@@ -235,7 +236,7 @@ class Runner:
             "token_counter": plan.count.name,
             "unit": plan.unit,
             "left_out": plan.left_out,
-            "ledger": {"test_scored": asdict(usage) if usage else None, "broken": repeated},
+            "test_set_usage": {"test_scored": asdict(usage) if usage else None, "duplicate_attempts": repeated},
         }
         rounds, lines = self._rounds(records)
         results, table = write_results(
@@ -243,16 +244,17 @@ class Runner:
             plan.data,
             keys,
             facts,
-            certificates=[self.certificate] if self.certificate else [],
+            calibrations=[self.calibration] if self.calibration else [],
             no_judge=plan.models.no_judge,
             rounds=rounds,
-            notes=[*lines, str(usage or ""), test_set_usage.verdict(repeated)],
+            notes=list(filter(None, [*lines, str(usage or ""), test_set_usage.verdict(repeated)])),
+            verbose=self.verbose,
         )
         plan.log(f"\n{table}")
         for line in self._closing_lines(folder, records, share, outcome, fatal):
             plan.log(line)
         if outcome in ("valid", "invalid") and not plan.options.no_mlflow:
-            from memometer.report.mlflow_runs import log_run
+            from memometer.report.mlflow import log_run
 
             plan.log(log_run(folder, results, plan.data))
         return outcome
@@ -265,8 +267,8 @@ class Runner:
         lines = [f"{name} is not in the table: {reason}." for name, reason in plan.left_out.items()]
         if cut := sum(record.get("truncated", False) for record in aggregate.current(records, keys)):
             lines.append(f"{cut} replies were cut at {plan.options.max_answer_tokens} tokens (--max-answer-tokens).")
-        lines += [f"ungraded: {reason}" for reason in aggregate.failures(records, keys)]
-        lines += [f"failed, and scored as wrong: {reason}" for reason in aggregate.memory_failures(records, keys)]
+        lines += [f"missing: {reason}" for reason in aggregate.failure_reasons(records, keys)]
+        lines += [f"failed, counted as wrong: {reason}" for reason in aggregate.memory_failure_reasons(records, keys)]
         resume_command = f"python evaluate.py --resume {folder.path}"
         if outcome in ("failed", "stopped"):
             reason = f"Stopped, because no call can succeed: {fatal}." if fatal else "Stopped."
@@ -274,7 +276,7 @@ class Runner:
         limit = plan.options.fail_on_error
         if share > limit and outcome == "invalid":
             lines.append(
-                f"INVALID: {share:.1%} are ungraded, more than --fail-on-error {limit:.1%}. Repeat the failed calls "
+                f"INVALID: {share:.1%} are missing, more than --fail-on-error {limit:.1%}. Repeat the failed calls "
                 f"with: {resume_command}"
             )
         return [*lines, f"Written to {folder.path}; view it with: memometer view {folder.path}"]
@@ -300,7 +302,7 @@ class Runner:
                     partial(plan.memory_of, name), plan.conversations, plan.questions, contexts
                 )
                 mine = aggregate.current(records, [key for key in plan.keys if key[:2] == (name, budget)])
-                found = multi_round_analysis.figures([(asked[r["question_id"]], r) for r in mine], needed, contexts)
+                found = multi_round_analysis.analyze([(asked[r["question_id"]], r) for r in mine], needed, contexts)
                 metrics[name, budget] = found
                 lines.append(f"{name} at {budget:,}: {multi_round_analysis.sentence(found, reader.rounds)}")
         return metrics, lines

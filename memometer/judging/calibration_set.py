@@ -1,8 +1,8 @@
-"""What a judge is shown to measure it: answers of which it is known whether they are right.
+"""The calibration set of a judge: answers that are known to be right or wrong.
 
-Right: the gold itself, and rewordings of it by rule. Wrong: a refusal, what the other speaker would answer, the date
-moved a little, and, where the file is at hand, deliberately wrong but specific answers. Everything is drawn from
-conversations that are given; a judge is never measured on those that it will grade.
+Right: the gold answer and rule-based rewordings of it. Wrong: a refusal, the answer for the other speaker, a date moved
+by one step, and deliberately wrong but specific answers from a file. All questions come from the training and
+validation conversations, so a judge is never calibrated on questions that it grades in a test.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
+from typing import Literal
 
 from memometer.benchmarks.metrics import ABSTENTION, token_f1
 from memometer.benchmarks.protocol import Conversation, Dataset, Question
@@ -23,16 +24,16 @@ from memometer.retrieval.dates import MONTHS, WEEKDAYS, DateRange, find
 RIGHT = ("gold", "paraphrase")
 WRONG = ("refusal", "other_speaker", "adjacent_date", "specific_wrong")
 
-AT_LENGTH = ("other_speaker", "adjacent_date")
-"""Sets whose answers stand in a long sentence half of the time: words around a wrong date hide it from a judge."""
+WITH_LONG_ANSWERS = ("other_speaker", "adjacent_date")
+"""Sets in which every second answer is part of a long sentence, because words around a wrong date can hide it."""
 
 SEED = 0
-"""Fixed: a certificate that could be drawn again until it pleases would be worth nothing."""
+"""Fixed, so that nobody can redraw the set until a judge passes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
-    """One answer to grade. `set` is a name in RIGHT or WRONG, `kind` the rule that made it."""
+class CalibrationAnswer:
+    """An answer of known correctness: the set (a name in RIGHT or WRONG) and the rule (`kind`) that made it."""
 
     set: str
     kind: str
@@ -40,74 +41,79 @@ class Probe:
     answer: str
 
     @property
-    def right(self) -> bool:
-        return self.set in RIGHT
-
-    @property
-    def key(self) -> str:
-        """The question's id; a set asks each question once."""
-        return self.question.id
+    def label(self) -> Literal["correct", "wrong"]:
+        """The label that a perfect judge gives."""
+        return "correct" if self.set in RIGHT else "wrong"
 
 
-def calibration(data: Dataset) -> tuple[Conversation, ...]:
-    """The conversations a judge may be measured on: training and validation, never test. A stand-in's are all."""
+def calibration_conversations(data: Dataset) -> tuple[Conversation, ...]:
+    """Return the training and validation conversations; all conversations of sample or synthetic data."""
     if data.kind:
         return data.conversations
     return (*data.part("train"), *data.part("validation"))
 
 
-def draw(data: Dataset, per_set: int, *, wrong: Mapping[str, str] | None = None) -> dict[str, list[Probe]]:
-    """Set name -> at most `per_set` probes (of golds twice as many), the same in every process.
+def draw(
+    data: Dataset, per_set: int, *, wrong_answers: Mapping[str, str] | None = None
+) -> dict[str, list[CalibrationAnswer]]:
+    """Draw the calibration set, the same in every process.
 
     Args:
-        wrong: question id -> a wrong answer; without it there is no set `specific_wrong`.
+        data: The data.
+        per_set: Maximum number of answers per set; twice as many gold answers.
+        wrong_answers: Question id -> wrong answer; without it there is no set `specific_wrong`.
+
+    Returns:
+        Name of the set -> its answers.
     """
-    asked = [q for c in calibration(data) for q in c.questions if q.gold is not None]
+    questions = [q for c in calibration_conversations(data) for q in c.questions if q.gold is not None]
     makers: dict[str, Callable[[Question], Mapping[str, str]]] = {
         "gold": lambda q: {"gold": q.gold or ""},
         "paraphrase": rewordings,
         "refusal": lambda _: {"refusal": ABSTENTION},
-        "other_speaker": _swaps(calibration(data)),
+        "other_speaker": _swaps(calibration_conversations(data)),
         "adjacent_date": moved_dates,
     }
-    if wrong is not None:
-        makers["specific_wrong"] = lambda q: {"specific": wrong[q.id]} if q.id in wrong else {}
+    if wrong_answers is not None:
+        makers["specific_wrong"] = lambda q: {"specific": wrong_answers[q.id]} if q.id in wrong_answers else {}
     return {
-        name: _balanced(name, [(q, made) for q in asked if (made := make(q))], per_set * (2 if name == "gold" else 1))
+        name: _balanced(
+            name, [(q, made) for q in questions if (made := make(q))], per_set * (2 if name == "gold" else 1)
+        )
         for name, make in makers.items()
     }
 
 
-def _balanced(name: str, made: Sequence[tuple[Question, Mapping[str, str]]], n: int) -> list[Probe]:
-    """`n` of them, a question at most once, every kind as often as it can be; within a kind stratified by category."""
+def _balanced(name: str, made: Sequence[tuple[Question, Mapping[str, str]]], n: int) -> list[CalibrationAnswer]:
+    """Draw n answers, at most one per question, balanced over kinds and stratified by category within a kind."""
     generator = random.Random(f"{SEED}/{name}")
     answers = {q.id: answers for q, answers in made}
     kinds: dict[str, list[Question]] = defaultdict(list)
     for question, options in made:
         for kind in options:
             kinds[kind].append(question)
-    chosen: dict[str, Probe] = {}
-    # The rarest kind first: the others can do without the questions that it takes.
+    chosen: dict[str, CalibrationAnswer] = {}
+    # The rarest kind first, because the other kinds have enough questions left.
     rarest_first = sorted(kinds.items(), key=lambda item: len(item[1]))
     for i, (kind, questions) in enumerate(rarest_first):
         free = [question for question in questions if question.id not in chosen]
         share = -(-(n - len(chosen)) // (len(kinds) - i))
         for question in sample(free, share, seed=generator.randrange(1 << 30)):
-            chosen[question.id] = Probe(name, kind, question, answers[question.id][kind])
+            chosen[question.id] = CalibrationAnswer(name, kind, question, answers[question.id][kind])
     drawn = [chosen[question.id] for question, _ in made if question.id in chosen]
-    if name not in AT_LENGTH:
+    if name not in WITH_LONG_ANSWERS:
         return drawn
-    # In turns within each kind, so that every kind is shown both ways.
-    turn: dict[str, int] = defaultdict(int)
-    for i, probe in enumerate(drawn):
-        turn[probe.kind] += 1
-        if turn[probe.kind] % 2 == 0:
-            long = _at_length(probe.question, probe.answer)
-            drawn[i] = replace(probe, kind=f"{probe.kind} at length", answer=long)
+    # Alternate within each kind, so that every kind occurs both ways.
+    count: dict[str, int] = defaultdict(int)
+    for i, answer in enumerate(drawn):
+        count[answer.kind] += 1
+        if count[answer.kind] % 2 == 0:
+            long = _long_answer(answer.question, answer.answer)
+            drawn[i] = replace(answer, kind=f"{answer.kind} at length", answer=long)
     return drawn
 
 
-# ---------------------------------------------------------------- the same in other words
+# ---------------------------------------------------------------- rewordings
 
 _NUMBERS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 _LEADING_NUMBER = re.compile(
@@ -120,14 +126,21 @@ _CLAUSE = re.compile(
 
 
 def rewordings(question: Question) -> dict[str, str]:
-    """Kind -> the gold in other words that mean the same, by rules that a reader of the gold can check."""
+    """Reword the gold answer of a question without changing its meaning.
+
+    Args:
+        question: A question with a gold answer.
+
+    Returns:
+        Kind of the rewording -> text.
+    """
     gold = (question.gold or "").strip()
     pick = random.Random(f"{SEED}/{question.id}").choice
     bare = gold.rstrip(".")
     forms = [f"The answer is: {gold}", f"According to the conversation: {gold}"]
     found = {
         "sentence": pick(forms if _OPINION.match(gold) else [*forms, f"It was {bare}."]),
-        "long": _at_length(question, gold),
+        "long": _long_answer(question, gold),
     }
     if day := _weekday_before(gold):
         found["resolved date"] = f"{day.day} {day:%B %Y}"
@@ -144,7 +157,7 @@ def rewordings(question: Question) -> dict[str, str]:
     return found
 
 
-def _at_length(question: Question, answer: str) -> str:
+def _long_answer(question: Question, answer: str) -> str:
     return (
         f"The question was: {question.text} Going by what the two of them said to each other, the answer to that is "
         f"the following: {answer}"
@@ -152,7 +165,7 @@ def _at_length(question: Question, answer: str) -> str:
 
 
 def _weekday_before(gold: str) -> date | None:
-    """The day that `the Friday before 15 July 2023` means."""
+    """Resolve a date such as `the Friday before 15 July 2023`."""
     match = re.fullmatch(rf"(?:on )?(?:the )?({'|'.join(WEEKDAYS)}) before (.+)", gold, re.IGNORECASE)
     when = _bare_date(match[2]) if match else None
     if match is None or when is None or when.precision != "day":
@@ -161,7 +174,7 @@ def _weekday_before(gold: str) -> date | None:
 
 
 def _list_of(question: Question, gold: str) -> list[str]:
-    """The members of a list in any order; empty for what only looks like one (a place in a country, a reason)."""
+    """Split a gold answer that is an unordered list; empty for other text with commas, such as a place or a reason."""
     if not question.gold_is_list or _CLAUSE.search(gold) or re.search(r"\d|\(|\"|&", gold):
         return []
     if re.match(r"(?:when|how|where|why|in which)\b", question.text, re.IGNORECASE):
@@ -171,7 +184,7 @@ def _list_of(question: Question, gold: str) -> list[str]:
 
 
 def _forms(when: DateRange) -> list[str]:
-    """Other ways to write a date. None that is read differently in two countries."""
+    """Write a date in other formats, none of which is ambiguous between countries."""
     day, month, year = when.start.day, f"{when.start:%B}", when.start.year
     if when.precision == "month":
         return [f"{month} of {year}", f"in {month}, {year}", f"{when.start:%Y-%m}"]
@@ -193,25 +206,30 @@ _MONTH = "|".join(f"{name}|{name[:3]}" for name in MONTHS)
 
 
 def _dates(gold: str) -> list[DateRange]:
-    """The absolute dates with a year in a gold answer."""
+    """Find the absolute dates with a year in a gold answer."""
     found = [when for when in find(gold, _ANY_DAY) if not when.relative]
     return [when for when in found if _YEAR.search(gold[slice(*when.span)]) and when.precision in ("day", "month")]
 
 
 def _bare_date(gold: str) -> DateRange | None:
-    """The date that the gold is, where it is a date and nothing else."""
+    """Return the date of a gold answer that is a date and nothing else."""
     dates = _dates(gold)
     if len(dates) != 1:
         return None
-    beside = re.sub(rf"\b(?:in|on|{_MONTH}|\d+(?:st|nd|rd|th)?)\b", "", gold, flags=re.IGNORECASE)
-    return None if re.search(r"\w", beside) else dates[0]
+    rest = re.sub(rf"\b(?:in|on|{_MONTH}|\d+(?:st|nd|rd|th)?)\b", "", gold, flags=re.IGNORECASE)
+    return None if re.search(r"\w", rest) else dates[0]
 
 
 def moved_dates(question: Question) -> dict[str, str]:
-    """Step (day, week, month, year) -> the gold with its date moved by one of it, so that it means another time.
+    """Move the date of a gold answer by one step, so that it means another time.
 
-    Empty without a date, or with several. `The Friday before 15 July` is the same Friday a day later, so that only
-    what is a bare day moves by a day.
+    Only a bare date moves by a day, because `the Friday before 15 July` may be the same Friday one day later.
+
+    Args:
+        question: A question with a gold answer.
+
+    Returns:
+        Step (day, week, month, year) -> text; empty without a date or with several.
     """
     gold = question.gold or ""
     pick = random.Random(f"{SEED}/{question.id}/date").choice
@@ -242,7 +260,7 @@ def _moved(day: date, step: str, sign: int) -> date:
 
 
 def _rewritten(written: str, day: date) -> str:
-    """The date in the form in which another one is written."""
+    """Write a date in the format of another date."""
     written = _YEAR.sub(str(day.year), written)
     written = re.sub(rf"\b(?:{_MONTH})\b", f"{day:%B}", written, flags=re.IGNORECASE)
     return re.sub(r"\b\d{1,2}(?:st|nd|rd|th)?\b", str(day.day), written)
@@ -252,9 +270,11 @@ def _rewritten(written: str, day: date) -> str:
 
 
 def _swaps(conversations: Iterable[Conversation]) -> Callable[[Question], Mapping[str, str]]:
-    """What the other speaker would answer: the gold of the question about the other one that is put most alike (with
-    the same first word, if any is), of the same conversation and category. Not where the golds share a third of their
-    words, or say yes or no."""
+    """Return a function that finds the answer for the other speaker.
+
+    It is the gold answer of the most similar question about the other speaker, of the same conversation and category,
+    preferably with the same first word. Golds that share a third of their words are left out, and so are opinions.
+    """
     about: dict[tuple[str, str, str], list[Question]] = defaultdict(list)
     named: dict[str, tuple[str, str]] = {}
     for conversation in conversations:
@@ -269,12 +289,12 @@ def _swaps(conversations: Iterable[Conversation]) -> Callable[[Question], Mappin
     def swapped(question: Question) -> dict[str, str]:
         if question.id not in named:
             return {}
-        mine, other = named[question.id]
-        text, gold = question.text.replace(mine, other), question.gold or ""
-        theirs = about[question.conversation, question.category, other]
+        name, other = named[question.id]
+        text, gold = question.text.replace(name, other), question.gold or ""
+        similar = about[question.conversation, question.category, other]
         alike = {
             q.gold: (q.text.split()[0] == text.split()[0], token_f1(q.text, text))
-            for q in theirs
+            for q in similar
             if q.gold and token_f1(q.gold, gold) < 1 / 3
         }
         return {"other speaker": max(alike, key=lambda gold: alike[gold])} if alike else {}

@@ -1,50 +1,64 @@
-"""Under which judge, prompt and answer key an answer was graded, and what such verdicts amount to."""
+"""Graders of a run, the scores of their verdicts, and further verdicts on stored answers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from memometer.run.folder import Record, failed, is_answered
+from memometer.benchmarks.protocol import Dataset, Question
+from memometer.judging.judge import Judge
+from memometer.models.errors import FATAL, GIVE_UP_AFTER, LM_ERROR, describe
+from memometer.run.folder import Record, RunFolder, RunFolderError, failed, is_answered, key, latest
 
 Rule = Literal["mean", "majority"]
+"""How repeated verdicts on one answer are combined."""
 
 
 @dataclass(frozen=True, slots=True)
-class Grading:
-    """One way of grading: figures under two of them are never compared, and never in one column."""
+class Grader:
+    """A judge model, its prompt and the label set it graded against. Scores of two graders are not comparable."""
 
     judge: str
     prompt: str
-    key: str = "original"
+    label_set: str = "original"
 
     @property
     def name(self) -> str:
-        return f"{self.judge} ({self.prompt}, {self.key})"
+        """The grader as reports print it."""
+        return f"{self.judge} ({self.prompt}, {self.label_set})"
 
 
-def grading_of(verdict: Mapping[str, Any]) -> Grading:
-    """The grading that a verdict belongs to. Without a key it was graded against LOCOMO's own answers."""
-    return Grading(verdict["judge"], verdict["prompt"], verdict.get("key", "original"))
+def grader_of(verdict: Mapping[str, Any]) -> Grader:
+    """Return the grader that gave a verdict."""
+    return Grader(verdict["judge"], verdict["prompt"], verdict.get("label_set", "original"))
 
 
-def gradings(records: Iterable[Record]) -> list[Grading]:
-    """The gradings that verdicts were given under, in order of appearance."""
-    return list(dict.fromkeys(grading_of(verdict) for record in records for verdict in record["verdicts"]))
+def graders_of(records: Iterable[Record]) -> list[Grader]:
+    """List the graders of some records in order of appearance; the first is the run's own."""
+    return list(dict.fromkeys(grader_of(verdict) for record in records for verdict in record["verdicts"]))
 
 
-def prompt_hashes(records: Iterable[Record], grading: Grading) -> set[str]:
-    """The versions of the judge's prompt that a grading was done with; more than one is no single grading."""
-    verdicts = (verdict for record in records for verdict in record["verdicts"] if grading_of(verdict) == grading)
+def prompt_hashes(records: Iterable[Record], grader: Grader) -> set[str]:
+    """Collect the hashes of the judge prompts under which a grader gave its verdicts; "" for imported verdicts."""
+    verdicts = (verdict for record in records for verdict in record["verdicts"] if grader_of(verdict) == grader)
     return {verdict.get("prompt_hash") or "" for verdict in verdicts}
 
 
-def score(record: Record, grading: Grading, *, rule: Rule = "mean") -> float | None:
-    """How right an answer is under one grading, 0 to 1: over its repeats the mean, or what more than half of them say.
+def score(record: Record, grader: Grader, *, rule: Rule = "mean") -> float | None:
+    """Score an answer by the verdicts of one grader.
 
-    None is ungraded: no repeat has a label, or the reader failed. Where the memory itself failed it is 0.0. Of one
-    repeat the first label counts, so that nothing is graded again until it pleases.
+    Only the first label of each repeat counts, so grading again cannot improve a score.
+
+    Args:
+        record: The record of the answer.
+        grader: The grader.
+        rule: Mean of the repeats, or 1.0 if more than half of them are correct.
+
+    Returns:
+        The score in [0, 1]; 0.0 if the memory system failed; None if the answer or every label is missing.
     """
     if failed(record):
         return 0.0
@@ -52,9 +66,127 @@ def score(record: Record, grading: Grading, *, rule: Rule = "mean") -> float | N
         return None
     labels: dict[int, float] = {}
     for verdict in record["verdicts"]:
-        if grading_of(verdict) == grading and verdict["label"] != "ungraded":
+        if grader_of(verdict) == grader and verdict["label"] != "missing":
             labels.setdefault(verdict.get("repeat", 0), float(verdict["label"] == "correct"))
     if not labels:
         return None
     mean = sum(labels.values()) / len(labels)
     return mean if rule == "mean" else float(mean > 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class PendingVerdict:
+    """A verdict that an answer of a run still needs."""
+
+    folder: RunFolder
+    record: Record
+    question: Question
+    gold: str
+    repeat: int
+
+
+def pending_verdicts(
+    folder: RunFolder, data: Dataset, golds: Mapping[str, str], judge: Judge, label_set: str, repeats: int
+) -> list[PendingVerdict]:
+    """List the verdicts that the answers of a run still need from a grader.
+
+    Args:
+        folder: The run folder.
+        data: The data of the run.
+        golds: Question id -> gold answer of the label set.
+        judge: The judge.
+        label_set: Name of the label set.
+        repeats: Verdicts per answer.
+
+    Returns:
+        The verdicts, in the order of the records.
+
+    Raises:
+        RunFolderError: The run has verdicts of this grader from another version of the prompt.
+    """
+    records = folder.records()
+    grader = Grader(judge.lm.model, judge.prompt, label_set)
+    if others := prompt_hashes(records, grader) - {judge.prompt_hash}:
+        raise RunFolderError(
+            f"{folder.path} has verdicts of {grader.name} from another version of the prompt ({', '.join(others)}), "
+            "and verdicts of two versions must not be mixed. Choose another --judge, or use the version of memometer "
+            "that wrote them."
+        )
+    questions = {question.id: question for question in data.questions}
+    pending = []
+    for record in latest(records).values():
+        gold = golds.get(record["question_id"])
+        if gold is None or not is_answered(record) or record["answer"] is None:
+            continue
+        done = {
+            verdict.get("repeat", 0)
+            for verdict in record["verdicts"]
+            if grader_of(verdict) == grader and verdict["label"] != "missing"
+        }
+        question = questions[record["question_id"]]
+        pending += [PendingVerdict(folder, record, question, gold, n) for n in range(repeats) if n not in done]
+    return pending
+
+
+def grade_pending(
+    pending: Sequence[PendingVerdict],
+    judge: Judge,
+    *,
+    label_set: str,
+    num_threads: int,
+    stop: threading.Event,
+    progress: Callable[[], object] = lambda: None,
+) -> str:
+    """Ask a judge for pending verdicts and append them to the run folders.
+
+    Args:
+        pending: The verdicts to ask for.
+        judge: The judge.
+        label_set: Name of the label set.
+        num_threads: Concurrent calls.
+        stop: No further call starts once it is set.
+        progress: Called after each call.
+
+    Returns:
+        The reason why no call can succeed, or "".
+    """
+    abandoned, lock = threading.Event(), threading.Lock()
+    fatal: list[str] = []
+    failures: list[str] = []  # the error of each finished call, empty for a success
+    held: list[tuple[PendingVerdict, Record]] = []  # failures before the first success are not written
+
+    def grade(item: PendingVerdict) -> None:
+        if stop.is_set() or abandoned.is_set():
+            return
+        try:
+            verdict = judge(item.question.text, item.gold, item.record["answer"])
+        except FATAL as problem:
+            fatal.append(describe(problem))
+            abandoned.set()
+            return
+        with lock:
+            failures.append(verdict.reason if verdict.reason.startswith(LM_ERROR) else "")
+            held.append((item, judge.record(verdict, label_set=label_set, repeat=item.repeat)))
+            if not all(failures):
+                write()
+            elif len(failures) >= GIVE_UP_AFTER:
+                fatal.append(f"the first {len(failures)} calls failed, the last with {failures[-1]}")
+                abandoned.set()
+        progress()
+
+    def write() -> None:
+        while held:
+            item, verdict = held.pop(0)
+            item.folder.append_verdict(key(item.record), verdict)
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        futures = [pool.submit(grade, item) for item in pending]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:  # a full disk, for example; re-raised
+            abandoned.set()  # no further paid call, because its verdict could not be written
+            raise
+    if not fatal:
+        write()
+    return fatal[0] if fatal else ""

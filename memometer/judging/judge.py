@@ -1,7 +1,7 @@
 """The judge: a language model that decides if an answer means the gold answer.
 
-A reply that is not exactly a label, and every failed call, is `ungraded` with its reason: a judge that fails says
-nothing about the memory. The judge has its own model, independent of the reader.
+A reply that is not exactly a label, and every failed call, gives a `missing` label with its reason: a failing judge
+says nothing about the memory system. The judge has its own model, independent of the reader.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from memometer.models.errors import FATAL, describe, without_keys
 from memometer.models.plain_adapter import PlainAdapter
 from memometer.models.usage import metered
 
-Label = Literal["correct", "wrong", "ungraded"]
+Label = Literal["correct", "wrong", "missing"]
+"""A label is missing if the call failed or the reply is not a label."""
 
 
 class Grade(dspy.Signature):
@@ -33,8 +34,16 @@ class Grade(dspy.Signature):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`label`, the judge's raw reply, the reason where it is ungraded, and what the call cost in tokens; `unreported`
-    calls are those whose tokens nobody reported."""
+    """A judge's label for one answer.
+
+    Attributes:
+        label: The label.
+        raw: The raw reply.
+        reason: The reason if the label is missing.
+        prompt_tokens: Tokens of the prompt.
+        completion_tokens: Tokens of the reply.
+        unreported: Calls whose tokens the server did not report.
+    """
 
     label: Label
     raw: str = ""
@@ -64,28 +73,49 @@ class Judge:
 
     @property
     def prompt_hash(self) -> str:
-        """Identifies the exact prompt."""
+        """A hash of the instructions."""
         return hashlib.sha256(self.instructions.encode()).hexdigest()[:16]
 
     def __call__(self, question: str, gold: str, answer: str) -> Verdict:
-        """Grade `answer`. A failed call is `ungraded`, with the reason; only what would fail every call is raised."""
+        """Grade an answer.
+
+        Args:
+            question: The question.
+            gold: The gold answer.
+            answer: The answer to grade.
+
+        Returns:
+            The verdict; a failed call gives a missing label with the reason.
+
+        Raises:
+            Exception: Errors that every further call would raise too, such as a rejected key.
+        """
         raw, reason = "", ""
         with metered() as usage, dspy.context(adapter=PlainAdapter(), disable_history=True):
             try:
                 raw = self._grade(question=question, gold=gold, answer=answer).verdict
             except FATAL:
                 raise
-            except Exception as error:  # noqa: BLE001 - any failure of the judge is ungraded, never wrong
+            except Exception as error:  # noqa: BLE001 - a failure of the judge is a missing label, never a wrong answer
                 reason = describe(error)
         label = self.parse(raw)
-        if label == "ungraded" and not reason:
+        if label == "missing" and not reason:
             reason = "the reply is not a label"
         return Verdict(label, without_keys(raw), reason, usage.prompt_tokens, usage.completion_tokens, usage.unreported)
 
-    def record(self, verdict: Verdict, *, key: str = "original", repeat: int = 0) -> dict[str, Any]:
-        """The verdict with the judge that gave it and the answer key that it was given, for the run folder."""
+    def record(self, verdict: Verdict, *, label_set: str = "original", repeat: int = 0) -> dict[str, Any]:
+        """Build the record of a verdict for the run folder.
+
+        Args:
+            verdict: The verdict.
+            label_set: Name of the label set that the gold answer is from.
+            repeat: Number of the repeat, from 0.
+
+        Returns:
+            The record.
+        """
         named = {"judge": self.lm.model, "prompt": self.prompt, "prompt_hash": self.prompt_hash}
-        return {**named, "key": key, "repeat": repeat, **asdict(verdict)}
+        return {**named, "label_set": label_set, "repeat": repeat, **asdict(verdict)}
 
 
 FAMILIES = {
@@ -105,15 +135,21 @@ FAMILIES = {
     "Granite": r"granite",
     "Nova": r"nova",
 }
-"""Family -> how the names of its models begin, or a part of them after a slash, a dash or the like. A model distilled
-into another family's weights bears both names, and is of both families."""
+"""Model family -> regular expression for the beginning of a model's name, or of a part of it. A model that was
+distilled into another family's weights has both names and belongs to both families."""
 
 
 def shared_family(one: str, other: str) -> str:
-    """The family, or families, that two models belong to by their names; empty for none that is known.
+    """Find the model families that two models share by their names.
 
-    Models prefer answers of their own kind, so a judge of the reader's family may favour it. Names as for
-    `memometer.models.resolve_models.load`: an embedded tier is what its file is, and a model is its own family.
+    Models prefer answers of their own family, so a judge of the reader's family may favour it.
+
+    Args:
+        one: A model name as for `memometer.models.resolve_models.load`.
+        other: Another one.
+
+    Returns:
+        The families; the name itself for the same model of an unknown family, otherwise "".
     """
     names = [_file(name).lower() for name in (one, other)]
     shared = [
@@ -125,7 +161,7 @@ def shared_family(one: str, other: str) -> str:
 
 
 def _file(name: str) -> str:
-    """The model's own name, without its provider's and the folders of its file."""
+    """The name of a model without its provider and the folders of its file."""
     kind, colon, tier = name.replace("embedded/", "embedded:", 1).partition(":")
     if kind == "embedded" and colon:
         return TIERS[tier].file if tier in TIERS else tier.rsplit("/", 1)[-1]
@@ -133,10 +169,16 @@ def _file(name: str) -> str:
 
 
 def parse_label(reply: str) -> Label:
-    """`yes` or `no` and nothing else, up to case, spaces, emphasis and a full stop; all else is ungraded.
+    """Read a label from a reply.
 
-    A search for the word inside the reply would find a label in any explanation; published harnesses read INCORRECT
-    as CORRECT that way.
+    Only `yes` or `no` alone is a label, in any case and with spaces, emphasis or a full stop. Searching for the word
+    inside a reply would find a label in any explanation; published harnesses read INCORRECT as CORRECT that way.
+
+    Args:
+        reply: The reply of the judge.
+
+    Returns:
+        The label; missing for any other reply.
     """
     labels: dict[str, Label] = {"yes": "correct", "no": "wrong"}
-    return labels.get(reply.strip().strip("*`\"'").rstrip(".").lower(), "ungraded")
+    return labels.get(reply.strip().strip("*`\"'").rstrip(".").lower(), "missing")

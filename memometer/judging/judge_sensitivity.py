@@ -1,4 +1,4 @@
-"""The judge panel: what every prompt makes of the same answers, and whether the ranking of the systems survives."""
+"""Judge sensitivity: how scores and the ranking of systems depend on the judge prompt."""
 
 from __future__ import annotations
 
@@ -7,25 +7,30 @@ from itertools import combinations
 from typing import Any
 
 from memometer.stats.intervals import Estimate, clustered_mean, paired
+from memometer.stats.number_format import rate
 
 Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
 """System -> prompt -> question id -> score, 0 to 1."""
 
-Panel = dict[str, Any]
+Sensitivity = dict[str, Any]
 
-NOTHING = 1e-9
-"""A difference of means up to this is rounding: thirds, of three repeats, do not add up to the digit."""
+ROUNDING = 1e-9
+"""Differences of means up to this size are rounding: means of three repeats are not exact."""
 
 
-def panel(scores: Scores) -> Panel:
-    """Of each system's answers that have a label under all of the prompts:
+def sensitivity(scores: Scores) -> Sensitivity:
+    """Compare judge prompts on the answers that have a label under all of them.
 
-    `systems`: name -> {`scores`: prompt -> {mean, low, high, n}, `range`: the largest less the smallest mean}.
-    `pairs`: of each two systems, over the questions that both have, the `differences` of their means (prompt -> {mean,
-    low, high, n}, paired, clustered by conversation), whether they `flip` (some prompt puts one ahead, some the other)
-    and whether `significantly` (two intervals exclude zero on both sides), and the prompts they differ `under` (an
-    interval that excludes zero).
-    `survives`: no pair flips.
+    Args:
+        scores: The scores of each system under each prompt.
+
+    Returns:
+        `prompts`: their names.
+        `systems`: name -> `scores` (prompt -> {mean, low, high, n}) and `range` (largest minus smallest mean).
+        `pairs`: for each two systems the paired `differences` (prompt -> {mean, low, high, n}, clustered by
+        conversation), `flips` (prompts disagree about which system is better), `significantly` (two intervals exclude
+        zero on opposite sides), and `under` (the prompts whose interval excludes zero).
+        `survives`: True if no pair flips.
     """
     prompts = list(dict.fromkeys(prompt for by_prompt in scores.values() for prompt in by_prompt))
     shared = {name: _shared(by_prompt, prompts) for name, by_prompt in scores.items()}
@@ -44,7 +49,7 @@ def _shared(by_prompt: Mapping[str, Mapping[str, float]], prompts: Sequence[str]
     return {prompt: {id: scores[id] for id in ids} for prompt, scores in zip(prompts, found, strict=True)}
 
 
-def _system(by_prompt: Mapping[str, Mapping[str, float]]) -> Panel:
+def _system(by_prompt: Mapping[str, Mapping[str, float]]) -> Sensitivity:
     found = {prompt: _mean(scores) for prompt, scores in by_prompt.items()}
     means = [estimate.mean for estimate in found.values() if estimate.mean is not None]
     return {
@@ -56,8 +61,8 @@ def _system(by_prompt: Mapping[str, Mapping[str, float]]) -> Panel:
     }
 
 
-def _pair(a: str, b: str, scores: Scores) -> Panel:
-    differences = {prompt: _difference(mine, scores[b][prompt]) for prompt, mine in scores[a].items()}
+def _pair(a: str, b: str, scores: Scores) -> Sensitivity:
+    differences = {prompt: _difference(by_id, scores[b][prompt]) for prompt, by_id in scores[a].items()}
     means = [found["mean"] for found in differences.values() if found["mean"] is not None]
     ahead = [prompt for prompt, found in differences.items() if found["low"] is not None and found["low"] > 0]
     behind = [prompt for prompt, found in differences.items() if found["high"] is not None and found["high"] < 0]
@@ -65,7 +70,7 @@ def _pair(a: str, b: str, scores: Scores) -> Panel:
         "a": a,
         "b": b,
         "differences": differences,
-        "flips": any(mean > NOTHING for mean in means) and any(mean < -NOTHING for mean in means),
+        "flips": any(mean > ROUNDING for mean in means) and any(mean < -ROUNDING for mean in means),
         "significantly": bool(ahead and behind),
         "under": ahead + behind,
     }
@@ -75,61 +80,35 @@ def _mean(scores: Mapping[str, float]) -> Estimate:
     return clustered_mean(list(scores.values()), [id.split("#")[0] for id in scores])
 
 
-def _difference(mine: Mapping[str, float], theirs: Mapping[str, float]) -> Panel:
-    ids = [id for id in mine if id in theirs]
-    found = paired([mine[id] for id in ids], [theirs[id] for id in ids], [id.split("#")[0] for id in ids])
+def _difference(a: Mapping[str, float], b: Mapping[str, float]) -> Sensitivity:
+    ids = [id for id in a if id in b]
+    found = paired([a[id] for id in ids], [b[id] for id in ids], [id.split("#")[0] for id in ids])
     return {"mean": found.difference, "low": found.low, "high": found.high, "n": found.n}
 
 
-def table(found: Panel) -> str:
-    """The panel for people."""
-    from tabulate import tabulate
-
-    prompts = found["prompts"]
-    body = [
-        [
-            name,
-            str(max(entry["scores"][prompt]["n"] for prompt in prompts)),
-            *(_points(entry["scores"][prompt]) for prompt in prompts),
-            "-" if entry["range"] is None else f"{100 * entry['range']:.1f}",
-        ]
-        for name, entry in found["systems"].items()
-    ]
-    headers = ["system and budget", "n", *prompts, "range"]
-    aligned = ["left"] + ["right"] * (len(headers) - 1)
-    grid = tabulate(body, headers, tablefmt="simple", disable_numparse=True, colalign=aligned) if body else ""
-    title = "What each prompt calls correct, with 95 % intervals clustered by conversation; a score, not an accuracy"
-    return f"{title}\n{grid}\n\n{verdict(found)}"
-
-
-def verdict(found: Panel) -> str:
-    """Whether the ranking survives, and which pairs change places."""
+def conclusion(found: Sensitivity) -> str:
+    """Describe if the ranking is the same under all prompts, and which pairs change places."""
     pairs = found["pairs"]
     if not pairs:
         return "One system: there is no ranking."
     flips = [pair for pair in pairs if pair["flips"]]
-    unsure = [pair for pair in pairs if not pair["flips"] and 0 < len(pair["under"]) < len(found["prompts"])]
+    unclear = [pair for pair in pairs if not pair["flips"] and 0 < len(pair["under"]) < len(found["prompts"])]
     if not flips:
-        lines = [f"The ranking survives: none of {len(pairs)} pairs changes places under any prompt."]
+        lines = [f"The ranking is the same under all prompts: none of {len(pairs)} pairs changes places."]
     else:
-        serious = sum(pair["significantly"] for pair in flips)
+        significant = sum(pair["significantly"] for pair in flips)
         lines = [
-            f"The ranking does not survive: {len(flips)} of {len(pairs)} pairs change places, {serious} of them with "
-            "intervals that exclude zero on both sides."
+            f"The ranking depends on the prompt: {len(flips)} of {len(pairs)} pairs change places, {significant} of "
+            "them with intervals that exclude zero on opposite sides."
         ]
         lines += [f"{pair['a']} - {pair['b']}: {_differences(pair)}" for pair in flips]
-    if unsure:
-        lines.append(f"{len(unsure)} pairs keep their order, but differ significantly under some of the prompts only.")
+    if unclear:
+        lines.append(f"{len(unclear)} pairs keep their order but differ significantly under some prompts only.")
     return "\n".join(lines)
 
 
-def _differences(pair: Panel) -> str:
-    return ", ".join(f"{prompt} {_points(found, signed=True)}" for prompt, found in pair["differences"].items())
-
-
-def _points(found: Panel, *, signed: bool = False) -> str:
-    if found["mean"] is None:
-        return "-"
-    form = "+.1f" if signed else ".1f"
-    ends = "" if found["low"] is None else f" [{100 * found['low']:{form}}, {100 * found['high']:{form}}]"
-    return f"{100 * found['mean']:{form}}{ends}"
+def _differences(pair: Sensitivity) -> str:
+    return ", ".join(
+        f"{prompt} {rate(found['mean'], found['low'], found['high'], signed=True)}"
+        for prompt, found in pair["differences"].items()
+    )

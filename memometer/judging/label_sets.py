@@ -1,7 +1,5 @@
 """Label sets: the benchmark's gold answers, the same with known errors corrected, and without the erroneous ones.
 
-    memometer label-sets [--label-corrections FILE] [--data FILE]      prints the highest score of a truthful reader
-
 The known errors come from a file that users download themselves (see `Benchmark.label_corrections`). An error in the
 cited evidence leaves the gold answer as it is. A corrected gold answer is a sentence for a judge; token F1 against it
 is not meaningful.
@@ -9,16 +7,13 @@ is not meaningful.
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from memometer import benchmarks
-from memometer.benchmarks.arguments import add_data_arguments, load_data
 from memometer.benchmarks.protocol import DataError, Dataset, LabelCorrection, Question, category_label
 from memometer.stats.intervals import clustered_mean
 
@@ -44,7 +39,7 @@ class LabelCorrections:
 
 
 def load(name: str, path: str | Path | None = None, *, data: Dataset) -> dict[str, str]:
-    """The gold answers of a label set.
+    """Read the gold answers of a label set.
 
     Args:
         name: A name in LABEL_SETS.
@@ -69,7 +64,7 @@ def load(name: str, path: str | Path | None = None, *, data: Dataset) -> dict[st
 
 
 def named_file(data: Dataset) -> str | None:
-    """The file of label corrections that the benchmark's environment variable names."""
+    """Return the file of label corrections that the benchmark's environment variable names, or None."""
     file = benchmarks.load(data.benchmark).label_corrections
     return os.environ.get(file.variable) if file else None
 
@@ -81,6 +76,9 @@ def read(path: str | Path | None = None, *, data: Dataset) -> LabelCorrections:
         path: The file; by default the one that the benchmark's variable names.
         data: The benchmark's data.
 
+    Returns:
+        The label corrections.
+
     Raises:
         DataError: The file is missing or cannot be used.
     """
@@ -88,17 +86,17 @@ def read(path: str | Path | None = None, *, data: Dataset) -> LabelCorrections:
     file = benchmark.label_corrections
     if file is None:
         raise DataError(f"there are no label corrections for {benchmark.title}.")
-    named = path or os.environ.get(file.variable)
-    if not named:
+    name = path or os.environ.get(file.variable)
+    if not name:
         raise DataError(
             f"the label corrections are missing; download {file.source} and name it with --label-corrections FILE or "
             f"{file.variable}."
         )
-    return LabelCorrections(file.read(Path(named), data))
+    return LabelCorrections(file.read(Path(name), data))
 
 
-def _by_category(questions: Collection[Question]) -> dict[str, list[Question]]:
-    """`overall`, then each category with an answerable question."""
+def by_category(questions: Collection[Question]) -> dict[str, list[Question]]:
+    """Group the answerable questions: `overall`, then each category that has one."""
     answerable = [question for question in questions if question.answerable]
     groups = {"overall": answerable} if answerable else {}
     for key in sorted({question.category for question in answerable}):
@@ -107,90 +105,66 @@ def _by_category(questions: Collection[Question]) -> dict[str, list[Question]]:
 
 
 def ceilings(questions: Collection[Question], flagged: Collection[str]) -> dict[str, float]:
-    """`overall` and each category -> the fraction of questions whose gold answer is right.
+    """Compute the highest score of a truthful reader, who is graded as wrong on questions with a wrong gold answer.
 
-    A truthful reader is graded as wrong on the others.
+    Args:
+        questions: The questions.
+        flagged: Ids of the questions whose gold answer is wrong.
+
+    Returns:
+        `overall` and each category -> the fraction of questions whose gold answer is right.
     """
     return {
         name: sum(question.id not in flagged for question in group) / len(group)
-        for name, group in _by_category(questions).items()
+        for name, group in by_category(questions).items()
     }
 
 
-def side_by_side(scores: Mapping[str, float], flagged: Collection[str]) -> dict[str, dict[str, Any]]:
-    """`clean`, `flagged` -> {accuracy, interval, n} of scores in [0, 1] by question id.
+def clean_and_flagged(scores: Mapping[str, float], flagged: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Compute the accuracy on questions with a right and with a wrong gold answer.
 
-    The interval is [low, high] at 95 %, clustered by conversation, or None.
+    Args:
+        scores: Question id -> score in [0, 1].
+        flagged: Ids of the questions whose gold answer is wrong.
+
+    Returns:
+        `clean` and `flagged` -> `accuracy`, `interval` ([low, high] at 95 %, clustered by conversation, or None), `n`.
     """
     parts = {"clean": [id for id in scores if id not in flagged], "flagged": [id for id in scores if id in flagged]}
-    figures = {}
+    found = {}
     for name, ids in parts.items():
-        found = clustered_mean([scores[id] for id in ids], [id.split("#")[0] for id in ids])
-        interval = None if found.low is None else [found.low, found.high]
-        figures[name] = {"accuracy": found.mean, "interval": interval, "n": found.n}
-    return figures
+        estimate = clustered_mean([scores[id] for id in ids], [id.split("#")[0] for id in ids])
+        interval = None if estimate.low is None else [estimate.low, estimate.high]
+        found[name] = {"accuracy": estimate.mean, "interval": interval, "n": estimate.n}
+    return found
 
 
-def sentence(system: str, parts: Mapping[str, Mapping[str, Any]]) -> str:
-    """`side_by_side` for people; each part with its accuracy by `majority` of the repeats too."""
-    listed = [
-        f"{100 * part['accuracy']:.2f} on the {part['n']:,} {name} questions"
-        for name, part in parts.items()
-        if part["n"]
-    ]
-    majority = [f"{100 * part['majority']:.2f}" for part in parts.values() if part["n"]]
-    repeated = any(part["majority"] != part["accuracy"] for part in parts.values())
-    return f"{system}: J {', '.join(listed)}" + (f"; by majority {', '.join(majority)}." if repeated else ".")
-
-
-def alarms(
+def above_ceiling(
     scores: Mapping[str, float],
     questions: Collection[Question],
     flagged: Collection[str],
     names: Mapping[str, str],
 ) -> list[str]:
-    """A sentence for each group of questions that scores above its ceiling.
+    """Find groups of questions that score above their ceiling.
 
     Args:
-        scores: Question id -> score from 0 to 1 under the original label set; the ceiling holds for no other.
+        scores: Question id -> score in [0, 1] under the original label set; the ceiling holds for no other.
         questions: The questions.
         flagged: Ids of the questions whose gold answer is wrong.
         names: Key -> name of each category.
+
+    Returns:
+        A sentence for each such group.
     """
     scored = [question for question in questions if question.id in scores]
-    told = []
-    for name, group in _by_category(scored).items():
+    found = []
+    for name, group in by_category(scored).items():
         ceiling = ceilings(group, flagged)["overall"]
         accuracy = sum(scores[question.id] for question in group) / len(group)
         if accuracy > ceiling + 1e-9:
             where = "overall" if name == "overall" else f"in category {category_label(name, names)}"
-            told.append(
+            found.append(
                 f"{100 * accuracy:.2f} {where} is above the ceiling of {100 * ceiling:.2f} (n = {len(group):,}), more "
                 "than a truthful reader can reach: the judge is lenient, or the answers fit the wrong labels."
             )
-    return told
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="memometer label-sets", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--label-corrections", metavar="FILE", help="default: the file of the benchmark's variable")
-    add_data_arguments(parser)
-    args = parser.parse_args(argv)
-    try:
-        data = load_data(args)
-        found = read(args.label_corrections, data=data)
-    except DataError as error:
-        print(f"memometer.judging.label_sets: {error}", file=sys.stderr)
-        return 2
-    citations = len(found.corrections) - len(found.flagged)
-    print(
-        f"{data.prefix}{len(found.corrections)} label errors: {len(found.flagged)} wrong gold answers, "
-        f"{citations} wrong citations"
-    )
-    groups = _by_category(data.questions)
-    for name, ceiling in ceilings(data.questions, found.flagged).items():
-        label = name if name == "overall" else category_label(name, data.categories)
-        wrong = sum(question.id in found.flagged for question in groups[name])
-        clean = len(groups[name]) - wrong
-        print(f"{data.prefix}{label:<26}{clean:>6,} clean{wrong:>5} flagged, at most {100 * ceiling:.2f}")
-    return 0
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dspy
 
@@ -13,6 +13,9 @@ from memometer.benchmarks.protocol import Conversation, Question
 from memometer.benchmarks.reward import Objective, Reply, feedback
 from memometer.models.replay_cache import SearchStopped
 from memometer.optimize.program import ProgramRun
+
+if TYPE_CHECKING:
+    from memometer.report.mlflow import NestedRun
 
 
 @dataclass
@@ -81,6 +84,19 @@ class CandidateLog:
                 candidate = self.tried.setdefault(run.prompt, Candidate(run.prompt, run.instructions, run.demos))
                 candidate.scores[question_id], candidate.replies[question_id] = value, run.reply
         return value
+
+    def nested_runs(self) -> list[NestedRun]:
+        """Describe each candidate for MLflow; one without any score has no objective."""
+        from memometer.report.mlflow import NestedRun
+
+        found = []
+        for number, candidate in enumerate(self.tried.values()):
+            lift, n = self.lift(candidate)
+            metrics = {"objective": candidate.mean(list(candidate.scores)), "lift": lift, "n": n}
+            parameters = {"prompt": candidate.digest, "examples": len(candidate.demos)}
+            artifact = ("prompt.json", candidate.as_json())
+            found.append(NestedRun(f"candidate {number}", parameters, metrics, artifact))
+        return found
 
     def lift(self, candidate: Candidate) -> tuple[float, int]:
         """Return the mean difference to the unoptimized prompt, and the number of questions that both have."""

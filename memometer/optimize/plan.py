@@ -17,9 +17,9 @@ from memometer.benchmarks.reward import Objective
 from memometer.benchmarks.sampling import sample
 from memometer.errors import UserError
 from memometer.harness.loop import prompt_overhead
-from memometer.judging.calibrate import Certifier
+from memometer.judging.calibrate import Calibrator
 from memometer.judging.judge import Judge
-from memometer.judging.judge_calibration import judged, sentence
+from memometer.judging.judge_calibration import assess, sentence
 from memometer.models import resolve_models
 from memometer.models.encoders import TokenEncoder
 from memometer.models.encoders import load as load_encoder
@@ -322,13 +322,13 @@ def _load_models(options: OptimizeOptions, data: Dataset) -> tuple[dict[str, Mod
 def _require_calibration(data: Dataset, model: Model, address: str | None) -> None:
     """A judge may guide the search only if its calibration passed. It is never used for reports."""
     prompt = benchmarks.load(data.benchmark).judge_prompt()
-    calibration = Certifier(data, model, Judge(model.lm, prompt), address=address).kept()
+    calibration = Calibrator(data, model, Judge(model.lm, prompt), address=address).cached()
     if calibration is None:
         raise UserError(
             f"{model.name} has no judge calibration, and the search would learn its errors; run memometer calibrate "
             f"--judge-model {model.name}, or leave out --judge-model."
         )
-    if not (found := judged(calibration))["passed"]:
+    if not (found := assess(calibration))["passed"]:
         raise UserError(f"--judge-model: {sentence(found)}")
 
 

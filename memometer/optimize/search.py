@@ -264,9 +264,9 @@ class Search:
         lines = report_lines(plan, found, results, out=out)
         self.folder.write_text("report.txt", "".join(f"{plan.data.prefix}{line}\n" for line in lines))
         if not self.options.no_mlflow:
-            from memometer.optimize.mlflow_runs import log_search
+            from memometer.report.mlflow import log_search
 
-            lines.append(log_search(self.folder, results, found))
+            lines.append(log_search(self.folder, results, found.candidates.nested_runs()))
         for line in lines:
             print(f"{plan.data.prefix}{line}", flush=True)
         return "valid"

@@ -1,4 +1,4 @@
-"""Runs as pandas data frames, for whoever wants to look further. Needs pandas (the extra of that name).
+"""Runs as pandas data frames. Needs the extra `pandas`.
 
 from memometer.report.dataframes import runs_df, samples_df
 runs_df(["runs/A", "runs/B"]).pivot(index="system", columns=["run", "budget_tokens"], values="f1")
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memometer.benchmarks.metrics import evidence_recall
-from memometer.judging.graders import gradings, score
+from memometer.judging.graders import graders_of, score
+from memometer.report.follow import FollowedRun, follow
 from memometer.report.summary import flat
-from memometer.report.viewer import Followed, follow
 from memometer.run.cost import numbers
 from memometer.run.folder import key, latest
 
@@ -22,23 +22,31 @@ if TYPE_CHECKING:
 
 
 def runs_df(folders: Iterable[str | Path]) -> pd.DataFrame:
-    """One row a run, system and budget, answerable questions.
+    """Load the results of runs, over the answerable questions.
 
-    Columns: `run`, `system`, `budget_tokens`, `status`, `questions`, `ungraded`; those of
-    `memometer.report.summary.flat`: each
-    measure with `_low`, `_high`, `_n` and `_ungraded`; `usd_`, `tokens_`, `calls_` and `seconds_` of ingest, recall,
-    answer and judge, with `usd_` empty where it is not known.
+    Args:
+        folders: Run folders.
+
+    Returns:
+        One row per run, system and budget. Columns: `run`, `system`, `budget_tokens`, `status`, `questions`, `missing`;
+        those of `memometer.report.summary.flat`; `usd_`, `tokens_`, `calls_` and `seconds_` of ingest, recall, answer
+        and judge, empty if unknown.
     """
     return _pandas().DataFrame([row for followed in _follow(folders) for row in _run_rows(followed)])
 
 
 def samples_df(folders: Iterable[str | Path]) -> pd.DataFrame:
-    """One row an attempt at a question.
+    """Load the attempts of runs.
 
-    Columns: `run`, `system`, `budget_tokens`, `question_id`, `conversation`, `category`, `form`, `attempt`, `counts`
-    (whether it is the attempt that counts), `question`, `gold`, `answer`, `error`, `f1`, `evidence_recall`,
-    `context_tokens`, `prompt_tokens`, `completion_tokens`, `calls`, `seconds`; for each grading a column of its name
-    with the share of its repeats that say correct, empty where ungraded.
+    Args:
+        folders: Run folders.
+
+    Returns:
+        One row per attempt at a question. Columns: `run`, `system`, `budget_tokens`, `question_id`, `conversation`,
+        `category`, `answerable`, `form` (option order), `attempt`, `counts` (True for the attempt that counts),
+        `question`, `gold`, `answer`, `error`, `f1`, `evidence_recall`, `context_tokens`, `prompt_tokens`,
+        `completion_tokens`, `calls`, `seconds`, and one column per grader with the share of its repeats that are
+        correct, empty if missing.
     """
     return _pandas().DataFrame([row for followed in _follow(folders) for row in _sample_rows(followed)])
 
@@ -51,33 +59,33 @@ def _pandas() -> Any:
     return pandas
 
 
-def _follow(folders: Iterable[str | Path]) -> list[Followed]:
+def _follow(folders: Iterable[str | Path]) -> list[FollowedRun]:
     followed = follow([Path(folder) for folder in folders])
     for each in followed:
-        each.read_on()
+        each.read()
     return followed
 
 
-def _run_rows(followed: Followed) -> Iterable[dict[str, Any]]:
+def _run_rows(followed: FollowedRun) -> Iterable[dict[str, Any]]:
     results = followed.run().results
     for system, entry in results["systems"].items():
-        for budget, figures in entry["budgets"].items():
+        for budget, metrics in entry["budgets"].items():
             yield {
                 "run": followed.name,
                 "system": system,
                 "budget_tokens": int(budget),
                 "status": results["status"],
-                "questions": figures["questions"],
-                "ungraded": figures["ungraded"],
-                **flat(figures, results.get("withheld", {})),
-                **numbers(results.get("accounting", {"systems": {}}), system, budget),
+                "questions": metrics["questions"],
+                "missing": metrics["missing"],
+                **flat(metrics, results.get("withheld", {})),
+                **numbers(results.get("cost", {"systems": {}}), system, budget),
             }
 
 
-def _sample_rows(followed: Followed) -> Iterable[dict[str, Any]]:
+def _sample_rows(followed: FollowedRun) -> Iterable[dict[str, Any]]:
     questions = {question.id: question for question in followed.data.questions}
     counting = latest(followed.records)
-    known = gradings(followed.records)
+    graders = graders_of(followed.records)
     for record in followed.records:
         question, answer = questions[record["question_id"]], record["answer"]
         shown = record["recall"]["turn_ids"]
@@ -88,6 +96,7 @@ def _sample_rows(followed: Followed) -> Iterable[dict[str, Any]]:
             "question_id": question.id,
             "conversation": question.conversation,
             "category": question.category,
+            "answerable": question.answerable,
             "form": record["form"],
             "attempt": record["attempt"],
             "counts": counting[key(record)] is record,
@@ -101,5 +110,5 @@ def _sample_rows(followed: Followed) -> Iterable[dict[str, Any]]:
             else evidence_recall(question.evidence, set(shown)),
             "context_tokens": record["recall"]["tokens"],
             **{name: record[name] for name in ("prompt_tokens", "completion_tokens", "calls", "seconds")},
-            **{grading.name: score(record, grading) for grading in known},
+            **{grader.name: score(record, grader) for grader in graders},
         }

@@ -1,8 +1,8 @@
-"""Whether asking for more pays: how often readers ask rightly, against the evidence labels, and how often they must.
+"""Analysis of multi-round reading: how often a reader asks for more context correctly, and if rounds pay.
 
-A reader that may ask for more says "enough" rightly with p = P(enough | all evidence is shown), and wrongly with
-f = P(enough | evidence is missing). Rounds spend tokens again on what one larger prompt would have shown at once, so
-only a reader good enough at telling should be given them.
+A reader may reply that the context is enough, or ask for more. Against the evidence labels this gives
+p = P(enough | all evidence is shown) and f = P(enough | evidence is missing). Rounds repeat tokens that one larger
+prompt would show once, so they pay only for a reader with high p and low f.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from memometer.stats.intervals import wilson
 Results = dict[str, Any]
 
 GRID = 32
-"""Budgets, from a quarter of the first round's memory to one and a half times the last one's, at which one shot is
-looked at; the answer is as fine as they are."""
+"""Number of budgets at which a single prompt is evaluated, from a quarter of the first round's context to 1.5 times the
+last one's. They limit the resolution of the result."""
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """The share of questions with all their evidence shown, by rounds and by one shot of as many tokens."""
+class Simulation:
+    """The share of questions with all evidence shown, by rounds and by one prompt, at the same mean total tokens."""
 
     rounds: float
-    one_shot: float
+    one_prompt: float
     total_tokens: float
 
 
-def compare(
+def simulate(
     needed: Sequence[float],
     *,
     contexts: Sequence[int],
@@ -40,16 +40,19 @@ def compare(
     p: float,
     f: float,
     cached_price: float = 1.0,
-) -> Comparison:
-    """Simulate rounds, and one shot at the same mean of total tokens.
+) -> Simulation:
+    """Simulate multi-round reading, and one prompt with the same mean of total tokens.
 
     Args:
-        needed: a question each, the smallest memory, in tokens, that shows all its evidence; infinity for none.
-        contexts: the memory shown in each round, in tokens, rising.
-        fixed_tokens: what a call takes beside its memory: instructions, question, reply.
-        p: how often the reader says enough where all evidence is shown, 0 to 1.
-        f: how often it does where evidence is missing.
-        cached_price: of a token whose prefix the last round has paid for; 1 without a prefix cache.
+        needed: Smallest context in tokens that shows all evidence of each question, shape (n,); infinity if none does.
+        contexts: Context of each round in tokens, increasing.
+        fixed_tokens: Tokens of a call other than its context: instructions, question, reply.
+        p: Probability that the reader replies "enough" if all evidence is shown.
+        f: Probability that it does if evidence is missing.
+        cached_price: Price of a token in a cached prefix, relative to 1; 1 without a prefix cache.
+
+    Returns:
+        The simulated shares.
     """
     shown = tokens = 0.0
     for need in needed:
@@ -61,23 +64,33 @@ def compare(
             shown += reached * enough * (need <= context)
             reached *= 1 - enough
     mean_tokens = tokens / len(needed)
-    one_shot = sum(need <= mean_tokens - fixed_tokens for need in needed) / len(needed)
-    return Comparison(shown / len(needed), one_shot, mean_tokens)
+    one_prompt = sum(need <= mean_tokens - fixed_tokens for need in needed) / len(needed)
+    return Simulation(shown / len(needed), one_prompt, mean_tokens)
 
 
-def least_p(needed: Sequence[float], *, contexts: Sequence[int], fixed_tokens: float, f: float) -> float | None:
-    """The p, to a hundredth, from which on rounds show as much as one shot; None where even p = 1 does not."""
-    least = None
+def break_even_p(needed: Sequence[float], *, contexts: Sequence[int], fixed_tokens: float, f: float) -> float | None:
+    """Find the smallest p at which rounds show as much evidence as one prompt.
+
+    Args:
+        needed: As for `simulate`.
+        contexts: As for `simulate`.
+        fixed_tokens: As for `simulate`.
+        f: As for `simulate`.
+
+    Returns:
+        p in steps of 0.01; None if even p = 1 is too small.
+    """
+    smallest = None
     for hundredths in range(100, -1, -1):
-        found = compare(needed, contexts=contexts, fixed_tokens=fixed_tokens, p=hundredths / 100, f=f)
-        if found.rounds < found.one_shot - 1e-9:  # equal but for rounding is even
+        found = simulate(needed, contexts=contexts, fixed_tokens=fixed_tokens, p=hundredths / 100, f=f)
+        if found.rounds < found.one_prompt - 1e-9:  # tolerates rounding
             break
-        least = hundredths / 100
-    return least
+        smallest = hundredths / 100
+    return smallest
 
 
 def contexts_of(budget_tokens: int, rounds: int) -> list[int]:
-    """The memory of each round: doubled from one to the next, the last one's the whole budget."""
+    """Return the context of each round in tokens: doubled in each round, the whole budget in the last one."""
     return [budget_tokens >> (rounds - 1 - number) for number in range(rounds)]
 
 
@@ -87,39 +100,56 @@ def needed_tokens(
     questions: Iterable[Question],
     contexts: Sequence[int],
 ) -> dict[str, float]:
-    """Question id -> the smallest memory of a grid around `contexts` that shows all its evidence, infinity for none.
-    Answerable questions with evidence only; asks no model. `memory_of` gives the memory that a conversation is asked
-    with."""
+    """Find the smallest context that shows all evidence of each question. Calls no model.
+
+    Args:
+        memory_of: Returns the memory system for a conversation id.
+        conversations: The conversations.
+        questions: The questions; only answerable ones with evidence are used.
+        contexts: Context of each round in tokens, increasing.
+
+    Returns:
+        Question id -> the smallest context of a grid around `contexts`; infinity if none shows all evidence.
+    """
     low, high = max(1.0, contexts[0] / 4), contexts[-1] * 1.5
     grid = sorted({*contexts, *(round(low * (high / low) ** (i / (GRID - 1))) for i in range(GRID))})
-    asked = [question for question in questions if question.answerable and question.evidence]
+    used = [question for question in questions if question.answerable and question.evidence]
     needed: dict[str, float] = {}
     for conversation in conversations:
         memory = memory_of(conversation.id)
         state = memory.new()
         memory.observe(state, conversation.turns)
-        for question in (q for q in asked if q.conversation == conversation.id):
+        for question in (q for q in used if q.conversation == conversation.id):
             enough = (b for b in grid if set(question.evidence) <= set(memory.recall(state, question.text, b).turn_ids))
             needed[question.id] = next(enough, float("inf"))
     return needed
 
 
-def figures(pairs: Iterable[tuple[Question, Record]], needed: Mapping[str, float], contexts: Sequence[int]) -> Results:
-    """p and f with n and Wilson's intervals, over the rounds that offered more (answerable questions with evidence);
-    then what rounds of these figures show beside one shot, and the p that would make them even at this f. Rates are
-    null where nothing was decided."""
+def analyze(pairs: Iterable[tuple[Question, Record]], needed: Mapping[str, float], contexts: Sequence[int]) -> Results:
+    """Estimate p and f over the rounds that offered more context, and what rounds gain with them.
+
+    Args:
+        pairs: Questions and the records of their answers; only answerable questions with evidence are used.
+        needed: As `needed_tokens` returns it.
+        contexts: Context of each round in tokens, increasing.
+
+    Returns:
+        `p` and `f` with `p_n`, `f_n` and Wilson intervals `p_interval`, `f_interval`, None without decisions. If both
+        are known also `all_evidence_rounds`, `all_evidence_one_prompt` and `total_tokens` (`simulate`), and
+        `break_even_p`.
+    """
     decisions: list[tuple[bool, bool]] = []
     fixed: list[int] = []
     for question, record in pairs:
         if not is_answered(record) or not question.answerable or not question.evidence:
             continue
-        for told in record.get("rounds", ()):
-            fixed.append(told["total_tokens"] - told["context_tokens"])
-            if told["offers_more"]:
-                decisions.append((set(question.evidence) <= set(told["turn_ids"]), told["status"] != "more"))
+        for one in record.get("rounds", ()):
+            fixed.append(one["total_tokens"] - one["context_tokens"])
+            if one["offers_more"]:
+                decisions.append((set(question.evidence) <= set(one["turn_ids"]), one["status"] != "more"))
     found: Results = {}
     for name, sufficient in (("p", True), ("f", False)):
-        enough = [says for shown, says in decisions if shown == sufficient]
+        enough = [replied for shown, replied in decisions if shown == sufficient]
         rate = sum(enough) / len(enough) if enough else None
         found |= {
             name: rate,
@@ -128,18 +158,26 @@ def figures(pairs: Iterable[tuple[Question, Record]], needed: Mapping[str, float
         }
     if found["p"] is None or found["f"] is None or not needed:
         return found
-    needs, beside = list(needed.values()), sum(fixed) / len(fixed)
-    compared = compare(needs, contexts=contexts, fixed_tokens=beside, p=found["p"], f=found["f"])
+    sizes, fixed_tokens = list(needed.values()), sum(fixed) / len(fixed)
+    simulated = simulate(sizes, contexts=contexts, fixed_tokens=fixed_tokens, p=found["p"], f=found["f"])
     return found | {
-        "all_evidence_rounds": compared.rounds,
-        "all_evidence_one_shot": compared.one_shot,
-        "total_tokens": compared.total_tokens,
-        "break_even_p": least_p(needs, contexts=contexts, fixed_tokens=beside, f=found["f"]),
+        "all_evidence_rounds": simulated.rounds,
+        "all_evidence_one_prompt": simulated.one_prompt,
+        "total_tokens": simulated.total_tokens,
+        "break_even_p": break_even_p(sizes, contexts=contexts, fixed_tokens=fixed_tokens, f=found["f"]),
     }
 
 
 def sentence(found: Results, rounds: int) -> str:
-    """The figures for people, two lines."""
+    """Describe an analysis in one or two lines.
+
+    Args:
+        found: As `analyze` returns it.
+        rounds: Number of rounds.
+
+    Returns:
+        The text.
+    """
 
     def rate(name: str) -> str:
         if found[name] is None:
@@ -147,12 +185,13 @@ def sentence(found: Results, rounds: int) -> str:
         low, high = found[f"{name}_interval"]
         return f"{name} = {found[name]:.2f} [{low:.2f}, {high:.2f}] n={found[f'{name}_n']}"
 
-    told = f"says enough where all evidence is shown: {rate('p')}; where some is missing: {rate('f')}"
+    rates = f'the reader replies "enough" if all evidence is shown: {rate("p")}; if some is missing: {rate("f")}'
     if "total_tokens" not in found:
-        return told
-    least = found["break_even_p"]
+        return rates
+    smallest = found["break_even_p"]
     return (
-        f"{told}\n{rounds} rounds of such a reader show all evidence to {100 * found['all_evidence_rounds']:.1f} % at "
-        f"{found['total_tokens']:,.0f} tokens, one shot of as many to {100 * found['all_evidence_one_shot']:.1f} %; "
-        + (f"break-even at this f: p = {least:.2f}" if least is not None else "at this f no p breaks even")
+        f"{rates}\n{rounds} rounds of such a reader show all evidence for {100 * found['all_evidence_rounds']:.1f} % "
+        f"of the questions at {found['total_tokens']:,.0f} tokens, one prompt of this size for "
+        f"{100 * found['all_evidence_one_prompt']:.1f} %; "
+        + (f"break-even at this f: p = {smallest:.2f}" if smallest is not None else "no p breaks even at this f")
     )

@@ -1,92 +1,35 @@
-"""What a run amounts to, written into its folder: results.json, table.txt and the reports that people read.
-
-Whoever answered and whoever judged, every run ends here: one of evaluate.py, one graded again, one of others' answers.
-"""
+"""results.json of a run, and the files that are made from it: table.txt, report.md, report.tex and report.html."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from memometer.benchmarks.protocol import DataError, Dataset
-from memometer.judging import judge_calibration, label_sets, misclassification
-from memometer.judging.graders import Grading, gradings
+from memometer.judging import label_sets, misclassification, sample_scores
+from memometer.judging.graders import Grader, graders_of
 from memometer.judging.judge import shared_family
-from memometer.judging.judge_calibration import Certificate
+from memometer.judging.judge_calibration import Calibration
 from memometer.judging.label_sets import LabelCorrections
-from memometer.report import aggregate, write
-from memometer.report.terminal import as_text
-from memometer.report.viewer_data import Run
+from memometer.report import aggregate, comparisons, pareto
 from memometer.run import cost
-from memometer.run.folder import Key, Record, RunFolder
-from memometer.stats import pareto, sample_scores
+from memometer.run.folder import Key, Record, RunFolder, RunFolderError
 
 Results = dict[str, Any]
 
 
-def write_results(
-    folder: RunFolder,
-    data: Dataset,
-    keys: Sequence[Key],
-    facts: Mapping[str, Any],
-    *,
-    certificates: Sequence[Certificate] = (),
-    no_judge: str = "",
-    rounds: Mapping[tuple[str, int], Results] | None = None,
-    notes: Sequence[str] = (),
-    corrections: LabelCorrections | None = None,
-) -> tuple[Results, str]:
-    """Write results.json, table.txt and the reports; returns the results and the table. Calls no model.
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run: the name of its folder, manifest, records, results and data."""
 
-    Args:
-        keys: what was planned; what of it has no record is ungraded.
-        facts: what results.json says beside the figures: status, split, reader, and so on; its `cautions` and those of
-            the manifest are added to.
-        certificates: of judges, as they were measured, beside those that an earlier results.json holds; J of a judge
-            without a passed one is withheld, unless verdicts were published with their answers, and no prompt of ours
-            gave them.
-        no_judge: why there is no J, where nothing was graded.
-        rounds: (system, budget) -> what asking for more was worth.
-        notes: lines for below the table.
-        corrections: tells the questions whose gold is wrong from the others; None for the file that the benchmark's
-        variable names.
-    """
-    results = compute_results(
-        folder.manifest,
-        folder.records(),
-        folder.ingests(),
-        data,
-        keys,
-        facts,
-        certificates=[judge_calibration.stamp(found) for found in _known(folder, certificates)],
-        rounds=rounds,
-        corrections=corrections,
-        measurings=folder.measurings(),
-    )
-    withheld, told = results["withheld"], results["clean_and_flagged"]
-    table = as_text(
-        results, no_judge=next(iter(withheld.values()), no_judge), folds=bool(folder.manifest["config"].get("folds"))
-    )
-    table += misclassification.below(results["systems"], results["certificates"], results["judge_family"])
-    table += cost.table(results["accounting"])
-    below = [*(label_sets.sentence(system, found) for system, found in told.items()), *notes]
-    table += "".join(f"\n{line}\n" for line in below if line)
-    folder.write_json("results.json", results)
-    folder.write_text("table.txt", "".join(f"{data.prefix}{line}\n" for line in table.splitlines()))
-    run = Run(folder.path.resolve().name, folder.manifest, folder.records(), results, data)
-    write.write([run], folder.path)
-    return results, table
-
-
-def _known(folder: RunFolder, new: Sequence[Certificate]) -> list[Certificate]:
-    """The certificates of a run so far, the newest of each judge and prompt."""
-    try:
-        earlier = json.loads((folder.path / "results.json").read_bytes())["certificates"]
-        found = {(each["judge"], each["prompt"], each["prompt_hash"]): each for each in [*earlier, *new]}
-    except (OSError, ValueError, KeyError, TypeError):  # none yet, or a damaged file, which is about to be replaced
-        return list(new)
-    return list(found.values())
+    name: str
+    manifest: Mapping[str, Any]
+    records: Sequence[Record]
+    results: Mapping[str, Any]
+    data: Dataset
 
 
 def compute_results(
@@ -97,54 +40,74 @@ def compute_results(
     keys: Sequence[Key],
     facts: Mapping[str, Any],
     *,
-    certificates: Sequence[Certificate] = (),
+    calibrations: Sequence[Calibration] = (),
     rounds: Mapping[tuple[str, int], Results] | None = None,
     corrections: LabelCorrections | None = None,
     measurings: Sequence[Record] = (),
 ) -> Results:
-    """What results.json says; the arguments are those of `write_results`, the certificates as reports keep them."""
-    asked = {k[2] for k in keys}
-    questions = [question for question in data.questions if question.id in asked]
-    under = gradings(records)
-    systems = aggregate.results(records, questions, keys)
-    comparisons = aggregate.compared(records, questions, keys)
-    missing = ""
+    """Compute the content of results.json. Calls no model.
+
+    Args:
+        manifest: The content of manifest.json.
+        records: All attempts.
+        ingests: All ingests.
+        data: The data.
+        keys: What was planned; a key without a record is missing.
+        facts: Entries that the records do not have: status, split, reader, and so on. `warnings` are added to.
+        calibrations: Assessed judge calibrations. The accuracy of a judge that did not pass one is withheld.
+        rounds: (system, budget) -> analysis of multi-round reading.
+        corrections: Label corrections; None for the file that the benchmark's environment variable names.
+        measurings: Cost of the calibrations that were measured for this run.
+
+    Returns:
+        The results.
+    """
+    ids = {key[2] for key in keys}
+    questions = [question for question in data.questions if question.id in ids]
+    graders = graders_of(records)
+    systems = aggregate.aggregate(records, questions, keys)
+    pairs = comparisons.compare_systems(records, questions, keys)
+    problem = ""
     try:
-        corrections = corrections or _corrections(data)
-    except DataError as error:  # a run's figures do not depend on it
-        missing = f"Clean and flagged questions are not told apart: {error}"
-    told = _by_key(records, data, keys, under[:1], corrections)
-    withheld = misclassification.settle(systems, records, certificates)
-    comparisons = [found for found in comparisons if found["grading"] not in withheld]
-    if under and under[0].name in withheld:
-        told = {}
-    for (system, budget), figures in (rounds or {}).items():
-        systems[system]["budgets"][str(budget)]["rounds"] = figures
-    alarms = [f"ALARM: {system}: {alarm}" for system, found in told.items() for alarm in found.pop("alarms")]
-    family = shared_family(facts.get("reader") or "", under[0].judge) if under else ""
+        if corrections is None and label_sets.named_file(data) and not data.kind:
+            corrections = label_sets.read(data=data)
+    except DataError as error:  # the other results do not depend on it
+        problem = f"Clean and flagged questions are not separated: {error}"
+    clean_and_flagged = _clean_and_flagged(records, data, keys, graders[:1], corrections)
+    withheld = misclassification.apply_calibrations(systems, records, calibrations)
+    pairs = [found for found in pairs if found["grader"] not in withheld]
+    if graders and graders[0].name in withheld:
+        clean_and_flagged = {}
+    for (system, budget), found in (rounds or {}).items():
+        systems[system]["budgets"][str(budget)]["rounds"] = found
+    above = [
+        f"ALARM: {system}: {sentence}"
+        for system, found in clean_and_flagged.items()
+        for sentence in found.pop("above_ceiling")
+    ]
     return {
         **facts,
         "benchmark": data.benchmark,
         "categories": dict(data.categories),
-        "stand_in": data.kind,
-        "notice": data.notice,
-        "ungraded_share": aggregate.ungraded_share(records, keys),
-        "judge_family": family,
-        "certificates": list(certificates),
+        "data_kind": data.kind,
+        "data_notice": data.notice,
+        "missing_share": aggregate.missing_share(records, keys),
+        "judge_family": shared_family(facts.get("reader") or "", graders[0].judge) if graders else "",
+        "judge_calibrations": [{k: v for k, v in found.items() if k != "identity"} for found in calibrations],
         "withheld": withheld,
         "records": len(records),
         "ingest": aggregate.ingest_cost(ingests),
         "systems": systems,
-        "comparisons": comparisons,
-        "cautions": [
-            *aggregate.cautions(questions, data.questions, comparisons),
+        "comparisons": pairs,
+        "warnings": [
+            *comparisons.warnings_of(questions, data.questions, pairs),
             *manifest.get("cautions", ()),
-            *facts.get("cautions", ()),
-            *filter(None, [missing]),
-            *alarms,
+            *facts.get("warnings", ()),
+            *filter(None, [problem]),
+            *above,
         ],
-        "clean_and_flagged": told,
-        "accounting": {
+        "clean_and_flagged": clean_and_flagged,
+        "cost": {
             **cost.figures(manifest, records, ingests, measurings),
             "frontier": pareto.frontier(records, ingests, questions),
             "areas": pareto.areas(records, questions),
@@ -152,38 +115,153 @@ def compute_results(
     }
 
 
-def _corrections(data: Dataset) -> LabelCorrections | None:
-    return label_sets.read(data=data) if label_sets.named_file(data) and not data.kind else None
-
-
-def _by_key(
+def _clean_and_flagged(
     records: Sequence[Record],
     data: Dataset,
     keys: Sequence[Key],
-    own: Sequence[Grading],
+    own: Sequence[Grader],
     corrections: LabelCorrections | None,
 ) -> dict[str, Results]:
-    """`system @budget` -> accuracy on clean and on flagged questions, and the alarms above the ceiling."""
+    """`system @budget` -> accuracy on clean and on flagged questions, and warnings of scores above the ceiling."""
     found: dict[str, Results] = {}
     if corrections is None or not own:
         return found
     groups = aggregate.grouped(records, data.questions, keys)
     for (system, budget), pairs in groups.items():
         answerable = [pair for pair in pairs if pair[0].answerable]
-        if of := sample_scores.by_question(answerable, "judge", own[0]):
+        if scores := sample_scores.by_question(answerable, "judge", own[0]):
             name = system if sum(other == system for other, _ in groups) == 1 else f"{system} @{budget:,}"
-            by_majority = sample_scores.by_question(answerable, "judge", own[0], rule="majority")
-            majority = label_sets.side_by_side(by_majority, corrections.flagged)
-            found[name] = {
-                **{
-                    part: {**figures, "majority": majority[part]["accuracy"]}
-                    for part, figures in label_sets.side_by_side(of, corrections.flagged).items()
-                },
-                # The ceiling is that of the original key: under another a truthful reader may well be above it.
-                "alarms": label_sets.alarms(
-                    of, [question for question, _ in answerable], corrections.flagged, data.categories
-                )
-                if own[0].key == "original"
-                else [],
-            }
+            majority = label_sets.clean_and_flagged(
+                sample_scores.by_question(answerable, "judge", own[0], rule="majority"), corrections.flagged
+            )
+            parts = label_sets.clean_and_flagged(scores, corrections.flagged)
+            found[name] = {part: {**value, "majority": majority[part]["accuracy"]} for part, value in parts.items()}
+            # The ceiling holds for the original label set only.
+            questions = [question for question, _ in answerable] if own[0].label_set == "original" else []
+            found[name]["above_ceiling"] = label_sets.above_ceiling(
+                scores, questions, corrections.flagged, data.categories
+            )
     return found
+
+
+def write_results(
+    folder: RunFolder,
+    data: Dataset,
+    keys: Sequence[Key],
+    facts: Mapping[str, Any],
+    *,
+    calibrations: Sequence[Calibration] = (),
+    no_judge: str = "",
+    rounds: Mapping[tuple[str, int], Results] | None = None,
+    notes: Sequence[str] = (),
+    corrections: LabelCorrections | None = None,
+    verbose: bool = False,
+) -> tuple[Results, str]:
+    """Compute the results of a run and write results.json, table.txt and the reports.
+
+    Args:
+        folder: The run folder.
+        data: The data.
+        keys: As for `compute_results`.
+        facts: As for `compute_results`.
+        calibrations: Judge calibrations in addition to those that results.json has already.
+        no_judge: The reason why no answer was graded, if none was.
+        rounds: As for `compute_results`.
+        notes: Further lines for the end of the text.
+        corrections: As for `compute_results`.
+        verbose: True returns all tables, not only those that fit a screen.
+
+    Returns:
+        The results, and a text to print.
+    """
+    from memometer.report import write
+
+    results = compute_results(
+        folder.manifest,
+        folder.records(),
+        folder.ingests(),
+        data,
+        keys,
+        facts,
+        calibrations=_with_known(folder, calibrations),
+        rounds=rounds,
+        corrections=corrections,
+        measurings=folder.measurings(),
+    )
+    folder.write_json("results.json", results)
+    run = Run(folder.path.resolve().name, folder.manifest, folder.records(), results, data)
+    answered = any("f1" in entry for system in results["systems"].values() for entry in system["budgets"].values())
+    if answered and not graders_of(run.records) and no_judge:
+        notes = [*notes, f"Judge accuracy is not shown: {no_judge}"]
+    table = write.table(run, notes)
+    folder.write_text("table.txt", "".join(f"{data.prefix}{line}\n" for line in table.split("\n")))
+    write.write([run], folder.path)
+    return results, table if verbose else write.screen(run, notes, folder.path)
+
+
+def _with_known(folder: RunFolder, new: Sequence[Calibration]) -> list[Calibration]:
+    """The calibrations of a run so far, the newest of each judge and prompt."""
+    try:
+        earlier = read_results(folder.path)["judge_calibrations"]
+        found = {(each["judge"], each["prompt"], each["prompt_hash"]): each for each in [*earlier, *new]}
+    except (RunFolderError, KeyError, TypeError):  # none yet, or damaged, and about to be replaced
+        return list(new)
+    return list(found.values())
+
+
+_RENAMED = {
+    "accounting": "cost",
+    "all_evidence_one_shot": "all_evidence_one_prompt",
+    "categories_1_5": "all_questions",
+    "cautions": "warnings",
+    "certificate": "calibration",
+    "certificates": "judge_calibrations",
+    "f1_by_form": "f1_by_option_order",
+    "grading": "grader",
+    "gradings": "graders",
+    "ledger": "test_set_usage",
+    "broken": "duplicate_attempts",
+    "notice": "data_notice",
+    "stand_in": "data_kind",
+    "ungraded": "missing",
+    "ungraded_share": "missing_share",
+}
+"""Field of results.json in earlier versions -> its name now; `*_ungraded` is now `*_missing`."""
+
+
+def read_results(path: Path) -> Results:
+    """Read results.json of a run folder; fields of earlier versions are renamed.
+
+    Args:
+        path: The run folder.
+
+    Returns:
+        The results.
+
+    Raises:
+        RunFolderError: There is no results.json, or it is damaged.
+    """
+    file = path / "results.json"
+    try:
+        results = json.loads(file.read_bytes())
+        if not isinstance(results, dict):
+            raise TypeError("not an object")
+    except FileNotFoundError as error:
+        raise RunFolderError(
+            f"{path} has no results.json; finish the run: python evaluate.py --resume {path}"
+        ) from error
+    except (OSError, ValueError, TypeError) as error:
+        raise RunFolderError(
+            f"{file} is damaged ({error}); delete it and write it again: python evaluate.py --resume {path}"
+        ) from error
+    upgraded: Results = _upgraded(results)
+    upgraded.setdefault("categories", {})
+    return upgraded
+
+
+def _upgraded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_upgraded(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {_RENAMED.get(k, k.replace("_ungraded", "_missing")): _upgraded(v) for k, v in value.items()}

@@ -1,84 +1,178 @@
-"""What every report of a run says, in whatever form: the rows, the plots' points, the certificates, the warnings.
+"""The results of a run as every report shows them, made from results.json and manifest.json alone.
 
-Made from results.json and the manifest alone. A judge's accuracy is in it only where its certificate passed.
+A judge's accuracy is part of it only if the judge passed its calibration.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from memometer.benchmarks.protocol import category_label
 from memometer.budget import UNBOUNDED
-from memometer.run import cost, test_set_usage
+from memometer.run import test_set_usage
+from memometer.run.cost import dollars
+from memometer.stats import number_format
 from memometer.systems import BASELINES
 
 Results = dict[str, Any]
 
 
-def summary(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> Results:
-    """A plain value that JSON can write.
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A measure that may be shown: its key in scores, its label, a short label, and True if a judge gives it."""
 
-    `measures`: [{key, label, short, under, judged}] that may be shown, the most telling first. `rows`: one a system
-    and budget, answerable questions: `system`, `budget` (tokens), `shown_budget`, `control`, `questions`, `ungraded`,
-    `failed`, `scores` and, by category, `categories` as `scores_of` has them, `gap` ({measure key: share of the way
-    from none to oracle}), `context_tokens`, `tokens`, `ingest_tokens`, `calls`, `seconds` (means a question),
-    `unreported`, and `stages` as
-    accounting has them, each with its `dollars` for people. `comparisons`, `certificates`: as results.json has them,
-    without the measures that may not be shown. `frontier`, `areas`: by measure key. `by_key`: as results.json's
-    `clean_and_flagged`. `total`: what all of it cost.
-    `withheld`, `warnings`: sentences. `made`: [name, value] of how it was made.
+    key: str
+    label: str
+    short: str
+    judged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A mean score with its 95 % interval. Fractions and numbers of questions; None if unknown.
+
+    Attributes:
+        value: Mean over the questions that have a score.
+        low: Lower limit, clustered by conversation.
+        high: Upper limit.
+        n: Questions that have a score.
+        missing: Questions without a score because a call failed.
+        worst: Mean if all missing answers were wrong.
+        best: Mean if all missing answers were right.
+        corrected: Judge accuracy corrected for the errors of the judge.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    missing: int | None = None
+    worst: float | None = None
+    best: float | None = None
+    corrected: Score | None = None
+
+    def __str__(self) -> str:
+        return number_format.rate(self.value, self.low, self.high)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The results of one system at one budget over the answerable questions; means are per question.
+
+    Attributes:
+        system: Name of the system.
+        budget: Budget in tokens, or in bytes if the tokenizer is unknown.
+        shown_budget: The budget as text.
+        baseline: True for none, refusal and oracle.
+        questions: Questions asked.
+        missing: Questions without a result because a call failed.
+        failed: Questions on which the memory system itself failed; they count as wrong.
+        scores: Measure key -> score.
+        categories: Category key -> measure key -> score.
+        gap: Measure key -> share of the way from none to oracle, a score.
+        context: Mean size of the recalled context, in the unit of the budget.
+        tokens: Mean prompt and reply tokens, with an equal share of the ingest.
+        ingest_tokens: The share of the ingest in `tokens`.
+        unreported: Calls whose tokens no server reported; `tokens` is then a lower bound.
+        calls: Mean number of calls.
+        seconds: Mean seconds.
+        stages: Stage -> its cost (`memometer.run.cost`), with `dollars` as text.
+    """
+
+    system: str
+    budget: int
+    shown_budget: str
+    baseline: bool
+    questions: int
+    missing: int
+    failed: int
+    scores: dict[str, Score]
+    categories: dict[str, dict[str, Score]]
+    gap: dict[str, Score]
+    context: float | None
+    tokens: float | None
+    ingest_tokens: float | None
+    unreported: int
+    calls: float | None
+    seconds: float | None
+    stages: dict[str, Results] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The results of a run.
+
+    Attributes:
+        unit: `tokens`, or `bytes` if the tokenizer is unknown: the unit of budgets and contexts.
+        scope: `Answerable questions`, or `All questions` if none is answerable: the questions of the rows.
+        measures: Measures that may be shown; the first is the headline.
+        rows: One row for each system and budget.
+        comparisons: Paired comparisons as in results.json, of the measures that may be shown.
+        judge_calibrations: As in results.json.
+        frontier: Measure key -> points of score over tokens, as in results.json.
+        areas: Measure key -> system -> area under the budget curve, as in results.json.
+        clean_and_flagged: As in results.json.
+        total: The cost of the whole run, with `dollars` as text; None if unknown.
+        withheld: Sentences that say why a judge accuracy is not shown.
+        warnings: Sentences to read before the numbers.
+        provenance: (name, value) pairs that say how the run was made.
+    """
+
+    unit: str
+    scope: str
+    measures: list[Measure]
+    rows: list[Row]
+    comparisons: list[Results]
+    judge_calibrations: list[Results]
+    frontier: dict[str, list[Results]]
+    areas: dict[str, Results]
+    clean_and_flagged: Results
+    total: Results | None
+    withheld: list[str]
+    warnings: list[str]
+    provenance: list[tuple[str, str]]
+
+
+def summarize(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> Summary:
+    """Summarize a run.
+
+    Args:
+        manifest: The content of manifest.json.
+        results: The content of results.json, or what it would contain for an unfinished run.
+
+    Returns:
+        The summary.
     """
     measures = _measures(results)
-    known = {measure["key"] for measure in measures}
-    found = results.get("accounting", {})
-    return {
-        "categories": dict(results["categories"]),
-        "measures": measures,
-        "rows": list(_rows(results, measures)),
-        "comparisons": [c for c in results.get("comparisons", ()) if (c.get("grading") or c["measure"]) in known],
-        "certificates": list(results.get("certificates", ())),
-        "frontier": {key: points for key, points in found.get("frontier", {}).items() if key in known},
-        "areas": {key: systems for key, systems in found.get("areas", {}).items() if key in known},
-        "by_key": results.get("clean_and_flagged", {}),
-        "total": {**found["total"], "dollars": cost.dollars(found["total"])} if found else None,
-        "withheld": _withheld(results),
-        "warnings": _warnings(manifest, results),
-        "made": _made(manifest, results),
-    }
+    known = {measure.key for measure in measures}
+    cost = results.get("cost", {})
+    return Summary(
+        unit=unit_of(results),
+        scope="Answerable questions" if any(e["questions"] for *_, e in entries_of(results)) else "All questions",
+        measures=measures,
+        rows=list(_rows(results, measures)),
+        comparisons=[c for c in results.get("comparisons", ()) if (c.get("grader") or c["measure"]) in known],
+        judge_calibrations=list(results.get("judge_calibrations", ())),
+        frontier={key: points for key, points in cost.get("frontier", {}).items() if key in known},
+        areas={key: systems for key, systems in cost.get("areas", {}).items() if key in known},
+        clean_and_flagged=results.get("clean_and_flagged", {}),
+        total={**cost["total"], "dollars": dollars(cost["total"])} if cost else None,
+        withheld=_withheld(results),
+        warnings=_warnings(manifest, results),
+        provenance=_provenance(manifest, results),
+    )
 
 
-def _measures(results: Mapping[str, Any]) -> list[Results]:
-    entries = [entry for _, _, entry in _entries(results)]
-    names = [name for name in _gradings(entries) if not why_withheld(name, results)]
-    found: list[Results] = [
-        {"key": name, "label": f"J, {name}", "short": f"J{at or ''}", "under": name, "judged": True}
-        for at, name in enumerate(names, start=len(names) > 1)
-    ]
-    if any(entry.get("f1") is not None for entry in entries):
-        found.append({"key": "f1", "label": "F1", "short": "F1", "under": "", "judged": False})
-    if not found or any(entry.get("evidence_recall") is not None for entry in entries):
-        label = "Evidence recall"
-        found.append({"key": "evidence_recall", "label": label, "short": label, "under": "", "judged": False})
-    return found
+def unit_of(results: Mapping[str, Any]) -> str:
+    """Return the unit of budgets and contexts: `bytes` if the tokenizer is unknown, otherwise `tokens`."""
+    if unit := results.get("unit"):
+        return str(unit)
+    return "bytes" if str(results.get("token_counter") or "").startswith("utf8-bytes") else "tokens"
 
 
-def _gradings(entries: Iterable[Results]) -> list[str]:
-    return list(dict.fromkeys(name for entry in entries for name in entry.get("gradings", {})))
-
-
-def why_withheld(grading: str, results: Mapping[str, Any]) -> str:
-    """Why a judge's accuracy is not shown, in one sentence; empty where it may be."""
-    why = results.get("withheld", {}).get(grading)
-    return f"J of {grading} is withheld: {why}" if why else ""
-
-
-def _withheld(results: Mapping[str, Any]) -> list[str]:
-    names = _gradings(entry for _, _, entry in _entries(results))
-    return [reason for name in names if (reason := why_withheld(name, results))]
-
-
-def _entries(results: Mapping[str, Any]) -> list[tuple[str, str, Results]]:
+def entries_of(results: Mapping[str, Any]) -> list[tuple[str, str, Results]]:
+    """List (system, budget, entry) of results.json."""
     return [
         (name, budget, entry)
         for name, system in results.get("systems", {}).items()
@@ -86,75 +180,112 @@ def _entries(results: Mapping[str, Any]) -> list[tuple[str, str, Results]]:
     ]
 
 
-def _rows(results: Mapping[str, Any], measures: list[Results]) -> Iterable[Results]:
-    found = results.get("accounting", {})
+def _shown_entries(results: Mapping[str, Any]) -> list[tuple[str, str, Results]]:
+    """The entries over the answerable questions, or over all questions if none is answerable."""
+    entries = entries_of(results)
+    if any(entry["questions"] for *_, entry in entries):
+        return entries
+    return [(system, budget, {**entry, **entry["all_questions"]}) for system, budget, entry in entries]
+
+
+def _measures(results: Mapping[str, Any]) -> list[Measure]:
+    entries = [entry for *_, entry in _shown_entries(results)]
+    names = [name for name in _graders(entries) if not why_withheld(name, results)]
+    found = [
+        Measure(name, f"judge accuracy, {name}", f"J{number or ''}", judged=True)
+        for number, name in enumerate(names, start=len(names) > 1)
+    ]
+    if any(entry.get("f1") is not None for entry in entries):
+        found.append(Measure("f1", "F1", "F1"))
+    if not found or any(entry.get("evidence_recall") is not None for entry in entries):
+        found.append(Measure("evidence_recall", "evidence recall", "recall"))
+    return found
+
+
+def _graders(entries: Iterable[Results]) -> list[str]:
+    return list(dict.fromkeys(name for entry in entries for name in entry.get("graders", {})))
+
+
+def why_withheld(grader: str, results: Mapping[str, Any]) -> str:
+    """Return the sentence that says why a grader's judge accuracy is withheld; empty if it may be shown."""
+    reason = results.get("withheld", {}).get(grader)
+    return f"Judge accuracy of {grader} is withheld: {reason}" if reason else ""
+
+
+def _withheld(results: Mapping[str, Any]) -> list[str]:
+    names = _graders(entry for _, _, entry in entries_of(results))
+    return [sentence for name in names if (sentence := why_withheld(name, results))]
+
+
+def _rows(results: Mapping[str, Any], measures: list[Measure]) -> Iterable[Row]:
+    cost = results.get("cost", {})
     points = {
         (point["system"], point["budget"]): point
-        for of_measure in found.get("frontier", {}).values()
+        for of_measure in cost.get("frontier", {}).values()
         for point in of_measure
     }
-    for name, budget, entry in _entries(results):
+    for name, budget, entry in _shown_entries(results):
         point = points.get((name, int(budget)), {})
-        paid = found.get("systems", {}).get(name, {"ingest": None, "budgets": {}})
+        paid = cost.get("systems", {}).get(name, {"ingest": None, "budgets": {}})
         stages = {"ingest": paid["ingest"], **paid["budgets"].get(budget, {})}
-        yield {
-            "system": name,
-            "budget": int(budget),
-            "shown_budget": shown_budget(int(budget)),
-            "control": name in BASELINES,
-            "questions": entry["questions"],
-            "ungraded": entry["ungraded"],
-            "failed": entry.get("failed", 0),
-            "gap": _gap(entry, measures),
-            "scores": scores_of(entry, measures),
-            "categories": {c: scores_of(_of_category(entry, c), measures) for c in entry["by_category"]},
-            "context_tokens": entry.get("mean_tokens"),
-            "tokens": point.get("tokens"),
-            "ingest_tokens": point.get("ingest_tokens"),
-            "unreported": point.get("unreported", 0),
-            "calls": entry.get("mean_calls"),
-            "seconds": entry.get("mean_seconds"),
-            "stages": {
-                stage: {**figures, "dollars": cost.dollars(figures)} for stage, figures in stages.items() if figures
-            },
-        }
+        yield Row(
+            system=name,
+            budget=int(budget),
+            shown_budget=shown_budget(int(budget)),
+            baseline=name in BASELINES,
+            questions=entry["questions"],
+            missing=entry["missing"],
+            failed=entry.get("failed", 0),
+            scores=scores_of(entry, measures),
+            categories={c: scores_of(_of_category(entry, c), measures) for c in entry["by_category"]},
+            gap=_gap(entry, measures),
+            context=entry.get("mean_tokens"),
+            tokens=point.get("tokens"),
+            ingest_tokens=point.get("ingest_tokens"),
+            unreported=point.get("unreported", 0),
+            calls=entry.get("mean_calls"),
+            seconds=entry.get("mean_seconds"),
+            stages={stage: {**found, "dollars": dollars(found)} for stage, found in stages.items() if found},
+        )
 
 
-def scores_of(entry: Results, measures: Iterable[Results]) -> Results:
-    """{measure key: score} of one entry of results.json, of the measures that it has.
+def scores_of(entry: Results, measures: Iterable[Measure]) -> dict[str, Score]:
+    """Read the scores of one entry of results.json.
 
-    A score is {value, low, high, n, ungraded, worst, best}, fractions and numbers of questions, null where not known;
-    a judge's has `corrected` too, a score or null.
+    Args:
+        entry: An entry of a system at a budget, or a part of it such as a category.
+        measures: The measures to read.
+
+    Returns:
+        Measure key -> score, of the measures that the entry has.
     """
     return {
-        measure["key"]: found
+        measure.key: found
         for measure in measures
-        if (found := _graded(entry, measure["key"]) if measure["judged"] else _measured(entry, measure["key"]))
+        if (found := _judged(entry, measure.key) if measure.judged else _measured(entry, measure.key))
     }
 
 
-def _graded(entry: Results, name: str) -> Results | None:
-    found = entry.get("gradings", {}).get(name, {})
-    score = _score(found, "score", "interval", found.get("n"))
-    if score:
-        own = name == next(iter(entry["gradings"])) and "corrected" not in found
-        corrected = _score(entry, "judge_corrected", "judge_corrected_interval", None) if own else None
-        score["corrected"] = corrected or _score(found, "corrected", "corrected_interval", None)
-    return score
+def _judged(entry: Results, name: str) -> Score | None:
+    found = entry.get("graders", {}).get(name, {})
+    if found.get("corrected") is None and name == next(iter(entry.get("graders", {})), None):
+        own = {"corrected": entry.get("judge_corrected"), "corrected_interval": entry.get("judge_corrected_interval")}
+        found = {**own, **{key: value for key, value in found.items() if key not in own}}
+    return _score(found, "score", "interval", found.get("n"), _score(found, "corrected", "corrected_interval", None))
 
 
-def _measured(entry: Results, name: str) -> Results | None:
+def _measured(entry: Results, name: str) -> Score | None:
     prefix = "" if name == "evidence_recall" else f"{name}_"
-    found = {part: entry[f"{name}_{part}"] for part in ("ungraded", "worst", "best") if f"{name}_{part}" in entry}
-    return _score({"ungraded": entry["ungraded"], **entry, **found}, name, f"{name}_interval", entry.get(f"{prefix}n"))
+    found = {part: entry[f"{name}_{part}"] for part in ("missing", "worst", "best") if f"{name}_{part}" in entry}
+    return _score({"missing": entry["missing"], **entry, **found}, name, f"{name}_interval", entry.get(f"{prefix}n"))
 
 
-def _score(found: Results, value: str, interval: str, n: int | None) -> Results | None:
+def _score(found: Results, value: str, interval: str, n: int | None, corrected: Score | None = None) -> Score | None:
     if found.get(value) is None:
         return None
     low, high = found.get(interval) or (None, None)
-    bounds = {name: found.get(name) for name in ("ungraded", "worst", "best")}
-    return {"value": found[value], "low": low, "high": high, "n": n, **bounds}
+    bounds = (found.get("missing"), found.get("worst"), found.get("best")) if value != "corrected" else (None,) * 3
+    return Score(found[value], low, high, n, *bounds, corrected)
 
 
 MEASURES = ("judge", "f1", "evidence_recall", "all_evidence")
@@ -162,106 +293,110 @@ MEANS = ("mean_tokens", "mean_total_tokens", "mean_calls", "mean_seconds")
 
 
 def flat(entry: Results, withheld: Collection[str]) -> dict[str, float | None]:
-    """One entry of results.json as plain numbers by name, for tables and trackers: each measure (a fraction) with
-    `_low` and `_high` (95 %, clustered by conversation), `_n` and `_ungraded`; J under every grading beside the run's
-    own as `judge/GRADING`, but for those `withheld`; the means of tokens, calls and seconds. What there is none of is
-    left out."""
+    """Flatten one entry of results.json to numbers by name, for data frames and trackers.
+
+    Args:
+        entry: An entry of a system at a budget, or a part of it such as a category.
+        withheld: Names of the graders whose accuracy may not be shown.
+
+    Returns:
+        Each measure (a fraction) with `_low`, `_high` (95 %, clustered by conversation), `_n` and `_missing`; judge
+        accuracy under each grader beyond the run's own as `judge/GRADER`; mean tokens, calls and seconds. Unknown
+        values are left out.
+    """
     found = {name: _measured(entry, name) for name in MEASURES}
-    others = [name for name in list(entry.get("gradings", {}))[1:] if name not in withheld]
-    found |= {f"judge/{name}": _graded(entry, name) for name in others}
+    others = [name for name in list(entry.get("graders", {}))[1:] if name not in withheld]
+    found |= {f"judge/{name}": _judged(entry, name) for name in others}
     numbers: dict[str, float | None] = {}
     for name, score in found.items():
         if score:
-            numbers[name] = score["value"]
-            parts = {part: score[part] for part in ("low", "high", "n", "ungraded")}
+            numbers[name] = score.value
+            parts = {"low": score.low, "high": score.high, "n": score.n, "missing": score.missing}
             numbers |= {f"{name}_{part}": value for part, value in parts.items() if value is not None}
     return numbers | {name: entry[name] for name in MEANS if entry.get(name) is not None}
 
 
-def _gap(entry: Results, measures: Iterable[Results]) -> Results:
-    """Results.json knows it for F1 and for the run's own grading."""
+def _gap(entry: Results, measures: Iterable[Measure]) -> dict[str, Score]:
+    """The share of the gap closed; results.json has it for F1 and for the run's own grader."""
     closed = entry.get("gap_closed", {})
-    own = next(iter(entry.get("gradings", {})), None)
-    found = {m["key"]: closed.get("judge" if m["key"] == own else m["key"]) for m in measures}
+    own = next(iter(entry.get("graders", {})), None)
+    found = {m.key: closed.get("judge" if m.key == own else m.key) for m in measures}
     return {
-        key: {**share, "value": share["share"]} for key, share in found.items() if share and share["share"] is not None
+        key: Score(gap["share"], gap["low"], gap["high"], gap["n"])
+        for key, gap in found.items()
+        if gap and gap["share"] is not None
     }
 
 
 def _of_category(entry: Results, category: str) -> Results:
-    """One category's figures, with those under each grading, which results.json keeps by grading."""
-    gradings = {
-        name: found.get("by_category", {}).get(category, {}) for name, found in entry.get("gradings", {}).items()
-    }
-    return {**entry["by_category"][category], "gradings": gradings}
+    graders = {name: found.get("by_category", {}).get(category, {}) for name, found in entry.get("graders", {}).items()}
+    return {**entry["by_category"][category], "graders": graders}
 
 
-def shown_budget(budget: int) -> str:
-    """A budget in tokens, `all` where it has no bound, `-` for who is shown nothing."""
-    return f"{budget:,}" if 0 < budget < UNBOUNDED else "all" if budget else "-"
+def shown_budget(budget: str | int) -> str:
+    """Format a budget: `1,024`, `all` without a limit, `-` for a system that is shown nothing."""
+    size = int(budget)
+    return number_format.number(size) if 0 < size < UNBOUNDED else "all" if size else number_format.UNKNOWN
 
 
 STATUS = {
-    "invalid": "INVALID: these figures are not to be used.",
-    "stopped": "The run was stopped: figures are of the questions answered so far.",
-    "unfinished": "The run has not ended: figures are of the questions answered so far.",
-    "failed": "The run failed: figures are of the questions answered before.",
+    "invalid": "INVALID: do not use these results.",
+    "stopped": "The run was stopped: results cover the questions answered so far.",
+    "unfinished": "The run has not ended: results cover the questions answered so far.",
+    "failed": "The run failed: results cover the questions answered before.",
 }
 
 
 def _warnings(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before any number."""
-    told = []
-    if notice := results.get("notice"):
-        told.append(notice)
-    if results["ungraded_share"] > (limit := manifest["config"]["fail_on_error"]):
-        told.append(f"{results['ungraded_share']:.1%} of the answers are ungraded, more than the {limit:.1%} allowed.")
-    if broken := (results.get("ledger") or {}).get("broken"):
-        told.append(test_set_usage.verdict(broken))
+    config = manifest["config"]
+    found = [str(results["data_notice"])] if results.get("data_notice") else []
+    if results["missing_share"] > (limit := config["fail_on_error"]):
+        found.append(f"{results['missing_share']:.1%} of the answers are missing; the limit is {limit:.1%}.")
+    if duplicates := (results.get("test_set_usage") or {}).get("duplicate_attempts"):
+        found.append(test_set_usage.verdict(duplicates))
     if sentence := STATUS.get(results["status"]):
-        told.append(sentence)
-    if published := results.get("published"):
-        told.append(
-            f"Others' answers and verdicts, imported from {published['file']} ({published['licence']}); nobody "
-            "certified their judge."
+        found.append(sentence)
+    if imported := results.get("imported"):
+        found.append(
+            f"Answers and verdicts are imported from {imported['file']} ({imported['licence']}); their judge was not "
+            "calibrated."
         )
-        told += [str(merge["said"]) for merge in published["merges"] if merge["flagged"]]
+        found += [str(rerun["message"]) for rerun in imported["reruns"] if rerun["flagged"]]
     if family := results.get("judge_family"):
-        told.append(f"The judge is of the reader's own family ({family}) and may favour its answers.")
-    cut = sum(entry["all_questions"].get("truncated") or 0 for _, _, entry in _entries(results))
-    if cut:
-        told.append(f"{cut:,} replies were cut at {manifest['config']['max_answer_tokens']} tokens.")
+        found.append(same_family(family))
+    if cut := sum(entry["all_questions"].get("truncated") or 0 for _, _, entry in entries_of(results)):
+        found.append(f"{cut:,} replies were cut at {config['max_answer_tokens']} tokens.")
     if unmetered := manifest.get("unmetered"):
-        told.append(f"The encoder of {', '.join(unmetered)} is a provider's: its calls are in no figure here.")
+        found.append(f"Encoder calls of {', '.join(unmetered)} to a provider are not part of the cost.")
     if str(manifest.get("git") or "").endswith("+"):
-        told.append(f"The code differs from its commit ({manifest['git']}).")
-    return [*told, *results.get("cautions", ())]
+        found.append(f"The code differs from its commit ({manifest['git']}).")
+    return [*found, *results.get("warnings", ())]
 
 
-def _looks(results: Mapping[str, Any]) -> str:
-    scored = (results.get("ledger") or {}).get("test_scored")
-    return f"{scored['configuration']} times under this configuration, {scored['all']} in all" if scored else ""
+def same_family(family: str) -> str:
+    """The warning that judge and reader are models of one family."""
+    return f"Judge and reader are of the same model family ({family}); the judge may favour its answers."
 
 
-def _made(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[list[str]]:
+def _provenance(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[tuple[str, str]]:
     config, identity = manifest["config"], manifest["identity"]
     packages = ", ".join(f"{name} {version}" for name, version in manifest["packages"].items() if version)
     sources = {str(price["source"]) for price in manifest.get("prices", {}).values() if price}
-    judged = _gradings(entry for _, _, entry in _entries(results))
-    made = {
+    scored = (results.get("test_set_usage") or {}).get("test_scored")
+    found = {
         "begun": manifest["created_at"],
         "status": results["status"],
-        "data": f"{results.get('stand_in') or 'LOCOMO'}, sha256 {identity['data']}",
+        "data": f"{results.get('data_kind') or config.get('benchmark') or 'locomo'}, sha256 {identity['data']}",
         "split": f"{config['split']}, seed {config['seed']}"
         + (f", a sample of {config['num_test']}" if config["num_test"] else ""),
-        "categories": ", ".join(
-            category_label(str(c), results["categories"]) for c in config["categories"] or results["categories"]
-        ),
-        "reader": results["reader"] or "nobody: recall only",
-        "judge": results["judge"] or "nobody",
-        "gradings": "; ".join(judged),
+        "categories": ", ".join(str(c) for c in config["categories"] or ()),
+        "reader": results["reader"] or "none (recall only)",
+        "judge": results["judge"] or "none",
+        "graders": "; ".join(_graders(entry for _, _, entry in entries_of(results))),
         "token counter": results["token_counter"],
-        "test questions scored before": _looks(results),
+        "evaluations of the test split": f"{scored['configuration']} of this configuration, {scored['all']} in all"
+        if scored
+        else "",
         "prices": "; ".join(sorted(sources)),
         "left out": "; ".join(f"{name}: {reason}" for name, reason in results["left_out"].items()),
         "commit": manifest["git"] or "unknown",
@@ -269,4 +404,4 @@ def _made(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[list[
         "packages": packages,
         **{f"identity: {name}": value for name, value in identity.items() if name != "data"},
     }
-    return [[name, str(value)] for name, value in made.items() if value]
+    return [(name, str(value)) for name, value in found.items() if value]

@@ -1,28 +1,40 @@
-"""What the report page shows, as a value that JSON can write: conversations, questions, runs, every answer.
+"""The data of the report page as JSON: conversations, questions, runs and every answer.
 
-Turns are named by their position in the conversation, and what was recalled by ranges of positions, so that a run at
-20,000 tokens, where a record names almost every turn, stays small.
+Turns are named by their position in the conversation, and recalled turns by ranges of positions, so that the page of a
+run with a large budget stays small.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from memometer.benchmarks.metrics import evidence_recall
 from memometer.benchmarks.protocol import Conversation, Dataset, Question
-from memometer.judging.graders import grading_of
-from memometer.report.summary import Results, summary
+from memometer.judging import sample_scores
+from memometer.judging.graders import grader_of
+from memometer.report.aggregate import SystemKey
+from memometer.report.pareto import answered_questions, measures
+from memometer.report.results import Run
+from memometer.report.summary import summarize
 from memometer.run.folder import Record, is_answered, key, latest
-from memometer.stats import sample_scores
-from memometer.stats.pairwise import Entrant, corrected, versus
-from memometer.stats.pareto import measures, with_results
+from memometer.stats.pairwise import SystemScores, compare_pair, holm_corrected
+
+Results = dict[str, Any]
 
 
 def page(runs: Sequence[Run], rows: Sequence[Sequence[Results]], *, live: bool = False) -> Results:
-    """The whole of it: the texts as `texts_of` makes them, each run with its `summary` and its `rows`, and `between`
-    the runs as `between` compares them."""
+    """Collect the data of the page.
+
+    Args:
+        runs: The runs.
+        rows: The answers of each run, as `Rows` makes them.
+        live: True for runs in progress, which the page then polls.
+
+    Returns:
+        The texts as `texts_of` returns them, each run with its summary and answers, and `between`.
+    """
     asked = {record["question_id"] for run in runs for record in run.records}
     return {
         "live": live,
@@ -31,71 +43,68 @@ def page(runs: Sequence[Run], rows: Sequence[Sequence[Results]], *, live: bool =
         "runs": [
             {
                 "name": run.name,
-                "summary": summary(run.manifest, run.results),
+                "summary": asdict(summarize(run.manifest, run.results)),
                 "config": run.manifest["config"],
-                "rows": list(mine),
+                "rows": list(of_run),
             }
-            for run, mine in zip(runs, rows, strict=True)
+            for run, of_run in zip(runs, rows, strict=True)
         ],
         "between": between(runs),
     }
 
 
-Place = tuple[str, int]
-"""A system and its budget in tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What is published of a run: its folder's name, what was asked, what came back, what it amounts to."""
-
-    name: str
-    manifest: Mapping[str, Any]
-    records: Sequence[Record]
-    results: Mapping[str, Any]
-    data: Dataset
-
-
 def between(runs: Sequence[Run]) -> list[Results]:
-    """The systems of the first run, paired with those of every other one, answerable questions, in the form of
-    results.json's `comparisons`; Holm's correction is over all by one measure."""
-    results = [with_results(run.records, run.data.questions) for run in runs]
+    """Compare the systems of the first run with those of every other run, over the answerable questions.
+
+    Args:
+        runs: The runs.
+
+    Returns:
+        Comparisons as in results.json; Holm's correction is over all by one measure.
+    """
+    answered = [answered_questions(run.records, run.data.questions) for run in runs]
     common = [measures(run.records) for run in runs]
     found: list[Results] = []
-    for name, measure in common[0].items():
+    for name, (measure, grader) in common[0].items():
         if not all(name in known for known in common):
             continue
         family = []
-        for run, theirs in zip(runs[1:], results[1:], strict=True):
-            for mine, other in _matches(list(results[0]), list(theirs)):
+        for run, others in zip(runs[1:], answered[1:], strict=True):
+            for first, second in _matches(list(answered[0]), list(others)):
                 a, b = (
-                    Entrant(*place, sample_scores.by_question(of[place], *measure), run=one.name)
-                    for one, of, place in ((runs[0], results[0], mine), (run, theirs, other))
+                    SystemScores(*at, sample_scores.by_question(of[at], measure, grader), run=one.name)
+                    for one, of, at in ((runs[0], answered[0], first), (run, others, second))
                 )
                 if a.scores and b.scores:
-                    family.append(versus(a, b, measure[0], grading=measure[1]))
-        found += corrected(family)
+                    family.append(compare_pair(a, b, measure, grader=grader.name if grader else None))
+        found += holm_corrected(family)
     return found
 
 
-def _matches(mine: list[Place], theirs: list[Place]) -> list[tuple[Place, Place]]:
-    """Each system at each budget with itself; of two runs of one system each those two, whatever they are called."""
-    same = [(place, place) for place in mine if place in theirs]
-    return same or ([(mine[0], theirs[0])] if len(mine) == len(theirs) == 1 else [])
+def _matches(first: list[SystemKey], second: list[SystemKey]) -> list[tuple[SystemKey, SystemKey]]:
+    """Each system at each budget with itself; if both runs have one system only, these two."""
+    same = [(at, at) for at in first if at in second]
+    return same or ([(first[0], second[0])] if len(first) == len(second) == 1 else [])
 
 
 def texts_of(datasets: Iterable[Dataset], question_ids: Iterable[str]) -> Results:
-    """The questions asked, of all the data sets, and their conversations.
+    """Collect the questions and their conversations.
 
-    `conversations.<id>`: `sessions` {number: date}, `turns` [[id, session, speaker, text]]. `questions.<id>`:
-    `conversation`, `category`, `text`, `gold`, `trap`, `evidence` (positions), `unresolved`.
+    Args:
+        datasets: The data of the runs.
+        question_ids: Ids of the questions.
+
+    Returns:
+        `notice`: the licence of the data.
+        `conversations.<id>`: `sessions` {number: date}, `turns` [[id, session, speaker, text]].
+        `questions.<id>`: `conversation`, `category`, `text`, `gold`, `trap`, `evidence` (positions), `unresolved`.
     """
     asked = set(question_ids)
     datasets = list({data.sha256: data for data in datasets}.values())
     questions = [question for data in datasets for question in data.questions if question.id in asked]
     used = {question.conversation for question in questions}
     conversations = [c for data in datasets for c in data.conversations if c.id in used]
-    positions = {c.id: positions_of(c) for c in conversations}
+    positions = {c.id: _positions(c) for c in conversations}
     return {
         "notice": " ".join(dict.fromkeys(data.licence for data in datasets if data.licence)),
         "conversations": {
@@ -123,34 +132,45 @@ def texts_of(datasets: Iterable[Dataset], question_ids: Iterable[str]) -> Result
     }
 
 
-def positions_of(conversation: Conversation) -> dict[str, int]:
+def _positions(conversation: Conversation) -> dict[str, int]:
     return {turn.id: position for position, turn in enumerate(conversation.turns)}
 
 
 class Rows:
-    """Records as the page lists them. A row is made again only where its records changed, for a run that goes on."""
+    """The answers of a run as the page lists them; a row is built again only if its records changed.
+
+    Args:
+        data: The data of the run.
+    """
 
     def __init__(self, data: Dataset) -> None:
         self._questions = {question.id: question for question in data.questions}
-        self._positions = {c.id: positions_of(c) for c in data.conversations}
-        self._made: dict[Any, tuple[int, Results]] = {}
+        self._positions = {c.id: _positions(c) for c in data.conversations}
+        self._rows: dict[Any, tuple[int, Results]] = {}
 
     def of(self, records: Sequence[Record]) -> list[Results]:
-        """A row for each question that was tried, in the order in which they were first tried."""
-        failed: dict[Any, list[str]] = {}
+        """Build a row for each key that was asked.
+
+        Args:
+            records: All attempts.
+
+        Returns:
+            Rows in the order of the first attempts.
+        """
+        errors: dict[Any, list[str]] = {}
         for record in records:
             if not is_answered(record):
-                failed.setdefault(key(record), []).append(record["error"])
+                errors.setdefault(key(record), []).append(record["error"])
         rows = []
         for k, record in latest(records).items():
             state = len(record["verdicts"]) + 1000 * record["attempt"]
-            if k not in self._made or self._made[k][0] != state:
+            if k not in self._rows or self._rows[k][0] != state:
                 question = self._questions[record["question_id"]]
-                self._made[k] = state, self._row(question, record, failed.get(k, []))
-            rows.append(self._made[k][1])
+                self._rows[k] = state, self._row(question, record, errors.get(k, []))
+            rows.append(self._rows[k][1])
         return rows
 
-    def _row(self, question: Question, record: Record, failed: Sequence[str]) -> Results:
+    def _row(self, question: Question, record: Record, errors: Sequence[str]) -> Results:
         positions = self._positions[question.conversation]
         answer, shown = record["answer"], record["recall"]["turn_ids"]
         row: Results = {
@@ -163,13 +183,13 @@ class Rows:
             "said": said if (said := record.get("said")) != answer else None,
             "error": record["error"],
             "memory_error": record.get("memory_error"),
-            "failed": [error for error in failed if error != record["error"]],
+            "failed": [error for error in errors if error != record["error"]],
             "recalled": ranges(positions[id] for id in shown or () if id in positions),
             "recall_unknown": shown is None,
             "tokens": record["recall"]["tokens"],
             "evidence_recall": None if shown is None else evidence_recall(question.evidence, set(shown)),
             "f1": None if answer is None else question.score(answer, record["form"]),
-            "verdicts": [verdict_of(verdict) for verdict in record["verdicts"]],
+            "verdicts": [_verdict(verdict) for verdict in record["verdicts"]],
             "total_tokens": _tokens(record),
             "calls": record["calls"],
             "seconds": record.get("seconds"),
@@ -188,14 +208,21 @@ def _tokens(record: Record) -> int | None:
     return record["prompt_tokens"] + record["completion_tokens"] if known else None
 
 
-def verdict_of(verdict: Record) -> list[Any]:
-    """[grading, repeat, label, raw reply, reason]."""
-    said = verdict.get("raw") or "", verdict.get("reason") or ""
-    return [grading_of(verdict).name, verdict.get("repeat", 0), verdict["label"], *said]
+def _verdict(verdict: Record) -> list[Any]:
+    """[grader, repeat, label, raw reply, reason]."""
+    reply = verdict.get("raw") or "", verdict.get("reason") or ""
+    return [grader_of(verdict).name, verdict.get("repeat", 0), verdict["label"], *reply]
 
 
 def ranges(positions: Iterable[int]) -> str:
-    """Positions as `0-12,15`, rising, each once."""
+    """Write positions as increasing ranges: `0-12,15`.
+
+    Args:
+        positions: Positions in any order, with duplicates.
+
+    Returns:
+        The ranges; empty without positions.
+    """
     parts: list[list[int]] = []
     for position in sorted(set(positions)):
         if parts and position == parts[-1][1] + 1:

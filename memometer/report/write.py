@@ -1,6 +1,6 @@
-"""A run as files that people read: report.md, report.tex, report.html.
+"""The reports of a run as files: table.txt, report.md, report.tex and report.html.
 
-The page is one file that asks nothing of any server; what it shows lies in it as compressed JSON.
+report.html is one file that needs no server; its data is compressed JSON inside the page.
 """
 
 from __future__ import annotations
@@ -16,52 +16,121 @@ from typing import Any
 
 from memometer import benchmarks
 from memometer.benchmarks.protocol import Dataset
-from memometer.report import markdown, viewer_data
-from memometer.report.summary import summary
-from memometer.report.viewer_data import Run
+from memometer.report import presenter, viewer_data
+from memometer.report.presenter import Table
+from memometer.report.results import Run
+from memometer.report.screen import screen_parts
+from memometer.report.summary import summarize
+from memometer.report.tables import all_parts, main_table
 from memometer.run.folder import RunFolderError, asked_of
 
 SCRIPTS = ("data.js", "parts.js", "plots.js", "tables.js", "detail.js", "questions.js", "page.js")
 
 
 def data_of(path: Path, manifest: Mapping[str, Any]) -> Dataset:
-    """The data that the run in `path` asked about. Raises RunFolderError where it is not here."""
+    """Load the data of a run.
+
+    Args:
+        path: The run folder.
+        manifest: The content of its manifest.json.
+
+    Returns:
+        The data.
+
+    Raises:
+        RunFolderError: The data cannot be read, or is not the data of the run.
+    """
     try:
         config = asked_of(manifest, path)
         data = benchmarks.load(config.get("benchmark")).load(config.get("data"))
     except ValueError as error:
         raise RunFolderError(f"the data of {path} cannot be read: {error}") from error
-    if data.sha256 != (was := str(manifest["identity"].get("data"))):
+    if data.sha256 != (expected := str(manifest["identity"].get("data"))):
         raise RunFolderError(
-            f"{path} asked about other data (sha256 {was[:12]}…) than {data.path} is "
-            f"({data.sha256[:12]}…); the run needs the file that it was made with."
+            f"{path} used other data (sha256 {expected[:12]}…) than {data.path} (sha256 {data.sha256[:12]}…); the run "
+            "needs the file that it was made with."
         )
     return data
 
 
 def write(runs: Sequence[Run], folder: Path) -> list[Path]:
-    """Write the reports into a folder: in report.md and report.tex one run after the other, in report.html side by
-    side."""
-    told = [(run, summary(run.manifest, run.results)) for run in runs]
-    written = {
-        "report.md": "\n".join(markdown.markdown(run.name, found, run.results) for run, found in told),
-        "report.tex": "\n".join(markdown.latex(run.name, found) for run, found in told),
+    """Write report.md, report.tex and report.html.
+
+    Args:
+        runs: The runs; the page shows them side by side, the other files one after the other.
+        folder: The folder; it is created.
+
+    Returns:
+        The paths of the files.
+    """
+    content = {
+        "report.md": "\n".join(presenter.markdown(_parts(run), heading=run.name) for run in runs),
+        "report.tex": "\n".join(map(_latex, runs)),
         "report.html": page(runs),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in written.items():
+    for name, text in content.items():
         (folder / name).write_text(text, encoding="utf-8")
-    return [folder / name for name in written]
+    return [folder / name for name in content]
+
+
+def table(run: Run, notes: Sequence[str] = ()) -> str:
+    """Lay out every table of a run as plain text.
+
+    Args:
+        run: The run.
+        notes: Lines for the end.
+
+    Returns:
+        The text.
+    """
+    return presenter.text([*_parts(run), *notes])
+
+
+def screen(run: Run, notes: Sequence[str], path: Path) -> str:
+    """Lay out what fits a terminal screen: the main table, the pairs that matter, warnings, and where the rest is.
+
+    Args:
+        run: The run.
+        notes: Further lines.
+        path: The run folder.
+
+    Returns:
+        The text; with the prefix of the data no line is longer than 100 columns.
+    """
+    rest = f"All tables: {path / 'table.txt'} and {path / 'report.html'}, or --verbose."
+    parts = screen_parts(summarize(run.manifest, run.results), notes=notes, rest=rest)
+    return presenter.screen(parts, width=presenter.SCREEN_WIDTH - len(run.data.prefix))
+
+
+def _parts(run: Run) -> list[Table | str]:
+    by_conversation = bool(run.manifest["config"].get("folds"))
+    categories = run.results.get("categories") or run.data.categories
+    return all_parts(summarize(run.manifest, run.results), run.results, categories, by_conversation=by_conversation)
+
+
+def _latex(run: Run) -> str:
+    summary = summarize(run.manifest, run.results)
+    names = [f"{measure.short}: {measure.label}" for measure in summary.measures if measure.judged]
+    return presenter.latex(main_table(summary, short=True), [run.name, *summary.warnings, *summary.withheld, *names])
 
 
 def page(runs: Sequence[Run]) -> str:
-    """report.html."""
+    """Build report.html."""
     content = viewer_data.page(runs, [viewer_data.Rows(run.data).of(run.records) for run in runs])
     return shell(title=" and ".join(run.name for run in runs), content=content)
 
 
 def shell(*, title: str, content: Mapping[str, Any] | None) -> str:
-    """The page's HTML with its style, its scripts and, unless a server brings it, its content."""
+    """Build the page from its parts.
+
+    Args:
+        title: The title of the page.
+        content: Its data; None if a server sends it.
+
+    Returns:
+        The HTML.
+    """
     folder = files("memometer.report") / "page"
     parts = {
         "TITLE": html.escape(title),
@@ -76,6 +145,6 @@ def shell(*, title: str, content: Mapping[str, Any] | None) -> str:
 
 
 def packed(content: Mapping[str, Any]) -> str:
-    """JSON, compressed, in letters that HTML leaves alone."""
+    """Compress data as JSON in Base64, which needs no escaping in HTML."""
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=True)
     return base64.b64encode(gzip.compress(text.encode("ascii"), 9, mtime=0)).decode("ascii")

@@ -1,4 +1,4 @@
-"""What a run cost: calls, tokens, seconds and dollars of ingest, recall, answer, judge and certificate apart.
+"""What a run cost: calls, tokens, seconds and dollars of ingest, recall, answer, judge and calibration apart.
 
 Every attempt is counted, the failed ones and the repeats of a resumed run too. Nothing is estimated: a call whose
 tokens nobody reported makes the sums that it belongs to lower bounds (`unreported`), and a price that is not known
@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from memometer.budget import UNBOUNDED
 from memometer.run.folder import Record, RunFolder
 from memometer.run.prices import LOCAL, Price, price_of
 
@@ -93,8 +92,8 @@ def figures(
     `prices` as in the manifest; `systems.<name>` with `ingest` and, under `budgets.<tokens>`, `recall`, `answer` and
     `judge`, each a stage: `calls`, `unreported`, `prompt_tokens`, `completion_tokens`, `cached_tokens` (part of the
     prompt tokens), `seconds` (null where not measured), `usd` (null where not known), `local` (true where it cost
-    nothing because the model runs here). `certificate` is the stage of measuring judges for this run, all zero where
-    their certificates were there. `total` is the sum of all.
+    nothing because the model runs here). `calibration` is the stage of measuring judges for this run, all zero if
+    their calibrations were cached. `total` is the sum of all.
     """
     known, unmetered = prices_in(manifest), set(manifest.get("unmetered", ()))
     records, ingests = list(records), list(ingests)
@@ -115,12 +114,12 @@ def figures(
     for name in unmetered & set(systems):
         for stage in (systems[name]["ingest"], *(found["recall"] for found in systems[name]["budgets"].values())):
             stage["usd"], stage["local"] = None, False
-    certificate = _stage([(measuring, measuring["judge"]) for measuring in measurings], known)
+    calibration = _stage([(measuring, measuring["judge"]) for measuring in measurings], known)
     return {
         "prices": dict(manifest.get("prices", {})),
         "systems": systems,
-        "certificate": certificate,
-        "total": _total([*(stage for _, _, _, stage in each_stage(systems)), certificate]),
+        "calibration": calibration,
+        "total": _total([*(stage for _, _, _, stage in each_stage(systems)), calibration]),
     }
 
 
@@ -263,7 +262,7 @@ class Spending:
             verdicts = line.get("verdicts", [])
             self._count(line, self.reader, answered=not line["error"])
         for verdict in verdicts:
-            self._count(_call(verdict), verdict["judge"], answered=verdict["label"] != "ungraded")
+            self._count(_call(verdict), verdict["judge"], answered=verdict["label"] != "missing")
 
     def _count(self, part: Record, model: str | None, *, answered: bool) -> None:
         self.blind |= answered and bool(part.get("unreported"))
@@ -282,52 +281,6 @@ class Spending:
             f"The run has cost ${self.usd:,.4f}, and --cost-limit is ${self.limit:,.4f}; go on with a higher one "
             "beside --resume."
         )
-
-
-def table(accounting: Results) -> str:
-    """What was paid, for people; empty where no model was asked."""
-    if not accounting["total"]["calls"]:
-        return ""
-    from tabulate import tabulate
-
-    aligned = ["left", "right", "left"] + ["right"] * (len(HEADERS) - 3)
-    grid = tabulate(rows(accounting), HEADERS, tablefmt="simple", colalign=aligned, disable_numparse=True)
-    return f"\nWhat it cost, all attempts counted\n{grid}\n"
-
-
-HEADERS = (
-    "system",
-    "budget",
-    "stage",
-    "calls",
-    "prompt tokens",
-    "of these cached",
-    "reply tokens",
-    "seconds",
-    "dollars",
-)
-
-
-def rows(accounting: Results) -> list[list[str]]:
-    """Cells under HEADERS, a row for every stage in which anything happened. `+` marks a lower bound (calls whose
-    tokens nobody reported), `?` what is not known."""
-    whole = [("judges", "", name, accounting[name]) for name in ("certificate",) if name in accounting]
-    total = [*whole, ("all", "", "", accounting["total"])]
-    return [
-        [system, f"{int(budget):,}" if budget and int(budget) < UNBOUNDED else budget and "all", name, *_cells(stage)]
-        for system, budget, name, stage in (*each_stage(accounting["systems"]), *total)
-        if stage["calls"] or stage["seconds"]
-    ]
-
-
-def _cells(stage: Results) -> list[str]:
-    more = "+" if stage["unreported"] else ""
-    tokens = [_shown(stage[name]) + more for name in ("prompt_tokens", "cached_tokens", "completion_tokens")]
-    return [_shown(stage["calls"]), *tokens, _shown(stage["seconds"], 1), dollars(stage)]
-
-
-def _shown(value: float | None, digits: int = 0) -> str:
-    return "?" if value is None else f"{value:,.{digits}f}"
 
 
 def dollars(stage: Results) -> str:

@@ -40,7 +40,7 @@ def needs_verdict(record: Record) -> bool:
     return (
         is_answered(record)
         and record["answer"] is not None
-        and not any(verdict["label"] != "ungraded" for verdict in record["verdicts"])
+        and not any(verdict["label"] != "missing" for verdict in record["verdicts"])
     )
 
 
@@ -225,12 +225,27 @@ def parse_lines(content: bytes, path: Path) -> list[Record]:
         raise RunFolderError(
             f"{path} holds a line that is not JSON ({error}); restore the file or start anew."
         ) from error
+    for line in lines:
+        _upgrade_verdicts(line)
     if missing := next(filter(None, (_missing(line, path.name) for line in lines)), ""):
         raise RunFolderError(
             f"{path} holds a line that is no record of this version (it has no {missing}); restore the file or start "
             "anew."
         )
     return lines
+
+
+def _upgrade_verdicts(line: Any) -> None:
+    """Rename the fields of verdicts that earlier versions wrote: `key`, and the label `ungraded`."""
+    if not isinstance(line, dict):
+        return
+    verdicts = line.get("verdicts") or []
+    for verdict in (*(verdicts if isinstance(verdicts, list) else ()), line.get("verdict")):
+        if isinstance(verdict, dict):
+            if "key" in verdict:
+                verdict["label_set"] = verdict.pop("key")
+            if verdict.get("label") == "ungraded":
+                verdict["label"] = "missing"
 
 
 def _missing(line: Any, name: str) -> str:

@@ -1,16 +1,11 @@
-"""Answering or abstaining: what a run's records say about it, and a rule fitted on validation questions.
+"""Abstention: how well a run detects unanswerable questions, and a rule fitted on validation questions.
 
-    memometer fit-abstention runs/NAME [--out FILE] [--false-abstention 0.05]
-
-prints the rule fitted on the validation conversations of a finished run, with what it catches, and writes it for
-`evaluate.py --abstention FILE`. The label of the fit and of the report is whether a question is answerable. No system
-is shown it. In LOCOMO mostly a swap of the two speakers separates the two kinds: an artefact of the data, not a skill.
+No system sees if a question is answerable. In LOCOMO most unanswerable questions swap the two speakers, so detection
+rates measure that artefact rather than a general skill.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,38 +15,51 @@ import numpy as np
 
 from memometer import benchmarks
 from memometer.benchmarks.metrics import abstains
-from memometer.benchmarks.protocol import DataError, Question
+from memometer.benchmarks.protocol import Question
+from memometer.errors import UserError
 from memometer.reader.abstention import AbstentionRule, AbstentionSignals
-from memometer.run.folder import Record, RunFolder, RunFolderError, asked_of, failed, is_answered, latest
+from memometer.run.folder import Record, asked_of, failed, is_answered, latest, read_manifest, read_records
 
 Results = dict[str, Any]
 Pairs = Sequence[tuple[Question, Record]]
 
-RIGHT_FROM = 0.5
-"""The F1 from which an answer counts as right; no judge is asked, for it may be one whose verdicts are withheld."""
+MIN_CORRECT_F1 = 0.5
+"""An answer with at least this F1 counts as correct; no judge is used, because its verdicts may be withheld."""
+
+
+class AbstentionError(UserError, ValueError):
+    """No rule can be fitted."""
 
 
 def signals_of(record: Record) -> AbstentionSignals:
-    """The signals as they were when the question was asked."""
-    said = record.get("said") or record["answer"] or ""
-    absent = record.get("status") == "absent" or abstains(said)
+    """Return the signals of a record as they were when the question was asked."""
+    answer = record.get("said") or record["answer"] or ""
+    absent = record.get("status") == "absent" or abstains(answer)
     return AbstentionSignals(absent, record.get("attributed"), record.get("speaker_gap"))
 
 
-def figures(pairs: Pairs, rule: AbstentionRule | None = None) -> Results:
-    """How well unanswerable questions are told apart, over all questions.
+def metrics(pairs: Pairs, rule: AbstentionRule | None = None) -> Results:
+    """Measure how well unanswerable questions are separated from answerable ones.
 
-    `auc`, `caught_at_5`, `caught_at_10`: of unanswerable against answerable questions, by the score of `rule`, or of
-    the run's own, else by what the reader says and then the speaker gap. With answers also `risk_coverage`, a list of
-    [coverage, risk] with the surest answers first and risk 1 - official score of what the reader said; its mean risk
-    `risk_coverage_auc`; `twin_accuracy` with `twins`; and `over_abstention` on answerable questions with
-    `over_abstention_n`. Null where there is nothing to count.
+    Questions are ordered by the score of `rule`, else by the score of the run's own rule, else by the reader's
+    abstention and then the speaker gap.
+
+    Args:
+        pairs: Questions and the records of their answers.
+        rule: The abstention rule.
+
+    Returns:
+        `auc`, `caught_at_5` and `caught_at_10` (`separation`). With answers also `risk_coverage`, points [coverage,
+        risk] with the most certain answers first, where risk is 1 - score of the reader's answer; `risk_coverage_auc`,
+        the mean risk; `twin_accuracy` with `twins`, the share of pairs of an answerable and an unanswerable question
+        about the same evidence that are both right; `over_abstention` with `over_abstention_n`, the share of answerable
+        questions that abstain. None if undefined.
     """
     done = [(question, record) for question, record in pairs if is_answered(record)]
     scores = np.array([_score(record, rule) for _, record in done])
     unanswerable = np.array([question.gold is None for question, _ in done], dtype=bool)
-    told_apart = any(record["answer"] is not None or record.get("speaker_gap") is not None for _, record in done)
-    found = separation(scores[unanswerable & told_apart], scores[~unanswerable])
+    has_signal = any(record["answer"] is not None or record.get("speaker_gap") is not None for _, record in done)
+    found = separation(scores[unanswerable & has_signal], scores[~unanswerable])
     answered = [(question, record) for question, record in done if record["answer"] is not None]
     if not answered:
         return found
@@ -60,21 +68,29 @@ def figures(pairs: Pairs, rule: AbstentionRule | None = None) -> Results:
     ]
     order = np.argsort(scores, kind="stable")
     risks = np.cumsum(np.array(wrong)[order]) / np.arange(1, len(wrong) + 1)
-    own = [abstains(record["answer"]) for question, record in answered if question.answerable]
+    abstentions = [abstains(record["answer"]) for question, record in answered if question.answerable]
     twins = [_twin_is_right(*twin) for twin in _twins(answered)]
     return found | {
         "risk_coverage": [[(i + 1) / len(risks), float(risks[i])] for i in _points(len(risks))],
         "risk_coverage_auc": float(risks.mean()),
         "twin_accuracy": sum(twins) / len(twins) if twins else None,
         "twins": len(twins),
-        "over_abstention": sum(own) / len(own) if own else None,
-        "over_abstention_n": len(own),
+        "over_abstention": sum(abstentions) / len(abstentions) if abstentions else None,
+        "over_abstention_n": len(abstentions),
     }
 
 
 def separation(unanswerable: np.ndarray, answerable: np.ndarray) -> Results:
-    """AUC of scores that should be higher for the unanswerable, ties counting half, and the share of them above the
-    threshold that 5 % (10 %) of the answerable pass. Null where one side is empty."""
+    """Measure how well scores separate unanswerable from answerable questions.
+
+    Args:
+        unanswerable: Scores that should be higher, shape (m,).
+        answerable: Scores that should be lower, shape (n,).
+
+    Returns:
+        `auc`, in which ties count half, and `caught_at_5` and `caught_at_10`, the share of unanswerable questions above
+        the threshold that 5 % and 10 % of the answerable ones exceed. None if one side is empty.
+    """
     if not len(unanswerable) or not len(answerable):
         return {"auc": None, "caught_at_5": None, "caught_at_10": None}
     above = (unanswerable[:, None] > answerable[None, :]).mean()
@@ -87,7 +103,15 @@ def separation(unanswerable: np.ndarray, answerable: np.ndarray) -> Results:
 
 
 def threshold(answerable: np.ndarray, false_abstention: float) -> float:
-    """The lowest score that at most this share of the answerable questions lies above."""
+    """Find the lowest score that at most a given share of the answerable questions exceeds.
+
+    Args:
+        answerable: Scores, shape (n,).
+        false_abstention: The share, 0 to 1.
+
+    Returns:
+        The score.
+    """
     return float(np.quantile(answerable, 1 - false_abstention, method="higher"))
 
 
@@ -97,7 +121,7 @@ def _score(record: Record, rule: AbstentionRule | None) -> float:
         return rule.score(signals)
     if record.get("abstention_score") is not None:
         return float(record["abstention_score"])
-    # A gap is a few standard deviations at most; a question that names nobody was hardly ever swapped.
+    # The speaker gap is a few standard deviations at most; a question that names nobody is almost always answerable.
     return 100.0 * signals.absent + (-50.0 if signals.speaker_gap is None else signals.speaker_gap)
 
 
@@ -106,8 +130,7 @@ def _points(n: int, *, most: int = 100) -> list[int]:
 
 
 def _twins(pairs: Pairs) -> Iterable[tuple[tuple[Question, Record], tuple[Question, Record]]]:
-    """Pairs of an answerable question and an unanswerable variation of it, asked freely, about exactly the same
-    evidence."""
+    """Pair answerable questions with unanswerable variations of them, asked freely, about the same evidence."""
     swapped: dict[tuple[str, frozenset[str]], list[tuple[Question, Record]]] = {}
     for question, record in pairs:
         if not question.answerable and question.evidence and record["form"] == "free":
@@ -120,24 +143,34 @@ def _twins(pairs: Pairs) -> Iterable[tuple[tuple[Question, Record], tuple[Questi
 
 def _twin_is_right(single: tuple[Question, Record], swapped: tuple[Question, Record]) -> bool:
     question, record = single
-    return question.score(record["answer"]) >= RIGHT_FROM and abstains(swapped[1]["answer"])
+    return question.score(record["answer"]) >= MIN_CORRECT_F1 and abstains(swapped[1]["answer"])
 
 
 def risk_at(found: Results, coverage: float) -> float | None:
-    """The risk at the point of the curve nearest to a coverage."""
+    """Return the risk at the point of the risk-coverage curve nearest to a coverage."""
     points = found.get("risk_coverage")
     return min(points, key=lambda point: abs(point[0] - coverage))[1] if points else None
 
 
 def fit(pairs: Pairs, *, false_abstention: float = 0.05) -> AbstentionRule:
-    """Logistic weights (L2, balanced classes) that separate unanswerable questions, and the threshold that
-    `false_abstention` of the answerable questions pass. Raises ValueError without questions of both kinds."""
+    """Fit an abstention rule by logistic regression (L2 penalty, balanced classes).
+
+    Args:
+        pairs: Questions and the records of their answers.
+        false_abstention: Share of the answerable questions that exceed the threshold.
+
+    Returns:
+        The rule.
+
+    Raises:
+        AbstentionError: The questions are all answerable or all unanswerable.
+    """
     from scipy.optimize import minimize
 
     signals = [signals_of(record).vector() for _, record in pairs if is_answered(record)]
     y = np.array([float(question.gold is None) for question, record in pairs if is_answered(record)])
     if not 0 < y.sum() < len(y):
-        raise ValueError("a rule needs answerable and unanswerable questions to be fitted on.")
+        raise AbstentionError("the run needs answerable and unanswerable questions of the validation part.")
     names = list(signals[0])
     x = np.array([[row[name] for name in names] for row in signals])
     weight = np.where(y == 1, 0.5 / y.sum(), 0.5 / (1 - y).sum())
@@ -154,40 +187,33 @@ def fit(pairs: Pairs, *, false_abstention: float = 0.05) -> AbstentionRule:
     return AbstentionRule(rule.weights, round(threshold(scores, false_abstention), 4))
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="memometer fit-abstention", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("run", type=Path, help="a finished run over the validation conversations")
-    parser.add_argument("--system", default="adaptive")
-    parser.add_argument("--false-abstention", type=float, default=0.05, metavar="SHARE")
-    parser.add_argument("--out", type=Path, default=Path("abstention.json"), metavar="FILE")
-    args = parser.parse_args(argv)
-    try:
-        with RunFolder.reopen(args.run) as folder:
-            config, records = asked_of(folder.manifest, args.run), folder.records()
-        data = benchmarks.load(config.get("benchmark")).load(config.get("data"))
-        split = config["split"].rpartition(":")[0] or "default"
-        asked = {q.id: q for conversation in data.part(f"{split}:validation") for q in conversation.questions}
-        found = [
-            (asked[record["question_id"]], record)
-            for record in latest(records).values()
-            if record["system"] == args.system
-            and record["question_id"] in asked
-            and is_answered(record)
-            and not failed(record)
-        ]
-        rule = fit(found, false_abstention=args.false_abstention)
-        if not data.kind:  # a stand-in's figures prove nothing anyway
-            rule = replace(rule, fitted_on=tuple(dict.fromkeys(question.conversation for question, _ in found)))
-    except (DataError, RunFolderError, ValueError) as error:
-        print(f"memometer.stats.abstention: {error}", file=sys.stderr)
-        return 1
-    rule.save(args.out)
-    told = figures(found, rule)
-    for line in (
-        *(f"{name}: {weight:+.4f}" for name, weight in rule.weights.items()),
-        f"abstains above {rule.threshold:+.4f}, as {args.false_abstention:.0%} of the answerable questions would",
-        f"on these {len(found)} questions: AUC {told['auc']:.3f}, caught {told['caught_at_5']:.1%} at 5 %",
-        f"written to {args.out}",
-    ):
-        print(f"{data.prefix}{line}")
-    return 0
+def fit_run(path: Path, *, system: str, false_abstention: float) -> tuple[AbstentionRule, Results, int, str]:
+    """Fit an abstention rule on the validation questions of a run.
+
+    Args:
+        path: The run folder.
+        system: The system whose records are used.
+        false_abstention: Share of the answerable questions that exceed the threshold.
+
+    Returns:
+        The rule, its metrics on the same questions, their number, and the prefix of printed lines.
+
+    Raises:
+        UserError: The run or its data cannot be read, or has no questions of both kinds.
+    """
+    config = asked_of(read_manifest(path), path)
+    data = benchmarks.load(config.get("benchmark")).load(config.get("data"))
+    split = config["split"].rpartition(":")[0] or "default"
+    questions = {q.id: q for conversation in data.part(f"{split}:validation") for q in conversation.questions}
+    found = [
+        (questions[record["question_id"]], record)
+        for record in latest(read_records(path)).values()
+        if record["system"] == system
+        and record["question_id"] in questions
+        and is_answered(record)
+        and not failed(record)
+    ]
+    rule = fit(found, false_abstention=false_abstention)
+    if not data.kind:  # results on sample or synthetic data prove nothing anyway
+        rule = replace(rule, fitted_on=tuple(dict.fromkeys(question.conversation for question, _ in found)))
+    return rule, metrics(found, rule), len(found), data.prefix

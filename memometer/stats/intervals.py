@@ -1,6 +1,8 @@
-"""Intervals and tests that respect the data: questions come in conversations, and ten conversations are ten, not 1,540.
+"""Confidence intervals and paired tests for scores of questions that are clustered by conversation.
 
-Scores lie in [0, 1], one a question; `clusters` names each question's conversation. All intervals are at 95 %.
+Questions about one conversation are not independent, so the conversation is the unit of every interval and test.
+Throughout, `values` holds one score in [0, 1] per question, shape (n,); `clusters` holds the conversation of each
+question, shape (n,). All intervals are at 95 %.
 """
 
 from __future__ import annotations
@@ -13,17 +15,25 @@ from functools import lru_cache
 import numpy as np
 
 FEW_CLUSTERS = 10
-"""With so many conversations or fewer every report warns."""
+"""At or below this number of conversations, reports warn that intervals are unreliable."""
 
 SEED = 0
 ENUMERATED_CLUSTERS = 20
-"""Up to so many conversations all sign flips are counted, beyond a sample of them."""
+"""Up to this number of conversations the sign-flip test enumerates all patterns; beyond it, it samples them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over `n` questions in `clusters` conversations with an interval clustered by conversation, and its
-    `standard_error`; None where there is none."""
+    """A mean with an interval clustered by conversation. Fields that cannot be estimated are None.
+
+    Attributes:
+        mean: Mean score.
+        low: Lower 95 % limit.
+        high: Upper 95 % limit.
+        n: Number of questions.
+        clusters: Number of conversations.
+        standard_error: Cluster-robust standard error of the mean.
+    """
 
     mean: float | None
     low: float | None
@@ -34,16 +44,24 @@ class Estimate:
 
     @property
     def half_width(self) -> float | None:
-        """Of the t interval before it is cut to what scores can be."""
+        """Half the width of the t interval, before it is clipped to [0, 1]; None without a standard error."""
         return _t(self.clusters - 1, 0.975) * self.standard_error if self.standard_error else None
 
 
 def clustered_mean(values: Sequence[float], clusters: Sequence[str]) -> Estimate:
-    """The mean of scores in [0, 1] with an interval clustered by conversation.
+    """Estimate the mean score with an interval clustered by conversation.
 
-    The ratio estimator's cluster-robust variance (Cochran, Sampling Techniques, 1977, ch. 11) with a t quantile at
-    clusters - 1 degrees of freedom. With fewer than two clusters there is no interval. Where all clusters agree to
-    the digit (0 of 20, say) that variance is zero and says nothing: Wilson's interval for n takes its place.
+    Uses the cluster-robust variance of a ratio estimator and a t quantile with clusters - 1 degrees of freedom. If all
+    clusters have the same mean, that variance is zero; Wilson's interval for n trials is used instead.
+
+    Source: Cochran, Sampling Techniques, 1977, ch. 11.
+
+    Args:
+        values: Scores in [0, 1], shape (n,).
+        clusters: Conversation of each score, shape (n,).
+
+    Returns:
+        The estimate, clipped to [0, 1]; no interval with fewer than two clusters, no mean without values.
     """
     estimate = clustered_ratio(values, [1.0] * len(values), clusters)
     if estimate.mean is None or estimate.low is None or estimate.high is None:
@@ -55,8 +73,16 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[str]) -> Estimate
 
 
 def clustered_ratio(numerators: Sequence[float], denominators: Sequence[float], clusters: Sequence[str]) -> Estimate:
-    """The ratio of two sums over the same questions, with the interval of `clustered_mean`, unbounded. No ratio where
-    the denominators add up to 0."""
+    """Estimate the ratio of two sums over the same questions, with an interval clustered by conversation.
+
+    Args:
+        numerators: One value per question, shape (n,).
+        denominators: One value per question, shape (n,).
+        clusters: Conversation of each question, shape (n,).
+
+    Returns:
+        The estimate, not clipped; no mean if the denominators add up to 0, no interval with fewer than two clusters.
+    """
     n, groups = _sizes(clusters)
     total = float(np.sum(denominators))
     if n == 0 or total == 0:
@@ -72,7 +98,17 @@ def clustered_ratio(numerators: Sequence[float], denominators: Sequence[float], 
 
 
 def wilson(rate: float, n: int) -> tuple[float, float]:
-    """Wilson's score interval for a rate over n independent trials."""
+    """Compute Wilson's score interval for a rate over independent trials.
+
+    Source: Wilson, Journal of the American Statistical Association 22, 1927.
+
+    Args:
+        rate: Observed rate in [0, 1].
+        n: Number of trials, at least 1.
+
+    Returns:
+        Lower and upper 95 % limits in [0, 1].
+    """
     from scipy.special import ndtri
 
     z = float(ndtri(0.975))
@@ -82,8 +118,14 @@ def wilson(rate: float, n: int) -> tuple[float, float]:
 
 
 def naive(values: Sequence[float]) -> tuple[float, float] | None:
-    """The interval that takes the questions for independent, which they are not: mean and t, unbounded, to be compared
-    with. None below two questions."""
+    """Compute the t interval that treats questions as independent, for comparison with the clustered one.
+
+    Args:
+        values: Scores, shape (n,).
+
+    Returns:
+        Lower and upper 95 % limits, not clipped; None with fewer than two values.
+    """
     if len(values) < 2:
         return None
     mean = float(np.mean(values))
@@ -92,8 +134,17 @@ def naive(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def design_effect(values: Sequence[float], estimate: Estimate) -> float | None:
-    """How many times the variance of the mean is that of as many independent questions: n divided by it is what the
-    questions are worth. None where there is no variance to compare with."""
+    """Compute the ratio of the clustered variance of the mean to its variance under independence.
+
+    n divided by the design effect is the effective number of questions.
+
+    Args:
+        values: Scores, shape (n,).
+        estimate: `clustered_mean` of these scores.
+
+    Returns:
+        The design effect; None if either variance is undefined or the independent one is zero.
+    """
     if estimate.standard_error is None or len(values) < 2 or not (simple := _simple_variance(values)):
         return None
     return estimate.standard_error**2 / simple
@@ -103,33 +154,42 @@ def _simple_variance(values: Sequence[float]) -> float:
     return float(np.var(values, ddof=1)) / len(values)
 
 
-LEAST_BOOTSTRAPPED = 6
-"""With fewer conversations resamples are too much alike for an interval of any use."""
+MIN_BOOTSTRAP_CLUSTERS = 6
+"""With fewer conversations the resamples are too similar to give a useful interval."""
 
 
 def bootstrap(values: Sequence[float], clusters: Sequence[str], *, seed: int = SEED) -> tuple[float, float] | None:
-    """A cluster bootstrap interval of the mean, studentised (bootstrap-t), 4,999 resamples of whole conversations.
+    """Compute a studentised cluster bootstrap interval (bootstrap-t) from 4,999 resamples of whole conversations.
 
-    Studentised, because with ten conversations the percentile interval and BCa hold the true rate in 90 % of cases
-    (with four in 80 %), and this one in 95 % (docs/experiments.md). None with fewer than six conversations, or where
-    they agree. Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 12.
+    With ten conversations the percentile and BCa intervals cover the true rate in 90 % of cases, this one in 95 %.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 12.
+
+    Args:
+        values: Scores in [0, 1], shape (n,).
+        clusters: Conversation of each score, shape (n,).
+        seed: Seed of the resampling.
+
+    Returns:
+        Lower and upper 95 % limits in [0, 1]; None with fewer than six conversations, or if they all have one mean.
     """
     sizes = cluster_sums([1.0] * len(values), clusters)
     estimate = clustered_mean(values, clusters)
     groups = estimate.clusters
-    if groups < LEAST_BOOTSTRAPPED or estimate.mean is None or not estimate.standard_error:
+    if groups < MIN_BOOTSTRAP_CLUSTERS or estimate.mean is None or not estimate.standard_error:
         return None
     sums = cluster_sums(values, clusters)
     drawn = _resamples(groups, seed)
     ns = drawn @ sizes
     means = drawn @ sums / ns
-    # Of each resample's clusters: squared residual sums about its own mean, multiplied out.
+    # Sum of squared cluster residuals about each resample's own mean, expanded to matrix products.
     squares = drawn @ sums**2 - 2 * means * (drawn @ (sums * sizes)) + means**2 * (drawn @ sizes**2)
     errors = np.sqrt(groups / (groups - 1) * np.maximum(squares, 0)) / ns
-    away = np.where(np.abs(means - estimate.mean) < 1e-12, 0.0, means - estimate.mean)
-    # A resample whose clusters agree is infinitely sure of its mean; so many of them make an interval without a bound.
+    shifts = np.where(np.abs(means - estimate.mean) < 1e-12, 0.0, means - estimate.mean)
+    # A resample whose clusters all agree has standard error 0, hence an infinite pivot; many of them leave the interval
+    # unbounded.
     with np.errstate(divide="ignore", invalid="ignore"):
-        pivots = np.where(away == 0, 0.0, away / np.where(errors < 1e-9 * estimate.standard_error, 0.0, errors))
+        pivots = np.where(shifts == 0, 0.0, shifts / np.where(errors < 1e-9 * estimate.standard_error, 0.0, errors))
     low, high = np.quantile(pivots, [0.025, 0.975], method="nearest")
     return (
         max(0.0, estimate.mean - float(high) * estimate.standard_error),
@@ -139,18 +199,30 @@ def bootstrap(values: Sequence[float], clusters: Sequence[str], *, seed: int = S
 
 @lru_cache(maxsize=32)
 def _resamples(groups: int, seed: int) -> np.ndarray:
-    """How often each cluster is drawn, shape (resamples, groups)."""
+    """Number of times each cluster is drawn in each resample, shape (resamples, groups)."""
     return np.random.default_rng(seed).multinomial(groups, [1 / groups] * groups, size=4_999).astype(float)
 
 
-# ---------------------------------------------------------------- two systems, the same questions
+# ---------------------------------------------------------------- paired comparison of two systems
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Of two systems on the same `n` questions in `clusters` conversations: the mean of a's score minus b's, its
-    clustered interval, how many questions a wins, loses and ties; the p-values that belong to it, and the smallest
-    true difference that the design would detect. None where there is none."""
+    """Paired comparison of two systems, a and b, on the same questions. Undefined fields are None.
+
+    Attributes:
+        difference: Mean score of a minus mean score of b.
+        low: Lower 95 % limit of the difference, clustered by conversation.
+        high: Upper 95 % limit.
+        p_mcnemar: p-value of McNemar's exact test; None unless all scores are 0 or 1.
+        p_permutation: p-value of the sign-flip permutation test over conversations.
+        wins: Questions on which a scores more than b.
+        losses: Questions on which a scores less than b.
+        ties: Questions on which both score the same.
+        detectable: Smallest true difference that the design detects with about 80 % power.
+        n: Number of questions.
+        clusters: Number of conversations.
+    """
 
     difference: float | None
     low: float | None
@@ -166,17 +238,26 @@ class Comparison:
 
 
 def paired(a: Sequence[float], b: Sequence[float], clusters: Sequence[str]) -> Comparison:
-    """Compare two systems by their scores on the same questions, in the same order.
+    """Compare two systems by their scores on the same questions.
 
-    Where no question tells the two apart the variance is zero and says nothing; the interval is then the one of n
-    agreements, z²/(n + z²) to either side (Tango, 1998, with no discordant pair).
+    If no question separates the two systems the variance is zero; the interval is then ±z²/(n + z²).
+
+    Source: Tango, Statistics in Medicine 17, 1998, for the interval without discordant pairs.
+
+    Args:
+        a: Scores of the first system in [0, 1], shape (n,).
+        b: Scores of the second system on the same questions in the same order, shape (n,).
+        clusters: Conversation of each question, shape (n,).
+
+    Returns:
+        The comparison of a with b.
     """
     differences = np.asarray(a, float) - np.asarray(b, float)
     estimate = clustered_ratio(differences.tolist(), [1.0] * len(differences), clusters)
     low, high = estimate.low, estimate.high
     if estimate.mean is not None and low is not None and high is not None:
         if not estimate.standard_error:
-            low, high = _of_agreement(estimate.mean, estimate.n, all_tied=not differences.any())
+            low, high = _zero_variance_interval(estimate.mean, estimate.n, all_tied=not differences.any())
         low, high = max(-1.0, low), min(1.0, high)
     wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
     binary = set(a) | set(b) <= {0.0, 1.0}
@@ -195,66 +276,109 @@ def paired(a: Sequence[float], b: Sequence[float], clusters: Sequence[str]) -> C
     )
 
 
-def _of_agreement(difference: float, n: int, *, all_tied: bool) -> tuple[float, float]:
+def _zero_variance_interval(difference: float, n: int, *, all_tied: bool) -> tuple[float, float]:
     if all_tied:
         half = wilson(0.0, n)[1]
         return -half, half
-    # Of all scores with this mean difference, those of a coin that falls to a or b vary most.
+    # Among scores with this mean difference, differences of -1 and 1 have the largest variance: a conservative bound.
     low, high = wilson((difference + 1) / 2, n)
     return 2 * low - 1, 2 * high - 1
 
 
 def mcnemar(wins: int, losses: int) -> float:
-    """McNemar's exact test, two-sided p: of the questions that only one of two systems gets right, does one get more?
-    It takes the questions for independent; where conversations differ it is too sure."""
+    """Compute the two-sided p-value of McNemar's exact test.
+
+    The test treats questions as independent, so it is anticonservative if conversations differ.
+
+    Args:
+        wins: Questions that only the first system answers correctly.
+        losses: Questions that only the second system answers correctly.
+
+    Returns:
+        The p-value; 1.0 without discordant questions.
+    """
     from scipy.special import bdtr
 
     return min(1.0, 2 * float(bdtr(min(wins, losses), wins + losses, 0.5))) if wins + losses else 1.0
 
 
 def sign_flip(sums: Sequence[float] | np.ndarray, *, seed: int = SEED) -> float:
-    """The exact permutation test over conversations, two-sided p in (0, 1].
+    """Compute the two-sided p-value of the sign-flip permutation test over conversations.
+
+    Under the null hypothesis each conversation's sum of differences is equally likely to have either sign. With k <= 20
+    conversations all 2^k sign patterns are enumerated; beyond that 9,999 patterns are sampled.
 
     Args:
-        sums: a conversation each, the sum of its differences. Were the systems alike, each could as well have the
-            other sign. All 2^k sign patterns are counted; beyond 20 conversations 9,999 drawn ones and the one seen.
+        sums: Sum of the score differences of each conversation, shape (k,).
+        seed: Seed of the sampled patterns.
+
+    Returns:
+        The p-value in (0, 1].
     """
     sums = np.asarray(sums, float)
-    # Patterns that differ in rounding only are ties, and ties count.
+    # Totals that differ only by rounding count as ties, and ties count as extreme.
     threshold = abs(float(sums.sum())) - 1e-9 * float(np.abs(sums).sum())
     if len(sums) <= ENUMERATED_CLUSTERS:
         totals = np.zeros(1)
         for value in sums[1:]:
             totals = np.concatenate([totals + value, totals - value])
-        # The patterns with the first sign turned are the mirror image of these.
+        # Patterns with the first sign flipped are mirror images of these and need not be enumerated.
         return float(np.mean(np.abs(totals + sums[:1].sum()) >= threshold))
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(9_999, len(sums)))
     return (1 + int((np.abs(signs @ sums) >= threshold).sum())) / 10_000
 
 
 def detectable(standard_error: float, clusters: int) -> float:
-    """The smallest true difference found at p < 0.05, two-sided, in about 80 % of repetitions, with a clustered t test:
-    (t(0.975) + t(0.80)) standard errors. Source: Bloom, Minimum detectable effects, Evaluation Review, 1995."""
+    """Compute the minimum detectable difference: two-sided clustered t test, alpha 0.05, power 0.80.
+
+    It is (t(0.975) + t(0.80)) standard errors with clusters - 1 degrees of freedom.
+
+    Source: Bloom, Minimum detectable effects, Evaluation Review 19, 1995.
+
+    Args:
+        standard_error: Cluster-robust standard error of the difference.
+        clusters: Number of conversations, at least 2.
+
+    Returns:
+        The difference, in the unit of the standard error.
+    """
     return (_t(clusters - 1, 0.975) + _t(clusters - 1, 0.80)) * standard_error
 
 
-def least_p(clusters: int) -> float:
-    """The smallest p that the sign-flip test over so many conversations can give."""
+def min_sign_flip_p(clusters: int) -> float:
+    """Return the smallest p-value that the sign-flip test over this number of conversations can give."""
     return 2.0 ** (1 - clusters) if 0 < clusters <= ENUMERATED_CLUSTERS else 1e-4 if clusters else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction of a family of p-values, in their order; below 0.05 is significant within it."""
+    """Apply Holm's step-down correction to a family of p-values.
+
+    Source: Holm, Scandinavian Journal of Statistics 6, 1979.
+
+    Args:
+        p_values: The p-values of the family, shape (k,).
+
+    Returns:
+        The adjusted p-values in the same order, at most 1; below 0.05 is significant within the family.
+    """
     corrected = [0.0] * len(p_values)
-    so_far = 0.0
+    largest = 0.0
     for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        so_far = max(so_far, min(1.0, (len(p_values) - rank) * p_values[i]))
-        corrected[i] = so_far
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = largest
     return corrected
 
 
 def cluster_sums(values: Iterable[float], clusters: Sequence[str]) -> np.ndarray:
-    """The sum of each cluster's values, in the order of the clusters' names, whatever the order of the questions."""
+    """Sum the values of each cluster.
+
+    Args:
+        values: One value per question, shape (n,).
+        clusters: Conversation of each question, shape (n,).
+
+    Returns:
+        One sum per cluster, in the sorted order of the cluster names, shape (k,).
+    """
     _, positions = np.unique(np.asarray(clusters, str), return_inverse=True)
     return np.bincount(positions, weights=np.asarray(values, float)) if len(positions) else np.zeros(0)
 

@@ -1,22 +1,26 @@
-"""Paired comparisons of systems on the same questions: what has to stand beside any ranking."""
+"""Paired comparisons of systems on the questions that both answered, with Holm's correction."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from memometer.judging.graders import Grading
-from memometer.stats import sample_scores as scores
 from memometer.stats.intervals import holm, paired
 
 Results = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Entrant:
-    """One system at one budget, and what each question scored (`memometer.stats.sample_scores.by_question`);
-    `run` tells runs apart."""
+class SystemScores:
+    """The scores of one system at one budget.
+
+    Attributes:
+        system: Name of the system.
+        budget: Its budget in tokens.
+        scores: Question id -> score in [0, 1].
+        run: Name of the run; empty if all systems are of one run.
+    """
 
     system: str
     budget: int
@@ -25,35 +29,66 @@ class Entrant:
 
     @property
     def mean(self) -> float:
+        """Mean score; 0.0 without questions."""
         return sum(self.scores.values()) / max(1, len(self.scores))
 
+    @property
+    def key(self) -> Results:
+        """System and budget, and the run if there are several, as comparisons store them."""
+        key: Results = {"system": self.system, "budget": self.budget}
+        return {"run": self.run, **key} if self.run else key
 
-def versus(
-    a: Entrant, b: Entrant, measure: str, *, grading: Grading | None = None, category: str | None = None
+
+def compare_pair(
+    a: SystemScores, b: SystemScores, measure: str, *, grader: str | None = None, category: str | None = None
 ) -> Results:
-    """One comparison over the questions that both have a score for: the fields of `intervals.Comparison`, with
-    who was compared, by what, and in which category (null for all that were chosen)."""
-    ids, (mine, theirs) = scores.align(a.scores, b.scores)
-    return {
-        "a": place(a),
-        "b": place(b),
-        "measure": measure,
-        "grading": grading.name if grading else None,
-        "category": category,
-        **asdict(paired(mine, theirs, scores.conversations(ids))),
-    }
+    """Compare two systems on the questions that both have a score for.
+
+    Args:
+        a: The first system.
+        b: The second system.
+        measure: Name of the measure.
+        grader: Name of the grader, if a judge gave the scores.
+        category: The category of the questions; None for all.
+
+    Returns:
+        The fields of `memometer.stats.intervals.Comparison` with `a`, `b`, `measure`, `grader` and `category`.
+    """
+    ids, (first, second) = align(a.scores, b.scores)
+    comparison = asdict(paired(first, second, conversations(ids)))
+    return {"a": a.key, "b": b.key, "measure": measure, "grader": grader, "category": category, **comparison}
 
 
-def corrected(family: Sequence[Results]) -> list[Results]:
-    """The comparisons with Holm's correction over all of them (`p_holm`, of the sign-flip p) and their number
-    (`family`): whoever looks at many differences finds one."""
-    tested = [comparison for comparison in family if comparison["p_permutation"] is not None]
-    p_values = holm([comparison["p_permutation"] for comparison in tested])
-    by_place = dict(zip(map(id, tested), p_values, strict=True))
-    return [{**comparison, "p_holm": by_place.get(id(comparison)), "family": len(tested)} for comparison in family]
+def holm_corrected(family: Sequence[Results]) -> list[Results]:
+    """Correct a family of comparisons for multiple testing.
+
+    Args:
+        family: Comparisons as `compare_pair` returns them.
+
+    Returns:
+        The comparisons with `p_holm` (Holm's correction of the sign-flip p-value) and `family` (number of tests).
+    """
+    tested = [number for number, comparison in enumerate(family) if comparison["p_permutation"] is not None]
+    p_values = dict(zip(tested, holm([family[number]["p_permutation"] for number in tested]), strict=True))
+    return [
+        {**comparison, "p_holm": p_values.get(number), "family": len(tested)}
+        for number, comparison in enumerate(family)
+    ]
 
 
-def place(entrant: Entrant) -> Results:
-    """Where an entrant is found: its system and budget, and its run where there are several."""
-    who: Results = {"system": entrant.system, "budget": entrant.budget}
-    return {"run": entrant.run, **who} if entrant.run else who
+def align(*systems: dict[str, float]) -> tuple[list[str], list[list[float]]]:
+    """Keep the questions that all systems have a score for.
+
+    Args:
+        systems: Question id -> score of each system.
+
+    Returns:
+        The shared question ids, and the scores of each system on them.
+    """
+    shared = [id for id in systems[0] if all(id in system for system in systems[1:])]
+    return shared, [[system[id] for id in shared] for system in systems]
+
+
+def conversations(ids: Iterable[str]) -> list[str]:
+    """Return the conversation of each question id, by which intervals are clustered."""
+    return [id.rpartition("#")[0] for id in ids]

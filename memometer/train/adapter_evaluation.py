@@ -272,7 +272,7 @@ def _finish(evaluation: Evaluation, folder: RunFolder, fatal: str, *, stopped: b
         "judge": None,
         "token_counter": evaluation.count.name,
         "left_out": {},
-        "ledger": {"test_scored": asdict(usage) if usage else None, "broken": []},
+        "test_set_usage": {"test_scored": asdict(usage) if usage else None, "duplicate_attempts": []},
     }
     _, table = write_results(folder, data, keys, facts, no_judge="no judge is used", notes=[str(usage or "")])
     lines = [*table.splitlines(), "", *compare_arms(evaluation, records)]

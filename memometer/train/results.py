@@ -50,9 +50,9 @@ def finish(plan: TrainingPlan, folder: RunFolder) -> Outcome:
     if options.push_to_hub:
         plan.print(push(best, options.push_to_hub))
     if not options.no_mlflow:
-        from memometer.train.mlflow_runs import log_training
+        from memometer.report.mlflow import log_training
 
-        plan.print(log_training(folder, results))
+        plan.print(log_training(folder, results, {"train": steps, "validation": validations}))
     if not options.num_test:
         return "valid"
     from memometer.train.adapter_evaluation import evaluate

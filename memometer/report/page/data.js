@@ -1,4 +1,4 @@
-// What the page knows: the content, and for each answer what is looked at often.
+// The data of the page, and values that are derived from each answer.
 
 const WHITE_SPACE = /\s+/g;
 
@@ -21,7 +21,7 @@ function positions(ranges) {
   return found;
 }
 
-// Every answer of every run, with the run, the question and the text to search beside it.
+// Every answer of every run, with its run, its question and the text to search.
 function answersOf(content) {
   const answers = [];
   content.runs.forEach((run, number) => {
@@ -40,7 +40,7 @@ function answersOf(content) {
   return answers;
 }
 
-// What was asked of whom at which budget: [{key, run, system, budget, label}].
+// Every system at every budget of every run: [{key, label}].
 function sourcesOf(content, answers) {
   const found = new Map();
   for (const answer of answers) {
@@ -55,30 +55,30 @@ function sourcesOf(content, answers) {
   return [...found.values()];
 }
 
-// By what an answer may be called correct: every judge that graded anything, F1, evidence.
+// Criteria for a correct answer: every grader, F1, evidence.
 function gradesOf(content, answers) {
   const names = new Set(answers.flatMap((answer) => (answer.verdicts || []).map(([name]) => name)));
-  const certified = new Set(content.runs.flatMap((run) => run.summary.measures.map((measure) => measure.key)));
+  const calibrated = new Set(content.runs.flatMap((run) => run.summary.measures.map((measure) => measure.key)));
   const grades = [...names].map((name) => ({
     key: name,
-    label: certified.has(name) ? name : `${name}, not certified`,
+    label: calibrated.has(name) ? name : `${name}, not calibrated`,
   }));
   if (answers.some((answer) => answer.f1 !== undefined)) grades.push({ key: "f1", label: "F1 of 50 or more" });
   return [...grades, { key: "evidence", label: "all evidence recalled" }];
 }
 
-// correct, wrong, ungraded (a model's call failed, or nobody could tell) or failed (the memory did). An unanswerable question has no gold answer: the official score (F1) takes the place of a judge.
+// correct, wrong, missing (a model call failed, or there is no label) or failed (the memory system did). An unanswerable question has no gold answer; its official score (F1) is used instead of a judge.
 function verdictOf(answer, grade) {
   if (answer.memory_error) return "failed";
-  if (answer.error) return "ungraded";
+  if (answer.error) return "missing";
   if (grade === "evidence") {
-    return answer.evidence_recall === undefined ? "ungraded" : answer.evidence_recall === 1 ? "correct" : "wrong";
+    return answer.evidence_recall === undefined ? "missing" : answer.evidence_recall === 1 ? "correct" : "wrong";
   }
   if (grade === "f1" || answer.about.gold === null) {
-    return answer.f1 === undefined ? "ungraded" : answer.f1 >= 0.5 ? "correct" : "wrong";
+    return answer.f1 === undefined ? "missing" : answer.f1 >= 0.5 ? "correct" : "wrong";
   }
-  const labels = (answer.verdicts || []).filter(([name, , label]) => name === grade && label !== "ungraded");
-  if (!labels.length) return "ungraded";
+  const labels = (answer.verdicts || []).filter(([name, , label]) => name === grade && label !== "missing");
+  if (!labels.length) return "missing";
   return labels.filter(([, , label]) => label === "correct").length * 2 > labels.length ? "correct" : "wrong";
 }
 

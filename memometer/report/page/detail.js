@@ -1,4 +1,4 @@
-// One question opened: its evidence, and each answer with what was recalled for it.
+// One question: its evidence, and each answer with the recalled turns.
 
 const FOLD_FROM = 24;
 
@@ -17,7 +17,7 @@ function questionDetail(view, answers) {
       h("h2", {}, about.text),
       h("dl", { class: "gold" },
         about.gold !== null && [h("dt", {}, "gold"), h("dd", {}, about.gold)],
-        about.gold === null && [h("dt", {}, "gold"), h("dd", { class: "muted" }, "none: the conversation does not say")],
+        about.gold === null && [h("dt", {}, "gold"), h("dd", { class: "muted" }, "none: the conversation does not contain the answer")],
         about.trap && [h("dt", {}, "trap"), h("dd", {}, about.trap)])),
     evidence(view, about, conversation, answers, recalled),
     h("div", { class: `answers ${answers.length > 1 ? "two" : ""}` }, answers.map((answer, at) =>
@@ -34,7 +34,7 @@ function evidence(view, about, conversation, answers, recalled) {
         badges: answers.filter((answer) => !answer.recall_unknown).map((answer) => (answers.length > 1 ? `${view.labels.get(answer.source)}: ` : "") +
         (recalled[answers.indexOf(answer)].has(at) ? "recalled" : "missed")),
     })),
-    about.unresolved.map((text) => h("p", { class: "note" }, `The label “${text}” names no turn.`)));
+    about.unresolved.map((text) => h("p", { class: "note" }, `The evidence label “${text}” matches no turn.`)));
 }
 
 function turnLine([id, session, speaker, text], conversation, { kind = "", badges = [] } = {}) {
@@ -49,20 +49,20 @@ function answerColumn(view, answer, conversation, recalled) {
   const facts = [
     answer.f1 !== undefined && `F1 ${percent(answer.f1)}`,
     answer.evidence_recall !== undefined && `evidence ${percent(answer.evidence_recall)}`,
-    answer.tokens !== undefined && `${whole(answer.tokens)} tokens recalled`,
-    answer.total_tokens && `${whole(answer.total_tokens)} in all`,
+    answer.tokens !== undefined && `${whole(answer.tokens)} ${view.unit} recalled`,
+    answer.total_tokens && `${whole(answer.total_tokens)} tokens in all`,
     answer.calls > 1 && `${answer.calls} calls`,
     answer.seconds !== undefined && `${answer.seconds.toFixed(2)} s`,
     answer.attempt > 1 && `attempt ${answer.attempt}`,
     answer.status && `status ${answer.status}`,
-    answer.truncated && "cut at the reply’s limit",
+    answer.truncated && "cut at the token limit",
   ].filter(Boolean);
   return h("section", { class: "answer", "aria-label": view.labels.get(answer.source) },
     h("h3", {}, glyph(verdictOf(answer, grade)), view.labels.get(answer.source)),
     errorOf(answer)
-      ? h("p", { class: "error" }, answer.memory_error ? "The memory failed: " : "No result: ", errorOf(answer))
-      : h("blockquote", {}, answer.answer ?? h("span", { class: "muted" }, "no reader was asked")),
-    answer.said && h("p", { class: "note" }, `The reader said: ${answer.said}`),
+      ? h("p", { class: "error" }, answer.memory_error ? "The memory system failed: " : "No result: ", errorOf(answer))
+      : h("blockquote", {}, answer.answer ?? h("span", { class: "muted" }, "no reader")),
+    answer.said && h("p", { class: "note" }, `Raw reply: ${answer.said}`),
     h("p", { class: "facts-line" }, facts.join(" · ")),
     (answer.failed || []).map((error) => h("p", { class: "note" }, `An earlier attempt failed: ${error}`)),
     verdictLines(answer),
@@ -83,7 +83,7 @@ function roundsTable(answer) {
       h("td", { class: "number" }, `${whole(context)} shown, ${whole(total)} in all`)))));
 }
 
-// What the reader saw, session by session, with the evidence in it and the evidence that is not; long stretches fold.
+// The recalled turns by session, with recalled and missed evidence; long passages are folded.
 function transcript(answer, conversation, recalled) {
   const labelled = new Set(answer.about.evidence);
   const cited = new Set(answer.cited || []);
@@ -116,7 +116,7 @@ function transcript(answer, conversation, recalled) {
     parts.push(...lines([at]));
   }
   unfold();
-  if (answer.recall_unknown) return h("p", { class: "note" }, "What was recalled is not known.");
+  if (answer.recall_unknown) return h("p", { class: "note" }, "The recalled turns are unknown.");
   const title = recalled.size ? `Recalled: ${whole(recalled.size)} turns` : "Nothing was recalled";
   return h("details", { class: "transcript", open: true }, h("summary", {}, title), parts);
 }

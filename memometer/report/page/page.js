@@ -1,4 +1,4 @@
-// The whole: which view is shown, what the keys do, and news from a run that goes on.
+// The page: its views, keyboard shortcuts, and updates of runs in progress.
 
 const POLL_MS = 2000;
 
@@ -6,7 +6,7 @@ const byId = (id) => document.getElementById(id);
 
 function viewOf(hash, content) {
   let name = hash.slice(1);
-  try { name = decodeURIComponent(name); } catch { /* an address that somebody cut: taken as it is */ }
+  try { name = decodeURIComponent(name); } catch { /* an incomplete address is used as it is */ }
   return content.questions[name] ? { question: name } : { tab: name === "questions" ? "questions" : "report" };
 }
 
@@ -24,8 +24,8 @@ async function start() {
   if (!content) content = await (await fetch("data.json")).json();
   const state = { run: 0, measure: null };
   const names = content.runs.map((run) => run.name).join(" and ");
-  document.title = `${names} · adaptive memory`;
-  byId("brand").replaceChildren(h("b", {}, "adaptive memory"), " ", h("span", { class: "muted" }, names));
+  document.title = `${names} · memometer`;
+  byId("brand").replaceChildren(h("b", {}, "memometer"), " ", h("span", { class: "muted" }, names));
   renderReport(content, byId("report"), state);
   const questions = new Questions(content);
 
@@ -96,7 +96,7 @@ function themes() {
   });
 }
 
-// Ask for news of the run, the next time only after as long again as the last took, so that a large run is not slowed.
+// Poll for updates of the runs.
 async function watch(content, take) {
   const live = byId("live");
   live.hidden = false;
@@ -113,7 +113,7 @@ async function watch(content, take) {
       const answers = content.runs.reduce((sum, run) => sum + run.rows.length, 0);
       live.replaceChildren(h("span", { class: "pulse" }), `live · ${whole(answers)} answers`);
     } catch {
-      live.textContent = "The server has stopped; this is the last that it said.";
+      live.textContent = "The server has stopped; this is its last update.";
     }
   }
 }

@@ -1,9 +1,9 @@
-// Small parts that every view is made of.
+// Small parts of all views.
 
 const SVG = "http://www.w3.org/2000/svg";
-const GLYPHS = { correct: "✓", wrong: "✗", ungraded: "?", failed: "!" };
+const GLYPHS = { correct: "✓", wrong: "✗", missing: "?", failed: "!" };
 
-// An element; text is text, never HTML, whatever a model wrote.
+// An element. Text is never parsed as HTML, because models wrote some of it.
 function h(tag, attributes, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes || {})) {
@@ -29,8 +29,10 @@ const fixed = (value, digits) => (value === null || value === undefined ? "–" 
 const percent = (value) => (100 * value).toFixed(1);
 const signed = (value) => (value > 0 ? "+" : value < 0 ? "−" : "") + Math.abs(100 * value).toFixed(1);
 
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
 function pValue(p) {
-  return p === null || p === undefined ? "–" : p < 0.001 ? "< 0.001" : p.toFixed(3);
+  return p === null || p === undefined ? "–" : p < 0.0001 ? "<0.0001" : p.toFixed(4);
 }
 
 function glyph(verdict) {
@@ -41,7 +43,7 @@ function pill(text, kind) {
   return h("span", { class: `pill ${kind || ""}` }, text);
 }
 
-// A dot with its interval on a scale, drawn small: {value, low, high}, all on the scale from `least` to `most`.
+// A small drawing of a value with its interval, {value, low, high}, on a scale from `least` to `most`.
 function interval(found, { least = 0, most = 1, zero = null, width = 46, colour = "currentColor" } = {}) {
   const x = (value) => 3 + ((Math.min(most, Math.max(least, value)) - least) / (most - least)) * (width - 6);
   const marks = [svg("line", { x1: 3, x2: width - 3, y1: 7, y2: 7, class: "rail" })];
@@ -53,11 +55,11 @@ function interval(found, { least = 0, most = 1, zero = null, width = 46, colour 
   return svg("svg", { width, height: 14, viewBox: `0 0 ${width} 14`, class: "interval", "aria-hidden": "true" }, marks);
 }
 
-// A rate for a table: the value, its interval beneath, both drawn.
+// The tooltip of a rate: n, and the bounds if answers are missing.
 function bounded(found) {
   if (!found.n) return null;
-  const range = found.ungraded && found.worst !== null && found.worst !== undefined
-    ? `; ${percent(found.worst)} to ${percent(found.best)} if the ${found.ungraded} ungraded were wrong or right` : "";
+  const range = found.missing && found.worst !== null && found.worst !== undefined
+    ? `; ${percent(found.worst)} to ${percent(found.best)} if the ${found.missing} missing answers were wrong or right` : "";
   return `n = ${whole(found.n)}${range}`;
 }
 
@@ -71,7 +73,7 @@ function rateCell(found, options) {
   );
 }
 
-// A table whose headers sort it: columns [{name, title, left, value}], rows [{cells, values}].
+// A table that is sorted by a click on a header: columns [{name, title, left, value}], rows [{cells, values}].
 function sortable(caption, columns, rows) {
   const body = h("tbody", {}, rows.map((row) => row.element));
   const heads = columns.map((column, at) => {

@@ -2,13 +2,13 @@
 
 const COLOURS = ["#4269d0", "#e15759", "#3ca951", "#b07aa1", "#d58a00", "#2a9d9d", "#9c6b4e", "#7a5cff", "#c2477f"];
 
-// The same colour for a system in every plot; the controls stay grey.
+// The same colour for a system in every plot; baselines are grey.
 function palette(rows) {
   const colours = new Map();
   let next = 0;
   for (const row of rows) {
     if (colours.has(row.system)) continue;
-    colours.set(row.system, row.control ? "#8a8f98" : COLOURS[next++ % COLOURS.length]);
+    colours.set(row.system, row.baseline ? "#8a8f98" : COLOURS[next++ % COLOURS.length]);
   }
   return colours;
 }
@@ -33,7 +33,7 @@ function ticks(least, most, wanted) {
   return found;
 }
 
-// Labels beside the last point of each line, moved apart where they would overlap.
+// Labels next to the last point of each line, moved apart if they would overlap.
 function spread(labels, height) {
   labels.sort((a, b) => a.y - b.y);
   for (let at = 1; at < labels.length; at++) labels[at].y = Math.max(labels[at].y, labels[at - 1].y + height);
@@ -63,7 +63,7 @@ function frontierPlot(points, label, colours) {
   }
   parts.push(svg("line", { x1: left, x2: width - right, y1: height - bottom, y2: height - bottom, class: "axis" }));
   const middle = (left + width - right) / 2;
-  parts.push(svg("text", { x: middle, y: height - 8, class: "tick middle" }, "mean total tokens a question, ingest shared"));
+  parts.push(svg("text", { x: middle, y: height - 8, class: "tick middle" }, "mean tokens per question, with a share of the ingest"));
   const best = shown.filter((point) => point.best).sort((a, b) => a.tokens - b.tokens);
   if (best.length > 1) {
     const path = best.map((p, at) => (at ? `H${x(p.tokens)}V${y(p.score)}` : `M${x(p.tokens)},${y(p.score)}`)).join("");
@@ -81,8 +81,8 @@ function frontierPlot(points, label, colours) {
       }
       const bounds = p.low === null ? "" : ` [${percent(p.low)}, ${percent(p.high)}]`;
       const budget = p.budget < 1e7 ? whole(p.budget) : "all";
-      const said = `${system} at ${budget}: ${percent(p.score)}${bounds}, ${whole(p.tokens)} tokens, n = ${p.n}`;
-      parts.push(svg("circle", { cx: x(p.tokens), cy: y(p.score), r: 4, fill: colour, class: "point" }, svg("title", {}, said)));
+      const tooltip = `${system} at ${budget}: ${percent(p.score)}${bounds}, ${whole(p.tokens)} tokens, n = ${p.n}`;
+      parts.push(svg("circle", { cx: x(p.tokens), cy: y(p.score), r: 4, fill: colour, class: "point" }, svg("title", {}, tooltip)));
     }
     const last = mine[mine.length - 1];
     labels.push({ system, colour, x: x(last.tokens), at: y(last.score), y: y(last.score) });
@@ -93,11 +93,11 @@ function frontierPlot(points, label, colours) {
     parts.push(svg("circle", { cx: start + 3, cy: to, r: 3.5, fill: colour }));
     parts.push(svg("text", { x: start + 11, y: to + 4, class: "name" }, system));
   }
-  const title = `${label} over mean total tokens a question, with 95 % intervals`;
+  const title = `${label} over mean tokens per question, with 95 % intervals`;
   return svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "plot", role: "img", "aria-label": title }, parts);
 }
 
-// One bound for all rows of a forest, so that their plots share a scale.
+// One bound for all rows of a forest plot, so that they share a scale.
 function reach(comparisons) {
   const ends = comparisons.flatMap((c) => [c.difference, c.low ?? 0, c.high ?? 0]).map(Math.abs);
   return Math.max(0.05, Math.ceil(Math.max(...ends) * 20) / 20);

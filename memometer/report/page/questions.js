@@ -1,7 +1,7 @@
-// The browsable list: filters, a list that draws only what is in view, and the question opened beside it.
+// The list of questions with filters, which draws only visible rows, and the open question next to it.
 
 const ROW_HEIGHT = 46;
-const VERDICTS = ["correct", "wrong", "ungraded", "failed"];
+const VERDICTS = ["correct", "wrong", "missing", "failed"];
 
 class Questions {
   constructor(content) {
@@ -23,9 +23,10 @@ class Questions {
     new ResizeObserver(() => this.draw()).observe(this.list);
   }
 
-  // New content: at the start, and while a run goes on.
+  // New data: at the start, and during a run in progress.
   take(content, first) {
     this.content = content;
+    this.unit = content.runs[0].summary.unit;
     this.answers = answersOf(content);
     this.sources = sourcesOf(content, this.answers);
     this.labels = new Map(this.sources.map((source) => [source.key, source.label]));
@@ -49,7 +50,7 @@ class Questions {
     this.filter();
   }
 
-  // The first is what a reset goes back to.
+  // A reset selects the first choice.
   choices(name, all) {
     const select = this.field(name);
     const now = select.options.length ? select.value : all[0][0];
@@ -67,15 +68,15 @@ class Questions {
     return new Set([...this.field(name).querySelectorAll("input:checked")].map((box) => box.value));
   }
 
-  // What is shown: [{answers: [one, or two side by side], verdicts}], and how many there are of each verdict.
+  // Select the rows, [{answers: [one, or two to compare], verdicts}], and count each verdict.
   filter() {
-    const kept = this.items[this.at];
+    const selected = this.items[this.at];
     const value = (name) => this.field(name).value;
     const [a, b, grade] = [value("a"), value("b"), value("grade")];
-    const beside = a && b && a !== b;
-    this.field("flipped").disabled = !beside;
-    this.field("flipped-label").hidden = !beside;
-    const flipped = beside && this.field("flipped").checked;
+    const comparing = a && b && a !== b;
+    this.field("flipped").disabled = !comparing;
+    this.field("flipped-label").hidden = !comparing;
+    const flipped = comparing && this.field("flipped").checked;
     const words = value("search").toLowerCase().split(/\s+/).filter(Boolean);
     const [categories, verdicts] = [this.checked("category"), this.checked("verdict")];
     const [evidence, error] = [value("evidence"), value("error")];
@@ -84,7 +85,7 @@ class Questions {
     const listed = a ? [...(this.bySource.get(a) || new Map()).values()] : this.answers;
     for (const answer of listed) {
       const pair = [answer];
-      if (beside) {
+      if (comparing) {
         const other = this.bySource.get(b).get(`${answer.question}/${answer.form}`);
         if (!other) continue;
         pair.push(other);
@@ -104,7 +105,7 @@ class Questions {
       box.parentElement.querySelector("small").textContent = whole(counts[box.value]);
     }
     this.field("count").textContent = `${whole(found.length)} of ${whole(listed.length)}`;
-    const same = (item) => kept && item.answers[0].question === kept.answers[0].question && item.answers[0].form === kept.answers[0].form && item.answers[0].source === kept.answers[0].source;
+    const same = (item) => selected && ["question", "form", "source"].every((name) => item.answers[0][name] === selected.answers[0][name]);
     this.at = found.findIndex(same);
     if (this.at < 0) this.list.scrollTop = 0;
     this.draw();
@@ -117,7 +118,7 @@ class Questions {
     const last = Math.min(this.items.length, Math.ceil((this.list.scrollTop + height) / ROW_HEIGHT) + 6);
     const rows = [h("div", { class: "spacer", style: `height:${this.items.length * ROW_HEIGHT}px` })];
     for (let at = first; at < last; at++) rows.push(this.row(at));
-    if (!this.items.length) rows.push(h("p", { class: "empty" }, "No question fits these filters."));
+    if (!this.items.length) rows.push(h("p", { class: "empty" }, "No question matches these filters."));
     this.list.replaceChildren(...rows);
     if (this.at >= first && this.at < last) this.list.setAttribute("aria-activedescendant", `row-${this.at}`);
     else this.list.removeAttribute("aria-activedescendant");
@@ -126,7 +127,7 @@ class Questions {
   row(at) {
     const { answers, verdicts } = this.items[at];
     const [answer] = answers;
-    const said = answers.map((one) => errorOf(one) || one.answer || recallOf(one)).filter(Boolean).join("  |  ");
+    const reply = answers.map((one) => errorOf(one) || one.answer || recallOf(one)).filter(Boolean).join("  |  ");
     return h("div", {
       class: "row", role: "option", id: `row-${at}`, "data-at": at, style: `top:${at * ROW_HEIGHT}px`,
       "aria-selected": String(at === this.at), "aria-posinset": at + 1, "aria-setsize": this.items.length,
@@ -136,7 +137,7 @@ class Questions {
         h("div", { class: "text" }, answer.about.text),
         h("div", { class: "meta" }, h("span", { class: "id" }, answer.question),
           answers.length === 1 && !this.field("a").value && h("span", { class: "source" }, this.labels.get(answer.source)),
-          h("span", { class: "said" }, said))));
+          h("span", { class: "said" }, reply))));
   }
 
   choose(at) {
@@ -163,7 +164,7 @@ class Questions {
     this.list.focus({ preventScroll: true });
   }
 
-  // Open a question by its id, in the list as it is filtered or, where it is not there, unfiltered.
+  // Open a question by its id; reset the filters if they exclude it.
   goTo(id) {
     const find = () => this.items.findIndex((item) => item.answers[0].question === id);
     let at = find();

@@ -1,0 +1,65 @@
+"""The score of each question under a measure: judge accuracy, F1 or evidence recall."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from memometer.benchmarks.metrics import evidence_recall
+from memometer.benchmarks.protocol import Question
+from memometer.judging.graders import Grader, Rule, score
+from memometer.run.folder import Record, failed, is_answered
+
+Pair = tuple[Question, Record | None]
+"""A planned question and the attempt that counts; None if it was not asked yet."""
+
+MEASURES = {"judge": "judge accuracy (J)", "f1": "F1", "evidence_recall": "evidence recall"}
+
+
+def applies(question: Question, measure: str) -> bool:
+    """Return True if a question can have a score: a judge needs a gold answer, evidence recall needs evidence."""
+    return {"judge": question.gold is not None, "evidence_recall": bool(question.evidence)}.get(measure, True)
+
+
+def by_question(
+    pairs: Iterable[Pair], measure: str, grader: Grader | None = None, *, rule: Rule = "mean"
+) -> dict[str, float]:
+    """Score questions under a measure.
+
+    A question without a score is missing, not 0: a model call failed, or no verdict has a label. If the memory system
+    failed, the score is 0.
+
+    Args:
+        pairs: Questions and attempts.
+        measure: A key of MEASURES.
+        grader: The grader, for the measure `judge`.
+        rule: How repeated verdicts are combined.
+
+    Returns:
+        Question id -> score in [0, 1], of the questions that have one; a question that was asked with several option
+        orders has their mean.
+    """
+    found: dict[str, list[float]] = defaultdict(list)
+    for question, record in pairs:
+        value = None if record is None else _score(question, record, measure, grader, rule)
+        if value is not None:
+            found[question.id].append(value)
+    return {id: sum(values) / len(values) for id, values in found.items()}
+
+
+def expected(pairs: Iterable[Pair], measure: str) -> list[str]:
+    """List the ids of the questions that should have a score, each once."""
+    return list(dict.fromkeys(question.id for question, _ in pairs if applies(question, measure)))
+
+
+def _score(question: Question, record: Record, measure: str, grader: Grader | None, rule: Rule) -> float | None:
+    if not is_answered(record) or not applies(question, measure):
+        return None
+    if measure == "judge":
+        return score(record, grader, rule=rule) if grader else None
+    if failed(record):
+        return 0.0 if measure != "f1" or record["model"] else None  # without a reader nothing was to be answered
+    if measure == "evidence_recall":
+        shown = record["recall"]["turn_ids"]  # None in imported answers
+        return None if shown is None else evidence_recall(question.evidence, set(shown))
+    return None if record["answer"] is None else question.score(record["answer"], record["form"])
