@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from locomo import dataset, label_corrections, llm_judge, metrics, verify
 from memometer.benchmarks import metrics as shared_metrics
@@ -20,6 +21,12 @@ def _write_synthetic(path: Path, seed: int, conversations: int) -> list[str]:
     from locomo.synthetic.simulate import write
 
     return write(path, seed, conversations)
+
+
+def _result_formats() -> Mapping[str, Any]:
+    from locomo.result_formats import FORMATS
+
+    return FORMATS
 
 
 def _person_names(seed: str, taken: Collection[str]) -> Callable[[], str]:
@@ -44,6 +51,7 @@ BENCHMARK = Benchmark(
         "LOCOMO_WRONG_ANSWERS", "specific_wrong_answers.json of the same audit", label_corrections.read_wrong_answers
     ),
     local_file=dataset.local_file,
+    result_formats=_result_formats,
     verify=verify.verify,
     synthesize=_synthesize,
     write_synthetic=_write_synthetic,

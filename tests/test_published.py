@@ -242,7 +242,7 @@ def test_the_flag_is_printed_and_kept(data: Dataset, tmp_path: Path, capsys: pyt
     content["metadata"]["retried"] = [ids[i] for i in again]
     path = save(content, tmp_path / "m.json")
     assert import_results.main([str(path), "--run-dir", str(tmp_path / "runs"), "--data", str(data.path)]) == 3
-    assert "m: MERGED: failures were asked again, and every untouched answer is correct" in capsys.readouterr().out
+    assert "m: MERGED: failures were selectively re-run" in capsys.readouterr().out
     for name in ("manifest.json", "results.json"):
         kept = json.loads((tmp_path / "runs" / "m" / name).read_text())["published"]["merges"]
         assert [(merge["flagged"], merge["asked_again"], merge["system"]) for merge in kept] == [
@@ -317,7 +317,7 @@ def test_the_argument_holds_for_files_of_honest_runs() -> None:
     wrong = right.count(False)
     exact = math.comb(400 - wrong, len(again) - wrong) / math.comb(400, len(again))
     assert merge.log10_chance == pytest.approx(math.log10(exact), abs=0.051)
-    assert f"{sum(right[i] for i in again)} of the {len(again)} asked again are correct" in str(merge)
+    assert f"{sum(right[i] for i in again)} of {len(again)} re-run answers are correct" in str(merge)
 
 
 def test_what_their_judge_passed_over_is_missing_and_too_much_of_it_invalid(data: Dataset, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from memometer.benchmarks.metrics import abstains, token_f1
 from memometer.errors import UserError
@@ -281,6 +281,7 @@ class Benchmark:
         label_corrections: The file of known label errors.
         wrong_answers: The file of wrong answers for the calibration of a judge, by question id.
         local_file: Finds the file to use without a download: the data if they are on this machine, otherwise a sample.
+        result_formats: Returns the formats of published result files by name (`memometer.harness.import_formats`).
         verify: Checks a copy of the data: data -> (lines to print, whether all checks hold).
         synthesize: Generates synthetic conversations: (seed, number of conversations) -> data.
         write_synthetic: Writes them to a file: (path, seed, number) -> statistics, as lines to print.
@@ -298,6 +299,7 @@ class Benchmark:
     label_corrections: UserFile[tuple[LabelCorrection, ...]] | None = None
     wrong_answers: UserFile[dict[str, str]] | None = None
     local_file: Callable[[], Path] | None = None
+    result_formats: Callable[[], Mapping[str, Any]] = dict
     verify: Callable[[Dataset], tuple[list[str], bool]] = lambda data: ([f"{len(data.questions):,} questions"], True)
     synthesize: Callable[[int, int], Dataset] | None = None
     write_synthetic: Callable[[Path, int, int], list[str]] | None = None

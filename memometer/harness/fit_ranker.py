@@ -1,6 +1,6 @@
-"""Ranking weights from evidence labels, without a model: those that are shipped, and one set a fold for honest figures.
+"""Fit ranking weights to evidence labels, without a model: the shipped weights and those of cross-validation.
 
-A question trains the ranking with its evidence turns; questions without evidence or without an answer train nothing.
+A question with evidence turns is a training example. Questions without evidence or without an answer are not used.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from memometer.token_counters import TokenCounter
 Weights = tuple[Ranker, Projection | None]
 
 HELD_OUT_TOGETHER = 2
-"""Conversations a fold where there is an encoder: its map is fitted several times a fold."""
+"""Conversations per fold if there is an encoder, because its projection is fitted several times per fold."""
 
 PARTS = 3
-"""The ranker learns from similarities of maps that have not seen the question: the conversations are taken in so many
-parts, and each is compared with a map fitted on the others."""
+"""The ranker learns from similarities under a projection that has not seen the question. The conversations are divided
+into this many parts, and each part uses a projection fitted on the others."""
 
 
 def evidence_of(conversation: Conversation) -> list[list[int]]:
-    """The positions of each question's evidence turns; none for a question that teaches nothing."""
+    """The positions of the evidence turns of each question; empty for a question that is not a training example."""
     position = {turn.id: n for n, turn in enumerate(conversation.turns)}
     return [
         sorted(position[id] for id in question.evidence) if question.answerable else []
@@ -52,7 +52,12 @@ def evidence_of(conversation: Conversation) -> list[list[int]]:
 def examples(
     conversation: Conversation, similarities: Sequence[Mapping[str, np.ndarray]] | None = None
 ) -> list[RankingExample]:
-    """One example a question with evidence. `similarities` has an entry a question."""
+    """One training example per question with evidence.
+
+    Args:
+        conversation: The conversation.
+        similarities: Similarities of each question to the turns, if there is an encoder.
+    """
     index = TurnIndex()
     index.add(conversation.turns)
     return [
@@ -109,11 +114,20 @@ def folds(
     *,
     among: Sequence[Conversation] | None = None,
 ) -> dict[str, Weights]:
-    """For each conversation of `asked` weights that have not seen its labels, kept on disk.
+    """Fit weights for each conversation without its labels (cross-validation). They are cached on disk.
 
-    Without an encoder they are fitted on all other conversations, in minutes; with one, on those of the other
-    folds of two conversations each, in a quarter of an hour. `among` are the conversations that may be fitted on; None
-    for all.
+    Args:
+        data: The data.
+        asked: Ids of the conversations that need weights.
+        encoder: With an encoder the folds have two conversations and fitting takes a quarter of an hour; without one
+            every conversation is a fold and fitting takes minutes.
+        among: The conversations to fit on; by default all.
+
+    Returns:
+        Conversation id -> weights that have not seen its labels.
+
+    Raises:
+        RuntimeError: Cached weights have seen a conversation of their fold.
     """
     pool = tuple(among or data.conversations)
     sources = [
@@ -132,7 +146,7 @@ def folds(
     wanted = [group for group in groups if any(conversation.id in asked for conversation in group)]
     training_examples: dict[str, TrainingExample] | None = None
     weights: dict[str, Weights] = {}
-    for group in progress.bar(wanted, desc="fitting the ranking, fold by fold", unit="fold", leave=False):
+    for group in progress.bar(wanted, desc="fitting the ranking", unit="fold", leave=False):
         name = "+".join(conversation.id for conversation in group)
         path, map_path = folder / f"{name}.json", folder / f"{name}.npz"
         if not path.exists():
@@ -141,8 +155,8 @@ def folds(
             others = [conversation for conversation in pool if conversation not in group]
             fitted, projection = fit(others, training_examples, encoder=encoder.name if encoder else "")
             if projection:
-                _whole(projection.save, map_path)
-            _whole(fitted.save, path)  # last: a fold is there when this is
+                _save_atomically(projection.save, map_path)
+            _save_atomically(fitted.save, path)  # last: its presence means that the fold is complete
         found: Weights = (ranker.load(path), late_interaction.load(map_path) if encoder else None)
         weights |= {conversation.id: found for conversation in group}
         learned_from = {*found[0].fitted_on, *(found[1].fitted_on if found[1] else ())}
@@ -151,8 +165,8 @@ def folds(
     return weights
 
 
-def _whole(save: Callable[[Path], None], path: Path) -> None:
-    """Write a file that is there whole or not at all, whatever ends the process."""
+def _save_atomically(save: Callable[[Path], None], path: Path) -> None:
+    """Write a file atomically."""
     parts = path.with_suffix(f".{os.getpid()}{path.suffix}")
     save(parts)
     parts.replace(path)
@@ -161,8 +175,17 @@ def _whole(save: Callable[[Path], None], path: Path) -> None:
 def recalls(
     conversations: Iterable[Conversation], memory: AdaptiveMemory, budgets: Sequence[int], count: TokenCounter
 ) -> dict[str, list[float]]:
-    """Mean evidence recall over answerable questions at each budget: of the memory, and of its untrained first
-    score."""
+    """Mean evidence recall over answerable questions.
+
+    Args:
+        conversations: The conversations.
+        memory: The memory with fitted weights.
+        budgets: Budgets in tokens.
+        count: Counts the tokens.
+
+    Returns:
+        `fitted` and `untrained` (the first score without weights) -> recall at each budget.
+    """
     found: dict[str, list[list[float]]] = {"untrained": [], "fitted": []}
     for conversation in conversations:
         state = memory.new()

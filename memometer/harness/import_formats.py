@@ -1,13 +1,13 @@
-"""How others write down a run, one entry a question: where each thing stands in their files.
+"""Formats of published result files with one entry per question: the path of each value in the file.
 
-A format more is one more entry in FORMATS. It must name conversation and question by number: LOCOMO repeats questions
-word for word, and by its text alone an answer cannot be told from its twin's.
+A benchmark lists the formats of its files in `Benchmark.result_formats`. A format must name conversation and question
+by number, because a benchmark may ask the same text twice.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,68 +16,44 @@ from memometer.judging.judge import Label
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """Paths are keys with dots between them; `*` is every value of an object or every element of a list. Those up to
-    `judge` begin at the file, those from `id` at an entry, and `answer` and `verdicts` at an entry's variant."""
+    """The paths of one format.
+
+    A path is a sequence of keys with dots between them; `*` means every value of an object or element of a list.
+    `entries`, `model` and `judge` start at the file, the others at an entry, and `answer` and `verdicts` at a variant.
+
+    Attributes:
+        name: Name of the format.
+        licence: Source and licence of such files.
+        entries: Path of the entries.
+        model: Path of the name of the model that answered.
+        judge: Path of the name of the judge model.
+        id: Path of the entry's id.
+        id_pattern: Two groups: the positions, from 0, of the conversation and of the question in it.
+        question: Path of the question.
+        gold: Path of the gold answer.
+        answer: Path of the answer.
+        verdicts: Path of the labels, in the order of the judgements.
+        labels: Label in the file -> label here; any other means that there is no verdict.
+        variants: Path of an object with one answer per key, such as a search cutoff; empty for one answer.
+    """
 
     name: str
     licence: str
-    """Whose files these are as far as is known, and under which licence."""
     entries: str
     model: str
-    """Who answered."""
     judge: str
     id: str
     id_pattern: re.Pattern[str]
-    """Two groups: the 0-based places of the conversation in LOCOMO and of the question in it."""
     question: str
     gold: str
     answer: str
     verdicts: str
-    """The labels, in the order of the judgings."""
     labels: Mapping[str | bool, Label]
-    """What each label means, exactly; any other is ungraded."""
     variants: str = ""
-    """An object of an entry with one answer for each of its keys, such as a cutoff of the search; none: one answer."""
-
-
-FORMATS = {
-    found.name: found
-    for found in (
-        Format(
-            name="locomo-audit",
-            licence="eval_results.json of dial481/locomo-audit, CC BY-NC 4.0",
-            entries="detailed_results.*.*",
-            model="metadata.answer_model",
-            judge="metadata.judge_model",
-            id="question_id",
-            id_pattern=re.compile(r"locomo_(\d+)_qa(\d+)"),
-            question="question",
-            gold="golden_answer",
-            answer="generated_answer",
-            verdicts="llm_judgments.*",
-            labels={True: "correct", False: "wrong"},
-        ),
-        Format(
-            name="mem0",
-            licence="results of mem0ai/memory-benchmarks, Apache-2.0",
-            entries="evaluations.*",
-            model="metadata.answerer_model",
-            judge="metadata.judge_model",
-            id="question_id",
-            id_pattern=re.compile(r"conv(\d+)_q(\d+)"),
-            question="question",
-            gold="ground_truth_answer",
-            variants="cutoff_results",
-            answer="generated_answer",
-            verdicts="judgment",
-            labels={"CORRECT": "correct", "WRONG": "wrong"},
-        ),
-    )
-}
 
 
 def at(value: Any, path: str) -> Iterator[Any]:
-    """Everything that a path leads to; nothing where it leads nowhere."""
+    """Yield every value at a path."""
     head, _, rest = path.partition(".")
     if not head:
         yield value
@@ -90,13 +66,13 @@ def at(value: Any, path: str) -> Iterator[Any]:
 
 
 def first(value: Any, path: str) -> Any:
-    """What a path leads to first, or None."""
+    """The first value at a path, or None."""
     return next(at(value, path), None)
 
 
-def recognise(content: Any) -> Format | None:
-    """The format whose paths lead somewhere in this file; None for none."""
-    for found in FORMATS.values():
+def recognise(content: Any, formats: Iterable[Format]) -> Format | None:
+    """Find the format whose paths exist in a file; None if there is none."""
+    for found in formats:
         entry = first(content, found.entries)
         id, asked = first(entry, found.id), first(entry, found.question)
         if isinstance(id, str) and isinstance(asked, str) and found.id_pattern.fullmatch(id):

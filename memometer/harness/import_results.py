@@ -4,7 +4,7 @@
 
 makes a folder DIR/STEM of each file with its answers, its verdicts and results, and verifies before that the file asks
 each answerable question exactly once, with the text and the gold answer of the data. What a file does not tell,
-such as tokens, stays unknown. Formats are in memometer/harness/import_formats.py.
+such as tokens, stays unknown. Formats belong to the benchmark.
 
 Exit codes: 0, 2 refused (nothing was written), 3 a file mixes runs or leaves too much ungraded (all were written).
 """
@@ -22,12 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from memometer import benchmarks
 from memometer.benchmarks.arguments import add_data_arguments, load_data
 from memometer.benchmarks.metrics import comparable
 from memometer.benchmarks.protocol import FREE, DataError, Dataset, Question
 from memometer.budget import UNBOUNDED
 from memometer.harness import rerun_detection
-from memometer.harness.import_formats import FORMATS, Format, at, first, recognise
+from memometer.harness.import_formats import Format, at, first, recognise
 from memometer.harness.options import EvaluateOptions
 from memometer.judging import label_sets
 from memometer.report import aggregate
@@ -72,11 +73,14 @@ def read(
         raise PublishedError(f"cannot read {str(path)!r} ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:
         raise PublishedError(f"{path} is not JSON ({error}).") from error
-    found = FORMATS[format] if format else recognise(content)
+    formats = benchmarks.load(data.benchmark).result_formats()
+    if format and format not in formats:
+        raise PublishedError(f"--format is {format!r}; it may be {', '.join(formats)}.")
+    found = formats[format] if format else recognise(content, formats.values())
     if found is None:
         raise PublishedError(
-            f"{path} is in no known format ({', '.join(FORMATS)}); name one with --format, or add it to "
-            "memometer/harness/import_formats.py."
+            f"{path} has no known format ({', '.join(formats)}); name one with --format, or add it to the benchmark's "
+            "result formats."
         )
     asked = [(entry, _question(entry, found, data)) for entry in at(content, found.entries) if isinstance(entry, dict)]
     _verify(path, asked, found, data)
@@ -345,7 +349,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="memometer import-results", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="a folder for each file goes here")
-    parser.add_argument("--format", choices=FORMATS, help="where a file is not recognised")
+    parser.add_argument("--format", metavar="NAME", help="the format, if it is not recognised")
     parser.add_argument("--model-name", metavar="NAME", help="who answered, where a file does not say")
     parser.add_argument("--judge-model-name", metavar="NAME", help="who judged, where a file does not say")
     parser.add_argument(

@@ -1,16 +1,16 @@
-"""Whether a file of answers holds more than one run: failures asked again, and merged with what went well at first.
+"""Detect result files in which failed questions were run again and merged with the first run.
 
-If which questions were asked again had nothing to do with whether they were right, the `w` answers that are not correct
-would fall on the `n` of `N` that were asked again as on any `n`. The probability that as many of them or more do is
-hypergeometric; that all of them do, so that every untouched answer is correct, is C(N - w, n - w) / C(N, n). An honest
-run of accuracy 80 % with a tenth asked again (lost to errors, say) leaves about 277 untouched answers wrong. Where
-every untouched answer is correct and that probability, times the subsets looked at, is below one in a million, the
-failures were asked again.
+Suppose that the choice of the `n` of `N` questions that were run again is independent of correctness. Then the `w`
+incorrect answers fall on those `n` as on any other `n`. The probability that at least as many of them do is
+hypergeometric; if every answer outside the subset is correct, it is C(N - w, n - w) / C(N, n). An honest run with
+accuracy 80 % and a tenth of the questions repeated (for example after errors) leaves about 277 other answers wrong. If
+every other answer is correct and the probability times the number of subsets is below one in a million, the failures
+were selectively re-run.
 
-Subsets looked at: questions that the file lists somewhere; entries that a field named after a second try sets apart;
-and entries from where the order of the file begins anew. Where such a subset holds no correct answer it may as well be
-a list of failures, or a file sorted by verdict, and is passed over unless its name says that it was asked again. A
-merge that leaves none of these marks is not found.
+The subsets are: questions that the file lists somewhere; entries that a field with a name such as `retry` marks; and
+the entries after each place where the order of the file restarts. A subset without any correct answer may be a list of
+failures or a file sorted by verdict, so it counts only if its name says that it was re-run. A merge without any of
+these signs is not found.
 """
 
 from __future__ import annotations
@@ -22,22 +22,27 @@ from math import exp, lgamma, log, log10
 from typing import Any
 
 MOST_CHANCE = -6.0
-"""log10 of the probability from which on nothing is flagged."""
+"""A subset is flagged if log10 of its probability is below this."""
 
 _SECOND_TRY = re.compile(
     r"merg|re[-_ ]?(run|ask|do|gen|judge)|retr(y|ies|ied)|again|attempt|trial|patch|replac|batch|(^|_)run(_?id)?($|\W)",
     re.IGNORECASE,
 )
 _MOST_VALUES = 6
-"""A field of more values than this sets nothing apart."""
+"""A field with more values than this marks no subset."""
 _MOST_RESTARTS = 20
-"""A file whose order begins anew more often than this has none."""
+"""A file whose order restarts more often than this has no order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subset:
-    """Entries, by place in the file, that may be of another run; `sign` says how they are known, as a clause, and
-    `declared` that the file itself says so."""
+    """Entries that may come from another run.
+
+    Attributes:
+        sign: How they are recognised, as a clause.
+        places: Their positions in the file.
+        declared: True if the file itself says that they were re-run.
+    """
 
     sign: str
     places: frozenset[int]
@@ -46,9 +51,16 @@ class Subset:
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """What a subset says. `flagged`: failures were asked again. Otherwise a part was, and not for its outcome alone.
+    """The result for one subset.
 
-    `log10_chance` is the probability that chance alone put as many of the answers that are not correct into it.
+    Attributes:
+        sign: How the subset is recognised, as a clause.
+        flagged: True if failures were selectively re-run. Otherwise a part was re-run, not only because it failed.
+        asked_again: Number of entries in the subset.
+        asked_again_correct: Number of correct ones among them.
+        untouched: Number of other entries.
+        untouched_correct: Number of correct ones among them.
+        log10_chance: log10 of the probability that chance puts as many incorrect answers into the subset.
     """
 
     sign: str
@@ -62,22 +74,27 @@ class Merge:
     def __str__(self) -> str:
         chance = f"{10**self.log10_chance:.2g}" if self.log10_chance > -4 else f"10^{self.log10_chance:.0f}"
         counts = (
-            f"{self.asked_again_correct:,} of the {self.asked_again:,} asked again are correct and "
-            f"{self.untouched_correct:,} of the {self.untouched:,} others; by chance with probability {chance}; "
+            f"{self.asked_again_correct:,} of {self.asked_again:,} re-run answers are correct, and "
+            f"{self.untouched_correct:,} of {self.untouched:,} others; probability by chance {chance}; "
             f"{self.sign}"
         )
         if self.flagged:
-            return f"MERGED: failures were asked again, and every untouched answer is correct ({counts})."
-        return f"Partly asked again ({counts})."
+            return f"MERGED: failures were selectively re-run, and every other answer is correct ({counts})."
+        return f"Partly re-run ({counts})."
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "said": str(self)}
 
 
 def merges(correct: Sequence[bool], subsets: Sequence[Subset]) -> list[Merge]:
-    """What the subsets of a file say, the flagged first; of undeclared ones only the flagged.
+    """Test the subsets of a file.
 
-    `correct` is by place in the file; what was left ungraded is not correct.
+    Args:
+        correct: Whether each answer of the file is correct; an answer without a verdict is not.
+        subsets: The subsets.
+
+    Returns:
+        The results, flagged ones first. Of undeclared subsets only flagged results are returned.
     """
     found = []
     flagged: list[frozenset[int]] = []
@@ -89,7 +106,7 @@ def merges(correct: Sequence[bool], subsets: Sequence[Subset]) -> list[Merge]:
         chance = log10_chance(len(correct), len(again), correct.count(False), again.count(False))
         merged = all(others) and chance + log10(len(subsets)) < MOST_CHANCE
         if merged and any(smaller <= subset.places for smaller in flagged):
-            continue  # the same sign again, blurred
+            continue  # it contains a subset that is flagged already
         if merged:
             flagged.append(subset.places)
         if merged or subset.declared:
@@ -98,7 +115,7 @@ def merges(correct: Sequence[bool], subsets: Sequence[Subset]) -> list[Merge]:
 
 
 def log10_chance(everything: int, drawn: int, marked: int, at_least: int) -> float:
-    """log10 of the hypergeometric probability that `drawn` of `everything` hold `at_least` or more of the `marked`."""
+    """log10 of the hypergeometric probability of `at_least` or more `marked` items among `drawn` of `everything`."""
 
     def choose(n: int, k: int) -> float:
         return lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)
@@ -112,7 +129,13 @@ def log10_chance(everything: int, drawn: int, marked: int, at_least: int) -> flo
 
 
 def subsets(content: Any, entries: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> list[Subset]:
-    """Every subset of a file's entries that may be of another run; `ids` are the entries' own, in the file's order."""
+    """Find every subset of entries that may come from another run.
+
+    Args:
+        content: The file.
+        entries: Its entries, in order.
+        ids: Their ids.
+    """
     return [*_listed(content, ids), *_set_apart(entries), *_after_a_restart(ids)]
 
 
@@ -125,7 +148,7 @@ def _listed(content: Any, ids: Sequence[str]) -> Iterator[Subset]:
 
 
 def _lists(value: Any, where: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Lists of strings, and strings with commas or spaces between names, anywhere in a file."""
+    """Yield lists of strings, and strings of names with commas or spaces between them, with their paths."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _lists(inner, f"{where}.{key}" if where else str(key))
@@ -149,12 +172,12 @@ def _set_apart(entries: Sequence[Mapping[str, Any]]) -> Iterator[Subset]:
 
 
 def _simple(value: Any) -> str:
-    """A simple value as text; of another its kind."""
+    """A simple value as text; of any other value the name of its type."""
     return repr(value) if value is None or isinstance(value, bool | int | str) else type(value).__name__
 
 
 def _after_a_restart(ids: Sequence[str]) -> Iterator[Subset]:
-    """The entries from each place on where the ids, which rise as numbers or as text, fall back."""
+    """Yield the entries after each position where the ids, which rise as numbers or as text, restart."""
     numbers = [[int(number) for number in re.findall(r"\d+", id)] for id in ids]
     restarts = min(
         [i for i in range(1, len(ids)) if numbers[i] < numbers[i - 1]],
@@ -163,4 +186,4 @@ def _after_a_restart(ids: Sequence[str]) -> Iterator[Subset]:
     )
     if len(restarts) <= _MOST_RESTARTS:
         for start in restarts:
-            yield Subset(f"the file's order begins anew at {ids[start]}", frozenset(range(start, len(ids))))
+            yield Subset(f"the order of the file restarts at {ids[start]}", frozenset(range(start, len(ids))))

@@ -1,4 +1,4 @@
-"""Where a run's numbers come from: the code, the packages and the time, for its manifest."""
+"""The environment of a run for its manifest: code, packages and time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGES = ("memometer", "dspy", "litellm", "mlflow-skinny", "nltk", "scipy", "t
 
 
 def provenance() -> dict[str, Any]:
-    """Time (UTC), Python, package versions (None where not installed) and commit of this process."""
+    """Time (UTC), Python version, package versions (None if not installed) and commit of this process."""
     return {
         "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "python": platform.python_version(),
@@ -25,12 +25,12 @@ def provenance() -> dict[str, Any]:
 
 
 def digest(value: object) -> str:
-    """A short hash of anything JSON can write, the same in every process."""
+    """A short hash of a value that JSON can write. It is the same in every process."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def recalling_code() -> str:
-    """A hash of all that shapes what is recalled and read: a memory whose code or weights changed is another memory."""
+    """A hash of the code and weights that determine recall and reading. If it changes, the memory is another one."""
     root = Path(__file__).parent.parent
     folders = ("systems", "retrieval", "reader", "store")
     files = [root / name for name in ("memory.py", "budget.py", "token_counters.py", "harness/fit_ranker.py")]
@@ -48,7 +48,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of this code, with + where the tree was changed; None outside a checkout."""
+    """The commit of this code, with + if files were changed; None outside a checkout."""
     try:
         command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()

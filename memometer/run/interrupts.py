@@ -1,4 +1,4 @@
-"""Ctrl-C without loss."""
+"""Ctrl-C ends a run without losing answers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from contextlib import contextmanager
 
 @contextmanager
 def stopping() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets, so that the calls in flight can end; the second one quits."""
+    """Turn Ctrl-C and SIGTERM into an event.
+
+    Yields:
+        An event that the first signal sets, so that the calls in flight can end. The second signal ends the process
+        with exit code 4.
+    """
     stop = threading.Event()
 
     def ask(*_: object) -> None:
         if stop.is_set():
             os._exit(4)
         stop.set()
-        print("\nStopping after the calls in flight; once more to quit at once.", file=sys.stderr, flush=True)
+        print("\nStopping after the calls in flight; press Ctrl-C again to quit at once.", file=sys.stderr, flush=True)
 
     if threading.current_thread() is not threading.main_thread():
         yield stop
