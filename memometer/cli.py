@@ -21,9 +21,9 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "leaderboard": ("memometer.commands.leaderboard", "combine a run and imported results in one table"),
         "label-sets": ("memometer.commands.label_sets", "show known label errors and the score ceiling they imply"),
         "contamination": ("memometer.commands.contamination", "search files for held-out questions and answers"),
-        "test-usage": ("memometer.run.test_set_usage", "show how often the test split has been evaluated"),
+        "test-usage": ("memometer.commands.test_usage", "show how often the test split has been evaluated"),
         "data": ("memometer.commands.data", "find or download a benchmark's data and verify them"),
-        "simulate": ("memometer.commands.simulate", "write synthetic conversations with known evidence"),
+        "simulate": ("memometer.commands.simulate", "generate synthetic conversations with known evidence"),
     },
     "Improve": {
         "optimize": ("memometer.commands.optimize", "search for better prompts (also: python optimize.py)"),

@@ -22,7 +22,7 @@ from memometer.benchmarks.metrics import evidence_recall
 from memometer.cartridge.container import CartridgeError
 from memometer.cartridge.load import load_cartridge, open_manifest, open_records
 from memometer.cartridge.save import save_cartridge
-from memometer.commands import evaluate, optimize
+from memometer.commands import evaluate, optimize, test_usage
 from memometer.harness import import_results as published
 from memometer.judging import judge_calibration as certificate
 from memometer.judging import label_sets as answer_keys
@@ -313,7 +313,7 @@ def test_a_run_is_opened_and_counted_again(name: str, runs: Path) -> None:
                 counted = headline(again[system]["budgets"][budget], told)
                 assert counted.pop("gradings") == pytest.approx(told["gradings"])
                 assert counted == pytest.approx({name: told[name] for name in counted})
-    assert ledger.main([str(path)]) == 0
+    assert test_usage.main([str(path)]) == 0
     assert cli.main(["view", str(path), "--export", str(runs / "page")]) == 0
 
 
@@ -384,8 +384,8 @@ def test_a_kept_certificate_is_found(name: str, runs: Path) -> None:
 
 def test_the_ledger_is_counted(runs: Path) -> None:
     lines = RUNS["ledger.jsonl"]
-    assert ledger.lines() == lines
-    looks = ledger.count(ledger.lines(), configuration=lines[0]["configuration"], data=lines[0]["data"])
+    assert ledger.entries() == lines
+    looks = ledger.count_uses(ledger.entries(), configuration=lines[0]["configuration"], data=lines[0]["data"])
     assert (looks.configuration, looks.all) == (1, len(lines))
 
 

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from locomo.dataset import read as read_data
 from locomo.synthetic import simulate
 from memometer.benchmarks.protocol import Dataset
+from memometer.commands import test_usage
 from memometer.harness import import_results
 from memometer.harness.import_results import PublishedError, read, scores, write
 from memometer.harness.rerun_detection import Subset, log10_chance, merges
 from memometer.harness.runner import resume_run
 from memometer.report.aggregate import aggregate as figures
-from memometer.run import test_set_usage
 from memometer.run.folder import RunFolder, RunFolderError, key
 from tests.conftest import sampled
 
@@ -379,7 +379,7 @@ def test_one_command_imports_many_and_refuses_all_or_none(
     assert import_results.main([str(other), "--run-dir", runs, "--data", str(data.path)]) == 2
     assert import_results.main([str(good), *flags]) == 0, "of the same file"
     assert json.loads(Path(runs, "a", "results.json").read_bytes())["systems"] == json.loads(before)["systems"]
-    assert test_set_usage.main([f"{runs}/a", f"{runs}/b"]) == 0
+    assert test_usage.main([f"{runs}/a", f"{runs}/b"]) == 0
     with pytest.raises(RunFolderError, match="a holds imported results"):
         resume_run(tmp_path / "runs" / "a")
 

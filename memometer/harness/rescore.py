@@ -91,7 +91,7 @@ def rewrite_results(
     keys = planned(folder, data, records)
     before = _earlier_results(folder)
     own, corrections_file = graders_of(records)[:1], label_sets.named_file(data)
-    duplicates = test_set_usage.broken(records)
+    duplicates = test_set_usage.duplicate_attempts(records)
     omitted = before.get("clean_and_flagged") and not (corrections or corrections_file)
     facts = {
         "split": folder.manifest["config"].get("split"),

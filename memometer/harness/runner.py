@@ -223,7 +223,7 @@ class Runner:
     def _finish(self, folder: RunFolder, fatal: str, *, stopped: bool) -> str:
         plan, keys, records = self.plan, self.plan.keys, folder.records()
         share, limit = aggregate.missing_share(records, keys), plan.options.fail_on_error
-        repeated = test_set_usage.broken(records)
+        repeated = test_set_usage.duplicate_attempts(records)
         invalid = share > limit or bool(repeated)
         outcome = "failed" if fatal else "stopped" if stopped else "invalid" if invalid else "valid"
         usage = self._record_test_use(folder, records, outcome)
@@ -247,7 +247,7 @@ class Runner:
             calibrations=[self.calibration] if self.calibration else [],
             no_judge=plan.models.no_judge,
             rounds=rounds,
-            notes=list(filter(None, [*lines, str(usage or ""), test_set_usage.verdict(repeated)])),
+            notes=list(filter(None, [*lines, str(usage or ""), test_set_usage.duplicates_message(repeated)])),
             verbose=self.verbose,
         )
         plan.log(f"\n{table}")
@@ -281,12 +281,14 @@ class Runner:
             )
         return [*lines, f"Written to {folder.path}; view it with: memometer view {folder.path}"]
 
-    def _record_test_use(self, folder: RunFolder, records: list[Record], status: str) -> test_set_usage.Looks | None:
+    def _record_test_use(
+        self, folder: RunFolder, records: list[Record], status: str
+    ) -> test_set_usage.TestSetUsage | None:
         """Record that the test split was evaluated; None if it was not."""
         scored = any(is_answered(record) for record in aggregate.current(records, self.plan.keys))
         if not scored or not self.plan.data.held_out(self.plan.options.split):
             return None
-        return test_set_usage.look(folder, questions=len(self.plan.questions), status=status)
+        return test_set_usage.record_use(folder, questions=len(self.plan.questions), status=status)
 
     def _rounds(self, records: list[Record]) -> tuple[dict[tuple[str, int], Any], list[str]]:
         """The benefit of further rounds, by system and budget: as metrics and as sentences."""

@@ -353,7 +353,7 @@ def _warnings(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[s
     if results["missing_share"] > (limit := config["fail_on_error"]):
         found.append(f"{results['missing_share']:.1%} of the answers are missing; the limit is {limit:.1%}.")
     if duplicates := (results.get("test_set_usage") or {}).get("duplicate_attempts"):
-        found.append(test_set_usage.verdict(duplicates))
+        found.append(test_set_usage.duplicates_message(duplicates))
     if sentence := STATUS.get(results["status"]):
         found.append(sentence)
     if imported := results.get("imported"):

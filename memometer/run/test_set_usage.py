@@ -1,19 +1,15 @@
-"""The ledger: how often the test conversations were scored here, and whether a run asked again what was answered.
+"""The log of test-set usage, and the check for questions that were answered twice.
 
-    memometer test-usage [RUN...]      checks run folders, and says how often each configuration was scored
-
-Every run that scores held-out conversations leaves a line in runs/ledger.jsonl of the working folder; runs imported
-from others leave none. A configuration tried often and reported once is the best of n. Within a run only failed
-attempts may be repeated: an answered attempt with another after it, or an attempt whose predecessor is gone, is the
-mark of a run that was mended by hand. Lines edited in place leave no mark.
+Every run that evaluates held-out conversations appends a line to runs/ledger.jsonl in the working folder; imported runs
+do not. A configuration that was tried often and reported once is the best of n. Within a run, only failed attempts may
+be repeated. An attempt after an answer, or a missing earlier attempt, shows that records were added or removed by hand.
+Edited records are not detected.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,42 +19,60 @@ from typing import Any
 from filelock import FileLock
 
 from memometer.run.environment import digest
-from memometer.run.folder import Key, Record, RunFolder, RunFolderError, is_answered, key, read_manifest, read_records
+from memometer.run.folder import Key, Record, RunFolder, is_answered, key
 
-LEDGER = Path("runs") / "ledger.jsonl"
+USAGE_LOG = Path("runs") / "ledger.jsonl"
 
-HOW = {"data", "memory_url", "num_threads", "retries", "timeout_seconds", "fail_on_error", "cost_limit", "price",
-       "judge_price", "max_false_accept", "no_calibration", "no_certificate", "wrong_answers", "no_mlflow",
-       "trace"}  # fmt: skip
-"""Flags that change no answer: runs that differ in these alone have one configuration. Data is known by its digest."""
+EXECUTION_OPTIONS = {
+    "data", "memory_url", "num_threads", "retries", "timeout_seconds", "fail_on_error", "cost_limit", "price",
+    "judge_price", "max_false_accept", "no_calibration", "no_certificate", "wrong_answers", "no_mlflow", "trace",
+}  # fmt: skip
+"""Options that change no answer and are not part of a configuration. Data is identified by its digest."""
 
 
 @dataclass(frozen=True, slots=True)
-class Looks:
-    """How many runs have scored these test questions: under one configuration, and under any. A resumed run is one."""
+class TestSetUsage:
+    """The number of runs that evaluated the test split; a resumed run counts once.
+
+    Attributes:
+        configuration: runs with the same configuration.
+        all: runs with any configuration.
+    """
+
+    __test__ = False  # pytest would collect it
 
     configuration: int
     all: int
 
     def __str__(self) -> str:
         return (
-            f"The test split has been scored {_times(self.configuration)} under this configuration, "
-            f"{_times(self.all)} in all here."
+            f"The test split has been evaluated {_times(self.configuration)} with this configuration and "
+            f"{_times(self.all)} in total."
         )
 
 
-def configuration(manifest: dict[str, Any]) -> str:
-    """A digest of what shapes a run's answers: its flags, code, models, prompts and data."""
-    flags = {name: value for name, value in manifest["config"].items() if name not in HOW}
-    return digest([flags, {k: v for k, v in manifest["identity"].items() if k != "configuration"}])
+def configuration_digest(manifest: dict[str, Any]) -> str:
+    """Return a digest of everything that determines a run's answers: options, code, models, prompts and data."""
+    options = {name: value for name, value in manifest["config"].items() if name not in EXECUTION_OPTIONS}
+    return digest([options, {k: v for k, v in manifest["identity"].items() if k != "configuration"}])
 
 
-def look(folder: RunFolder, *, questions: int, status: str, path: Path = LEDGER) -> Looks:
-    """Write down that a run has scored the test split, and count. Safe in several processes at once. Raises OSError."""
+def record_use(folder: RunFolder, *, questions: int, status: str, path: Path = USAGE_LOG) -> TestSetUsage:
+    """Log that a run has evaluated the test split, and count all such runs. Several processes may call this at once.
+
+    Args:
+        folder: the run.
+        questions: the number of its test questions.
+        status: the status of the run.
+        path: the log.
+
+    Raises:
+        OSError: the log cannot be written.
+    """
     manifest = folder.manifest
-    line = {
+    entry = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "configuration": configuration(manifest),
+        "configuration": configuration_digest(manifest),
         "run": str(folder.path),
         "started": manifest["created_at"],
         "data": manifest["identity"]["data"],
@@ -68,83 +82,59 @@ def look(folder: RunFolder, *, questions: int, status: str, path: Path = LEDGER)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(path.name + ".lock")):
         with path.open("a+b") as file:
-            if file.tell() and not _ends_a_line(file):
-                file.write(b"\n")  # a kill in the middle of a write; that look counts all the same
-            file.write((json.dumps(line) + "\n").encode("ascii"))
-        return count(lines(path), configuration=line["configuration"], data=line["data"])
+            if file.tell() and not _ends_with_newline(file):
+                file.write(b"\n")  # an earlier write was interrupted; its line still counts as a use
+            file.write((json.dumps(entry) + "\n").encode("ascii"))
+        return count_uses(entries(path), configuration=entry["configuration"], data=entry["data"])
 
 
-def _ends_a_line(file: Any) -> bool:
+def _ends_with_newline(file: Any) -> bool:
     file.seek(-1, os.SEEK_END)
     return bool(file.read(1) == b"\n")
 
 
-def lines(path: Path = LEDGER) -> list[dict[str, Any]]:
-    """Every look, oldest first; of a line that cannot be read only that it is there."""
-    return [_line(text) for text in path.read_text(errors="replace").splitlines() if text] if path.exists() else []
+def entries(path: Path = USAGE_LOG) -> list[dict[str, Any]]:
+    """Return the entries of the log, oldest first. A damaged line becomes an entry with the field `run` only."""
+    return [_entry(line) for line in path.read_text(errors="replace").splitlines() if line] if path.exists() else []
 
 
-def _line(text: str) -> dict[str, Any]:
+def _entry(line: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = json.loads(line)
     except ValueError:
         value = None
-    return value if isinstance(value, dict) else {"run": text}
+    return value if isinstance(value, dict) else {"run": line}
 
 
-def count(looks: Iterable[dict[str, Any]], *, configuration: str, data: str) -> Looks:
-    """The runs in `looks` on this data; a line that does not name its data counts as one."""
-    on_data = [line for line in looks if line.get("data", data) == data]
-    runs = {(str(line.get("run")), str(line.get("started"))): line.get("configuration") for line in on_data}
-    return Looks(sum(of == configuration for of in runs.values()), len(runs))
+def count_uses(entries: Iterable[dict[str, Any]], *, configuration: str, data: str) -> TestSetUsage:
+    """Count the runs on a data set, given its digest. Entries without a data digest count too."""
+    on_data = [entry for entry in entries if entry.get("data", data) == data]
+    runs = {(str(entry.get("run")), str(entry.get("started"))): entry.get("configuration") for entry in on_data}
+    return TestSetUsage(sum(value == configuration for value in runs.values()), len(runs))
 
 
 def _times(n: int) -> str:
     return {1: "once", 2: "twice"}.get(n, f"{n} times")
 
 
-def broken(records: Iterable[Record]) -> list[str]:
-    """A sentence for each question that was asked again after an answer, or whose earlier attempts are gone."""
-    told = []
-    earlier: dict[Key, list[Record]] = {}
+def duplicate_attempts(records: Iterable[Record]) -> list[str]:
+    """Return a sentence for each attempt after an answer, and for each attempt whose predecessor is missing."""
+    found = []
+    attempts: dict[Key, list[Record]] = {}
     for record in records:
-        before = earlier.setdefault(key(record), [])
-        where = f"{record['question_id']} ({record['system']}, {record['budget_tokens']})"
-        if any(is_answered(attempt) for attempt in before):
-            told.append(f"{where} was answered and asked again.")
-        elif record["attempt"] != len(before) + 1:
-            told.append(f"{where} has an attempt {record['attempt']} where {len(before) + 1} was due.")
-        before.append(record)
-    return told
+        earlier = attempts.setdefault(key(record), [])
+        question = f"{record['question_id']} ({record['system']}, {record['budget_tokens']})"
+        if any(is_answered(attempt) for attempt in earlier):
+            found.append(f"{question} was repeated after an answer.")
+        elif record["attempt"] != len(earlier) + 1:
+            found.append(f"{question} has attempt {record['attempt']}, but attempt {len(earlier) + 1} was expected.")
+        earlier.append(record)
+    return found
 
 
-def verdict(told: Sequence[str]) -> str:
-    """What to say of a run whose records were tampered with; empty for a sound one."""
-    if not told:
+def duplicates_message(duplicates: Sequence[str]) -> str:
+    """Return the message for the result of `duplicate_attempts`; empty if there are none."""
+    if not duplicates:
         return ""
-    more = f" and {len(told) - 1:,} more" if len(told) > 1 else ""
-    return f"INVALID: only failed attempts may be repeated, and the records say otherwise: {told[0]}{more}"
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="memometer test-usage", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN")
-    args = parser.parse_args(argv)
-    bad = False
-    for path in args.runs:
-        try:
-            told, manifest = broken(read_records(path)), read_manifest(path)
-        except (RunFolderError, OSError) as error:
-            print(f"memometer.run.test_set_usage: {error}", file=sys.stderr)
-            return 2
-        bad = bad or bool(told)
-        print(f"{path}: {verdict(told) or 'no question was asked again after an answer.'}")
-        looks = count(lines(), configuration=configuration(manifest), data=manifest["identity"].get("data", ""))
-        if looks.all:
-            print(f"{path}: {looks}")
-    if not args.runs:
-        for line in lines():
-            print(
-                "  ".join(str(line.get(name, "?")) for name in ("time", "configuration", "status", "questions", "run"))
-            )
-    return 3 if bad else 0
+    more = f" and {len(duplicates) - 1:,} more" if len(duplicates) > 1 else ""
+    return f"INVALID: only failed attempts may be repeated: {duplicates[0]}{more}"

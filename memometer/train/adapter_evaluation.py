@@ -263,7 +263,7 @@ def _finish(evaluation: Evaluation, folder: RunFolder, fatal: str, *, stopped: b
     outcome = "invalid" if missing > FAILED_SHARE * len(keys) else "valid"
     usage = None
     if data.held_out(options.split):
-        usage = test_set_usage.look(folder, questions=len(evaluation.questions), status=outcome)
+        usage = test_set_usage.record_use(folder, questions=len(evaluation.questions), status=outcome)
     facts = {
         "status": outcome,
         "split": options.split,

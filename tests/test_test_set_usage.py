@@ -1,4 +1,4 @@
-"""Every look at the test split counts, and a run that asked again what was answered is known."""
+"""The log of test-set usage, and the detection of questions that were repeated after an answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memometer.commands import evaluate
+from memometer import cli
+from memometer.commands import evaluate, test_usage
 from memometer.harness.plan import make_plan
 from memometer.harness.runner import Runner, resume_run
 from memometer.run import test_set_usage
@@ -30,7 +31,7 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(folder: str, *flags: str) -> dict[str, Any]:
-    """A recall-only run on the sample, and its results."""
+    """Run a recall-only evaluation of the sample; return its results."""
     options = evaluate.options_of(["--recall-only", "--systems", "simple", *flags])
     Runner(make_plan(options)).start(Path(folder))
     return results(folder)
@@ -40,20 +41,20 @@ def results(folder: str) -> dict[str, Any]:
     return json.loads(Path(folder, "results.json").read_text())
 
 
-def test_looks_at_the_test_split_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluations_of_the_test_split_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     first = run("a", "--budgets", "64")
     assert first["test_set_usage"] == {"test_scored": {"configuration": 1, "all": 1}, "duplicate_attempts": []}
     assert run("b", "--budgets", "128")["test_set_usage"]["test_scored"] == {"configuration": 1, "all": 2}
     same = run("c", "--budgets", "64", "--num-threads", "3", "--no-mlflow", "--no-calibration")
     assert same["test_set_usage"]["test_scored"] == {"configuration": 2, "all": 3}, (
-        "how it runs is no other configuration"
+        "options of the execution do not change the configuration"
     )
-    said = "The test split has been scored twice under this configuration, 3 times in all here."
-    assert f"SAMPLE  {said}" in Path("c", "table.txt").read_text().splitlines()
-    assert f"SAMPLE  {said}" in capsys.readouterr().out.splitlines()
+    sentence = str(test_set_usage.TestSetUsage(configuration=2, all=3))
+    assert f"SAMPLE  {sentence}" in Path("c", "table.txt").read_text().splitlines()
+    assert f"SAMPLE  {sentence}" in capsys.readouterr().out.splitlines()
     assert run("d", "--budgets", "64", "--split", "train")["test_set_usage"]["test_scored"] is None
     assert run("e", "--budgets", "64", "--split", "all")["test_set_usage"]["test_scored"]["all"] == 4, (
-        "all holds the test"
+        "all includes the test part"
     )
     lines = [json.loads(line) for line in Path("runs", "ledger.jsonl").read_text().splitlines()]
     assert [line["run"] for line in lines] == ["a", "b", "c", "e"]
@@ -61,38 +62,38 @@ def test_looks_at_the_test_split_are_counted(capsys: pytest.CaptureFixture[str])
     assert all(line["questions"] == 13 and line["time"] and line["status"] == "valid" for line in lines)
 
 
-def test_a_resumed_run_is_one_look_and_leaves_its_mark_in_the_ledger() -> None:
+def test_a_resumed_run_counts_once() -> None:
     run("a", "--budgets", "64")
     resume_run(Path("a"))
     assert results("a")["test_set_usage"]["test_scored"] == {"configuration": 1, "all": 1}
-    assert len(test_set_usage.lines()) == 2, "lines are only ever added"
+    assert len(test_set_usage.entries()) == 2, "lines are only appended"
 
 
-def test_what_is_in_the_ledger_already_is_kept(working_folder: Path) -> None:
+def test_damaged_lines_are_kept(working_folder: Path) -> None:
     Path("runs").mkdir()
     torn = b'{"run": "x", "da'
     Path("runs", "ledger.jsonl").write_bytes(b"\xff no line\n[1]\n" + torn)
     assert run("a", "--budgets", "64")["test_set_usage"]["test_scored"] == {"configuration": 1, "all": 4}
     content = Path("runs", "ledger.jsonl").read_bytes()
     assert content.startswith(b"\xff no line\n[1]\n" + torn + b"\n{")
-    assert test_set_usage.main([]) == 0
+    assert test_usage.main([]) == 0
 
 
-def test_other_data_is_counted_apart() -> None:
+def test_other_data_is_counted_separately() -> None:
     run("a", "--budgets", "64")
-    looks = test_set_usage.count(test_set_usage.lines(), configuration="x", data="other")
-    assert (looks.configuration, looks.all) == (0, 0)
+    uses = test_set_usage.count_uses(test_set_usage.entries(), configuration="x", data="other")
+    assert (uses.configuration, uses.all) == (0, 0)
 
 
-def test_processes_at_once_are_all_counted(working_folder: Path) -> None:
+def test_concurrent_processes_are_counted(working_folder: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from memometer.run import test_set_usage\n"
         "from memometer.run.folder import RunFolder\n"
         "for i in range(25):\n"
         "    manifest = {'config': {}, 'identity': {'data': 'd'}, 'created_at': 'now'}\n"
         "    with RunFolder.create(Path(f'{sys.argv[1]}-{i}'), manifest) as folder:\n"
-        "        looks = test_set_usage.look(folder, questions=1, status='valid')\n"
-        "print(looks.all)"
+        "        uses = test_set_usage.record_use(folder, questions=1, status='valid')\n"
+        "print(uses.all)"
     )
     command = [sys.executable, "-c", script]
     started = [
@@ -101,7 +102,7 @@ def test_processes_at_once_are_all_counted(working_folder: Path) -> None:
     ]
     last = [int(process.communicate(timeout=60)[0]) for process in started]
     assert max(last) == 75
-    assert len(test_set_usage.lines()) == 75
+    assert len(test_set_usage.entries()) == 75
 
 
 def attempt(id: str, number: int, error: str = "") -> dict[str, Any]:
@@ -120,21 +121,19 @@ def test_only_failed_attempts_may_be_repeated(plan: dict[str, tuple[int, bool]],
     records: Attempts = []
     while any(queues.values()):
         records.append(queues[random.choice([id for id, queue in queues.items() if queue])].pop(0))
-    assert test_set_usage.broken(records) == []
+    assert test_set_usage.duplicate_attempts(records) == []
     for i, record in enumerate(records):
-        if not record["error"]:  # asked once more after the answer
+        if not record["error"]:  # repeated after the answer
             again = attempt(record["question_id"], record["attempt"] + 1)
-            told = test_set_usage.broken([*records, again])
-            assert told == [f"{record['question_id']} (s, 1) was answered and asked again."]
+            (found,) = test_set_usage.duplicate_attempts([*records, again])
+            assert found.startswith(f"{record['question_id']} (s, 1)")
         elif any(later["question_id"] == record["question_id"] for later in records[i + 1 :]):
-            told = test_set_usage.broken(records[:i] + records[i + 1 :])  # a failed attempt taken out
-            assert told
-            assert "was due" in told[0]
+            assert test_set_usage.duplicate_attempts(records[:i] + records[i + 1 :]), "a failed attempt is missing"
 
 
-def test_a_run_with_an_answer_asked_again_is_invalid(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_with_a_repeated_answer_is_invalid(capsys: pytest.CaptureFixture[str]) -> None:
     run("a", "--budgets", "64")
-    assert test_set_usage.main(["a"]) == 0
+    assert test_usage.main(["a"]) == 0
     lines = Path("a", "records.jsonl").read_text().splitlines()
     again = {**json.loads(lines[0]), "attempt": 2}
     with Path("a", "records.jsonl").open("a") as file:
@@ -143,22 +142,20 @@ def test_a_run_with_an_answer_asked_again_is_invalid(capsys: pytest.CaptureFixtu
     found = results("a")
     assert found["status"] == "invalid"
     assert len(found["test_set_usage"]["duplicate_attempts"]) == 1
-    assert "INVALID: only failed attempts may be repeated" in Path("a", "table.txt").read_text()
-    assert "are missing, more than" not in capsys.readouterr().out
-    assert test_set_usage.main(["a"]) == 3
+    assert "INVALID" in Path("a", "table.txt").read_text()
+    assert "are ungraded, more than" not in capsys.readouterr().out
+    assert test_usage.main(["a"]) == 3
     assert "INVALID" in capsys.readouterr().out
-    assert test_set_usage.main(["nowhere"]) == 2
+    assert cli.main(["test-usage", "nowhere"]) == 2
 
 
-def test_the_count_needs_no_open_run(working_folder: Path) -> None:
+def test_configuration_ignores_execution_options(working_folder: Path) -> None:
     manifest = {"config": {"seed": 1, "retries": 2}, "identity": {"data": "d"}, "created_at": "t"}
     with RunFolder.create(working_folder / "x", manifest) as folder:
-        assert str(test_set_usage.look(folder, questions=1, status="valid")).startswith(
-            "The test split has been scored once"
-        )
-    assert test_set_usage.configuration(manifest) == test_set_usage.configuration(
+        assert test_set_usage.record_use(folder, questions=1, status="valid").all == 1
+    assert test_set_usage.configuration_digest(manifest) == test_set_usage.configuration_digest(
         {**manifest, "config": {"seed": 1, "retries": 0}}
     )
-    assert test_set_usage.configuration(manifest) != test_set_usage.configuration(
+    assert test_set_usage.configuration_digest(manifest) != test_set_usage.configuration_digest(
         {**manifest, "config": {"seed": 2, "retries": 2}}
     )
