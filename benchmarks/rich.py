@@ -70,7 +70,7 @@ class Replayed(FactAugmented):
         super().__init__(**rich)
         self.replies = replies
 
-    def listed(self, session: Sequence[Turn]) -> list[str]:
+    def list_facts(self, session: Sequence[Turn]) -> list[str]:
         return self.replies.sessions[session[0].session]
 
 
@@ -88,7 +88,7 @@ def ask_model(name: str, sessions: Sequence[Session], replies: Replies) -> None:
     model, memory = resolve_models.load(name), FactAugmented()
     for session in missing:
         with metered() as usage, dspy.context(lm=model.lm, adapter=PlainAdapter()):
-            lines = memory.listed(session.turns)
+            lines = memory.list_facts(session.turns)
         if usage.unreported:
             raise SystemExit(f"{name} reports no tokens, and without them nothing is equal; use another model.")
         replies.add(session.number, lines, usage.prompt_tokens + usage.completion_tokens)

@@ -530,7 +530,7 @@ def test_what_cannot_be_measured_is_one_sentence_and_not_kept(
         (["--per-set", "0"], "--per-set: '0'"),
         (["--repeats", "999999999"], "1 to 100"),
         (["--judge-api-base", "http://me:pw@host/v1"], "user, password"),
-        (["--judge-model", "embedded:huge"], "no tier (tiny, small, base)"),
+        (["--judge-model", "embedded:huge"], "(tiny, small, base)"),
         (["--wrong-answers", "nowhere.json"], "cannot read the wrong answers 'nowhere.json'"),
         (["--data", "nowhere.json"], "which does not exist"),
     ],

@@ -1,4 +1,4 @@
-"""BM25: each turn by the words it shares with the question, and nothing else."""
+"""BM25 retrieval of turns."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from memometer.retrieval.bm25 import bm25_scores, term_counts
 
 @dataclass
 class CountedState(State):
-    """A State with the terms of each turn."""
+    """A State with the term counts of each turn."""
 
     terms: list[Counter[str]] = field(default_factory=list)
 
 
 class BM25(Memory[CountedState]):
-    """Turns by BM25 over the line, speaker included, without regard to what stands around them."""
+    """Ranks turns by BM25 of their lines, speaker included, without their context."""
 
     state_type = CountedState
 

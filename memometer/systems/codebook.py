@@ -1,8 +1,8 @@
-"""The unified memory of vectors: a ring of what came last, and a small codebook of what keeps coming back.
+"""A vector codebook: a ring buffer of the latest vectors, and a small set of codes for recurring ones.
 
-It is leader clustering (DP-means) with the moving averages of vector quantisation, the fading weights of DenStream, and
-a threshold of novelty: good for an overview and for telling what is new. As the only memory it is poor: one turn is
-shown for each code, and two in three turns fall between the thresholds and are gone when they leave the ring.
+It combines leader clustering (DP-means), the moving averages of vector quantisation, the fading weights of DenStream
+and a novelty threshold. It gives an overview and detects new content. As the only memory it is poor: each code shows
+one turn, and two thirds of the turns fall between the thresholds and are lost when they leave the ring.
 """
 
 from __future__ import annotations
@@ -27,8 +27,15 @@ from memometer.token_counters import TokenCounter
 
 @dataclass
 class Entry:
-    """A vector of unit length, float32 as bytes; what it is worth (energy) and when that was so, in hours; what it is
-    of (the number of an addition); and the goal that held."""
+    """An entry of ring or codebook.
+
+    Attributes:
+        vector: unit vector as float32 bytes.
+        energy: its weight at `time`.
+        time: hours.
+        of: the number of the addition that it comes from.
+        goal: the goal at that time.
+    """
 
     vector: bytes
     energy: float
@@ -42,16 +49,21 @@ class Codes:
     """The ring and the codebook, as a value.
 
     Args:
-        feature_dim: of the vectors.
-        short_max: entries of the ring; the oldest goes first.
-        long_max: codes; the one of least energy gives way.
-        ema_alpha: how far a code moves towards a vector that it takes in.
-        consolidate_thresh: cosine from which a code takes a vector in.
-        novelty_thresh: cosine to the nearest code below which a vector becomes a code of its own. What lies between the
-            two is in the ring only.
-        age_beta: energy fades by exp(-age_beta) an hour.
-        goal_dim: of the goal, a moving average of what `aim` is given, which moves less each time.
-        last: the id of the episode that was taken in last from a store.
+        feature_dim: dimensions of the vectors.
+        short_max: entries of the ring; the oldest is dropped first.
+        long_max: number of codes; the one with the least energy is replaced.
+        ema_alpha: step of a code towards a vector that it absorbs.
+        consolidate_thresh: cosine from which a code absorbs a vector.
+        novelty_thresh: a vector with a lower cosine to every code becomes a new code. Vectors between the two
+            thresholds are in the ring only.
+        age_beta: energy decays by exp(-age_beta) per hour.
+        goal_dim: dimensions of the goal, the mean of the vectors given to `aim`.
+        short: the ring.
+        long: the codes.
+        goal: the goal as float32 bytes.
+        goals: number of vectors given to `aim`.
+        added: number of vectors given to `add`.
+        last: id of the last episode that was added from a store.
     """
 
     feature_dim: int
@@ -70,7 +82,7 @@ class Codes:
     last: str = ""
 
     def add(self, vector: np.ndarray, *, time: float, energy: float = 1.0) -> None:
-        """Take in a vector, shape (feature_dim,), at some time in hours."""
+        """Add a vector, shape (feature_dim,), at a time in hours."""
         row = np.asarray(vector, np.float32).reshape(self.feature_dim)
         row = row / max(float(np.linalg.norm(row)), 1e-12)
         entry = Entry(row.tobytes(), energy, time, self.added, self.goal)
@@ -90,14 +102,14 @@ class Codes:
             self.long.append(entry)
 
     def aim(self, vector: np.ndarray) -> None:
-        """Move the goal towards a vector, shape (goal_dim,): the n-th by 1 / n, so that it is their mean."""
+        """Move the goal towards a vector, shape (goal_dim,), so that it is the mean of all of them."""
         row = np.asarray(vector, np.float32).reshape(self.goal_dim)
         self.goals += 1
         goal = np.frombuffer(self.goal, np.float32) if self.goal else np.zeros_like(row)
         self.goal = (goal + (row - goal) / np.float32(self.goals)).tobytes()
 
     def dump(self) -> dict[str, Any]:
-        """Vectors, energies and times of ring and codebook, and the goal, as arrays."""
+        """Return the vectors, energies and times of ring and codebook, and the goal, as arrays."""
         parts = (("short", self.short), ("long", self.long))
         dumped: dict[str, Any] = {f"{name}_vectors": self.matrix(entries) for name, entries in parts}
         for name, entries in parts:
@@ -106,7 +118,7 @@ class Codes:
         return {**dumped, "goal": np.frombuffer(self.goal, np.float32)}
 
     def energy_stats(self, *, time: float) -> dict[str, float]:
-        """Number, sum, mean, least and greatest energy of the codes at some time."""
+        """Return the number, sum, mean, minimum and maximum of the codes' energies at a time in hours."""
         energies = [self._faded(code, time) for code in self.long] or [0.0]
         total, count = sum(energies), len(self.long)
         return {
@@ -114,8 +126,10 @@ class Codes:
         }  # fmt: skip
 
     def catch_up(self, store: Store, scope: str) -> None:
-        """Add what was stored in a scope since the last time, or all anew where some of it was removed for good. Agents
-        that store into one scope and catch up have one codebook: its vectors are the store's, rotated and rounded."""
+        """Add the episodes that were stored in a scope since the last call; start again if some were deleted.
+
+        Agents that share a scope get the same codebook. Its vectors are the store's quantised ones.
+        """
         kind = store.vector_format()
         held = [episode for episode in store.scan(scope) if episode.codes]
         if self.added and [episode.id for episode in held[self.added - 1 : self.added]] != [self.last]:
@@ -127,7 +141,7 @@ class Codes:
             self.last = episode.id
 
     def matrix(self, entries: Sequence[Entry]) -> np.ndarray:
-        """Their vectors, shape (entries, feature_dim)."""
+        """Return the vectors of entries, shape (entries, feature_dim)."""
         return np.frombuffer(b"".join(entry.vector for entry in entries), np.float32).reshape(-1, self.feature_dim)
 
     def _faded(self, entry: Entry, time: float) -> float:
@@ -136,19 +150,20 @@ class Codes:
 
 @dataclass
 class CodebookState(State):
-    """A State with the codes of its turns; none before the first turn. `scope` is of the store, where there is one."""
+    """A State with the codes of its turns (None before the first turn) and its scope in the store, if any."""
 
     codes: Codes | None = None
     scope: str = ""
 
 
 class Codebook(Memory[CodebookState]):
-    """The turns that made the codes, and those in the ring, by cosine; of other turns nothing is known.
+    """Ranks the turns of the codes and of the ring by cosine; other turns are forgotten.
 
     Args:
-        encoder: makes the vectors; None for the default one, loaded at first use.
-        memory_url: of a store that keeps every turn, so that the codes can be made again; None keeps them in the state.
-        parameters: of `Codes`, by name.
+        count: counts tokens, as in Memory.
+        encoder: the encoder; None for the default one, loaded at first use.
+        memory_url: URL of a store that keeps every turn, so that the codes can be rebuilt; None uses the state alone.
+        parameters: parameters of `Codes`.
     """
 
     state_type = CodebookState
@@ -169,21 +184,21 @@ class Codebook(Memory[CodebookState]):
         self.parameters = parameters
 
     def new(self) -> CodebookState:
-        """An empty state, of a scope of its own where there is a store."""
+        """Return an empty state; with a store, in a scope of its own."""
         return self.open(uuid.uuid4().hex) if self.memory_url else CodebookState()
 
     def open(self, scope: str) -> CodebookState:
-        """The state of all that was observed in a scope of the store; its turns are encoded again."""
+        """Return the state of everything that was observed in a scope of the store; the turns are encoded again."""
         state = CodebookState(scope=scope)
         assert self.memory_url
         turns = [turn_of(episode) for episode in opened(self.memory_url).scan(scope)]
-        self._take_in(state, turns, self._vectors(turns))
+        self._add_turns(state, turns, self._vectors(turns))
         return state
 
     def observe(self, state: CodebookState, turns: Sequence[Turn]) -> None:
-        """As Memory's. With a store, a turn that is known already is passed over."""
+        """Append turns. With a store, known turns are skipped."""
         if not self.memory_url:
-            self._take_in(state, turns, self._vectors(turns))
+            self._add_turns(state, turns, self._vectors(turns))
             return
         store = opened(self.memory_url)
         known = {episode.id for episode in store.get(state.scope, [turn.id for turn in turns])}
@@ -191,9 +206,9 @@ class Codebook(Memory[CodebookState]):
             vectors = self._vectors(turns)
             episodes = [episode_of(turn, len(state.turns) + n) for n, turn in enumerate(turns)]
             store.store_episodes(state.scope, episodes, np.stack(vectors), encoder=self._encoder().name)
-            self._take_in(state, turns, vectors)
+            self._add_turns(state, turns, vectors)
 
-    def _take_in(self, state: CodebookState, turns: Sequence[Turn], vectors: Sequence[np.ndarray]) -> None:
+    def _add_turns(self, state: CodebookState, turns: Sequence[Turn], vectors: Sequence[np.ndarray]) -> None:
         for turn, vector in zip(turns, vectors, strict=True):
             if state.codes is None:
                 parameters: dict[str, Any] = {"feature_dim": len(vector), **self.parameters}
@@ -202,7 +217,7 @@ class Codebook(Memory[CodebookState]):
         super().observe(state, turns)
 
     def _vectors(self, turns: Sequence[Turn]) -> list[np.ndarray]:
-        # One by one, because the last bits of a vector depend on what is encoded with it.
+        # Encode one by one, because the last bits of a vector depend on the whole call.
         return [self._encoder()([turn.header + turn.line])[0] for turn in turns]
 
     def recall(self, state: CodebookState, question: str, budget_tokens: int) -> Recall:

@@ -1,4 +1,4 @@
-"""Entity memory: what a model wrote about each person, place and thing, found by the names in the question."""
+"""Entity memory: facts that a model extracts about people, places and things, found by the names in the question."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from memometer.retrieval.bm25 import bm25_scores, term_counts
 from memometer.systems.notes import Note, WritingMemory, ask, day, show_notes, text, transcript
 from memometer.token_counters import TokenCounter
 
-KNOWN_NOTES = 20  # of what is known already, so many notes are shown to the model, the newest
+KNOWN_NOTES = 20  # the newest known facts that the model sees
 
 
 class DescribeEntities(dspy.Signature):
@@ -27,14 +27,16 @@ line for each fact, in the form Name: fact"""
 
 @dataclass
 class EntityState(State):
-    """A State with facts by entity, both in the order in which they were first written."""
+    """A State with facts by entity, both in order of first occurrence."""
 
     facts: dict[str, list[Note]] = field(default_factory=dict)
 
 
 class Entity(WritingMemory[EntityState]):
-    """Facts about the entities that the question names, then the others while they fit; of each, the ones that share
-    more words with the question first. A fact is dated by its session; a later one stands beside an earlier one."""
+    """Shows facts about the entities that the question names first, then other facts; each group is ranked by BM25.
+
+    A fact has the date of its session. A later fact does not replace an earlier one.
+    """
 
     state_type = EntityState
 
@@ -43,30 +45,37 @@ class Entity(WritingMemory[EntityState]):
         self.describe = dspy.Predict(DescribeEntities)
 
     def write(self, state: EntityState, session: Sequence[Turn]) -> None:
-        said = transcript(session)
-        spoken = said.lower()
-        known = [note for name, notes in state.facts.items() if name.lower() in spoken for note in notes]
-        lines = ask(self.describe, known=text(known[-KNOWN_NOTES:]), session=said)
+        dialogue = transcript(session)
+        lowered = dialogue.lower()
+        known = [note for name, notes in state.facts.items() if name.lower() in lowered for note in notes]
+        lines = ask(self.describe, known=text(known[-KNOWN_NOTES:]), session=dialogue)
         names = {name.lower(): name for name in [*state.facts, *sorted({turn.speaker for turn in session})]}
         for name, fact in parse(lines, list(names.values())):
             name = names.setdefault(name.lower(), name)
             facts = state.facts.setdefault(name, [])
-            # Small models repeat what they are shown as known, with its date or without.
+            # Small models repeat known facts, with or without the date.
             if not any(note.line.startswith(" ".join(f"{name}: {fact}".split())) for note in facts):
                 facts.append(self.note(f"{name}: {fact} ({day(session[0])})"))
 
     def recall(self, state: EntityState, question: str, budget_tokens: int) -> Recall:
-        asked = term_counts(question)
+        query = term_counts(question)
         notes = [note for facts in state.facts.values() for note in facts]
-        named = [any(term in asked for term in term_counts(name)) for name, facts in state.facts.items() for _ in facts]
+        named = [any(term in query for term in term_counts(name)) for name, facts in state.facts.items() for _ in facts]
         matches = bm25_scores([term_counts(note.line) for note in notes], question)
         ranking = sorted(range(len(notes)), key=lambda i: (not named[i], -matches[i], -i))
         return show_notes(state, notes, ranking, budget_tokens, self.count)
 
 
 def parse(lines: Sequence[str], names: Sequence[str]) -> list[tuple[str, str]]:
-    """(name, fact) of each line that holds both. A name alone is the heading of the lines below it; a line without one
-    belongs to that heading, else to the known name that it begins with, else to nobody."""
+    """Return (name, fact) of each line that has both.
+
+    A line with a name alone is a heading. A line without a name belongs to the last heading, or to the known name that
+    it starts with; otherwise it is dropped.
+
+    Args:
+        lines: lines of a reply.
+        names: the known names.
+    """
     found = []
     heading = ""
     for line in lines:

@@ -1,11 +1,11 @@
-"""Episodic memory: each turn an episode with a time, importance and uses, kept by a store (memometer/store/).
+"""Episodic memory: every turn is an episode with a time, an importance and a use count, in a store (memometer/store/).
 
 memory = Episodic(memory_url="sqlite:///memory.db")
-state = memory.open("agent-1")                       # what was observed before, by any process
-memory.observe(state, turns)                         # there when it returns
+state = memory.open("agent-1")                       # everything that any process observed in this scope
+memory.observe(state, turns)                         # durable when it returns
 recall = memory.recall(state, question, 2048, at=now)
-memory.observe_uses(state, recall.turn_ids)          # recall itself writes nothing
-memory.consolidate(state, at=now)                    # merge and forget: when idle, or nightly
+memory.observe_uses(state, recall.turn_ids)          # recall itself does not write
+memory.consolidate(state, at=now)                    # merge and archive, for example every night
 """
 
 from __future__ import annotations
@@ -27,8 +27,13 @@ from memometer.token_counters import TokenCounter
 
 @dataclass
 class EpisodicState(State):
-    """Whose episodes (`scope`), and the store that holds them where the memory has no URL. Episodes are numbered in the
-    order of observing; `turns` are those observed through this very state."""
+    """A scope of a store.
+
+    Attributes:
+        scope: the scope.
+        store: holds the episodes if the memory has no URL.
+        number: the number of the next episode, in order of observation.
+    """
 
     scope: str = ""
     store: InMemory = field(default_factory=InMemory)
@@ -36,12 +41,13 @@ class EpisodicState(State):
 
 
 class Episodic(Memory[EpisodicState]):
-    """Turns by words, meaning, recency, importance and use, each with its weight.
+    """Ranks turns by a weighted sum of words, meaning, recency, importance and use.
 
     Args:
-        encoder: makes the vectors; None for the default one, loaded at first use.
-        weights: of recall, merging and forgetting; the default is what measurement supports.
-        memory_url: of the store, such as sqlite:///memory.db; None keeps everything in the state.
+        count: counts tokens, as in Memory.
+        encoder: the encoder; None for the default one, loaded at first use.
+        weights: weights of recall, merging and archiving; the defaults are measured.
+        memory_url: URL of the store, such as sqlite:///memory.db; None keeps everything in the state.
     """
 
     state_type = EpisodicState
@@ -62,28 +68,36 @@ class Episodic(Memory[EpisodicState]):
         self.memory_url = memory_url
 
     def new(self) -> EpisodicState:
-        """An empty state, of a scope of its own where there is a store."""
+        """Return an empty state; with a store, in a scope of its own."""
         return self.open(uuid.uuid4().hex) if self.memory_url else EpisodicState()
 
     def open(self, scope: str) -> EpisodicState:
-        """The state of all that was observed in a scope of the store."""
+        """Return the state of everything that was observed in a scope of the store."""
         state = EpisodicState(scope=scope)
         size = self.store(state).size(scope)
         state.number = size.episodes + size.archived
         return state
 
     def store(self, state: EpisodicState) -> Store:
+        """Return the store of a state."""
         return opened(self.memory_url) if self.memory_url else state.store
 
     def observe(self, state: EpisodicState, turns: Sequence[Turn]) -> None:
-        """As Memory's. A turn that is known already is passed over, so that after a crash all can be repeated."""
+        """Append turns. Known turns are skipped, so that everything can be repeated after a crash."""
         encoder = self._encoder()
         new = turn_conversion.observe(self.store(state), state.scope, turns, encoder=encoder, number=state.number)
         state.number += len(new)
         super().observe(state, new)
 
     def recall(self, state: EpisodicState, question: str, budget_tokens: int, *, at: float | None = None) -> Recall:
-        """As Memory's, at some time (Unix seconds); None asks at the time of the newest episode."""
+        """Return the text to show for a question.
+
+        Args:
+            state: the state.
+            question: any text.
+            budget_tokens: a hard bound on the text.
+            at: time of the question in Unix seconds; None for the time of the newest episode.
+        """
         return turn_conversion.recall(
             self.store(state),
             state.scope,
@@ -97,11 +111,11 @@ class Episodic(Memory[EpisodicState]):
         )
 
     def observe_uses(self, state: EpisodicState, turn_ids: Sequence[str]) -> None:
-        """Count that these turns were used: those that a recall showed, or those that an answer cited."""
+        """Count a use of turns that a recall showed, or that an answer cited."""
         self.store(state).change(state.scope, uses=Counter(turn_ids))
 
     def consolidate(self, state: EpisodicState, *, at: float) -> Consolidated:
-        """Merge near-duplicates and archive what is forgotten, by the weights, at some time (Unix seconds)."""
+        """Merge near-duplicates and archive faded turns, at a time in Unix seconds."""
         return self.store(state).consolidate(state.scope, at=at, weights=self.weights)
 
     def _encoder(self) -> Encoder:
@@ -111,7 +125,7 @@ class Episodic(Memory[EpisodicState]):
 
 
 class EpisodicSeed(Episodic):
-    """The same with the weights of the idea that this project grew from."""
+    """The episodic memory with the weights of the proposal that this project started from."""
 
     def __init__(
         self, *, count: TokenCounter | None = None, encoder: Encoder | None = None, memory_url: str | None = None

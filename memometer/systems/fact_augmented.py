@@ -1,7 +1,7 @@
-"""Rich mode: facts that a model reads out of each session, as further keys to the turns they come from.
+"""The adaptive memory with facts that a model extracts from each session, as additional keys to their source turns.
 
-Turns stay what is kept and printed; a fact only says in other words, or with its date, what its turns are about. Off
-unless asked for: measured at equal total tokens it has not paid for its calls (docs/experiments.md).
+Turns are still what is stored and shown; a fact states their content in other words, or with its date. At equal total
+tokens this has not paid for its model calls (docs/experiments.md).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from memometer.systems.adaptive import AdaptiveMemory, IndexedState
 from memometer.systems.notes import WritingMemory, ask
 
 NOW = re.compile(r"\b(?:currently|now|nowadays|these days|at the moment|still|latest|most recent)\b", re.IGNORECASE)
-"""What asks for how things are now. Narrow on purpose: a question that is missed still has every key."""
+"""Words of questions about the present. The pattern is narrow; a question that it misses can still use every fact."""
 
 SIMILAR = 0.5
-"""The share of stems from which on two attributes are the same one (Jaccard)."""
+"""Jaccard similarity of stems from which two attributes count as the same."""
 
 
-# No example: small models copy it into their answers as a fact.
+# There is no worked example, because small models copy it as a fact.
 class ExtractFacts(dspy.Signature):
     """List the facts that the numbered lines tell. One line for each, in the form: number | person | attribute | \
 value"""
@@ -39,10 +39,17 @@ value"""
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """What the turns at `positions` (0-based, in `state.turns`) tell about a subject, in two times.
+    """A fact about a subject, with two times: when it was said, and when it is true.
 
-    It was told at `said_at`. In the world it holds from `valid_from` to `valid_to`, None while no end is known.
-    `superseded_by` is the place in `state.facts` of the fact that took over; both are kept.
+    Attributes:
+        subject: whom or what it is about.
+        attribute: the property; may be empty.
+        value: the value of the property.
+        positions: its source turns, as positions in `state.turns`.
+        said_at: when it was said.
+        valid_from: the first day on which it is true.
+        valid_to: the last day; None if no end is known.
+        superseded_by: the position in `state.facts` of the fact that replaced it. Both are kept.
     """
 
     subject: str
@@ -56,22 +63,23 @@ class Fact:
 
     @property
     def text(self) -> str:
+        """The fact as one line."""
         return f"{self.subject} {self.attribute} {self.value}"
 
 
 @dataclass
 class FactsState(IndexedState):
-    """An IndexedState with the facts read from its turns, in the order in which they were told."""
+    """An IndexedState with the facts extracted from its turns, in the order in which they were said."""
 
     facts: list[Fact] = field(default_factory=list)
 
 
 class FactAugmented(WritingMemory[IndexedState], AdaptiveMemory):
-    """The adaptive memory, with a bonus for the turns behind the facts that match the question.
+    """The adaptive memory, with a bonus for the source turns of facts that match the question.
 
     Args:
-        fact_weight: what a fact that matches one standard deviation better than the mean fact adds to its turns, in
-            standard deviations of the turns' own scores; 0 leaves the ranking as it is.
+        fact_weight: the bonus for a fact that matches one standard deviation better than the mean fact, in standard
+            deviations of the turns' scores; 0 does not change the ranking.
         adaptive: the parameters of AdaptiveMemory.
     """
 
@@ -83,16 +91,15 @@ class FactAugmented(WritingMemory[IndexedState], AdaptiveMemory):
         self.fact_weight = fact_weight
         self.extract = dspy.Predict(ExtractFacts)
 
-    def listed(self, session: Sequence[Turn]) -> list[str]:
-        """The lines in which the model lists the facts of a session: one call."""
-        said = session[0].header + "".join(f"{i} {turn.line}" for i, turn in enumerate(session, start=1))
-        return ask(self.extract, session=said)
+    def list_facts(self, session: Sequence[Turn]) -> list[str]:
+        """Let the model list the facts of a session, in one call. Returns its lines."""
+        dialogue = session[0].header + "".join(f"{i} {turn.line}" for i, turn in enumerate(session, start=1))
+        return ask(self.extract, session=dialogue)
 
-    # The state is the one that `new` makes.
     def write(self, state: FactsState, session: Sequence[Turn]) -> None:  # type: ignore[override]
         first = len(state.turns)
         said_at = session[0].said_at
-        for numbers, subject, attribute, value in parse(self.listed(session), turns=len(session)):
+        for numbers, subject, attribute, value in parse(self.list_facts(session), turns=len(session)):
             positions = tuple(first + number - 1 for number in numbers)
             valid_from, valid_to = world_time(value, said_at.date())
             add(state.facts, Fact(subject, attribute, value, positions, said_at, valid_from, valid_to))
@@ -101,27 +108,35 @@ class FactAugmented(WritingMemory[IndexedState], AdaptiveMemory):
         own = super().scores(state, question, follow_up_queries)
         if not state.facts:
             return own
-        bonus = np.max([by_facts(state, asked) for asked in (question, *follow_up_queries)], axis=0)
-        # Where all turns score the same, the facts alone decide.
+        bonus = np.max([fact_scores(state, query) for query in (question, *follow_up_queries)], axis=0)
+        # If all turns have the same score, the facts alone decide.
         return own + self.fact_weight * (float(own.std()) or 1.0) * bonus
 
 
-def by_facts(state: FactsState, question: str) -> np.ndarray:
-    """How well the best fact of each turn matches the question, shape (turns,): its BM25 in standard deviations above
-    the mean fact, 0 where there is none. What is superseded counts unless the question is about now."""
+def fact_scores(state: FactsState, question: str) -> np.ndarray:
+    """Score the best fact of each turn for a question.
+
+    Superseded facts count unless the question is about the present.
+
+    Returns:
+        Shape (turns,): BM25 in standard deviations above the mean fact; 0 for a turn without facts.
+    """
     now = NOW.search(question)
     facts = [fact for fact in state.facts if not now or fact.superseded_by is None]
-    found = bm25_scores([term_counts(fact.text) for fact in facts], question)
+    scores = bm25_scores([term_counts(fact.text) for fact in facts], question)
     best = np.zeros(len(state.turns))
-    for fact, above in zip(facts, (found - found.mean()) / (found.std() or 1.0), strict=True):
+    for fact, above in zip(facts, (scores - scores.mean()) / (scores.std() or 1.0), strict=True):
         for position in fact.positions:
             best[position] = max(best[position], above)
     return best
 
 
 def add(facts: list[Fact], new: Fact) -> None:
-    """Append a fact. Of two with another value for the same thing, the one that began earlier in the world is
-    superseded from the day on which the later one began, whichever was told first; of one day, both hold."""
+    """Append a fact, and mark a contradicting fact as superseded.
+
+    Of two facts with different values, the one with the earlier `valid_from` ends on the day on which the later one
+    starts, whichever was said first. Facts that start on the same day are both true.
+    """
     facts.append(new)
     for i, old in enumerate(facts[:-1]):
         if old.superseded_by is not None or old.valid_from == new.valid_from or not contradict(old, new):
@@ -132,7 +147,7 @@ def add(facts: list[Fact], new: Fact) -> None:
 
 
 def contradict(a: Fact, b: Fact) -> bool:
-    """Whether two facts give the same attribute of the same subject another value, by their stems."""
+    """Return True if two facts have different values for the same attribute of the same subject, compared by stems."""
     if term_counts(a.subject).keys() != term_counts(b.subject).keys() or term_counts(a.value) == term_counts(b.value):
         return False
     one, other = term_counts(a.attribute).keys(), term_counts(b.attribute).keys()
@@ -140,8 +155,10 @@ def contradict(a: Fact, b: Fact) -> bool:
 
 
 def world_time(value: str, said: date) -> tuple[date, date | None]:
-    """From when to when a value holds, by the dates in it: the earliest is its beginning, one after `until` its end.
-    Without a beginning it is the day on which it was said."""
+    """Return the first and the last day on which a value is true, from the dates in it.
+
+    The earliest date is the start, a date after `until` the end. Without a start, it is the day on which it was said.
+    """
     begins: list[date] = []
     end = None
     for when in dates.find(value, said):
@@ -162,8 +179,10 @@ _HEADING = {"subject", "person", "attribute", "value"}
 
 
 def parse(lines: Iterable[str], *, turns: int) -> list[tuple[tuple[int, ...], str, str, str]]:
-    """(numbers, subject, attribute, value) of each line that has numbers of turns, 1 to `turns`, and two parts or more;
-    of two, the attribute is empty. Other lines and numbers are dropped."""
+    """Return (turn numbers, subject, attribute, value) of each line with turn numbers and at least two parts.
+
+    With two parts, the attribute is empty. Other lines, and numbers above `turns`, are dropped.
+    """
     found = []
     for line in lines:
         if not (match := _LINE.match(line.strip("| ([*"))):
@@ -179,7 +198,7 @@ def parse(lines: Iterable[str], *, turns: int) -> list[tuple[tuple[int, ...], st
 
 
 def _numbers(text: str, turns: int) -> tuple[int, ...]:
-    """The numbers in `3, 5-7`, each once, that are from 1 to `turns`."""
+    """Return the distinct numbers in a list like `3, 5-7` that are from 1 to `turns`."""
     found: list[int] = []
     for first, last in re.findall(r"(\d+)(?:\s*[–-]\s*(\d+))?", text):
         found += range(max(int(first), 1), min(int(last or first), turns) + 1)

@@ -1,11 +1,11 @@
-"""Full context: the whole conversation, the baseline that most published memories do not reach."""
+"""The whole conversation as context: a baseline that most published memories do not reach."""
 
 from memometer.budget import show
 from memometer.memory import BudgetTooSmall, Memory, Recall, State
 
 
 class FullContext(Memory[State]):
-    """Every turn, or BudgetTooSmall: a truncated full context would be another system under this name."""
+    """Shows every turn, or raises BudgetTooSmall; a truncated context would be another system."""
 
     shows_everything = True
 

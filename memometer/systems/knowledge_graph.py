@@ -1,4 +1,4 @@
-"""Knowledge graph: who did what, as triples that a model extracts, found by walking from the question's entities."""
+"""Knowledge graph: triples that a model extracts, found by steps from the entities in the question."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from memometer.systems.notes import Note, WritingMemory, ask, day, show_notes
 from memometer.token_counters import TokenCounter
 
 
-# No example: small models copy it into their answers as a fact.
+# There is no worked example, because small models copy it as a fact.
 class ExtractTriples(dspy.Signature):
     """List the facts that the numbered lines tell. One line for each, in the form: number | subject | relation | \
 object"""
@@ -25,8 +25,16 @@ object"""
 
 @dataclass(frozen=True, slots=True)
 class Triple:
-    """An edge of the graph, the date of its session, the turn it was read in (None where the model named none), and
-    how it is shown."""
+    """An edge of the graph.
+
+    Attributes:
+        subject: start of the edge.
+        relation: label of the edge.
+        object: end of the edge.
+        date: date of its session.
+        turn_id: its source turn; None if the model named none.
+        note: the printed form.
+    """
 
     subject: str
     relation: str
@@ -38,14 +46,14 @@ class Triple:
 
 @dataclass
 class GraphState(State):
-    """A State with the triples read from its turns, in time order."""
+    """A State with the triples extracted from its turns, in time order."""
 
     triples: list[Triple] = field(default_factory=list)
 
 
 class KnowledgeGraph(WritingMemory[GraphState]):
-    """Triples about an entity that the question names, then those one step away, then the others while they fit; of
-    each, the ones that share more words with the question first."""
+    """Shows triples with an entity that the question names, then those one step away, then others; each group is ranked
+    by BM25."""
 
     state_type = GraphState
 
@@ -54,26 +62,26 @@ class KnowledgeGraph(WritingMemory[GraphState]):
         self.extract = dspy.Predict(ExtractTriples)
 
     def write(self, state: GraphState, session: Sequence[Turn]) -> None:
-        said = session[0].header + "".join(f"{i} {turn.line}" for i, turn in enumerate(session, start=1))
-        for number, subject, relation, object in parse(ask(self.extract, session=said)):
+        dialogue = session[0].header + "".join(f"{i} {turn.line}" for i, turn in enumerate(session, start=1))
+        for number, subject, relation, object in parse(ask(self.extract, session=dialogue)):
             turn_id = session[number - 1].id if 1 <= number <= len(session) else None
             date = day(session[0])
             note = self.note(f"{subject} {relation} {object} ({date})", (turn_id,) if turn_id else ())
             state.triples.append(Triple(subject, relation, object, date, turn_id, note))
 
     def recall(self, state: GraphState, question: str, budget_tokens: int) -> Recall:
-        asked = set(term_counts(question))
+        query = set(term_counts(question))
         ends = [{frozenset(term_counts(end)) for end in (t.subject, t.object)} - {frozenset()} for t in state.triples]
-        named = {end for both in ends for end in both if end <= asked}
-        beside = {end for both in ends if both & named for end in both}
-        steps = [0 if both & named else 1 if both & beside else 2 for both in ends]
+        named = {end for both in ends for end in both if end <= query}
+        adjacent = {end for both in ends if both & named for end in both}
+        steps = [0 if both & named else 1 if both & adjacent else 2 for both in ends]
         matches = bm25_scores([term_counts(triple.note.line) for triple in state.triples], question)
         ranking = sorted(range(len(steps)), key=lambda i: (steps[i], -matches[i], -i))
         return show_notes(state, [triple.note for triple in state.triples], ranking, budget_tokens, self.count)
 
 
 def parse(lines: Sequence[str]) -> list[tuple[int, str, str, str]]:
-    """(number, subject, relation, object) of each line with three parts; the number is 0 where there is none."""
+    """Return (line number, subject, relation, object) of each line with three parts; a missing number is 0."""
     found = []
     for line in lines:
         parts = [part.strip(" \"'()[]") for part in line.strip("| ()").split("|" if "|" in line else ",")]

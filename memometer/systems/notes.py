@@ -1,7 +1,7 @@
-"""Notes, the lines that a model wrote, and what the memories that write them have in common.
+"""The base of memories that a language model writes: notes, and the parsing of replies.
 
-Small models write as they please, so replies are read line by line, and what cannot be read is dropped: a bad reply
-costs facts, never the run. A failed call does end the writing, since it is a failure and no memory.
+Small models do not keep to a form, so replies are parsed line by line and unparseable lines are dropped. A bad reply
+costs facts, never the run. A failed call raises.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from memometer.memory import Memory, Recall, State, Turn, format_date
 from memometer.token_counters import TokenCounter
 
 REPLY_TOKENS = 400
-"""The room for one reply: about twenty lines. Answers are cut much earlier."""
+"""Upper bound on a reply, about twenty lines. Answers to questions have a lower one."""
 
-NOTHING = "nothing"  # what an empty input is called, and what models call an empty reply
+NOTHING = "nothing"  # stands for an empty input, and models reply it for an empty output
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """One line, ending in a newline, what it costs to show, and the turns that it is known to come from."""
+    """One line, ending in a newline, its tokens, and its source turns, if they are known."""
 
     line: str
     tokens: int
@@ -35,7 +35,7 @@ class Note:
 
 @dataclass
 class NotesState(State):
-    """A State beside what a model wrote about its turns."""
+    """A State with the notes that a model wrote about its turns."""
 
     notes: list[Note] = field(default_factory=list)
 
@@ -44,10 +44,10 @@ S = TypeVar("S", bound=State)
 
 
 class WritingMemory(Memory[S]):
-    """A memory that a model writes, session by session, so that one call of `observe` or many give the same state.
+    """A memory that a model writes, one session at a time, so that one or many calls of `observe` give the same state.
 
-    A session that comes in two calls is written down in two parts, each read once. A call to the model that fails
-    leaves the session out whole, so it can be observed again.
+    A session that is observed in two calls is written in two parts. If a model call fails, the whole session is left
+    out, so it can be observed again.
     """
 
     needs_model = True
@@ -60,24 +60,32 @@ class WritingMemory(Memory[S]):
             super().observe(state, session)
 
     def write(self, state: S, session: Sequence[Turn]) -> None:
-        """Bring what is written up to date with the turns of one session, which `state.turns` does not hold yet."""
+        """Update the notes with the turns of one session, which are not in `state.turns` yet."""
         raise NotImplementedError(f"{type(self).__name__} must define write")
 
     def note(self, line: str, turn_ids: tuple[str, ...] = ()) -> Note:
-        """The line as a note, its cost counted."""
+        """Return a line as a note, with its tokens."""
         line = " ".join(line.split()) + "\n"
         return Note(line, self.count(line), turn_ids)
 
 
 def ask(predictor: dspy.Predict, **inputs: str) -> list[str]:
-    """The lines of the predictor's one output, without bullets, repetitions, and lines that hold no word.
+    """Call a predictor and return the lines of its output, without bullets, duplicates and lines without words.
 
-    Empty where the reply holds nothing; raises what a failed call raises.
+    Args:
+        predictor: a predictor with one output.
+        inputs: its inputs.
+
+    Returns:
+        The lines; empty if the reply is empty or does not parse.
+
+    Raises:
+        dspy.LMError: the call failed.
     """
     lm = predictor.lm or dspy.settings.lm
-    # A reply of a reasoning model has room for its thoughts, which is more.
-    room = getattr(lm, "kwargs", {}).get("max_tokens") or 0
-    config = {"max_tokens": REPLY_TOKENS} if 0 < room < REPLY_TOKENS else {}
+    # A reasoning model has a larger limit already, for its thoughts.
+    limit = getattr(lm, "kwargs", {}).get("max_tokens") or 0
+    config = {"max_tokens": REPLY_TOKENS} if 0 < limit < REPLY_TOKENS else {}
     try:
         prediction = predictor(config=config, **{name: text.strip() or NOTHING for name, text in inputs.items()})
     except AdapterParseError:
@@ -94,22 +102,23 @@ def _lines(reply: str) -> Iterable[str]:
 
 
 def sentences(lines: Iterable[str]) -> Iterable[str]:
-    """Lines of prose cut where a sentence ends, so that a budget can hold the first half of a paragraph."""
+    """Split lines into sentences, so that a budget can hold a part of a paragraph."""
     for line in lines:
         yield from re.split(r"(?<=[^\W\d_]{2}[.!?])\s+(?=[A-Z])", line)
 
 
 def transcript(session: Sequence[Turn]) -> str:
-    """A session as a model reads it: the date line, then the turns."""
+    """Return a session as text: the date line, then the turns."""
     return session[0].header + "".join(turn.line for turn in session)
 
 
 def day(turn: Turn) -> str:
-    """The date of a turn's session, such as 8 May 2023."""
+    """Return the date of a turn's session, such as 8 May 2023."""
     return format_date(turn.said_at)
 
 
 def text(notes: Iterable[Note]) -> str:
+    """Join the lines of notes."""
     return "".join(note.line for note in notes)
 
 
@@ -122,12 +131,15 @@ def show_notes(
     *,
     turns: Recall | None = None,
 ) -> Recall:
-    """Fill the budget with notes by rank, skipping what does not fit, and print them in their own order.
+    """Fill the budget with notes by rank, skip notes that do not fit, and print the chosen ones in their own order.
 
     Args:
+        state: the state; it gives the order of the source turns.
+        notes: the notes.
         ranking: positions in `notes`, the most wanted first.
-        budget_tokens: a hard bound on everything printed.
-        turns: printed after the notes, and within the budget already.
+        budget_tokens: a hard bound on the whole text.
+        count: counts tokens.
+        turns: printed after the notes; it must fit the budget alone.
     """
     turns = turns or Recall()
     chosen: list[int] = []
@@ -143,5 +155,5 @@ def show_notes(
         if (tokens := count(printed)) <= budget_tokens:
             ids = {*turns.turn_ids, *(id for note in shown for id in note.turn_ids)}
             return Recall(printed, tokens, tuple(sorted(ids, key=order.__getitem__)))
-        chosen.pop()  # a tokenizer may join across lines after all
+        chosen.pop()  # a tokenizer may join tokens across lines
     return turns

@@ -1,11 +1,11 @@
-"""The newest turns that fit: Simple Predict, the baseline, and what a plain chat buffer remembers."""
+"""The newest turns: the baseline Simple Predict, and the memory of a plain chat buffer."""
 
 from memometer.budget import pack
 from memometer.memory import Memory, Recall, State
 
 
 class Recent(Memory[State]):
-    """The newest turns that fit, whatever is asked."""
+    """Shows the newest turns that fit, independent of the question."""
 
     def recall(self, state: State, question: str, budget_tokens: int) -> Recall:
         return pack(state, reversed(range(len(state.turns))), budget_tokens, self.count, form=self.form)

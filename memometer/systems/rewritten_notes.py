@@ -1,4 +1,4 @@
-"""Evolving state: notes that a model rewrites with each session, and compresses when they grow too long."""
+"""Notes that a model rewrites with each session, and compresses when they are too long."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ numbers and dates. One fact a line, the most important first."""
 
 
 class RewrittenNotes(WritingMemory[NotesState]):
-    """The notes, whatever is asked.
+    """Shows the notes, independent of the question.
 
     Args:
-        limit_tokens: of the notes; longer ones are compressed by the model, and what is too long even then loses its
-            last lines. Below `notes.REPLY_TOKENS`, or no reply could reach it.
+        count: counts tokens, as in Memory.
+        limit_tokens: upper bound on the notes. The model compresses longer ones; if they are still too long, the last
+            lines are dropped. It must be below `notes.REPLY_TOKENS`, or no reply could reach it.
     """
 
     state_type = NotesState
@@ -51,10 +52,10 @@ class RewrittenNotes(WritingMemory[NotesState]):
         notes = [self.note(line) for line in sentences(lines)]
         if self.count(text(notes)) > self.limit_tokens:
             notes = [self.note(line) for line in sentences(ask(self.compress, notes=text(notes)))] or notes
-            kept = 0
-            while kept < len(notes) and self.count(text(notes[: kept + 1])) <= self.limit_tokens:
-                kept += 1
-            notes = notes[:kept] or state.notes
+            fitting = 0
+            while fitting < len(notes) and self.count(text(notes[: fitting + 1])) <= self.limit_tokens:
+                fitting += 1
+            notes = notes[:fitting] or state.notes
         state.notes = notes
 
     def recall(self, state: NotesState, question: str, budget_tokens: int) -> Recall:

@@ -1,4 +1,4 @@
-"""Whole sessions: the context of an answer is always complete, and few sessions fit."""
+"""Retrieval of whole sessions: the context of an answer is complete, but few sessions fit."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from memometer.retrieval.bm25 import bm25_scores, term_counts
 
 @dataclass
 class SessionState(State):
-    """A State with the terms of each session, and the cost of showing it."""
+    """A State with the term counts and the tokens of each session."""
 
     terms: dict[int, Counter[str]] = field(default_factory=dict)
     tokens: dict[int, int] = field(default_factory=dict)
 
 
 class Session(Memory[SessionState]):
-    """Sessions by BM25 over all that was said in them; one that does not fit whole is skipped."""
+    """Ranks sessions by BM25 of their turns, and skips those that do not fit completely."""
 
     state_type = SessionState
 
@@ -48,5 +48,5 @@ class Session(Memory[SessionState]):
             recall = shown(chosen)
             if recall.tokens <= budget_tokens:
                 return recall
-            chosen.pop()  # a tokenizer may join across lines after all
+            chosen.pop()  # a tokenizer may join tokens across lines
         return Recall()

@@ -1,4 +1,4 @@
-"""Running summary: one text that a model rewrites with each session, as LangChain's summary memory does."""
+"""A running summary that a model rewrites with each session, like LangChain's summary memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ S = TypeVar("S", bound=NotesState)
 
 
 class Summary(WritingMemory[S]):
-    """The summary, whatever is asked. A reply with nothing in it leaves the summary as it was."""
+    """Shows the summary, independent of the question. An empty reply leaves it unchanged."""
 
     state_type = NotesState
 

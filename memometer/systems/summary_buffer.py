@@ -1,4 +1,4 @@
-"""Summary and buffer: the newest turns as they were said, and a summary of what came before them."""
+"""A buffer of the newest turns, and a summary of the earlier ones."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from memometer.systems.summary import Summary
 
 @dataclass
 class SummariesState(NotesState):
-    """A NotesState with the running summary as it stood after each session."""
+    """A NotesState with the running summary after each session."""
 
     after: dict[int, list[Note]] = field(default_factory=dict)
 
 
 class SummaryBuffer(Summary[SummariesState]):
-    """The newest turns in up to half the budget; before them the summary as of the last session not shown whole.
+    """Shows the newest turns in up to half the budget, after the summary of the sessions that are not shown completely.
 
-    Keeping each session's summary lets the budget, known only when asked, decide where the buffer begins.
+    The summary after every session is kept, because the start of the buffer depends on the budget of the question.
     """
 
     state_type = SummariesState

@@ -1,4 +1,4 @@
-"""Vector memory: each turn by the cosine of its vector with the question's, as plain retrieval does it."""
+"""Vector retrieval of turns."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from memometer.token_counters import TokenCounter
 
 @dataclass
 class VectorState(State):
-    """A State with each turn's vector, float32 of unit length, as bytes: a value that compares and is written down."""
+    """A State with each turn's unit vector as float32 bytes, which can be compared and saved."""
 
     vectors: list[bytes] = field(default_factory=list)
 
 
 class Vector(Memory[VectorState]):
-    """Turns by cosine. What is encoded is the date line and the turn as it is shown.
+    """Ranks turns by the cosine of their vectors with the question's. The date line is encoded with the turn.
 
     Args:
-        encoder: makes the vectors; None for the default one, loaded at first use.
+        count: counts tokens, as in Memory.
+        encoder: the encoder; None for the default one, loaded at first use.
     """
 
     state_type = VectorState
@@ -37,7 +38,7 @@ class Vector(Memory[VectorState]):
         self.encoder = encoder
 
     def observe(self, state: VectorState, turns: Sequence[Turn]) -> None:
-        # Session by session, because the last bits of a vector depend on what is encoded with it.
+        # Encode by session, because the last bits of a vector depend on the whole call.
         sessions = [list(session) for _, session in groupby(turns, key=lambda turn: turn.session)]
         vectors = [self._encode([turn.header + turn.line for turn in session]) for session in sessions]
         state.vectors.extend(row.tobytes() for rows in vectors for row in rows)
