@@ -205,6 +205,4 @@ def test_what_a_system_needs_is_asked_for_before_the_run(monkeypatch: pytest.Mon
         return str(refusal.value)
 
     assert "summary writes its memory with a model, but --recall-only" in refused("--systems", "summary")
-    assert "vector needs an encoder: unknown encoder 'none'" in refused(
-        "--systems", "vector", "--encoder", "none"
-    )
+    assert "vector needs an encoder: unknown encoder 'none'" in refused("--systems", "vector", "--encoder", "none")
