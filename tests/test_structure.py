@@ -106,6 +106,13 @@ def test_packages_stay_light() -> None:
     assert not (ROOT / "locomo" / "__init__.py").read_text().strip(), "python -m locomo.split_data would run it twice"
 
 
+def test_imports_set_no_environment_variables() -> None:
+    for module, path in MODULES.items():
+        statements = ast.parse(path.read_text(encoding="utf-8")).body
+        at_import = [s for s in statements if not isinstance(s, ast.FunctionDef | ast.ClassDef | ast.If)]
+        assert not [s.lineno for s in at_import if "os.environ" in ast.unparse(s)], module
+
+
 @pytest.mark.parametrize("name", ["eval", "train", "add", "recall"])
 def test_help_imports_nothing_heavy(name: str) -> None:
     script = (

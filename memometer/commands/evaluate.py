@@ -22,12 +22,6 @@ from memometer.commands.argument_types import integers, names, positive, price
 from memometer.harness.options import EvaluateOptions
 from memometer.run.options import OptionError
 
-# Model prices and windows come from the installed table, never from the network; and no usage report is sent.
-os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-# The products are many and small, so BLAS threads would only wait for each other. Set before NumPy is imported.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-
 EXIT = {"valid": 0, "failed": 1, "invalid": 3, "stopped": 4}
 CONTEXT_FORMATS = ("lines", "toon", "json", "yaml", "csv")
 
@@ -144,6 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    # The products are many and small, so BLAS threads would only wait for each other. NumPy reads this on import.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     args = parser().parse_args(argv)
     options = EvaluateOptions.of_args(args)
     if args.resume:
