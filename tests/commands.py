@@ -36,6 +36,11 @@ def run_script(script: str, words: Sequence[str]) -> int:
         return int(stop.code or 0)
 
 
+def evaluate(words: Sequence[str]) -> int:
+    """Run evaluate.py."""
+    return run_script("evaluate.py", words)
+
+
 def train(words: Sequence[str]) -> int:
     """Run train.py."""
     return run_script("train.py", words)

@@ -22,8 +22,9 @@ from memometer.benchmarks.metrics import evidence_recall
 from memometer.cartridge.container import CartridgeError
 from memometer.cartridge.load import load_cartridge, open_manifest, open_records
 from memometer.cartridge.save import save_cartridge
-from memometer.commands import evaluate, optimize, test_usage
+from memometer.commands import optimize, test_usage
 from memometer.harness import import_results as published
+from memometer.harness.options import EvaluateOptions
 from memometer.judging import judge_calibration as certificate
 from memometer.judging import label_sets as answer_keys
 from memometer.judging.label_sets import clean_and_flagged as side_by_side
@@ -48,7 +49,7 @@ from memometer.systems import load as system_named
 from memometer.systems.episodic import Episodic
 from memometer.token_counters import Utf8Bytes, counter_for
 from memory_system import MemorySystem
-from tests import servers
+from tests import commands, servers
 from tests.conftest import ROOT, HashEncoder, HashTokenEncoder, Reply, Server, completion, shown, truthful, writing
 
 FORMATS = ROOT / "tests" / "fixtures" / "formats"
@@ -329,12 +330,15 @@ def test_a_stopped_run_goes_on(server: Server, runs: Path) -> None:
     path = unpacked("run_folders/stopped", runs) / "stopped"
     manifest = json.loads((path / "manifest.json").read_text())
     if manifest["identity"]["systems"] != recalling_code():
-        assert evaluate.main(["--resume", "stopped"]) == 2
+        assert commands.evaluate(["--resume", "stopped"]) == 2
     manifest["config"]["api_base"] = server.url
-    manifest["identity"] |= {"configuration": digest(manifest["config"]), "systems": recalling_code()}
+    manifest["identity"] |= {
+        "configuration": digest(EvaluateOptions.of_saved(manifest["config"]).as_json()),
+        "systems": recalling_code(),
+    }
     (path / "manifest.json").write_text(json.dumps(manifest))
     server.answer = lambda number, body: completion("Sourdough")
-    assert evaluate.main(["--resume", "stopped"]) == 0
+    assert commands.evaluate(["--resume", "stopped"]) == 0
     records = [json.loads(line) for line in (path / "records.jsonl").read_text().splitlines()]
     before = RUNS["stopped"]["records"]
     assert [list(key(record)) for record in records[:before]] == [one[:4] for one in RUNS["stopped"]["answers"]]

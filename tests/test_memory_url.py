@@ -19,6 +19,7 @@ from memometer.store import open_store, opened
 from memometer.store.turn_conversion import episode_of, turn_of
 from memometer.systems.codebook import Codebook
 from memometer.systems.episodic import Episodic
+from tests import commands
 from tests.conftest import HashEncoder
 from tests.test_memory_contract import build, observed
 
@@ -82,7 +83,7 @@ def test_a_run_with_a_store_finds_what_a_run_without_finds(
     found = []
     for name, more in (("plain", []), ("stored", ["--memory-url", url])):
         words = ["--data", str(SAMPLE), "--recall-only", "--no-mlflow", "--systems", "episodic,codebook,bm25", *more]
-        assert evaluate.main([*words, "--budgets", "64,256", "--run-dir", str(tmp_path / name)]) == 0
+        assert commands.evaluate([*words, "--budgets", "64,256", "--run-dir", str(tmp_path / name)]) == 0
         records = [json.loads(line) for line in (tmp_path / name / "records.jsonl").read_text().splitlines()]
         found.append({(r["system"], r["budget_tokens"], r["question_id"]): r["recall"] for r in records})
     assert found[0] == found[1]

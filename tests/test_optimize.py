@@ -19,7 +19,6 @@ import pytest
 from locomo.synthetic.conversation import ConversationGenerator
 from locomo.synthetic.simulate import as_json
 from memometer.benchmarks.protocol import Conversation
-from memometer.commands import evaluate
 from memometer.commands.optimize import parser
 from memometer.optimize.options import OptimizeOptions
 from memometer.optimize.plan import SearchPlan, make_plan
@@ -328,9 +327,9 @@ def test_a_judge_helps_when_it_is_certified_and_reports_nothing(
     capfd.readouterr()
     words = ["--data", str(simulated), "--model", "openai/scripted", "--api-base", server.url, "--dry-run",
              "--context-window", "8000", "--program", "optimized_memory_qa.json"]  # fmt: skip
-    assert evaluate.main([*words, *judge]) == 2
+    assert commands.evaluate([*words, *judge]) == 2
     assert "openai/judge" in capfd.readouterr().err
-    assert evaluate.main(words) == 0
+    assert commands.evaluate(words) == 0
 
 
 def test_what_the_sealed_conversations_hold_gets_into_no_program(server: Server, simulated: Path, capfd: Any) -> None:
@@ -358,7 +357,7 @@ def test_a_program_is_evaluated_with_any_model_and_refused_with_what_is_held_out
     words = ["--data", str(simulated), "--model", "openai/another", "--api-base", server.url, "--tokenizer",
              "cl100k_base", "--context-window", "8000", "--systems", "adaptive", "--num-test", "6", "--budget-tokens",
              "300", "--no-mlflow"]  # fmt: skip
-    assert evaluate.main([*words, "--program", "good.json", "--run-dir", "run"]) == 0
+    assert commands.evaluate([*words, "--program", "good.json", "--run-dir", "run"]) == 0
     figures = results()["systems"]["adaptive"]["budgets"]["300"]
     assert figures["f1"] == 1.0
     assert figures["objective"]["mean"] > 0.7
@@ -368,18 +367,18 @@ def test_a_program_is_evaluated_with_any_model_and_refused_with_what_is_held_out
     )
     program_file.save(MemorySystem(rounds=1).read, Path("good.json"), {"rounds": 1})
     capfd.readouterr()
-    assert evaluate.main(["--resume", "run"]) == 2
+    assert commands.evaluate(["--resume", "run"]) == 2
     assert "answer prompts, program changed" in capfd.readouterr().err
 
     demo = dict(memory.read.demos[0]) | {"memory": f"# Fri 5 May 2023\n1 Nadia: {CANARY}", "question": "What sings?"}
     memory.read.demos = [demo]
     program_file.save(memory.read, Path("bad.json"), {"rounds": 1})
-    assert evaluate.main([*words, "--program", "bad.json", "--run-dir", "refused"]) == 3
+    assert commands.evaluate([*words, "--program", "bad.json", "--run-dir", "refused"]) == 3
     assert "test data found" in capfd.readouterr().err
     program_file.save(MemorySystem(rounds=3).read, Path("other.json"), {"rounds": 3})
-    assert evaluate.main([*words, "--program", "other.json", "--rounds", "1", "--dry-run"]) == 2
+    assert commands.evaluate([*words, "--program", "other.json", "--rounds", "1", "--dry-run"]) == 2
     assert "use --rounds 3, or leave --rounds out" in capfd.readouterr().err
-    assert evaluate.main([*words, "--program", "other.json", "--dry-run"]) == 0
+    assert commands.evaluate([*words, "--program", "other.json", "--dry-run"]) == 0
 
 
 @pytest.mark.filterwarnings("default")  # MLflow reads its own database with SQLAlchemy calls that warn

@@ -14,7 +14,6 @@ import pytest
 from locomo.dataset import read
 from locomo.llm_judge import PROMPTS
 from memometer import cli
-from memometer.commands import evaluate
 from memometer.judging.calibration_set import draw
 from memometer.judging.graders import Grader
 from memometer.judging.judge import Judge
@@ -22,6 +21,7 @@ from memometer.judging.judge_sensitivity import conclusion, sensitivity
 from memometer.report.summary import flat
 from memometer.run.environment import provenance
 from memometer.run.folder import RunFolder
+from tests import commands
 from tests.conftest import ROOT, Reply, Server, completion, failure, shown, truthful
 from tests.evaluation import remote
 
@@ -145,11 +145,11 @@ def test_what_the_run_warned_of_is_still_said(server: Server, run: Path) -> None
 def test_a_certificate_outlives_a_resume(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LOCOMO_PATH", str(SAMPLE))
-    assert evaluate.main(remote(server, "--systems", "recent", "--run-dir", "run")) == 0
+    assert commands.evaluate(remote(server, "--systems", "recent", "--run-dir", "run")) == 0
     server.answer = lambda number, body: completion("yes")
     assert again(server, tmp_path / "run", more=CALIBRATED) == 0
     graded = (tmp_path / "run" / "results.json").read_text()
-    assert evaluate.main(["--resume", "run"]) == 0
+    assert commands.evaluate(["--resume", "run"]) == 0
     for name in ("judge_calibrations", "withheld"):
         assert json.loads((tmp_path / "run" / "results.json").read_text())[name] == json.loads(graded)[name]
     assert json.loads(graded)["judge_calibrations"]

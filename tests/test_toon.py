@@ -27,6 +27,7 @@ from memometer.reader.context_formats import FORMATS, form, record
 from memometer.run.options import OptionError
 from memometer.systems.baselines import Oracle
 from memometer.token_counters import Tiktoken, Utf8Bytes
+from tests import commands
 from tests.conftest import sampled
 from tests.test_memory_contract import build, conversations, observed
 
@@ -127,7 +128,7 @@ def test_a_run_prints_as_it_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyP
     recalled = {}
     for name in ("lines", "toon"):
         words = ["--data", str(SAMPLE), "--recall-only", "--no-mlflow", "--systems", "bm25", "--budget-tokens", "120"]
-        assert evaluate.main([*words, "--context-format", name, "--run-dir", str(tmp_path / name)]) == 0
+        assert commands.evaluate([*words, "--context-format", name, "--run-dir", str(tmp_path / name)]) == 0
         records = (tmp_path / name / "records.jsonl").read_text().splitlines()
         recalled[name] = [json.loads(line) for line in records]
         assert all(each["recall"]["tokens"] <= each["budget_tokens"] for each in recalled[name])
