@@ -24,6 +24,7 @@ from memometer.cartridge.load import load_cartridge, open_manifest, open_records
 from memometer.cartridge.save import save_cartridge
 from memometer.commands import optimize, test_usage
 from memometer.harness import import_results as published
+from memometer.harness import plan as evaluation_plan
 from memometer.harness.options import EvaluateOptions
 from memometer.judging import judge_calibration as certificate
 from memometer.judging import label_sets as answer_keys
@@ -37,7 +38,7 @@ from memometer.reader.abstention import AbstentionRule
 from memometer.report.aggregate import aggregate as figures_of
 from memometer.report.results import read_results
 from memometer.run import test_set_usage as ledger
-from memometer.run.environment import digest, recalling_code
+from memometer.run.environment import recalling_code
 from memometer.run.folder import RunFolder, key, latest
 from memometer.serve.auth import AccessTokens
 from memometer.stats import abstention
@@ -332,10 +333,8 @@ def test_a_stopped_run_goes_on(server: Server, runs: Path) -> None:
     if manifest["identity"]["systems"] != recalling_code():
         assert commands.evaluate(["--resume", "stopped"]) == 2
     manifest["config"]["api_base"] = server.url
-    manifest["identity"] |= {
-        "configuration": digest(EvaluateOptions.of_saved(manifest["config"]).as_json()),
-        "systems": recalling_code(),
-    }
+    current = evaluation_plan.make_plan(EvaluateOptions.of_saved(manifest["config"])).identity()
+    manifest["identity"] |= {name: current[name] for name in ("configuration", "systems")}
     (path / "manifest.json").write_text(json.dumps(manifest))
     server.answer = lambda number, body: completion("Sourdough")
     assert commands.evaluate(["--resume", "stopped"]) == 0
