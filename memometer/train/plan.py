@@ -221,7 +221,9 @@ def announcement(plan: TrainingPlan) -> list[str]:
     ]
     if options.mode == "train":
         shown = ", ".join(f"{name} {value}" for name, value in asdict(values).items())
-        lines.append(f"{values.prompts_per_step} prompts of {values.num_generations} completions per step; {shown}.")
+        lines.append(
+            f"Prompts per step: {values.prompts_per_step}, each with {values.num_generations} completions; {shown}."
+        )
     return [*lines, *plan.notices, *([plan.data.notice] if plan.data.kind else [])]
 
 
