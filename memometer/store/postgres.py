@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 
 from memometer.retrieval.tokenize import terms
 from memometer.store.episode import Episode, ScopeSize, StoreError, VectorFormat, check_same, merged
-from memometer.store.protocol import DEFAULT_BITS, Postings, Store
+from memometer.store.protocol import DEFAULT_BITS, Change, Postings, Store
 
 FORMAT = 1
 
@@ -103,26 +103,19 @@ class Postgres(Store):
 
     # ------------------------------------------------------------ writing
 
-    def change(
-        self,
-        scope: str,
-        add: Sequence[Episode] = (),
-        archive: Sequence[str] = (),
-        uses: Mapping[str, int] | None = None,
-        merge: Mapping[str, Sequence[str]] | None = None,
-    ) -> list[bool]:
+    def apply(self, scope: str, change: Change) -> list[bool]:
         kind = self.vector_format()
         with self.transaction():
             self._query("INSERT INTO memory_scopes (name) VALUES (%s) ON CONFLICT DO NOTHING", scope)
             # One writer per scope at a time, so that row numbers follow the order of commits.
             (number,) = self._one("SELECT scope FROM memory_scopes WHERE name = %s FOR UPDATE", scope)
             self._query("UPDATE memory_scopes SET changes = changes + 1 WHERE scope = %s", number)
-            new = [self._add(number, episode, kind) for episode in add]
-            self._archive(number, archive)
-            for id, count in (uses or {}).items():
+            new = [self._add(number, episode, kind) for episode in change.add]
+            self._archive(number, change.archive)
+            for id, count in change.uses.items():
                 query = "UPDATE memory_episodes SET uses = uses + %s WHERE scope = %s AND id = %s"
                 self._query(query, count, number, id)
-            for id, others in (merge or {}).items():
+            for id, others in change.merge.items():
                 self._merge(number, id, others)
         return new
 

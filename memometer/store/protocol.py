@@ -40,6 +40,16 @@ number of terms of each."""
 
 
 @dataclass(frozen=True)
+class Change:
+    """A change of a scope; see `Store.change`."""
+
+    add: Sequence[Episode] = ()
+    archive: Sequence[str] = ()
+    uses: Mapping[str, int] = field(default_factory=dict)
+    merge: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Consolidated:
     """Result of `Store.consolidate`, as ids.
 
@@ -83,30 +93,8 @@ class Store(ABC):
         """Return the size of a scope; zeros if it does not exist."""
 
     @abstractmethod
-    def change(
-        self,
-        scope: str,
-        add: Sequence[Episode] = (),
-        archive: Sequence[str] = (),
-        uses: Mapping[str, int] | None = None,
-        merge: Mapping[str, Sequence[str]] | None = None,
-    ) -> list[bool]:
-        """Add, archive, count and merge in one transaction, which is durable when this returns.
-
-        Args:
-            scope: scope to change; it is created if it does not exist.
-            add: episodes to add. An id that exists already is skipped.
-            archive: ids of episodes to archive.
-            uses: further uses by id.
-            merge: for each id the ids to merge into it. Merged episodes are archived. The remaining one gains their
-                ids, sources and uses, and takes the highest importance. Archived and unknown ids are skipped.
-
-        Returns:
-            For each episode of `add`, True if it is new.
-
-        Raises:
-            Conflict: an id of `add` belongs to an episode with another text or time. Nothing is changed.
-        """
+    def apply(self, scope: str, change: Change) -> list[bool]:
+        """Apply a change in one transaction; see `change`."""
 
     @abstractmethod
     def delete(self, scope: str, ids: Sequence[str] | None = None) -> int:
@@ -204,6 +192,32 @@ class Store(ABC):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def change(
+        self,
+        scope: str,
+        add: Sequence[Episode] = (),
+        archive: Sequence[str] = (),
+        uses: Mapping[str, int] | None = None,
+        merge: Mapping[str, Sequence[str]] | None = None,
+    ) -> list[bool]:
+        """Add, archive, count and merge in one transaction, which is durable when this returns.
+
+        Args:
+            scope: scope to change; it is created if it does not exist.
+            add: episodes to add. An id that exists already is skipped.
+            archive: ids of episodes to archive.
+            uses: further uses by id.
+            merge: for each id the ids to merge into it. Merged episodes are archived. The remaining one gains their
+                ids, sources and uses, and takes the highest importance. Archived and unknown ids are skipped.
+
+        Returns:
+            For each episode of `add`, True if it is new.
+
+        Raises:
+            Conflict: an id of `add` belongs to an episode with another text or time. Nothing is changed.
+        """
+        return self.apply(scope, Change(add, archive, uses or {}, merge or {}))
 
     def store_episode(self, scope: str, episode: Episode, vector: np.ndarray | None = None) -> bool:
         """Store one episode durably; see `store_episodes`.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
@@ -23,7 +23,7 @@ import numpy as np
 from memometer.store.delegating import DelegatingStore
 from memometer.store.episode import Episode, SearchResult, StoreError, VectorFormat
 from memometer.store.hybrid_scoring import DEFAULT, Weights
-from memometer.store.protocol import Store
+from memometer.store.protocol import Change, Store
 from memometer.store.url import without_password
 
 KEEP_SECONDS = 3600
@@ -131,15 +131,8 @@ class RedisCache(DelegatingStore):
     def scopes(self) -> list[str]:
         return self._behind.scopes()
 
-    def change(
-        self,
-        scope: str,
-        add: Sequence[Episode] = (),
-        archive: Sequence[str] = (),
-        uses: Mapping[str, int] | None = None,
-        merge: Mapping[str, Sequence[str]] | None = None,
-    ) -> list[bool]:
-        return self._behind.change(scope, add, archive, uses, merge)
+    def apply(self, scope: str, change: Change) -> list[bool]:
+        return self._behind.apply(scope, change)
 
     def delete(self, scope: str, ids: Sequence[str] | None = None) -> int:
         return self._behind.delete(scope, ids)

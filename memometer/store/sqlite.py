@@ -9,7 +9,7 @@ size. BM25 is computed from the postings, because FTS5's own bm25() needs positi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +21,7 @@ from memometer.retrieval.tokenize import terms
 from memometer.store import maintenance, scan_cache
 from memometer.store import url as store_url
 from memometer.store.episode import Episode, ScopeSize, StoreError, VectorFormat, check_same, merged
-from memometer.store.protocol import DEFAULT_BITS, Postings, Store
+from memometer.store.protocol import DEFAULT_BITS, Change, Postings, Store
 from memometer.store.scan_cache import ScanCache
 from memometer.store.serialization import (
     DEFAULT_IMPORTANCE,
@@ -86,25 +86,18 @@ class SQLite(Store):
 
     # ------------------------------------------------------------ writing
 
-    def change(
-        self,
-        scope: str,
-        add: Sequence[Episode] = (),
-        archive: Sequence[str] = (),
-        uses: Mapping[str, int] | None = None,
-        merge: Mapping[str, Sequence[str]] | None = None,
-    ) -> list[bool]:
+    def apply(self, scope: str, change: Change) -> list[bool]:
         with self.transaction():
             self.file.execute("INSERT OR IGNORE INTO scopes (name) VALUES (?)", scope)
             number = self._number(scope)
             self.file.execute("UPDATE scopes SET changes = changes + 1 WHERE scope = ?", number)
-            new = [self._add(number, episode) for episode in add]
-            for id in archive:
+            new = [self._add(number, episode) for episode in change.add]
+            for id in change.archive:
                 self._archive(number, id)
-            for id, count in (uses or {}).items():
+            for id, count in change.uses.items():
                 query = "UPDATE episodes SET uses = uses + ? WHERE scope = ? AND id = ?"
                 self.file.execute(query, count, number, id)
-            for id, others in (merge or {}).items():
+            for id, others in change.merge.items():
                 self._merge(number, id, others)
         return new
 
