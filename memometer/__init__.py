@@ -11,12 +11,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from memometer.harness.evaluate import evaluate
     from memometer.memory import Memory, Recall, State, Turn
+    from memometer.report.compare import compare
     from memometer.serve.open_memory import open_memory
     from memometer.systems.adaptive import AdaptiveMemory
     from memory_system import MemorySystem
 
-__all__ = ["AdaptiveMemory", "Memory", "MemorySystem", "Recall", "State", "Turn", "open_memory"]
+__all__ = [
+    "AdaptiveMemory",
+    "Memory",
+    "MemorySystem",
+    "Recall",
+    "State",
+    "Turn",
+    "compare",
+    "evaluate",
+    "open_memory",
+]
 
 _MODULES = {
     "AdaptiveMemory": "memometer.systems.adaptive",
@@ -25,6 +37,8 @@ _MODULES = {
     "Recall": "memometer.memory",
     "State": "memometer.memory",
     "Turn": "memometer.memory",
+    "compare": "memometer.report.compare",
+    "evaluate": "memometer.harness.evaluate",
     "open_memory": "memometer.serve.open_memory",
 }
 

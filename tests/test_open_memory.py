@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import memometer
+from locomo.dataset import SAMPLE
 from memometer.errors import UserError
 from tests.conftest import ROOT
 
@@ -21,6 +23,7 @@ for name in {HEAVY}:
 warnings.simplefilter("ignore")  # LiteLLM brings the vocabulary of o200k_base
 from datetime import datetime
 import memometer
+from locomo.dataset import SAMPLE
 from memometer import systems
 turns = [memometer.Turn("1", "Nadia", "I sold the kayak.", 1, datetime(2024, 5, 3)),
          memometer.Turn("2", "Oskar", "The vet closes at six.", 2, datetime(2024, 5, 4))]
@@ -63,3 +66,14 @@ def test_a_memory_is_there_when_it_is_opened_again(tmp_path: Path) -> None:
 def test_an_unknown_system_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nonsense"):
         memometer.open_memory(tmp_path / "memory.db", system="nonsense")
+
+
+def test_an_evaluation_is_a_function(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"data": str(SAMPLE), "split": "all", "recall_only": True, "no_mlflow": True}
+    runs = [
+        memometer.evaluate(run_dir=tmp_path / name, systems=(name,), budgets=(128,), **options)
+        for name in ("bm25", "recent")
+    ]
+    assert [run.outcome for run in runs] == ["valid", "valid"]
+    assert "bm25" in runs[0].results["systems"]
+    assert memometer.compare([run.folder for run in runs], data=SAMPLE).measure == "evidence_recall"
