@@ -18,7 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from memometer.report import viewer, write
+from memometer.report import write
+from memometer.report.follow import follow
 from tests.chromium import Page, browser, program
 from tests.invented_run import invent, simulated
 
@@ -73,7 +74,7 @@ def main() -> int:
         place.mkdir(parents=True, exist_ok=True)
         data = simulated(place / "data.json", conversations=10)
         run = invent(place / "run", data, systems=SYSTEMS, budgets=(20_000,))
-        (followed,) = viewer.follow([run])
+        (followed,) = follow([run])
         started = time.perf_counter()
         read = followed.run()
         reading = time.perf_counter() - started

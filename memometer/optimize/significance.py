@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from memometer.benchmarks.protocol import Question
 from memometer.benchmarks.reward import Reply
 from memometer.models.replay_cache import CallStore
 from memometer.optimize.candidates import Candidate, CandidateLog
 from memometer.optimize.plan import SearchPlan
 from memometer.optimize.program import ReadingProgram
+from memometer.report import presenter
 from memometer.run import cost
 from memometer.stats.intervals import Comparison, paired
+from memometer.stats.number_format import number
 
 Results = dict[str, Any]
 Score = Callable[[Question, Reply], float]
@@ -125,9 +125,9 @@ def report_lines(plan: SearchPlan, found: SearchResult, results: Results, *, out
     if found.changed and results["gain_on_the_questions_that_chose"] is not None:
         lines.append(f"Difference on the selection questions: {results['gain_on_the_questions_that_chose']:+.3f}.")
     headers = ("", "n", "quality", "after", "F1", "after", "tokens", "after")
-    rows = [(name, *row.values()) for name, row in results["by_category"].items()]
-    formats = ("", "", ".3f", ".3f", ".3f", ".3f", ",.0f", ",.0f")
-    lines += ["", *tabulate(rows, headers, floatfmt=formats, tablefmt="simple").splitlines(), ""]
+    digits = (0, 3, 3, 3, 3, 0, 0)
+    rows = [[name, *map(number, row.values(), digits)] for name, row in results["by_category"].items()]
+    lines += ["", *presenter.text([presenter.Table("", headers, rows)]).splitlines(), ""]
     calls = ", ".join(f"{role} {of['calls']:,} calls, {of['tokens']:,} tokens" for role, of in results["calls"].items())
     lines.append(f"{candidates['tried']} prompts tried, {candidates['left']} selectable; {calls}; {results['cost']}.")
     if results["unreadable_proposals"]:
