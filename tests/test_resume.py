@@ -234,7 +234,7 @@ def test_a_memory_that_fails_is_a_result_and_a_model_that_fails_is_none(
     assert all(record["answer"] is None and record["calls"] == 0 for record in broken)
     assert 0 < figures()["failed"] <= len(broken)
     assert 0 < figures()["missing"] == 11 - figures()["f1_n"]
-    assert f"failed, and scored as wrong: {len(broken)} x fragile: KeyError: 'what'" in done.stdout
+    assert f"failed, counted as wrong: {len(broken)} x fragile: KeyError: 'what'" in done.stdout
 
     asked = len(server.requests)
     again = sum(bool(record["error"]) for record in records(tmp_path / "run"))
