@@ -13,7 +13,7 @@ import pytest
 from locomo.dataset import SAMPLE, SIMULATED, Question, read
 from memometer import cli
 from memometer.run.folder import RunFolder, read_manifest
-from tests.test_report import JUDGE, record
+from tests.test_aggregate import JUDGE, record
 
 Answer = Callable[[Question], dict[str, Any]]
 

@@ -316,7 +316,7 @@ def test_a_judge_helps_when_it_is_certified_and_reports_nothing(
     assert not server.requests
     certified = {"passed": True}
     monkeypatch.setattr("memometer.optimize.plan.Calibrator.cached", lambda self: certified)
-    monkeypatch.setattr("memometer.optimize.plan.judged", lambda found: found)
+    monkeypatch.setattr("memometer.optimize.plan.assess", lambda found: found)
     assert commands.optimize(words) == 0
     assert {body["model"] for body in server.requests} == {"scripted", "judge"}
     assert "openai/judge judges" in capfd.readouterr().err

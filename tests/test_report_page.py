@@ -16,7 +16,7 @@ from memometer.report.write import write
 from memometer.run.folder import read_manifest, read_records
 from tests.chromium import Page, browser, program
 from tests.invented_run import calibration, invent, simulated
-from tests.test_view import serving
+from tests.test_viewer import serving
 
 pytestmark = pytest.mark.skipif(program() is None, reason="no Chromium here: apt-get install -y chromium")
 

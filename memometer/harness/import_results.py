@@ -32,8 +32,8 @@ from memometer.harness.import_formats import Format, at, first, recognise
 from memometer.harness.options import EvaluateOptions
 from memometer.judging import label_sets
 from memometer.report import aggregate
-from memometer.report.results import write_results
 from memometer.report.summary import STATUS
+from memometer.report.write import write_results
 from memometer.run.environment import digest, provenance
 from memometer.run.folder import Key, Record, RunFolder, RunFolderError, key
 

@@ -24,7 +24,8 @@ from memometer.models.errors import FATAL, describe
 from memometer.models.resolve_models import Model
 from memometer.report import aggregate, presenter
 from memometer.report.judge_tables import sensitivity_table
-from memometer.report.results import Results, read_results, write_results
+from memometer.report.results import Results, read_results
+from memometer.report.write import write_results
 from memometer.run import progress, test_set_usage
 from memometer.run.folder import Key, Record, RunFolder, RunFolderError, asked_of, latest
 from memometer.run.interrupts import stopping

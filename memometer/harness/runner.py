@@ -17,7 +17,7 @@ from memometer.judging import judge_calibration
 from memometer.models.errors import FATAL, describe
 from memometer.models.resolve_models import Model
 from memometer.report import aggregate, multi_round_analysis
-from memometer.report.results import write_results
+from memometer.report.write import write_results
 from memometer.run import cost, resume, test_set_usage
 from memometer.run.environment import provenance
 from memometer.run.folder import (

@@ -19,15 +19,13 @@ from memometer.judging.sample_scores import MEASURES, Pair
 from memometer.report import aggregate, presenter
 from memometer.report.comparisons import few_clusters
 from memometer.report.presenter import Table
-from memometer.report.results import read_results
+from memometer.report.results import Results, read_results
 from memometer.report.tables import comparison_tables, side_name
 from memometer.run.folder import Record, RunFolderError, failed, latest, read_manifest, read_records
 from memometer.stats.intervals import FEW_CLUSTERS
 from memometer.stats.number_format import interval, number, percent
 from memometer.stats.pairwise import SystemScores, compare_pair, holm_corrected
 from memometer.systems import BASELINES
-
-Results = dict[str, Any]
 
 
 class ComparisonError(UserError, ValueError):
@@ -69,7 +67,6 @@ class RunComparison:
         rows = []
         for found in self.scores:
             independent = None if found["naive"] is None else (found["naive"][1] - found["naive"][0]) / 2
-            effect = found["design_effect"]
             rows.append(
                 [
                     side_name(found),
@@ -77,7 +74,7 @@ class RunComparison:
                     interval(*(found["interval"] or (None, None))),
                     percent(found["half_width"], 2),
                     percent(independent, 2),
-                    number(effect, 1),
+                    number(found["design_effect"], 1),
                     *(number(found[name]) for name in ("n", "failed", "missing")),
                     percent(found["worst"]),
                     percent(found["best"]),
@@ -133,8 +130,8 @@ def compare(
     paths = [Path(run) for run in runs]
     read = [_Run.read(path, name) for path, name in zip(paths, _names(paths), strict=True)]
     dataset = _dataset(read, data)
-    answerable = list(dict.fromkeys(question.category for question in dataset.questions if question.answerable))
-    if unknown := [c for c in categories or () if c not in {question.category for question in dataset.questions}]:
+    answerable = {question.category for question in dataset.questions if question.answerable}
+    if unknown := [c for c in categories or () if c not in dataset.categories]:
         raise ComparisonError(f"--categories got {unknown[0]}; allowed are {', '.join(dataset.categories)}.")
     chosen = [c for c in dataset.categories if c in (categories or answerable)]
     measure = measure or _common_measure(read)
@@ -396,7 +393,7 @@ def _settings(a: _Run, b: _Run, systems: Sequence[SystemScores], measure: str) -
 
 def _prompts(a: _Run, b: _Run) -> tuple[Any, Any]:
     """The first differing answer prompts of the systems that both runs have; else the digest of all prompts."""
-    first, second = a.manifest.get("answer_prompts"), b.manifest.get("answer_prompts")
+    first, second = (run.manifest.get("answer_prompts") for run in (a, b))
     if not first or not second:
         return a.manifest["identity"].get("answer prompts"), b.manifest["identity"].get("answer prompts")
     different = [(first[name], second[name]) for name in first if name in second and first[name] != second[name]]

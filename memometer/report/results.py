@@ -1,4 +1,4 @@
-"""results.json of a run, and the files that are made from it: table.txt, report.md, report.tex and report.html."""
+"""results.json of a run: computed from its records, or read from its folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from memometer.judging.judge_calibration import Calibration
 from memometer.judging.label_sets import LabelCorrections
 from memometer.report import aggregate, comparisons, pareto
 from memometer.run import cost
-from memometer.run.folder import Key, Record, RunFolder, RunFolderError
+from memometer.run.folder import Key, Record, RunFolderError
 
 Results = dict[str, Any]
 
@@ -142,71 +142,6 @@ def _clean_and_flagged(
                 scores, questions, corrections.flagged, data.categories
             )
     return found
-
-
-def write_results(
-    folder: RunFolder,
-    data: Dataset,
-    keys: Sequence[Key],
-    facts: Mapping[str, Any],
-    *,
-    calibrations: Sequence[Calibration] = (),
-    no_judge: str = "",
-    rounds: Mapping[tuple[str, int], Results] | None = None,
-    notes: Sequence[str] = (),
-    corrections: LabelCorrections | None = None,
-    verbose: bool = False,
-) -> tuple[Results, str]:
-    """Compute the results of a run and write results.json, table.txt and the reports.
-
-    Args:
-        folder: The run folder.
-        data: The data.
-        keys: As for `compute_results`.
-        facts: As for `compute_results`.
-        calibrations: Judge calibrations in addition to those that results.json has already.
-        no_judge: The reason why no answer was graded, if none was.
-        rounds: As for `compute_results`.
-        notes: Further lines for the end of the text.
-        corrections: As for `compute_results`.
-        verbose: True returns all tables, not only those that fit a screen.
-
-    Returns:
-        The results, and a text to print.
-    """
-    from memometer.report import write
-
-    results = compute_results(
-        folder.manifest,
-        folder.records(),
-        folder.ingests(),
-        data,
-        keys,
-        facts,
-        calibrations=_with_known(folder, calibrations),
-        rounds=rounds,
-        corrections=corrections,
-        measurings=folder.measurings(),
-    )
-    folder.write_json("results.json", results)
-    run = Run(folder.path.resolve().name, folder.manifest, folder.records(), results, data)
-    answered = any("f1" in entry for system in results["systems"].values() for entry in system["budgets"].values())
-    if answered and not graders_of(run.records) and no_judge:
-        notes = [*notes, f"Judge accuracy is not shown: {no_judge}"]
-    table = write.table(run, notes)
-    folder.write_text("table.txt", "".join(f"{data.prefix}{line}\n" for line in table.split("\n")))
-    write.write([run], folder.path)
-    return results, table if verbose else write.screen(run, notes, folder.path)
-
-
-def _with_known(folder: RunFolder, new: Sequence[Calibration]) -> list[Calibration]:
-    """The calibrations of a run so far, the newest of each judge and prompt."""
-    try:
-        earlier = read_results(folder.path)["judge_calibrations"]
-        found = {(each["judge"], each["prompt"], each["prompt_hash"]): each for each in [*earlier, *new]}
-    except (RunFolderError, KeyError, TypeError):  # none yet, or damaged, and about to be replaced
-        return list(new)
-    return list(found.values())
 
 
 _RENAMED = {

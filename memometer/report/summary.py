@@ -190,7 +190,7 @@ def _shown_entries(results: Mapping[str, Any]) -> list[tuple[str, str, Results]]
 
 def _measures(results: Mapping[str, Any]) -> list[Measure]:
     entries = [entry for *_, entry in _shown_entries(results)]
-    names = [name for name in _graders(entries) if not why_withheld(name, results)]
+    names = [name for name in _graders(entries) if not results.get("withheld", {}).get(name)]
     found = [
         Measure(name, f"judge accuracy, {name}", f"J{number or ''}", judged=True)
         for number, name in enumerate(names, start=len(names) > 1)
@@ -206,15 +206,10 @@ def _graders(entries: Iterable[Results]) -> list[str]:
     return list(dict.fromkeys(name for entry in entries for name in entry.get("graders", {})))
 
 
-def why_withheld(grader: str, results: Mapping[str, Any]) -> str:
-    """Return the sentence that says why a grader's judge accuracy is withheld; empty if it may be shown."""
-    reason = results.get("withheld", {}).get(grader)
-    return f"Judge accuracy of {grader} is withheld: {reason}" if reason else ""
-
-
 def _withheld(results: Mapping[str, Any]) -> list[str]:
     names = _graders(entry for _, _, entry in entries_of(results))
-    return [sentence for name in names if (sentence := why_withheld(name, results))]
+    reasons = results.get("withheld", {})
+    return [f"Judge accuracy of {name} is withheld: {reasons[name]}" for name in names if reasons.get(name)]
 
 
 def _rows(results: Mapping[str, Any], measures: list[Measure]) -> Iterable[Row]:
@@ -363,7 +358,7 @@ def _warnings(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[s
         )
         found += [str(rerun["message"]) for rerun in imported["reruns"] if rerun["flagged"]]
     if family := results.get("judge_family"):
-        found.append(same_family(family))
+        found.append(f"Judge and reader are of the same model family ({family}); the judge may favour its answers.")
     if cut := sum(entry["all_questions"].get("truncated") or 0 for _, _, entry in entries_of(results)):
         found.append(f"{cut:,} replies were cut at {config['max_answer_tokens']} tokens.")
     if unmetered := manifest.get("unmetered"):
@@ -371,11 +366,6 @@ def _warnings(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[s
     if str(manifest.get("git") or "").endswith("+"):
         found.append(f"The code differs from its commit ({manifest['git']}).")
     return [*found, *results.get("warnings", ())]
-
-
-def same_family(family: str) -> str:
-    """The warning that judge and reader are models of one family."""
-    return f"Judge and reader are of the same model family ({family}); the judge may favour its answers."
 
 
 def _provenance(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[tuple[str, str]]:

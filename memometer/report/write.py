@@ -16,13 +16,16 @@ from typing import Any
 
 from memometer import benchmarks
 from memometer.benchmarks.protocol import Dataset
+from memometer.judging.graders import graders_of
+from memometer.judging.judge_calibration import Calibration
+from memometer.judging.label_sets import LabelCorrections
 from memometer.report import presenter, viewer_data
 from memometer.report.presenter import Table
-from memometer.report.results import Run
+from memometer.report.results import Results, Run, compute_results, read_results
 from memometer.report.screen import screen_parts
 from memometer.report.summary import summarize
 from memometer.report.tables import all_parts, main_table
-from memometer.run.folder import RunFolderError, asked_of
+from memometer.run.folder import Key, RunFolder, RunFolderError, asked_of
 
 SCRIPTS = ("data.js", "parts.js", "plots.js", "tables.js", "detail.js", "questions.js", "page.js")
 
@@ -51,6 +54,69 @@ def data_of(path: Path, manifest: Mapping[str, Any]) -> Dataset:
             "needs the file that it was made with."
         )
     return data
+
+
+def write_results(
+    folder: RunFolder,
+    data: Dataset,
+    keys: Sequence[Key],
+    facts: Mapping[str, Any],
+    *,
+    calibrations: Sequence[Calibration] = (),
+    no_judge: str = "",
+    rounds: Mapping[tuple[str, int], Results] | None = None,
+    notes: Sequence[str] = (),
+    corrections: LabelCorrections | None = None,
+    verbose: bool = False,
+) -> tuple[Results, str]:
+    """Compute the results of a run and write results.json, table.txt and the reports.
+
+    Args:
+        folder: The run folder.
+        data: The data.
+        keys: As for `compute_results`.
+        facts: As for `compute_results`.
+        calibrations: Judge calibrations in addition to those that results.json has already.
+        no_judge: The reason why no answer was graded, if none was.
+        rounds: As for `compute_results`.
+        notes: Further lines for the end of the text.
+        corrections: As for `compute_results`.
+        verbose: True returns all tables, not only those that fit a screen.
+
+    Returns:
+        The results, and a text to print.
+    """
+    results = compute_results(
+        folder.manifest,
+        folder.records(),
+        folder.ingests(),
+        data,
+        keys,
+        facts,
+        calibrations=_with_known(folder, calibrations),
+        rounds=rounds,
+        corrections=corrections,
+        measurings=folder.measurings(),
+    )
+    folder.write_json("results.json", results)
+    run = Run(folder.path.resolve().name, folder.manifest, folder.records(), results, data)
+    answered = any("f1" in entry for system in results["systems"].values() for entry in system["budgets"].values())
+    if answered and not graders_of(run.records) and no_judge:
+        notes = [*notes, f"Judge accuracy is not shown: {no_judge}"]
+    text = table(run, notes)
+    folder.write_text("table.txt", "".join(f"{data.prefix}{line}\n" for line in text.split("\n")))
+    write([run], folder.path)
+    return results, text if verbose else screen(run, notes, folder.path)
+
+
+def _with_known(folder: RunFolder, new: Sequence[Calibration]) -> list[Calibration]:
+    """The calibrations of a run so far, the newest of each judge and prompt."""
+    try:
+        earlier = read_results(folder.path)["judge_calibrations"]
+        found = {(each["judge"], each["prompt"], each["prompt_hash"]): each for each in [*earlier, *new]}
+    except (RunFolderError, KeyError, TypeError):  # none yet, or damaged, and about to be replaced
+        return list(new)
+    return list(found.values())
 
 
 def write(runs: Sequence[Run], folder: Path) -> list[Path]:

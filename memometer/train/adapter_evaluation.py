@@ -27,7 +27,7 @@ from memometer.models.downloads import sha256
 from memometer.models.resolve_models import Model
 from memometer.reader.reader import Reader
 from memometer.report import aggregate
-from memometer.report.results import write_results
+from memometer.report.write import write_results
 from memometer.run import cost, test_set_usage
 from memometer.run.environment import digest, provenance, recalling_code
 from memometer.run.folder import Record, RunFolder, is_answered, new_path
