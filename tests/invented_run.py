@@ -117,7 +117,7 @@ def _record(
     verdict = {**JUDGE, "label_set": "original", "repeat": 0, "label": label, "raw": raw, "reason": reason,
                "prompt_tokens": 120, "completion_tokens": 1, "unreported": 0, "seconds": 0.2}  # fmt: skip
     return {
-        "system": system, "budget_tokens": budget, "question_id": question.id, "form": "free", "attempt": 1,
+        "system": system, "budget_tokens": budget, "question_id": question.id, "option_order": "free", "attempt": 1,
         "answer": None if failed else answer,
         "recall": {"turn_ids": ids, "ranked": ids[:50], "tokens": min(budget, 35 * len(ids)), "counter": "o200k_base"},
         "speaker_gap": None,

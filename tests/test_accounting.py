@@ -39,9 +39,9 @@ def usage(
 
 def record(id: str = "c#0", system: str = "a", budget: int = 100, **more: Any) -> dict[str, Any]:
     return {
-        "system": system, "budget_tokens": budget, "question_id": id, "form": "free", "attempt": 1, "answer": "x",
-        "recall": {"turn_ids": ["D1:1"], "tokens": 40}, "verdicts": [], "seconds": 1.0, "model": "reader", "error": "",
-        "truncated": False, **usage(), "answering": {**usage(), "seconds": 0.75}, **more,
+        "system": system, "budget_tokens": budget, "question_id": id, "option_order": "free", "attempt": 1, "answer":
+        "x", "recall": {"turn_ids": ["D1:1"], "tokens": 40}, "verdicts": [], "seconds": 1.0, "model": "reader", "error":
+        "", "truncated": False, **usage(), "answering": {**usage(), "seconds": 0.75}, **more,
     }  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def record(system: str, question: Question, label: str | None, **more: Any) -> d
     right = label == "correct"
     verdicts = [{**JUDGE, "label": label}] if label and question.gold else []
     return {"system": system, "budget_tokens": 0 if system in ("none", "refusal") else 512, "question_id": question.id,
-            "form": "free", "attempt": 1, "answer": "gold" if right else "other", "verdicts": verdicts,
+            "option_order": "free", "attempt": 1, "answer": "gold" if right else "other", "verdicts": verdicts,
             "recall": {"turn_ids": list(question.evidence) if right else [], "tokens": 100, "ranked": []},
             "prompt_tokens": 120, "completion_tokens": 3, "calls": 1, "unreported": 0, "truncated": False,
             "seconds": 0.1, "model": "m/reader", "error": "", "memory_error": "", **more}  # fmt: skip
@@ -39,7 +39,7 @@ def record(system: str, question: Question, label: str | None, **more: Any) -> d
 
 def run(asked: list[Question], **systems: Callable[[Question], dict[str, Any]]) -> dict[str, Any]:
     records = [{**make(question), "system": name} for name, make in systems.items() for question in asked]
-    keys = [(r["system"], r["budget_tokens"], r["question_id"], r["form"]) for r in records]
+    keys = [(r["system"], r["budget_tokens"], r["question_id"], r["option_order"]) for r in records]
     pairs = comparisons.compare_systems(records, asked, keys)
     return {
         "systems": aggregate.aggregate(records, asked, keys),
@@ -191,7 +191,7 @@ def test_budgets_are_compared_level_by_level() -> None:
     places = [("a", 512, 0.4), ("a", 1024, 0.6), ("b", 512, 0.2), ("b", 1024, 0.4), ("whole", 9000, 0.8)]
     places += [("oracle", 512, 1.0), ("oracle", 1024, 1.0)]
     records = [made for place in places for made in at(*place)]
-    keys = [(r["system"], r["budget_tokens"], r["question_id"], r["form"]) for r in records]
+    keys = [(r["system"], r["budget_tokens"], r["question_id"], r["option_order"]) for r in records]
     found = [c for c in comparisons.compare_systems(records, asked, keys) if c["measure"] == "judge"]
     assert [(c["a"]["system"], c["a"]["budget"], c["b"]["system"], c["b"]["budget"]) for c in found] == [
         ("a", 512, "b", 512), ("a", 512, "whole", 9000), ("b", 512, "whole", 9000),
@@ -233,7 +233,7 @@ def test_what_a_reader_has_to_know_first() -> None:
 
 def test_the_objective_is_the_mean_reward_of_answered_records() -> None:
     (question,) = questions(conversations=1, each=2)[:1]
-    answered = record("a", question, "correct", prompt_tokens=900, completion_tokens=100, cited=["D1:0"])
+    answered = record("a", question, "correct", prompt_tokens=900, completion_tokens=100, citations=["D1:0"])
     failed = {**record("a", question, None), "error": "LMTimeoutError", "answer": None, "budget_tokens": 1024}
     found = aggregate.aggregate([answered, failed], [question], [(*key(r),) for r in (answered, failed)])
     entry = found["a"]["budgets"]["512"]["objective"]

@@ -39,7 +39,7 @@ from memometer.report.aggregate import aggregate as figures_of
 from memometer.report.results import read_results
 from memometer.run import test_set_usage as ledger
 from memometer.run.environment import recalling_code
-from memometer.run.folder import RunFolder, key, latest
+from memometer.run.folder import RunFolder, key, latest, read_records
 from memometer.serve.auth import AccessTokens
 from memometer.stats import abstention
 from memometer.stats.intervals import clustered_mean, paired
@@ -338,7 +338,7 @@ def test_a_stopped_run_goes_on(server: Server, runs: Path) -> None:
     (path / "manifest.json").write_text(json.dumps(manifest))
     server.answer = lambda number, body: completion("Sourdough")
     assert commands.evaluate(["--resume", "stopped"]) == 0
-    records = [json.loads(line) for line in (path / "records.jsonl").read_text().splitlines()]
+    records = read_records(path)
     before = RUNS["stopped"]["records"]
     assert [list(key(record)) for record in records[:before]] == [one[:4] for one in RUNS["stopped"]["answers"]]
     assert len({key(record) for record in records}) == len(records) == 13 * 5

@@ -40,7 +40,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def record(system: str, question: Any, answer: str | None, **other: Any) -> dict[str, Any]:
-    return {"system": system, "budget_tokens": 64, "question_id": question.id, "form": "free", "attempt": 1,
+    return {"system": system, "budget_tokens": 64, "question_id": question.id, "option_order": "free", "attempt": 1,
             "answer": answer, "recall": {"turn_ids": [], "ranked": [], "tokens": 5, "counter": "o200k"}, "verdicts": [],
             "calls": 1, "unreported": 0, "prompt_tokens": 50, "completion_tokens": 3, "truncated": False,
             "seconds": 0.1, "model": "openai/reader", "error": "", "speaker_gap": None, "at": 1.0, **other}  # fmt: skip
@@ -490,11 +490,12 @@ def test_recalls_alone_are_not_graded(server: Server, run: Path, capsys: pytest.
     ("file", "content", "said"),
     [
         ("results.json", "[1]", "results.json is damaged"),
-        ("records.jsonl", "[1]\n", "no record of this version (it has no fields)"),
-        ("records.jsonl", '{"system": "good"}\n', "no record of this version (it has no budget_tokens)"),
-        ("verdicts.jsonl", '{"a": 1}\n', "no record of this version (it has no system)"),
-        ("verdicts.jsonl", '{"system": "x", "budget_tokens": 64, "question_id": "q", "form": "free", "verdict": 5}\n',
-         "it has no verdict of a judge and a prompt"),
+        ("records.jsonl", "[1]\n", "not a record (it has no fields)"),
+        ("records.jsonl", '{"system": "good"}\n', "not a record (it has no budget_tokens)"),
+        ("verdicts.jsonl", '{"a": 1}\n', "not a record (it has no system)"),
+        ("verdicts.jsonl",
+        '{"system": "x", "budget_tokens": 64, "question_id": "q", "option_order": "free", "verdict": 5}\n',
+         "it has no verdict"),
         ("manifest.json", '{"config": {"optimizer": "simba"}, "identity": {}}', "lacks split"),
     ],
 )  # fmt: skip

@@ -106,7 +106,14 @@ def test_concurrent_processes_are_counted(working_folder: Path) -> None:
 
 
 def attempt(id: str, number: int, error: str = "") -> dict[str, Any]:
-    return {"system": "s", "budget_tokens": 1, "question_id": id, "form": "free", "attempt": number, "error": error}
+    return {
+        "system": "s",
+        "budget_tokens": 1,
+        "question_id": id,
+        "option_order": "free",
+        "attempt": number,
+        "error": error,
+    }
 
 
 honest = st.dictionaries(st.sampled_from("abcdef"), st.tuples(st.integers(0, 3), st.booleans()), min_size=1)

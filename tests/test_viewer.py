@@ -98,7 +98,7 @@ def test_later_verdicts_are_seen_beside_their_answers(run: Path) -> None:
     before = followed.run()
     record = next(r for r in before.records if r["verdicts"])
     with RunFolder.reopen(run) as folder:
-        key = (record["system"], record["budget_tokens"], record["question_id"], record["form"])
+        key = (record["system"], record["budget_tokens"], record["question_id"], record["option_order"])
         folder.append_verdict(key, {**record["verdicts"][0], "key": "corrected", "raw": "later"})
     rows = viewer_data.Rows(followed.data)
     earlier = rows.of(followed.records)

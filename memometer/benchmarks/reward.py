@@ -52,7 +52,7 @@ class Reply:
             shown=tuple(record["recall"]["turn_ids"]),
             total_tokens=record["prompt_tokens"] + record["completion_tokens"],
             absent=abstains(record["answer"]),
-            cited=tuple(record["cited"]) if "cited" in record else None,
+            cited=tuple(record["citations"]) if "citations" in record else None,
         )
 
 

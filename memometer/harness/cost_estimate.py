@@ -35,7 +35,7 @@ def estimate(
     Returns:
         Calls, tokens and dollars in words.
     """
-    asked = {task.key: f"{task.question.text} {task.question.options(task.form)}" for task in tasks}
+    asked = {task.key: f"{task.question.text} {task.question.options(task.option_order)}" for task in tasks}
     longest = max(asked.values(), key=len, default="")
     overhead = {name: prompt_overhead(model, longest, reader) for name, reader in readers.items()}
     rounds = {

@@ -1,7 +1,7 @@
-"""The evaluation loop: each conversation is read once into each system, then all its questions are asked.
+"""The evaluation loop: ingest each conversation once per system, then ask all its questions.
 
-The loop knows no particular memory beside the controls; it writes one record per attempt into the run folder and
-computes no metric.
+The loop treats all memory systems alike, except the baselines. It writes one record per attempt into the run folder
+and computes no metric.
 """
 
 from __future__ import annotations
@@ -34,16 +34,17 @@ from memometer.token_counters import TokenCounter
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One question to one system at one budget."""
+    """One question to one system at one budget, in one order of its answer options."""
 
     system: str
     budget_tokens: int
     question: Question
-    form: str = FREE
+    option_order: str = FREE
 
     @property
     def key(self) -> Key:
-        return self.system, self.budget_tokens, self.question.id, self.form
+        """The identity of the task in a run folder."""
+        return self.system, self.budget_tokens, self.question.id, self.option_order
 
 
 def plan_tasks(
@@ -54,12 +55,18 @@ def plan_tasks(
     window_budget: int | None = None,
     two_options: bool = False,
 ) -> list[Task]:
-    """Every question to every system at every budget, grouped by conversation, then system.
+    """Plan every question to every system at every budget.
 
     Args:
-        window_budget: what the reader's window leaves for memory; a system that shows everything gets it instead
-            of `budgets`. None where nobody reads.
-        two_options: ask questions that have answer options with them, once in each order, instead of freely.
+        memories: Name -> memory system.
+        questions: The questions, grouped by conversation.
+        budgets: Budgets in tokens.
+        window_budget: Tokens that the context window leaves for memory. A system that shows everything gets this in
+            place of `budgets`. None if no model answers or its window is unknown.
+        two_options: Ask questions that have answer options with them, once in each order.
+
+    Returns:
+        The tasks, grouped by conversation, then by system.
     """
 
     def budgets_of(memory: Memory[Any]) -> Sequence[int]:
@@ -67,22 +74,22 @@ def plan_tasks(
             return [0]
         return [window_budget or UNBOUNDED] if memory.shows_everything else budgets
 
-    def forms_of(question: Question) -> Sequence[str]:
+    def orders_of(question: Question) -> Sequence[str]:
         return (two_options and question.option_orders) or (FREE,)
 
     return [
-        Task(system, budget, question, form)
+        Task(system, budget, question, order)
         for _, asked in groupby(questions, key=lambda question: question.conversation)
         for asked_here in [list(asked)]
         for system, memory in memories.items()
         for budget in budgets_of(memory)
         for question in asked_here
-        for form in forms_of(question)
+        for order in orders_of(question)
     ]
 
 
 RANKED = 50
-"""Of the ranking so many turns are recorded: more than any published measure looks at."""
+"""Turns of the ranking that are recorded: more than any published metric uses."""
 
 
 def run(
@@ -98,11 +105,27 @@ def run(
     stop: threading.Event | None = None,
     progress: Callable[[Record], None] = lambda _: None,
 ) -> str:
-    """Do every task that the folder does not hold an answer to, and append a record for each.
+    """Carry out every task without a result in the folder, and append a record for each.
 
-    `memory_of` gives the memory for a system and a conversation, `readers` the reader of each system. With no reader
-    only the recall is recorded. Setting `stop` lets the calls in flight end and starts no other.
-    Returns the empty string, or why no call could succeed (a rejected key, an unknown model): then it stops early.
+    Each conversation is ingested once per system; then its questions are asked.
+
+    Args:
+        tasks: The tasks, grouped by conversation and system.
+        memory_of: (system, conversation id) -> memory.
+        conversations: The conversations of the tasks.
+        folder: The run folder.
+        reader: The model that answers; None to record the recall only.
+        readers: System -> its reader.
+        judge: Judges the answers to answerable questions.
+        num_threads: Calls at once.
+        stop: If it is set, the calls in flight end and no other starts.
+        progress: Called with each new record.
+
+    Returns:
+        An empty text, or the reason why no call can succeed, such as a rejected key; the run then ends early.
+
+    Raises:
+        OSError: The folder cannot be written.
     """
     stop = stop or threading.Event()
     by_id = {conversation.id: conversation for conversation in conversations}
@@ -112,7 +135,7 @@ def run(
     todo = [task for task in tasks if task.key not in found or not is_answered(found[task.key])]
     fatal: list[str] = []
 
-    outcomes: list[bool] = []  # of the first few attempts: whether anything answered
+    outcomes: list[bool] = []  # of the first attempts: whether the model answered
 
     def attempt(task: Task, state: State | None, failed: dict[str, str]) -> None:
         if stop.is_set():
@@ -143,7 +166,7 @@ def run(
 
     with ThreadPoolExecutor(num_threads) as pool:
         pending: deque[Future[None]] = deque()
-        if judge:  # answers that an earlier judging left ungraded keep their text and are graded again
+        if judge:  # answers without a verdict are judged again; the answers stay
             for task in tasks:
                 answered = found.get(task.key)
                 if answered and task.question.gold is not None and needs_verdict(answered):
@@ -153,16 +176,16 @@ def run(
                 break
             state, failed = _ingest(system, memory_of(system, conversation), by_id[conversation], folder, reader)
             pending.extend(pool.submit(attempt, task, state, failed) for task in group)
-            # Stay a little ahead of the pool, so that memory holds the conversations in flight and no more.
+            # Stay only a little ahead of the pool, so that few conversations are in memory at once.
             _until(pending, left=4 * num_threads, stop=stop)
         _until(pending, left=0, stop=stop)
     return fatal[0] if fatal else ""
 
 
 def _until(pending: deque[Future[None]], *, left: int, stop: threading.Event) -> None:
-    """Take finished futures off the left until at most `left` remain, and raise what any of them raised.
+    """Wait until at most `left` futures remain, and raise what any of them raised.
 
-    They end nearly in order, so looking at the first one is enough. Polling keeps the main thread open to Ctrl-C.
+    They end nearly in order, so it is enough to check the first. Polling lets the main thread handle Ctrl-C.
     """
     while len(pending) > left:
         if not pending[0].done():
@@ -170,14 +193,13 @@ def _until(pending: deque[Future[None]], *, left: int, stop: threading.Event) ->
             continue
         try:
             pending.popleft().result()
-        except BaseException:  # the disk is full, say; re-raised below
-            stop.set()  # what cannot be written down must not be paid for
+        except BaseException:  # for example the disk is full; raised again below
+            stop.set()  # do not pay for answers that cannot be saved
             raise
 
 
 def _blamed(problem: Exception, *, before: str = "") -> dict[str, str]:
-    """A record's `error`, where a model failed and nothing is known of the memory, or its `memory_error`: a memory that
-    fails is a result. The other is empty."""
+    """The `error` of a record if a model failed, which says nothing about the memory, otherwise its `memory_error`."""
     told = before + describe(problem)
     return {"error": told, "memory_error": ""} if is_of_a_model(problem) else {"error": "", "memory_error": told}
 
@@ -188,7 +210,9 @@ NO_FAILURE = {"error": "", "memory_error": ""}
 def _ingest(
     system: str, memory: Memory[Any], conversation: Conversation, folder: RunFolder, reader: Model | None
 ) -> tuple[State | None, dict[str, str]]:
-    """(state or None, whose failure it was): a system that cannot read one conversation fails its questions only."""
+    """Ingest a conversation. If that fails, only the questions about this conversation fail.
+
+    Returns the state (None after a failure) and the error fields of its records."""
     state: State | None = None
     failed = NO_FAILURE
     turns = 0
@@ -216,7 +240,7 @@ def _attempt(
     reading: Reader,
     judge: Judge | None,
 ) -> tuple[Record, str]:
-    """(the record, why the whole run must end or "")."""
+    """Carry out a task; returns the record, and the reason why the run must end or an empty text."""
     question = task.question
     recall, answer, end = Recall(), None, ""
     signals: dict[str, Any] = {}
@@ -237,7 +261,11 @@ def _attempt(
         "system": task.system,
         "budget_tokens": task.budget_tokens,
         "question_id": question.id,
-        "form": task.form,
+        "conversation": question.conversation,
+        "category": question.category,
+        "gold": question.gold,
+        "evidence": question.evidence,
+        "option_order": task.option_order,
         "attempt": number,
         "answer": without_keys(answer) if answer else answer,
         "recall": {
@@ -261,7 +289,7 @@ def _attempt(
 def _ask(
     task: Task, memory: Memory[Any], state: State, reader: Model | None, reading: Reader
 ) -> tuple[Recall, str | None, dict[str, Any]]:
-    """(what was shown, the answer, what the record says about the reading beside these)."""
+    """Recall and answer; returns the recall, the answer (None without a model) and further fields of the record."""
     question = task.question
     if isinstance(memory, Oracle):
         state = memory.reveal(state, question.evidence)
@@ -274,19 +302,19 @@ def _ask(
             state=state,
             question=question.text,
             budget_tokens=task.budget_tokens,
-            choices=question.options(task.form),
+            choices=question.options(task.option_order),
         )
     signals: dict[str, Any] = {"speaker_gap": prediction.recall.speaker_gap}
     if "raw_answer" in prediction:
         signals |= {
-            "said": without_keys(prediction.raw_answer),
+            "raw_answer": without_keys(prediction.raw_answer),
             "attributed": prediction.signals.attributed,
             "abstention_score": prediction.abstention_score,
         }
     if "rounds" in prediction:
         signals |= {
             "status": prediction.status,
-            "cited": prediction.citations,
+            "citations": prediction.citations,
             "rounds": [asdict(round) for round in prediction.rounds],
         }
     return prediction.recall, prediction.answer, signals
@@ -303,8 +331,16 @@ def _judge(judge: Judge, question: Question, answer: str) -> tuple[dict[str, Any
 
 
 def window_budget(reader: Model, questions: Iterable[Question], readers: Iterable[Reader]) -> int | None:
-    """Tokens that the reader's window leaves for any memory, beside the longest question; None for an unknown
-    window."""
+    """Tokens that the context window leaves for memory.
+
+    Args:
+        reader: The model that answers.
+        questions: The questions; the longest counts.
+        readers: The readers; the longest prompt counts.
+
+    Returns:
+        The tokens, or None if the window is unknown.
+    """
     if reader.context_tokens is None:
         return None
     longest = max(
@@ -323,6 +359,6 @@ def prompt_overhead(reader: Model, question: str, reading: Reader) -> int:
 
 
 def conversation_tokens(conversation: Conversation, count: TokenCounter, form: TurnFormat | None = None) -> int:
-    """What the whole conversation costs to show."""
+    """Count the tokens of a whole conversation in a prompt."""
     state = State(turns=list(conversation.turns), lines=[turn.line for turn in conversation.turns])
     return show(state, range(len(state.turns)), count, form=form).tokens

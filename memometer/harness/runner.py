@@ -19,7 +19,7 @@ from memometer.models.resolve_models import Model
 from memometer.report import aggregate, multi_round_analysis
 from memometer.report.write import write_results
 from memometer.run import cost, resume, test_set_usage
-from memometer.run.environment import provenance
+from memometer.run.environment import digest, provenance
 from memometer.run.folder import (
     Key,
     Record,
@@ -55,11 +55,15 @@ def resume_run(path: Path, *, cost_limit: float | None = None, verbose: bool = F
         RunFolderError: The folder holds no evaluation that can be continued.
         OptionError: The evaluation cannot be run as it was configured.
     """
-    if "published" in read_manifest(path):
+    manifest = read_manifest(path)
+    if "published" in manifest:
         raise RunFolderError(f"{path} holds imported results, which cannot be continued; name a run of evaluate.py.")
     options, identity = resume.read(path, EvaluateOptions, required="num_test")
     plan = make_plan(options)
-    resume.check(path, identity, plan.identity())
+    current = plan.identity()
+    if identity.get("configuration") == digest(manifest["config"]):  # as it was saved, maybe by an earlier version
+        identity = {**identity, "configuration": current["configuration"]}
+    resume.check(path, identity, current)
     runner = Runner(plan, cost_limit=cost_limit or options.cost_limit, verbose=verbose)
     plan.announce({key for key, record in latest(read_records(path)).items() if is_answered(record)})
     with option_errors("", OSError):

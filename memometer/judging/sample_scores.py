@@ -62,4 +62,4 @@ def _score(question: Question, record: Record, measure: str, grader: Grader | No
     if measure == "evidence_recall":
         shown = record["recall"]["turn_ids"]  # None in imported answers
         return None if shown is None else evidence_recall(question.evidence, set(shown))
-    return None if record["answer"] is None else question.score(record["answer"], record["form"])
+    return None if record["answer"] is None else question.score(record["answer"], record["option_order"])

@@ -85,7 +85,7 @@ def _objective(pairs: Sequence[tuple[Question, Record]]) -> Results:
     """
     objective = reward.Objective()
     known = [(q, r) for q, r in pairs if r["recall"]["turn_ids"] is not None and r["prompt_tokens"] is not None]
-    done = [(q, r) for q, r in known if is_answered(r) and r["answer"] is not None and r["form"] == FREE]
+    done = [(q, r) for q, r in known if is_answered(r) and r["answer"] is not None and r["option_order"] == FREE]
     values = [objective(question, reward.Reply.of_record(record)) for question, record in done]
     found = clustered_ratio(values, [1.0] * len(values), [question.conversation for question, _ in done])
     interval = None if found.low is None else [found.low, found.high]
@@ -182,10 +182,10 @@ def _metrics(pairs: Sequence[Pair], graders: Sequence[Grader]) -> Results:
             "unreported_calls": _sum(record["unreported"] for _, record in answered),
             "truncated": _sum(record["truncated"] for _, record in answered),
         }
-        orders = sorted({record["form"] for _, record in answered})
+        orders = sorted({record["option_order"] for _, record in answered})
         if len(orders) > 1:
             metrics["f1_by_option_order"] = {
-                order: _average(q.score(r["answer"], order) for q, r in answered if r["form"] == order)
+                order: _average(q.score(r["answer"], order) for q, r in answered if r["option_order"] == order)
                 for order in orders
             }
     if graders and any(sample_scores.applies(question, "judge") for question, _ in done):

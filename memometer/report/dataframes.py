@@ -43,7 +43,7 @@ def samples_df(folders: Iterable[str | Path]) -> pd.DataFrame:
 
     Returns:
         One row per attempt at a question. Columns: `run`, `system`, `budget_tokens`, `question_id`, `conversation`,
-        `category`, `answerable`, `form` (option order), `attempt`, `counts` (True for the attempt that counts),
+        `category`, `answerable`, `option_order`, `attempt`, `counts` (True for the attempt that counts),
         `question`, `gold`, `answer`, `error`, `f1`, `evidence_recall`, `context_tokens`, `prompt_tokens`,
         `completion_tokens`, `calls`, `seconds`, and one column per grader with the share of its repeats that are
         correct, empty if missing.
@@ -97,14 +97,14 @@ def _sample_rows(followed: FollowedRun) -> Iterable[dict[str, Any]]:
             "conversation": question.conversation,
             "category": question.category,
             "answerable": question.answerable,
-            "form": record["form"],
+            "option_order": record["option_order"],
             "attempt": record["attempt"],
             "counts": counting[key(record)] is record,
             "question": question.text,
             "gold": question.gold,
             "answer": answer,
             "error": record["error"],
-            "f1": None if answer is None else question.score(answer, record["form"]),
+            "f1": None if answer is None else question.score(answer, record["option_order"]),
             "evidence_recall": None
             if record["error"] or shown is None
             else evidence_recall(question.evidence, set(shown)),

@@ -1,7 +1,7 @@
-"""A run on disk: what was asked (manifest.json), what came back (records.jsonl), what it amounts to (results.json).
+"""The folder of a run: manifest.json (options and identity), records.jsonl (attempts), results.json (metrics).
 
-Records are appended one line at a time as answers arrive and are never rewritten: a killed run loses at most the
-calls in flight, and every metric can be computed again from the folder without a model.
+Records are appended as answers arrive and never rewritten. A killed run loses at most the calls in flight, and every
+metric can be computed again from the folder without a model.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ Record = dict[str, Any]
 """One attempt at one question, as `memometer.harness.loop` writes it."""
 
 Key = tuple[str, int, str, str]
-"""(system, budget in tokens, question id, form): what makes an answer the answer to something."""
+"""(system, budget in tokens, question id, option order): the identity of a task."""
 
 
-FIELDS = ("system", "budget_tokens", "question_id", "form", "attempt", "answer", "recall", "verdicts", "error", "model",
+FIELDS = ("system", "budget_tokens", "question_id", "option_order", "attempt", "answer", "recall", "verdicts", "error",
+"model",
           "calls", "unreported", "prompt_tokens", "completion_tokens", "seconds", "truncated")  # fmt: skip
-"""What every record holds, whoever made it."""
+"""The fields that every record has, also one of imported results."""
 VERDICT_FIELDS = ("judge", "prompt", "label")
 
 
 class RunFolderError(UserError, ValueError):
-    """The folder cannot be used as asked; the message is one sentence for the user."""
+    """The folder cannot be used as asked. The message is one sentence for the user."""
 
 
 def needs_verdict(record: Record) -> bool:
-    """Whether an answer was never graded: its judge failed, or gave no label."""
+    """True if an answer has no verdict with a label: it was not judged, or the judge failed."""
     return (
         is_answered(record)
         and record["answer"] is not None
@@ -45,44 +46,56 @@ def needs_verdict(record: Record) -> bool:
 
 
 def key(record: Record) -> Key:
-    """What a record is the answer to."""
-    return record["system"], record["budget_tokens"], record["question_id"], record["form"]
+    """The task that a record is an attempt at."""
+    return record["system"], record["budget_tokens"], record["question_id"], record["option_order"]
 
 
 def is_answered(record: Record) -> bool:
-    """Whether an attempt ended with a result: an answer, or a failure of the memory. Where a model's call failed there
-    is none; such attempts may be made again, and only they."""
+    """True if an attempt has a result: an answer, or a failure of the memory.
+
+    If a model call failed there is no result. Only such attempts may be repeated.
+    """
     return not record["error"]
 
 
 def failed(record: Record) -> bool:
-    """Whether the memory itself failed, in reading the conversation or in recalling: a result, and a wrong one."""
+    """True if the memory failed, in ingest or in recall. Such an attempt has a result, which counts as wrong."""
     return bool(record.get("memory_error"))
 
 
 class RunFolder:
-    """One run, locked against a second process for as long as it is open.
+    """An open run folder. It is locked against other processes until it is closed.
 
-    Use `create` or `reopen`, as context managers.
+    Use `create` or `reopen` as context managers.
+
+    Attributes:
+        path: The folder.
+        on_append: Called with file name and line after each line is on disk, one at a time.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.on_append: Callable[[str, Record], None] = lambda *_: None
-        """Told of every line once it is on disk, one at a time."""
         self._write_lock = threading.Lock()
         self._process_lock = FileLock(path / ".lock", blocking=False)
         try:
             self._process_lock.acquire()
         except Timeout as error:
             raise RunFolderError(
-                f"{path} is in use by another process; wait for it, or name another folder."
+                f"{path} is in use by another process; wait until it ends, or name another folder."
             ) from error
 
     @classmethod
     def create(cls, path: Path, manifest: dict[str, Any]) -> RunFolder:
-        """Start a run in a new or empty folder. Raises RunFolderError when it holds anything already, or cannot be
-        written."""
+        """Start a run in a new or empty folder.
+
+        Args:
+            path: The folder.
+            manifest: The content of manifest.json.
+
+        Raises:
+            RunFolderError: The folder is not empty, is in use, or cannot be written.
+        """
         try:
             path.mkdir(parents=True, exist_ok=True)
             if any(entry.name != ".lock" for entry in path.iterdir()):
@@ -97,7 +110,14 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path) -> RunFolder:
-        """Continue a run: an unfinished last line, left by a kill in the middle of a write, is cut off."""
+        """Open an existing run. An incomplete last line, which a killed process leaves, is removed.
+
+        Args:
+            path: The folder.
+
+        Raises:
+            RunFolderError: The folder holds no run or is in use.
+        """
         read_manifest(path)
         folder = cls(path)
         for file in path.glob("*.jsonl"):
@@ -117,40 +137,40 @@ class RunFolder:
         return read_manifest(self.path)
 
     def append(self, record: Record) -> None:
-        """Keep one attempt at a question."""
+        """Append an attempt at a task."""
         self._append("records.jsonl", record)
 
     def append_verdict(self, of: Key, verdict: Record) -> None:
-        """Keep a later verdict on an answer, beside the earlier ones."""
-        names = ("system", "budget_tokens", "question_id", "form")
+        """Append a further verdict on the answer to a task."""
+        names = ("system", "budget_tokens", "question_id", "option_order")
         self._append("verdicts.jsonl", {**dict(zip(names, of, strict=True)), "verdict": verdict})
 
     def append_ingest(self, record: Record) -> None:
-        """Keep what reading one conversation into one system cost."""
+        """Append the cost of the ingest of one conversation into one system."""
         self._append("ingest.jsonl", record)
 
     def append_measuring(self, record: Record) -> None:
-        """Keep what measuring a judge cost, before it graded."""
+        """Append the cost of a judge calibration."""
         self._append("measuring.jsonl", record)
 
     def _append(self, name: str, record: Record) -> None:
-        # ASCII, because a model's reply may hold half a surrogate pair, which UTF-8 cannot write.
+        # ASCII, because a reply may contain half a surrogate pair, which UTF-8 cannot encode.
         line = json.dumps(record, separators=(",", ":")) + "\n"
         with self._write_lock, (self.path / name).open("ab", buffering=0) as file:
             if file.write(line.encode("ascii")) != len(line):
-                raise OSError(f"{self.path / name} could not be written whole; is the disk full?")
+                raise OSError(f"{self.path / name} could not be written completely; is the disk full?")
             self.on_append(name, record)
 
     def records(self) -> list[Record]:
-        """Every attempt, in the order in which they ended, with all verdicts on its answer, the latest last."""
+        """Every attempt, in the order of completion, with all verdicts on its answer, the latest last."""
         return read_records(self.path)
 
     def ingests(self) -> list[Record]:
-        """What each reading of a conversation cost, in the order of the readings."""
+        """The cost of each ingest, in the order of completion."""
         return read_lines(self.path / "ingest.jsonl")
 
     def measurings(self) -> list[Record]:
-        """What each measuring of a judge cost that was made for this run."""
+        """The cost of each judge calibration for this run."""
         return read_lines(self.path / "measuring.jsonl")
 
     def write_json(self, name: str, value: object) -> None:
@@ -158,13 +178,14 @@ class RunFolder:
         self.write_text(name, json.dumps(value, indent=1) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
+        """Replace a file atomically."""
         part = self.path / f".{name}.part"
         part.write_text(text, encoding="utf-8", errors="replace")
         part.replace(self.path / name)
 
 
 def latest(records: Iterable[Record]) -> dict[Key, Record]:
-    """The record that counts for each question: its first answered attempt, else its last failed one."""
+    """The attempt that counts for each task: the first with a result, otherwise the last."""
     chosen: dict[Key, Record] = {}
     for record in records:
         earlier = chosen.get(key(record))
@@ -174,9 +195,13 @@ def latest(records: Iterable[Record]) -> dict[Key, Record]:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """What was asked, of the run in the folder `path`; needs no lock."""
+    """The manifest of a run. No lock is needed.
+
+    Raises:
+        RunFolderError: The folder holds no run, or the manifest is damaged.
+    """
     if not (path / "manifest.json").is_file():
-        raise RunFolderError(f"{path} holds no run (no manifest.json); give the folder of an earlier run.")
+        raise RunFolderError(f"{path} holds no run (no manifest.json); name the folder of a run.")
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
         return {"config": dict(manifest["config"]), "identity": dict(manifest["identity"]), **manifest}
@@ -185,7 +210,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def asked_of(manifest: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The configuration of a run that asks questions. Raises RunFolderError where the folder `path` holds another."""
+    """The options of an evaluation or of imported results.
+
+    Args:
+        manifest: The manifest.
+        path: Its folder, for the message.
+
+    Raises:
+        RunFolderError: It is a run of another command.
+    """
     config = dict(manifest["config"])
     if missing := [name for name in ("split", "categories", "num_test", "seed", "fail_on_error") if name not in config]:
         raise RunFolderError(
@@ -196,21 +229,21 @@ def asked_of(manifest: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def read_records(path: Path) -> list[Record]:
-    """`RunFolder.records` of the folder `path`; needs no lock, and may be called while the run goes on."""
+    """As `RunFolder.records`, without a lock. The run may be in progress."""
     records = read_lines(path / "records.jsonl")
     add_verdicts(latest(records), read_lines(path / "verdicts.jsonl"))
     return records
 
 
 def add_verdicts(counting: Mapping[Key, Record], lines: Iterable[Record]) -> None:
-    """Put lines of verdicts.jsonl on the records that they are about."""
+    """Add the lines of verdicts.jsonl to the records that they belong to."""
     for line in lines:
         if (record := counting.get(key(line))) is not None:
             record["verdicts"].append(line["verdict"])
 
 
 def read_lines(path: Path) -> list[Record]:
-    """The whole lines of a file; one that is still being written, at the end, is none."""
+    """The complete lines of a file. An incomplete last line is ignored."""
     if not path.exists():
         return []
     content = path.read_bytes()
@@ -218,27 +251,43 @@ def read_lines(path: Path) -> list[Record]:
 
 
 def parse_lines(content: bytes, path: Path) -> list[Record]:
-    """Whole lines of JSON, out of the file `path`."""
+    """Parse lines of JSON and upgrade those of earlier versions.
+
+    Args:
+        content: Complete lines.
+        path: Their file, for the message.
+
+    Raises:
+        RunFolderError: A line is not JSON, or not a record of any version.
+    """
     try:
         lines = [json.loads(line) for line in content.split(b"\n") if line]
     except (ValueError, RecursionError) as error:
         raise RunFolderError(
-            f"{path} holds a line that is not JSON ({error}); restore the file or start anew."
+            f"{path} has a line that is not JSON ({error}); restore the file, or start a new run."
         ) from error
     for line in lines:
-        _upgrade_verdicts(line)
+        _upgrade(line)
     if missing := next(filter(None, (_missing(line, path.name) for line in lines)), ""):
         raise RunFolderError(
-            f"{path} holds a line that is no record of this version (it has no {missing}); restore the file or start "
-            "anew."
+            f"{path} has a line that is not a record (it has no {missing}); restore the file, or start a new run."
         )
     return lines
 
 
-def _upgrade_verdicts(line: Any) -> None:
-    """Rename the fields of verdicts that earlier versions wrote: `key`, and the label `ungraded`."""
+RENAMED = {"form": "option_order", "said": "raw_answer", "cited": "citations"}
+"""Field of a record of an earlier version -> its name in this version."""
+
+
+def _upgrade(line: Any) -> None:
+    """Rename the fields that earlier versions wrote, also in verdicts (`key`, and the label `ungraded`)."""
     if not isinstance(line, dict):
         return
+    for old, new in RENAMED.items():
+        if old in line:
+            line[new] = line.pop(old)
+    if "question_id" in line:
+        line.setdefault("conversation", str(line["question_id"]).rpartition("#")[0])
     verdicts = line.get("verdicts") or []
     for verdict in (*(verdicts if isinstance(verdicts, list) else ()), line.get("verdict")):
         if isinstance(verdict, dict):
@@ -249,7 +298,7 @@ def _upgrade_verdicts(line: Any) -> None:
 
 
 def _missing(line: Any, name: str) -> str:
-    """What a line of records.jsonl or verdicts.jsonl lacks; empty where it lacks nothing."""
+    """The first field that a line of records.jsonl or verdicts.jsonl lacks; empty if it is complete."""
     if not isinstance(line, dict):
         return "fields"
     fields = {"records.jsonl": FIELDS, "verdicts.jsonl": (*FIELDS[:4], "verdict")}.get(name, ())
@@ -258,10 +307,10 @@ def _missing(line: Any, name: str) -> str:
     verdicts = line["verdicts"] if name == "records.jsonl" else [line["verdict"]] if "verdict" in line else []
     for verdict in verdicts:
         if not isinstance(verdict, dict) or any(field not in verdict for field in VERDICT_FIELDS):
-            return "verdict of a judge and a prompt"
+            return "verdict with judge, prompt and label"
     return ""
 
 
 def new_path(root: Path = Path("runs")) -> Path:
-    """A folder name that sorts by time and does not collide."""
+    """A new folder name that sorts by time."""
     return root / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.urandom(2).hex()}"

@@ -33,7 +33,7 @@ class AbstentionError(UserError, ValueError):
 
 def signals_of(record: Record) -> AbstentionSignals:
     """Return the signals of a record as they were when the question was asked."""
-    answer = record.get("said") or record["answer"] or ""
+    answer = record.get("raw_answer") or record["answer"] or ""
     absent = record.get("status") == "absent" or abstains(answer)
     return AbstentionSignals(absent, record.get("attributed"), record.get("speaker_gap"))
 
@@ -64,7 +64,8 @@ def metrics(pairs: Pairs, rule: AbstentionRule | None = None) -> Results:
     if not answered:
         return found
     wrong = [
-        1.0 - question.score(record.get("said") or record["answer"], record["form"]) for question, record in answered
+        1.0 - question.score(record.get("raw_answer") or record["answer"], record["option_order"])
+        for question, record in answered
     ]
     order = np.argsort(scores, kind="stable")
     risks = np.cumsum(np.array(wrong)[order]) / np.arange(1, len(wrong) + 1)
@@ -133,7 +134,7 @@ def _twins(pairs: Pairs) -> Iterable[tuple[tuple[Question, Record], tuple[Questi
     """Pair answerable questions with unanswerable variations of them, asked freely, about the same evidence."""
     swapped: dict[tuple[str, frozenset[str]], list[tuple[Question, Record]]] = {}
     for question, record in pairs:
-        if not question.answerable and question.evidence and record["form"] == "free":
+        if not question.answerable and question.evidence and record["option_order"] == "free":
             swapped.setdefault((question.conversation, frozenset(question.evidence)), []).append((question, record))
     for question, record in pairs:
         if question.has_twins:

@@ -4,7 +4,7 @@ const FOLD_FROM = 24;
 
 function questionDetail(view, answers) {
   const { content } = view;
-  const [{ about, question, form }] = answers;
+  const [{ about, question, option_order }] = answers;
   const conversation = content.conversations[about.conversation];
   const recalled = answers.map((answer) => new Set(positions(answer.recalled)));
   const category = `${about.category} ${content.categories[about.category]}`;
@@ -12,7 +12,7 @@ function questionDetail(view, answers) {
     h("header", { class: "asked" },
       h("div", { class: "meta" },
         h("a", { href: `#${encodeURIComponent(question)}`, class: "id", title: "A link to this question" }, question),
-        h("span", {}, category), form !== "free" && h("span", {}, form),
+        h("span", {}, category), option_order !== "free" && h("span", {}, option_order),
         h("button", { type: "button", class: "quiet close", "aria-label": "Close (Esc)", onclick: () => view.close() }, "✕")),
       h("h2", {}, about.text),
       h("dl", { class: "gold" },
@@ -22,7 +22,7 @@ function questionDetail(view, answers) {
     evidence(view, about, conversation, answers, recalled),
     h("div", { class: `answers ${answers.length > 1 ? "two" : ""}` }, answers.map((answer, at) =>
       answerColumn(view, answer, conversation, recalled[at]))),
-    others(view, question, form, answers),
+    others(view, question, option_order, answers),
   ];
 }
 
@@ -62,7 +62,7 @@ function answerColumn(view, answer, conversation, recalled) {
     errorOf(answer)
       ? h("p", { class: "error" }, answer.memory_error ? "The memory system failed: " : "No result: ", errorOf(answer))
       : h("blockquote", {}, answer.answer ?? h("span", { class: "muted" }, "no reader")),
-    answer.said && h("p", { class: "note" }, `Raw reply: ${answer.said}`),
+    answer.raw_answer && h("p", { class: "note" }, `Raw reply: ${answer.raw_answer}`),
     h("p", { class: "facts-line" }, facts.join(" · ")),
     (answer.failed || []).map((error) => h("p", { class: "note" }, `An earlier attempt failed: ${error}`)),
     verdictLines(answer),
@@ -121,9 +121,9 @@ function transcript(answer, conversation, recalled) {
   return h("details", { class: "transcript", open: true }, h("summary", {}, title), parts);
 }
 
-function others(view, question, form, answers) {
+function others(view, question, option_order, answers) {
   const grade = view.field("grade").value;
-  const rows = view.sources.map((source) => view.bySource.get(source.key).get(`${question}/${form}`)).filter(Boolean);
+  const rows = view.sources.map((source) => view.bySource.get(source.key).get(`${question}/${option_order}`)).filter(Boolean);
   if (rows.length < 2) return null;
   const shown = new Set(answers);
   return h("section", { class: "others" }, h("h3", {}, "Every answer to this question"),

@@ -33,7 +33,7 @@ class Questions {
     this.bySource = new Map();
     for (const answer of this.answers) {
       if (!this.bySource.has(answer.source)) this.bySource.set(answer.source, new Map());
-      this.bySource.get(answer.source).set(`${answer.question}/${answer.form}`, answer);
+      this.bySource.get(answer.source).set(`${answer.question}/${answer.option_order}`, answer);
     }
     const grades = gradesOf(content, this.answers);
     const errors = [...new Set(this.answers.map((a) => errorOf(a).split(":")[0]).filter(Boolean))].sort();
@@ -86,7 +86,7 @@ class Questions {
     for (const answer of listed) {
       const pair = [answer];
       if (comparing) {
-        const other = this.bySource.get(b).get(`${answer.question}/${answer.form}`);
+        const other = this.bySource.get(b).get(`${answer.question}/${answer.option_order}`);
         if (!other) continue;
         pair.push(other);
       }
@@ -105,7 +105,7 @@ class Questions {
       box.parentElement.querySelector("small").textContent = whole(counts[box.value]);
     }
     this.field("count").textContent = `${whole(found.length)} of ${whole(listed.length)}`;
-    const same = (item) => selected && ["question", "form", "source"].every((name) => item.answers[0][name] === selected.answers[0][name]);
+    const same = (item) => selected && ["question", "option_order", "source"].every((name) => item.answers[0][name] === selected.answers[0][name]);
     this.at = found.findIndex(same);
     if (this.at < 0) this.list.scrollTop = 0;
     this.draw();
