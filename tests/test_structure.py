@@ -83,7 +83,6 @@ def test_imports_point_down() -> None:
     assert set(up) >= KNOWN_FAULTS, "a mended fault is still listed"
 
 
-@pytest.mark.xfail(reason="circles still to be mended")
 def test_no_modules_import_each_other_in_a_circle() -> None:
     graph = {module: imported_modules(path) - {module} for module, path in MODULES.items()}
     done: set[str] = set()
