@@ -214,7 +214,7 @@ def test_rounds_and_abstention_end_to_end(server: Any, tmp_path: Path) -> None:
 
 
 def test_the_command_fits_on_validation_conversations_only(locomo: Any, tmp_path: Path, capsys: Any) -> None:
-    for split, code in (("validation", 0), ("test", 1)):
+    for split, code in (("validation", 0), ("test", 2)):
         args = ["--split", split, "--num-test", "40", "--budget-tokens", "100", "--systems", "adaptive"]
         done = evaluate("--recall-only", "--no-mlflow", "--run-dir", split, *args, cwd=tmp_path,
                         LOCOMO_PATH=str(locomo.path))  # fmt: skip

@@ -90,7 +90,7 @@ def test_a_damaged_store_is_told_by_its_line(line: str, server: Server, simulate
     capfd.readouterr()
     assert commands.optimize(["--resume", "run"]) == 2
     said = capfd.readouterr().err
-    assert f"run/calls.jsonl holds a line that is no call ({number}: " in said
+    assert f"line {number} of run/calls.jsonl" in said
     assert said.count("\n") == 1
 
 

@@ -356,7 +356,7 @@ def test_one_command_imports_many_and_refuses_all_or_none(
     flags = ["--run-dir", runs, "--data", str(data.path)]
     for refused, message in [
         ([bad], "1 missing"),
-        ([prose], "is in no known format (locomo-audit, mem0); name one with --format"),
+        ([prose], "--format"),
         ([tmp_path / "e.json"], "is not JSON"),
         ([tmp_path / "f.json"], "is not JSON"),
         ([tmp_path / "nowhere.json"], "cannot read"),
