@@ -4,8 +4,9 @@ The whole idea in five steps:
 
 1. A conversation is a list of turns. What is remembered of it is a value, a `State`, that the caller holds. So one
    memory serves many conversations, threads and optimiser runs at the same time.
-2. `observe` writes turns into the state and calls no model. Each turn is kept word for word; behind a relative date
-   stands the day it means. An index of words, speakers, dates and, with an encoder, token vectors is kept in step.
+2. `observe` writes turns into the state and calls no model. It stores each turn word for word, and writes the resolved
+   day behind each relative date. It also updates an index of words, speakers, dates and, with an encoder, token
+   vectors.
 3. `recall` ranks all turns for a question with a small learned network over many signals, and packs the best turns
    into a budget. The budget is exact: the recalled text never takes more tokens, in the answering model's tokens.
 4. A reader, a DSPy predictor, answers from the recalled text, in one call or in several rounds with citations. It

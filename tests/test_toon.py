@@ -98,7 +98,7 @@ def test_the_budget_is_filled(name: str, sample: Any) -> None:
 def test_lines_are_the_default_and_no_format_is_unknown() -> None:
     assert form("lines") is None
     assert [systems.form(name) is None for name in FORMATS] == [True, False, False, False, False]
-    with pytest.raises(ValueError, match="the format 'xml' is not known; it may be lines, toon, json, yaml, csv"):
+    with pytest.raises(ValueError, match="'xml'.*lines, toon, json, yaml, csv"):
         form("xml")
     (choices,) = [a.choices for a in evaluate.parser()._actions if a.dest == "context_format"]
     assert tuple(choices or ()) == FORMATS

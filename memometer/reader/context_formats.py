@@ -1,7 +1,7 @@
-"""Turns as records in the prompt: TOON, JSON, YAML or CSV in place of lines under dates.
+"""Formats of turns in the prompt: TOON, JSON, YAML or CSV records instead of lines under dates.
 
-A record has a date, a speaker and a text, in the very words that lines show. Lines are the default, for they say the
-same in the fewest tokens (benchmarks/formats.py): a date stands once a session, and nothing is quoted.
+A record has a date, a speaker and a text, with the same words as a line. Lines are the default, because they need the
+fewest tokens (benchmarks/formats.py): a date appears once per session, and nothing is quoted.
 """
 
 from __future__ import annotations
@@ -22,22 +22,24 @@ Record = dict[str, str]
 
 
 class FormatUnavailable(RuntimeError):
-    """The library of a format is not installed; the message is one sentence for the user."""
+    """The library of a format is not installed."""
 
 
 def record(turn: Turn, line: str) -> Record:
-    """A turn in three fields: under which date it stands, and the two parts of its line."""
-    said = line.removesuffix("\n")
-    speaker, colon, text = said.partition(": ")
-    if not colon:  # nothing was said, or nobody is named
-        speaker, text = (said[:-1], "") if said.endswith(":") else ("", said)
+    """Return a turn as a record: its date, and the two parts of its line."""
+    content = line.removesuffix("\n")
+    speaker, colon, text = content.partition(": ")
+    if not colon:  # the text or the speaker is empty
+        speaker, text = (content[:-1], "") if content.endswith(":") else ("", content)
     return {"date": turn.header.removeprefix("# ").strip(), "speaker": speaker, "text": text}
 
 
 @dataclass(frozen=True)
 class Toon:
-    """Token-Oriented Object Notation: a table with its fields named once. Commas part them: with tabs fewer texts are
-    quoted, and as many tokens needed."""
+    """Token-Oriented Object Notation: a table that names its fields once.
+
+    Commas separate the fields; tabs would avoid some quotes, but need as many tokens.
+    """
 
     name = "toon"
 
@@ -54,7 +56,7 @@ class Toon:
 
 @dataclass(frozen=True)
 class Json:
-    """A compact array, an object a line."""
+    """A compact array with one object per line."""
 
     name = "json"
 
@@ -80,7 +82,7 @@ class Yaml:
 
 @dataclass(frozen=True)
 class Csv:
-    """A line of field names, then a line a turn, as RFC 4180 quotes it."""
+    """A line of field names, then one line per turn, quoted as in RFC 4180."""
 
     name = "csv"
 
@@ -98,16 +100,21 @@ class Csv:
 
 
 def form(name: str) -> TurnFormat | None:
-    """The form of a name in `FORMATS`; None for lines. Raises FormatUnavailable, ValueError."""
+    """Return a format by its name in `FORMATS`, or None for lines.
+
+    Raises:
+        ValueError: the name is unknown.
+        FormatUnavailable: the library of the format is not installed.
+    """
     if name not in FORMATS:
-        raise ValueError(f"the format {name!r} is not known; it may be {', '.join(FORMATS)}.")
+        raise ValueError(f"unknown format {name!r}; use one of {', '.join(FORMATS)}.")
     if name == "toon":
         _toons()
     forms: dict[str, TurnFormat] = {each.name: each for each in (Toon(), Json(), Yaml(), Csv())}
     return forms.get(name)
 
 
-@lru_cache(maxsize=1 << 16)  # PyYAML takes a millisecond for each, and every question asks for most of them again
+@lru_cache(maxsize=1 << 16)  # PyYAML takes a millisecond per turn, and most turns are needed for every question
 def _yaml(*fields: tuple[str, str]) -> str:
     import yaml
 
