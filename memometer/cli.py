@@ -17,7 +17,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "rescore": ("memometer.commands.rescore", "grade a run again with another judge, prompt or label set"),
         "calibrate": ("memometer.commands.calibrate", "measure a judge's false-accept and false-reject rates"),
         "fit-abstention": ("memometer.commands.fit_abstention", "fit the abstention rule on a validation run"),
-        "import-results": ("memometer.harness.import_results", "convert published result files to run folders"),
+        "import-results": ("memometer.commands.import_results", "convert published result files to run folders"),
         "leaderboard": ("memometer.commands.leaderboard", "combine a run and imported results in one table"),
         "label-sets": ("memometer.commands.label_sets", "show known label errors and the score ceiling they imply"),
         "contamination": ("memometer.commands.contamination", "search files for held-out questions and answers"),

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from locomo.dataset import read as read_data
 from locomo.synthetic import simulate
+from memometer import cli
 from memometer.benchmarks.protocol import Dataset
 from memometer.commands import test_usage
-from memometer.harness import import_results
 from memometer.harness.import_results import PublishedError, read, scores, write
 from memometer.harness.rerun_detection import Subset, log10_chance, merges
 from memometer.harness.runner import resume_run
@@ -241,7 +241,7 @@ def test_the_flag_is_printed_and_kept(data: Dataset, tmp_path: Path, capsys: pyt
     ids = [entry["question_id"] for entries in content["detailed_results"].values() for entry in entries]
     content["metadata"]["retried"] = [ids[i] for i in again]
     path = save(content, tmp_path / "m.json")
-    assert import_results.main([str(path), "--run-dir", str(tmp_path / "runs"), "--data", str(data.path)]) == 3
+    assert cli.main(["import-results", str(path), "--run-dir", str(tmp_path / "runs"), "--data", str(data.path)]) == 3
     assert "m: MERGED: failures were selectively re-run" in capsys.readouterr().out
     for name in ("manifest.json", "results.json"):
         kept = json.loads((tmp_path / "runs" / "m" / name).read_text())["published"]["merges"]
@@ -362,22 +362,22 @@ def test_one_command_imports_many_and_refuses_all_or_none(
         ([tmp_path / "nowhere.json"], "cannot read"),
         ([good], "two files of one name would go to one folder"),
     ]:
-        assert import_results.main([str(good), *map(str, refused), *flags]) == 2
+        assert cli.main(["import-results", str(good), *map(str, refused), *flags]) == 2
         err = capsys.readouterr().err
         assert message in err
         assert err.count("\n") == 1
-    assert import_results.main([str(good), "--format", "mem0", *flags]) == 2
+    assert cli.main(["import-results", str(good), "--format", "mem0", *flags]) == 2
     assert not (tmp_path / "runs").exists(), "nothing is written where anything is refused"
-    assert import_results.main([str(good), str(other), *flags]) == 0
+    assert cli.main(["import-results", str(good), str(other), *flags]) == 0
     out = capsys.readouterr().out
     assert all(line.startswith("SIMULATED") for line in out.splitlines())
     assert f"Written to {runs}/a" in out
-    assert import_results.main([str(good), *flags]) == 2
+    assert cli.main(["import-results", str(good), *flags]) == 2
     assert f"{runs}/a holds something already" in capsys.readouterr().err
     before = Path(runs, "a", "results.json").read_bytes()
     Path(runs, "a", "results.json").unlink()  # as a kill leaves it
-    assert import_results.main([str(other), "--run-dir", runs, "--data", str(data.path)]) == 2
-    assert import_results.main([str(good), *flags]) == 0, "of the same file"
+    assert cli.main(["import-results", str(other), "--run-dir", runs, "--data", str(data.path)]) == 2
+    assert cli.main(["import-results", str(good), *flags]) == 0, "of the same file"
     assert json.loads(Path(runs, "a", "results.json").read_bytes())["systems"] == json.loads(before)["systems"]
     assert test_usage.main([f"{runs}/a", f"{runs}/b"]) == 0
     with pytest.raises(RunFolderError, match="a holds imported results"):

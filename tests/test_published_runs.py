@@ -7,8 +7,8 @@ from statistics import mean
 
 import pytest
 
+from memometer import cli
 from memometer.benchmarks.protocol import Dataset
-from memometer.harness import import_results
 from memometer.harness.import_results import read, scores, write
 from memometer.judging import label_sets
 from memometer.run.folder import RunFolder
@@ -62,7 +62,7 @@ def test_the_flagged_questions_of_a_published_run(
     assert found({id: float(score > 0.5) for id, score in of.items()}) == [(94.80, 1441), (61.62, 99)]
     assert found(of) == [(94.75, 1441), (61.62, 99)]
     flags = ["--run-dir", str(tmp_path), "--label-corrections", str(audit), "--data", str(locomo.path)]
-    assert import_results.main([str(shared / f"{name}.json"), *flags]) == 0
+    assert cli.main(["import-results", str(shared / f"{name}.json"), *flags]) == 0
     out = capsys.readouterr().out
     table = (tmp_path / name / "table.txt").read_text()
     (row,) = [line.split() for line in table.splitlines() if line.startswith(name) and "94.80" in line]

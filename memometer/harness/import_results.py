@@ -11,11 +11,9 @@ Exit codes: 0, 2 refused (nothing was written), 3 a file mixes runs or leaves to
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from memometer import benchmarks
-from memometer.benchmarks.arguments import add_data_arguments, load_data
 from memometer.benchmarks.metrics import comparable
-from memometer.benchmarks.protocol import FREE, DataError, Dataset, Question
+from memometer.benchmarks.protocol import FREE, Dataset, Question
 from memometer.budget import UNBOUNDED
+from memometer.errors import UserError
 from memometer.harness import rerun_detection
 from memometer.harness.import_formats import Format, at, first, recognise
 from memometer.harness.options import EvaluateOptions
@@ -41,7 +39,7 @@ FAIL_ON_ERROR = 0.02
 """The share of ungraded answers from which a run is invalid, as in evaluate.py."""
 
 
-class PublishedError(ValueError):
+class PublishedError(UserError, ValueError):
     """The file cannot be imported; the message is one sentence for the user."""
 
 
@@ -349,62 +347,28 @@ def _told(found: Published) -> tuple[list[str], dict[str, Any]]:
     return told, figures
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="memometer import-results", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="a folder for each file goes here")
-    parser.add_argument("--format", metavar="NAME", help="the format, if it is not recognised")
-    parser.add_argument("--model-name", metavar="NAME", help="who answered, where a file does not say")
-    parser.add_argument("--judge-model-name", metavar="NAME", help="who judged, where a file does not say")
-    parser.add_argument(
-        "--label-corrections",
-        metavar="FILE",
-        help="clean and flagged questions apart (default: the benchmark's variable)",
-    )
-    add_data_arguments(parser)
-    args = parser.parse_args(argv)
-    try:
-        data = load_data(args)
-        named = args.label_corrections or label_sets.named_file(data)
-        corrections = label_sets.read(named, data=data) if named else None
-        found = [
-            read(path, data=data, format=args.format, model=args.model_name, judge=args.judge_model_name)
-            for path in args.files
-        ]
-        _refuse_taken({args.run_dir / each.path.stem: each for each in found}, len(found))
-    except (DataError, PublishedError) as error:
-        print(f"memometer.harness.import_results: {error}", file=sys.stderr)
-        return 2
-    statuses = []
-    for each in found:
-        path = args.run_dir / each.path.stem
-        try:
-            status, table = write(each, path, data=data, corrections=corrections, named=args.data)
-        except (RunFolderError, OSError) as error:
-            print(f"memometer.harness.import_results: {path} cannot be written: {error}", file=sys.stderr)
-            return 1
-        statuses.append(status)
-        for line in [*table.splitlines(), f"Written to {path}", ""]:
-            print(f"{data.prefix}{line}")
-    if data.kind:
-        print(f"{data.prefix}{data.notice}")
-    return 3 if "invalid" in statuses else 0
+def refuse_taken(places: Mapping[Path, Published], files: int) -> None:
+    """Refuse folders that are not empty, and remove what an interrupted import of the same file left.
 
+    Args:
+        places: Folder -> the results that will be written to it.
+        files: Number of result files.
 
-def _refuse_taken(places: Mapping[Path, Published], files: int) -> None:
-    """Raise PublishedError where a folder is taken; what a killed import of the same file left is removed."""
+    Raises:
+        PublishedError: A folder is not empty, or two files have the same name.
+    """
     if len(places) < files:
-        raise PublishedError("two files of one name would go to one folder; rename one.")
+        raise PublishedError("two files have the same name, so their folders would be the same; rename one.")
     unfinished = [path for path, found in places.items() if path.exists() and _is_unfinished(path, found)]
     for path in set(places) - set(unfinished):
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise PublishedError(f"{path} holds something already; name another folder with --run-dir.")
+            raise PublishedError(f"{path} is not empty; name another folder with --run-dir.")
     for path in unfinished:
         shutil.rmtree(path)
 
 
 def _is_unfinished(path: Path, found: Published) -> bool:
-    """Whether a folder holds an import of this file that did not come to its results."""
+    """True if a folder holds an interrupted import of this file."""
     try:
         with RunFolder.reopen(path) as folder:
             source = folder.manifest.get("published", {})
