@@ -100,7 +100,9 @@ def write_results(
     )
     folder.write_json("results.json", results)
     run = Run(folder.path.resolve().name, folder.manifest, folder.records(), results, data)
-    answered = any("f1" in entry for system in results["systems"].values() for entry in system["budgets"].values())
+    answered = any(
+        "f1" in entry["all_questions"] for system in results["systems"].values() for entry in system["budgets"].values()
+    )
     if answered and not graders_of(run.records) and no_judge:
         notes = [*notes, f"Judge accuracy is not shown: {no_judge}"]
     text = table(run, notes)
