@@ -1,7 +1,7 @@
 """Run an evaluation from Python.
 
-evaluation = memometer.evaluate(recall_only=True, systems=("adaptive", "bm25"), budgets=(512, 1024))
-evaluation.results["systems"]["bm25"]
+    evaluation = memometer.evaluate(recall_only=True, systems=("adaptive", "bm25"), budgets=(512, 1024))
+    evaluation.results["systems"]["bm25"]
 """
 
 from __future__ import annotations

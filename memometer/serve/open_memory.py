@@ -1,9 +1,9 @@
 """One memory for a program: open it, add text, recall, answer.
 
-memory = open_memory("memory.db")
-memory.add("I sold the kayak to my cousin.", speaker="Nadia")
-memory.recall("Who bought the kayak?", budget_tokens=100).text
-memory.answer("Who bought the kayak?")
+    memory = open_memory("memory.db")
+    memory.add("I sold the kayak to my cousin.", speaker="Nadia")
+    memory.recall("Who bought the kayak?", budget_tokens=100).text
+    memory.answer("Who bought the kayak?")
 """
 
 from __future__ import annotations
