@@ -2,6 +2,8 @@
 
     evaluation = memometer.evaluate(recall_only=True, systems=("adaptive", "bm25"), budgets=(512, 1024))
     evaluation.results["systems"]["bm25"]
+
+The options have the names of the flags of `memometer eval`.
 """
 
 from __future__ import annotations

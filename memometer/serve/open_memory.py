@@ -4,6 +4,8 @@
     memory.add("I sold the kayak to my cousin.", speaker="Nadia")
     memory.recall("Who bought the kayak?", budget_tokens=100).text
     memory.answer("Who bought the kayak?")
+
+Only `answer` needs a language model.
 """
 
 from __future__ import annotations
