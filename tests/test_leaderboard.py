@@ -128,7 +128,7 @@ def test_what_is_missing_left_out_or_merged_is_said(
     assert cli.main(["leaderboard", str(run), str(tmp_path / "them")]) == 0
     out = capsys.readouterr().out
     assert "full\\_context is not in the table: the window is too small." in out
-    assert "them: MERGED: failures were asked again" in out
+    assert "them: MERGED: " in out
     assert cells(out)[-1][0] == "them (INVALID)"
     header, _, *body = cells(out)
     judged = labels(run, data)
