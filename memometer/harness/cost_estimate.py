@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from memometer.benchmarks.protocol import Conversation
+from memometer.budget import show
 from memometer.harness.loop import Task, prompt_overhead
+from memometer.memory import State, TurnFormat
 from memometer.models.resolve_models import Model
 from memometer.reader.reader import Reader, RefusingReader
 from memometer.run import cost as accounting
+from memometer.token_counters import TokenCounter
 
 JUDGE_PROMPT_TOKENS = 500
 """Tokens of a judge's prompt without question, gold answer and answer."""
@@ -55,3 +59,32 @@ def estimate(
         cost = None if cost is None or extra is None else cost + extra
     money = accounting.money(cost, model, judge_model)
     return f"{calls:,} calls, {prompts + replies:,} tokens, {money} without retries"
+
+
+def memory_bound(
+    task: Task,
+    *,
+    conversations: Mapping[str, Conversation],
+    conversation_tokens: Mapping[str, int],
+    count: TokenCounter,
+    turn_format: TurnFormat | None,
+) -> int:
+    """Bound the memory in a task's prompt.
+
+    Args:
+        task: One question to one system.
+        conversations: The conversations by id.
+        conversation_tokens: Tokens of each whole conversation, by id.
+        count: Counts the tokens.
+        turn_format: How turns are printed; None for lines.
+
+    Returns:
+        Tokens: the budget, or everything that the system can show if that is less.
+    """
+    most = conversation_tokens[task.question.conversation]
+    if task.system == "oracle":
+        turns = {turn.id: turn for turn in conversations[task.question.conversation].turns}
+        evidence = [turns[id] for id in task.question.evidence]
+        state = State(turns=evidence, lines=[turn.line for turn in evidence])
+        most = show(state, range(len(evidence)), count, form=turn_format).tokens
+    return min(task.budget_tokens, most)

@@ -11,23 +11,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from memometer import benchmarks
 from memometer.benchmarks.protocol import Conversation, DataError, Dataset, Question
 from memometer.benchmarks.sampling import sample
-from memometer.budget import show
 from memometer.harness import contamination
 from memometer.harness.configure_memories import Systems, configure_memories
-from memometer.harness.cost_estimate import estimate
+from memometer.harness.cost_estimate import estimate, memory_bound
 from memometer.harness.loop import Task, conversation_tokens, plan_tasks, window_budget
 from memometer.harness.models import Models, default_names, load_models
 from memometer.harness.options import EvaluateOptions
 from memometer.judging.judge_calibration import assess, sentence
-from memometer.memory import DEFAULT_BUDGET_TOKENS, Memory, State
+from memometer.memory import DEFAULT_BUDGET_TOKENS, Memory
 from memometer.reader.abstention import AbstentionRule
 from memometer.reader.program_file import Program, ProgramError, load_for
 from memometer.reader.reader import predictors_of
+from memometer.report import presenter
 from memometer.retrieval.ranker import SHIPPED
 from memometer.run import cost
 from memometer.run.environment import digest, recalling_code
@@ -124,6 +125,10 @@ class Plan:
         for line in text.split("\n"):
             print(f"{self.data.prefix}{line}", flush=True)
 
+    def log_wrapped(self, sentence: str) -> None:
+        """Print a sentence in lines that fit a screen."""
+        self.log(presenter.screen([sentence], width=presenter.SCREEN_WIDTH - len(self.data.prefix)))
+
     def announce(self, done: Collection[Key] = ()) -> None:
         """Print who answers, who judges and the cost at most; then the questions, systems and notices.
 
@@ -131,51 +136,48 @@ class Plan:
             done: The tasks that an earlier part of a resumed run has answered.
         """
         if self.models.reader is None:
-            self.log(f"No model is asked; budgets count {self.unit} ({self.count.name}).")
+            self.log_wrapped(f"Budgets count {self.unit} ({self.count.name}). No model is asked.")
         else:
             bound = estimate(
                 [task for task in self.tasks if task.key not in done],
                 model=self.models.reader,
                 judge_model=self.models.judge_model,
                 readers=self.systems.readers,
-                memory_tokens=self._memory_tokens,
+                memory_tokens=partial(
+                    memory_bound,
+                    conversations={conversation.id: conversation for conversation in self.conversations},
+                    conversation_tokens=self.conversation_tokens,
+                    count=self.count,
+                    turn_format=self.systems.turn_format,
+                ),
             )
-            self.log(
-                f"{self.models.reader.name} answers, {self.models.judge_name or 'nobody'} judges; forecast: at most "
-                f"{bound}; budgets count {self.unit} ({self.count.name})."
+            self.log_wrapped(
+                f"Budgets count {self.unit} ({self.count.name}). {self.models.reader.name} answers, "
+                f"{self.models.judge_name or 'nobody'} judges; forecast: at most {bound}."
             )
             self._announce_judge()
         counts = Counter(question.category for question in self.questions)
-        self.log(
-            f"{len(self.questions)} questions of {len(self.conversations)} conversations ({self.options.split}; "
+        conversations = "1 conversation" if len(self.conversations) == 1 else f"{len(self.conversations)} conversations"
+        self.log_wrapped(
+            f"{len(self.questions)} questions of {conversations} ({self.options.split}; "
             + ", ".join(f"{counts[key]} {name}" for key, name in self.data.categories.items() if counts[key])
             + f") to {', '.join(dict.fromkeys(task.system for task in self.tasks))}."
         )
         for notice in [*self.notices, *filter(None, [self.data.notice])]:
-            self.log(notice)
+            self.log_wrapped(notice)
 
     def _announce_judge(self) -> None:
         if family := self.models.family:
-            self.log(f"Judge and reader are both of the family {family}, so the judge may favour the reader's answers.")
+            self.log_wrapped(
+                f"Judge and reader are both of the family {family}, so the judge may favour the reader's answers."
+            )
         calibrator = self.models.calibrator
         if calibrator is None or self.options.no_calibration:
             return
         if found := calibrator.cached():
-            self.log(sentence(assess(found, max_false_accept=self.options.max_false_accept)))
+            self.log_wrapped(sentence(assess(found, max_false_accept=self.options.max_false_accept)))
         else:
-            self.log(f"The judge is not calibrated; it is measured first: {calibrator.estimate()}.")
-
-    def _memory_tokens(self, task: Task) -> int:
-        """Tokens of memory in a prompt at most: the budget, or all that there is to show."""
-        whole = self.conversation_tokens[task.question.conversation]
-        if task.system == "oracle":
-            turns = {
-                turn.id: turn for c in self.conversations if c.id == task.question.conversation for turn in c.turns
-            }
-            evidence = [turns[id] for id in task.question.evidence]
-            state = State(turns=evidence, lines=[turn.line for turn in evidence])
-            whole = show(state, range(len(evidence)), self.count, form=self.systems.turn_format).tokens
-        return min(task.budget_tokens, whole)
+            self.log_wrapped(f"The judge is not calibrated; it is measured first: {calibrator.estimate()}.")
 
     # ------------------------------------------------------------ identity
 

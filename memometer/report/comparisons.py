@@ -104,7 +104,8 @@ def few_clusters(clusters: int, family: int = 0) -> str:
     if clusters < 2:
         return "One conversation: no interval or test can generalise to other conversations."
     smallest = min_sign_flip_p(clusters)
-    sentence = f"Only {clusters} conversations: intervals have {clusters - 1} degrees of freedom"
+    freedom = "1 degree of freedom" if clusters == 2 else f"{clusters - 1} degrees of freedom"
+    sentence = f"Only {clusters} conversations: intervals have {freedom}"
     if smallest <= 0.05 < family * smallest:
         return f"{sentence}, and after Holm over {family} tests no p is below {min(1.0, family * smallest):.2f}."
     return f"{sentence}, and no sign-flip p is below {smallest:.3g}."
