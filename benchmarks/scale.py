@@ -1,18 +1,19 @@
-"""Ingest and recall of the adaptive memory over one simulated history that grows to ten million tokens, on one core.
+"""Measure ingest and recall of the adaptive memory while a simulated history grows to ten million tokens.
 
     python benchmarks/scale.py [--quick] [--seed 1] [--questions 100] [--out runs/scale]
 
-At 1K, 3K, 10K, 30K, 100K and 280K turns (--quick: up to 10K) it prints a table, and writes scale.json and scale.svg
-into --out. Counting tokens is timed apart from the memory's own work. Exits 1 where a target is missed: ingest of the
-last stretch at most 1.5 times the time per turn of the middle one, recall p95 below 50 ms at 100K turns and 250 ms
-at 280K.
+The script uses one core. It measures at 1K, 3K, 10K, 30K, 100K and 280K turns (--quick: up to 10K), prints a table, and
+writes scale.json and scale.svg to --out. The time to count tokens is reported separately.
+
+Targets: the last rows take at most 1.5 times as long per turn as the middle ones; the p95 of recall is below 50 ms at
+100K turns, and below 250 ms at 280K. Exit codes: 0 all targets are met, 1 one is missed.
 """
 
 from __future__ import annotations
 
 import os
 
-# Before NumPy is imported: one core, as a service has for a request.
+# Set before NumPy is imported. A service has one core per request.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
@@ -43,11 +44,11 @@ from memometer.token_counters import Tiktoken
 SIZES = (1_000, 3_000, 10_000, 30_000, 100_000, 280_000)
 BUDGETS = (2_048, 20_000)
 TARGETS_MS = {100_000: 50.0, 280_000: 250.0}
-MOST_GROWTH = 1.5
+MAX_GROWTH = 1.5
 
 
-class Stopwatch:
-    """A token counter that knows how long it counted."""
+class TimedCounter:
+    """A token counter that measures its own time."""
 
     def __init__(self) -> None:
         self.count = Tiktoken("o200k_base")
@@ -63,8 +64,11 @@ class Stopwatch:
 
 
 def write_history(path: Path, seed: int, turns: int) -> None:
-    """In a process of its own, so that the generator's memory is not taken for the memory's. It is always the
-    beginning of the longest history, so that all runs of one seed see the same turns."""
+    """Write the history to a file.
+
+    It runs in its own process, so that the generator does not count in the measured memory. A short history is the
+    start of the longest one, so that all runs with one seed use the same turns.
+    """
     with path.open("wb") as file:
         for session, questions in history(seed, turns=SIZES[-1]):
             pickle.dump((session.turns, questions), file)
@@ -83,7 +87,7 @@ def read_history(path: Path) -> Iterator[tuple[tuple[Turn, ...], tuple[Question,
 
 
 def resident_bytes() -> int:
-    """Now, where the system says so (Linux); elsewhere the most there ever was."""
+    """Return the resident memory of this process; its peak on systems without /proc."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:
@@ -94,12 +98,12 @@ def quantile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def measure(memory: AdaptiveMemory, state: Any, questions: list[Question], watch: Stopwatch) -> dict[str, Any]:
-    """Recall of the questions at each budget: milliseconds, all and without counting; evidence found, 0 to 100."""
+def measure(memory: AdaptiveMemory, state: Any, questions: list[Question], watch: TimedCounter) -> dict[str, Any]:
+    """Recall the questions at each budget; return times in milliseconds and evidence recall, 0 to 100."""
     started = time.perf_counter()
     memory.recall(state, questions[0].text, BUDGETS[0])
-    # An index that is brought up to date at the first question shows here and not in the percentiles.
-    figures: dict[str, Any] = {"first_recall_ms": 1000 * (time.perf_counter() - started), "questions": len(questions)}
+    # The first question updates the index, so its time is reported separately.
+    measures: dict[str, Any] = {"first_recall_ms": 1000 * (time.perf_counter() - started), "questions": len(questions)}
     for budget in BUDGETS:
         ms, own, found = [], [], []
         for question in questions:
@@ -109,25 +113,27 @@ def measure(memory: AdaptiveMemory, state: Any, questions: list[Question], watch
             ms.append(1000 * took)
             own.append(1000 * (took - (watch.seconds - counted)))
             found.append(len(set(question.evidence) & set(recall.turn_ids)) / len(question.evidence))
-        figures[str(budget)] = {
+        measures[str(budget)] = {
             "p50_ms": statistics.median(ms),
             "p95_ms": quantile(ms, 0.95),
             "p95_ms_without_counting": quantile(own, 0.95),
             "evidence_recall": 100 * statistics.mean(found),
         }
-    return figures
+    return measures
 
 
-def run(path: Path, sizes: tuple[int, ...], *, asked: int, seed: int) -> list[dict[str, Any]]:
-    """One row per size, printed as it comes. Ingest figures are of the stretch since the row before."""
-    watch = Stopwatch()
+def run(path: Path, sizes: tuple[int, ...], *, num_questions: int, seed: int) -> list[dict[str, Any]]:
+    """Measure and print one row per size. The ingest times of a row cover the turns since the previous row."""
+    watch = TimedCounter()
     memory = AdaptiveMemory(count=watch)
     turns, _ = next(read_history(path))
     state = memory.new()
     memory.observe(state, turns)
-    memory.recall(state, turns[0].text, BUDGETS[0])  # what is loaded once is nobody's time per turn
+    memory.recall(
+        state, turns[0].text, BUDGETS[0]
+    )  # loads weights and vocabulary, which are not part of the time per turn
     state = memory.new()
-    known: list[Question] = []
+    candidates: list[Question] = []
     rows: list[dict[str, Any]] = []
     gc.collect()
     empty, seconds, since, left = resident_bytes(), 0.0, 0, list(sizes)
@@ -136,7 +142,7 @@ def run(path: Path, sizes: tuple[int, ...], *, asked: int, seed: int) -> list[di
         started = time.perf_counter()
         memory.observe(state, turns)
         seconds += time.perf_counter() - started
-        known += [question for question in questions if question.gold is not None]
+        candidates += [question for question in questions if question.gold is not None]
         n = len(state.turns)
         if n < left[0]:
             continue
@@ -147,7 +153,9 @@ def run(path: Path, sizes: tuple[int, ...], *, asked: int, seed: int) -> list[di
             "counting_s_per_1000": 1000 * watch.seconds / (n - since),
             "resident_bytes_per_turn": (resident_bytes() - empty) / n,
         }
-        row |= measure(memory, state, random.Random(seed).sample(known, min(asked, len(known))), watch)
+        row |= measure(
+            memory, state, random.Random(seed).sample(candidates, min(num_questions, len(candidates))), watch
+        )
         rows.append(row)
         print(line(row), flush=True)
         seconds, watch.seconds, since = 0.0, 0.0, n
@@ -176,21 +184,23 @@ def line(row: dict[str, Any]) -> str:
 
 
 def missed(rows: list[dict[str, Any]]) -> list[str]:
-    """The targets that were not met, in words. Those of sizes that were not reached are not judged."""
+    """Return a line for each missed target. Targets of sizes that were not measured are ignored."""
     found = []
     if len(rows) > 2:
         middle, last = rows[len(rows) // 2]["ingest_s_per_1000"], rows[-1]["ingest_s_per_1000"]
-        if last > MOST_GROWTH * middle:
-            found.append(f"ingest is not linear: {last / middle:.2f} times the time per turn in the last stretch")
+        if last > MAX_GROWTH * middle:
+            found.append(
+                f"ingest is not linear: {last / middle:.2f} times as long per turn in the last row as in the middle one"
+            )
     for row, size in zip(rows, SIZES, strict=False):
         p95 = max(row[str(budget)]["p95_ms"] for budget in BUDGETS)
         if p95 >= TARGETS_MS.get(size, p95 + 1):
-            found.append(f"recall p95 is {p95:.0f} ms at {size:,} turns, and should be below {TARGETS_MS[size]:.0f} ms")
+            found.append(f"recall p95 is {p95:.0f} ms at {size:,} turns; the target is below {TARGETS_MS[size]:.0f} ms")
     return found
 
 
 def svg(rows: list[dict[str, Any]]) -> str:
-    """Four panels over the number of turns (logarithmic): plain SVG, so that no plotting library is needed."""
+    """Draw four panels over the number of turns. SVG is written directly, to avoid a plotting library."""
     panels: list[tuple[str, dict[str, list[float]]]] = [
         ("ingest, s per 1,000 turns", {"memory": [r["ingest_s_per_1000"] for r in rows],
                                        "counting": [r["counting_s_per_1000"] for r in rows]}),
@@ -227,7 +237,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="up to 10,000 turns")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--questions", type=int, default=100, metavar="N", help="asked at each size, at each budget")
+    parser.add_argument(
+        "--questions", type=int, default=100, metavar="N", help="number of questions at each size and budget"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/scale"), metavar="DIR")
     args = parser.parse_args()
     sizes = SIZES[:3] if args.quick else SIZES
@@ -243,7 +255,7 @@ def main() -> int:
         print(f"SIMULATED  {sizes[-1]:,} turns, seed {args.seed}, made in {time.perf_counter() - started:.0f} s")
         print("own: p95 in ms without counting tokens; found: evidence recall, categories 1-4")
         print(HEAD)
-        rows = run(path, sizes, asked=args.questions, seed=args.seed)
+        rows = run(path, sizes, num_questions=args.questions, seed=args.seed)
     record = {"data": "SIMULATED", "seed": args.seed, "token_counter": "o200k_base", "rows": rows}
     (args.out / "scale.json").write_text(json.dumps(record, indent=1) + "\n")
     (args.out / "scale.svg").write_text(svg(rows))

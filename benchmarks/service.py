@@ -101,7 +101,7 @@ class Load:
 
 
 def main() -> int:
-    """Run the benchmark; print and write the figures."""
+    """Run the benchmark; print and write the measures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--clients", type=int, default=8)
@@ -152,7 +152,7 @@ def main() -> int:
         float(np.polyfit(times, used, 1)[0]) * 3600 if len(half) > 2 else 0.0 for used in (total_mb, anonymous_mb)
     ]
     total = sum(map(len, load.milliseconds.values()))
-    figures = {
+    measures = {
         "minutes": round(seconds / 60, 2), "clients": args.clients, "requests": total,
         "per_second": round(total / seconds, 1), "stored": load.stored, "errors": sum(load.failed.values()),
         "rss_empty_mb": empty, "rss_first_mb": samples[0][1:3],
@@ -163,12 +163,12 @@ def main() -> int:
         "p50_p95_ms": {kind: [round(float(np.percentile(ms, p)), 1) for p in (50, 95)]
                        for kind, ms in sorted(load.milliseconds.items())},
     }  # fmt: skip
-    for name, value in figures.items():
+    for name, value in measures.items():
         print(f"{name:>24} {value}")
     for failure, count in load.failed.most_common(5):
         print(f"{count} x {failure}")
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        args.json.write_text(json.dumps(measures, indent=1) + "\n")
     return int(bool(load.failed) or slopes[1] > args.slope)
 
 

@@ -37,7 +37,7 @@ def commands(encoder: str) -> dict[str, list[str]]:
 
 
 def main() -> int:
-    """Print the table; write it as JSON if asked."""
+    """Print the table; with --json write it to a file too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--encoder", default="minilm")
@@ -60,8 +60,8 @@ def main() -> int:
     for label, value in median.items():
         print(f"{label:<24} {1000 * value:7.0f} ms {value / median[BASELINE]:7.1f} x")
     if args.json:
-        figures = {label: {"seconds": value, "ratio": value / median[BASELINE]} for label, value in median.items()}
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        measures = {label: {"seconds": value, "ratio": value / median[BASELINE]} for label, value in median.items()}
+        args.json.write_text(json.dumps(measures, indent=1) + "\n")
     return 0
 
 

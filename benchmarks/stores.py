@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 
-# Before NumPy is imported: one core, as a service has for a request.
+# Set before NumPy is imported. A service has one core per request.
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
 
@@ -48,7 +48,7 @@ QUESTIONS = 200
 BATCH = 500
 MB = 1e6
 
-Figures = dict[str, Any]
+Measures = dict[str, Any]
 
 
 def turns() -> list[str]:
@@ -95,22 +95,22 @@ def build(path: str, lines: list[str], count: int, bits: int, out: Any) -> None:
 
 
 def ask(path: str, weights: str, lines: list[str], out: Any) -> None:
-    """Open a store with an encoder and ask; send times and memory."""
+    """Open a store with an encoder and search it; send times and resident memory."""
     from memometer.models.bert import Bert
 
     encoder = Bert(Path(weights), name="minilm")
     draw = random.Random(1)
-    asked = [" ".join(draw.choice(lines).split()[1:9]) for _ in range(QUESTIONS)]
+    queries = [" ".join(draw.choice(lines).split()[1:9]) for _ in range(QUESTIONS)]
     started = time.perf_counter()
     with open_store(f"sqlite:///{path}") as store:
 
         def recall(question: str) -> None:
             store.retrieve_similar(SCOPE, question, encoder([question])[0], 10, at=1.8e9)
 
-        recall(asked[0])
+        recall(queries[0])
         first = time.perf_counter() - started
         wall, cpu = [], []
-        for question in asked:
+        for question in queries:
             began, used = time.perf_counter(), time.process_time()
             recall(question)
             wall.append(1000 * (time.perf_counter() - began))
@@ -133,7 +133,7 @@ def archive(path: str, out: Any) -> None:
     out.put({})
 
 
-def apart(function: Any, *args: Any) -> Figures:
+def in_new_process(function: Any, *args: Any) -> Measures:
     """Run a function in a new process and return what it sends."""
     context = multiprocessing.get_context("spawn")
     out = context.SimpleQueue()
@@ -142,7 +142,7 @@ def apart(function: Any, *args: Any) -> Figures:
     process.join()
     if process.exitcode:
         raise SystemExit(f"{function.__name__} failed.")
-    found: Figures = out.get()
+    found: Measures = out.get()
     return found
 
 
@@ -181,11 +181,11 @@ def evidence(bits: int) -> dict[str, list[float]]:
         for question in conversation.questions:
             if not question.answerable or not question.evidence:
                 continue
-            asked = encoder([question.text])[0]
+            query = encoder([question.text])[0]
             for name, weights in (("vectors alone", Weights(lexical=0, dense=1, neighbours=0)), ("fused", DEFAULT)):
-                hits = store.retrieve_similar(SCOPE, question.text, asked, len(made), at=0.0, weights=weights)
+                hits = store.retrieve_similar(SCOPE, question.text, query, len(made), at=0.0, weights=weights)
                 as_stored = [hit.episode.id for hit in hits]
-                for how, ranked in (("as stored", as_stored), ("float32", rescored(hits, exact, asked, made, weights))):
+                for how, ranked in (("as stored", as_stored), ("float32", rescored(hits, exact, query, made, weights))):
                     recalls = [evidence_recall(question.evidence, ranked[:k]) or 0.0 for k in (10, 20, 50)]
                     found.setdefault(f"{name}, {how}", []).append(recalls)
     return {name: (100 * np.mean(rows, axis=0)).tolist() for name, rows in found.items()}
@@ -194,13 +194,13 @@ def evidence(bits: int) -> dict[str, list[float]]:
 def rescored(
     hits: list[SearchResult],
     exact: dict[str, np.ndarray],
-    asked: np.ndarray,
+    query: np.ndarray,
     made: list[Episode],
     weights: Weights,
 ) -> list[str]:
     """Return the ids of all episodes, ranked by their scores with float32 vectors."""
     lexical = {hit.episode.id: hit.lexical for hit in hits}
-    dense = {id: float(vector @ asked) for id, vector in exact.items()}
+    dense = {id: float(vector @ query) for id, vector in exact.items()}
     fits = {n: weights.lexical * lexical[e.id] + weights.dense * dense[e.id] for n, e in enumerate(made)}
     windows = {
         n: range(max(0, n - MAX_NEIGHBOUR_DISTANCE), min(len(made), n + MAX_NEIGHBOUR_DISTANCE + 1)) for n in fits
@@ -209,17 +209,17 @@ def rescored(
     return [made[n].id for n in sorted(fits, key=lambda n: (-(fits[n] + weights.neighbours * nearby[n]), made[n].id))]
 
 
-def missed(figures: Figures) -> list[str]:
+def missed(measures: Measures) -> list[str]:
     """Return a line for each missed target."""
     wanted = [("ratio_searchable", 6.0, False), ("ratio_archived", 9.0, False)]
-    if figures["episodes"] == 100_000:
+    if measures["episodes"] == 100_000:
         wanted += [("disk_mb", 40.0, True), ("resident_mb", 200.0, True), ("p95_ms", 50.0, True)]
-    if figures["episodes"] == 1_000_000:
+    if measures["episodes"] == 1_000_000:
         wanted += [("resident_mb", 250.0, True)]
     return [
-        f"{name} is {figures[name]:.1f}; the target is at {'most' if at_most else 'least'} {target:g}"
+        f"{name} is {measures[name]:.1f}; the target is at {'most' if at_most else 'least'} {target:g}"
         for name, target, at_most in wanted
-        if name in figures and (figures[name] > target if at_most else figures[name] < target)
+        if name in measures and (measures[name] > target if at_most else measures[name] < target)
     ]
 
 
@@ -228,49 +228,49 @@ def main() -> int:
     parser.add_argument("--episodes", type=int, default=100_000, metavar="N")
     parser.add_argument("--bits", type=int, default=2, choices=[2, 4], help="bits per dimension of a vector")
     parser.add_argument("--quick", action="store_true", help="5,882 episodes, without evidence recall")
-    parser.add_argument("--keep-archive", action="store_true", help="skip the figures of archived records")
+    parser.add_argument("--keep-archive", action="store_true", help="do not measure archived records")
     parser.add_argument("--out", type=Path, default=Path("runs/stores"), metavar="DIR")
     args = parser.parse_args()
     count = 5_882 if args.quick else args.episodes
     args.out.mkdir(parents=True, exist_ok=True)
     lines = turns()
-    figures: Figures = {"episodes": count, "bits": args.bits, "dimensions": DIMENSIONS}
+    measures: Measures = {"episodes": count, "bits": args.bits, "dimensions": DIMENSIONS}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         path = f"{folder}/memory.db"
-        figures["plain_file_bytes"] = plain_bytes(lines, folder)
-        figures |= apart(build, path, lines, count, args.bits)
-        figures["store_mb"] = on_disk(folder) / MB
+        measures["plain_file_bytes"] = plain_bytes(lines, folder)
+        measures |= in_new_process(build, path, lines, count, args.bits)
+        measures["store_mb"] = on_disk(folder) / MB
         weights = Path(os.environ.get("EMBEDDED_MODELS_DIR", Path.home() / ".cache/memometer/models"))
         if (weights / "all-MiniLM-L6-v2" / "model.safetensors").exists():
-            figures |= apart(ask, path, str(weights / "all-MiniLM-L6-v2"), lines)
-        figures["disk_mb"] = on_disk(folder) / MB  # with the sidecar, if there is one
-        bare = figures["text_bytes"] + 4 * DIMENSIONS
-        record = 1e6 * figures["store_mb"] / count
-        figures |= {
+            measures |= in_new_process(ask, path, str(weights / "all-MiniLM-L6-v2"), lines)
+        measures["disk_mb"] = on_disk(folder) / MB  # includes the vector sidecar file
+        bare = measures["text_bytes"] + 4 * DIMENSIONS
+        record = 1e6 * measures["store_mb"] / count
+        measures |= {
             "record_bytes": record,
-            "ratio_searchable": figures["plain_file_bytes"] / record,
+            "ratio_searchable": measures["plain_file_bytes"] / record,
             "ratio_searchable_to_bare_bytes": bare / record,
         }
         if not args.keep_archive:
-            apart(archive, path)
+            in_new_process(archive, path)
             for sidecar in folder.glob("*.vectors"):
                 sidecar.unlink()
             archived = on_disk(folder) / count
-            figures |= {
+            measures |= {
                 "archived_bytes": archived,
-                "ratio_archived": figures["plain_file_bytes"] / archived,
+                "ratio_archived": measures["plain_file_bytes"] / archived,
                 "ratio_archived_to_bare_bytes": bare / archived,
             }
-    for name, value in figures.items():
+    for name, value in measures.items():
         print(f"{name:<32} {value:,.1f}" if isinstance(value, float) else f"{name:<32} {value:,}")
     if not args.quick:
-        figures["evidence_recall"] = evidence(args.bits)
+        measures["evidence_recall"] = evidence(args.bits)
         print("evidence recall at 10, 20, 50")
-        for name, recalls in figures["evidence_recall"].items():
+        for name, recalls in measures["evidence_recall"].items():
             print(f"  {name:<30} {'  '.join(f'{value:.1f}' for value in recalls)}")
-    (args.out / f"stores-{count}-{args.bits}.json").write_text(json.dumps(figures, indent=1) + "\n")
-    misses = missed(figures)
+    (args.out / f"stores-{count}-{args.bits}.json").write_text(json.dumps(measures, indent=1) + "\n")
+    misses = missed(measures)
     for target in misses:
         print(f"MISSED  {target}")
     return 1 if misses else 0

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import memometer.retrieval.features as features_module
-from benchmarks import temporal_coverage
+from benchmarks import date_coverage
 from memometer.harness import fit_ranker
 from memometer.memory import Turn
 from memometer.retrieval import dates, late_interaction, ranker, stemmer
@@ -147,7 +147,7 @@ def test_no_text_and_no_day_break_the_date_rule(text: str, said: date) -> None:
 
 
 def test_the_date_rule_covers_the_temporal_answers(locomo: Any) -> None:
-    ways = temporal_coverage.counted(locomo.conversations)
+    ways = date_coverage.counted(locomo.conversations)
     assert ways.total() == 254
     assert 1 - ways["missed"] / ways.total() >= 0.70
 

@@ -1,7 +1,7 @@
 """Formats of turns in the prompt: TOON, JSON, YAML or CSV records instead of lines under dates.
 
 A record has a date, a speaker and a text, with the same words as a line. Lines are the default, because they need the
-fewest tokens (benchmarks/formats.py): a date appears once per session, and nothing is quoted.
+fewest tokens (benchmarks/context_formats.py): a date appears once per session, and nothing is quoted.
 """
 
 from __future__ import annotations

@@ -1,10 +1,15 @@
-"""How many of the temporal questions' dates the date rule derives, without a model.
+"""Count the dates among LOCOMO's answers that the date rule derives from the evidence, without a model.
 
-    python benchmarks/temporal_coverage.py [--data FILE]
+    python benchmarks/date_coverage.py [--data FILE]
 
-Counted are the answers of category 2 that are a date. One is derived when the rule, applied to an evidence turn, gives
-it (`day`, `month`, `year`), or gives a span that holds it (`within`); it is anchored when it is told relative to the
-day on which an evidence turn with a relative expression was said (`the week before 9 June 2023`), or is that day.
+The script counts the answers of category 2 that are a date, by the result of the rule on the evidence turns:
+
+    day, month, year  the rule derives the date, to this precision
+    within            the rule derives a period that contains the date
+    anchored          the answer is relative to a day (`the week before 9 June 2023`), and a turn of that day has a
+                      relative expression
+    session day       the date is the day of an evidence turn
+    missed            the rule does not derive the date
 """
 
 from __future__ import annotations
@@ -25,8 +30,8 @@ RELATIVE = re.compile(r"\b(?:before|after|week|weekend|early|late|end|beginning|
 ANY_DAY = date(2023, 6, 1)
 
 
-def how(question: Question, evidence: Iterable[Turn]) -> str | None:
-    """How the rule comes to the gold date: one of the words above, `session day`, `missed`; None for no date."""
+def derivation(question: Question, evidence: Iterable[Turn]) -> str | None:
+    """Return the result of the rule, one of the words above; None if the answer is not a date."""
     gold = question.gold or ""
     absolute = [when for when in dates.find(gold, ANY_DAY) if not when.relative]
     years = set(re.findall(r"\b(?:19|20)\d\d\b", gold))
@@ -55,12 +60,12 @@ def how(question: Question, evidence: Iterable[Turn]) -> str | None:
 
 
 def counted(conversations: Iterable[Conversation]) -> Counter[str]:
-    """Way -> number of dates among the golds of category 2."""
+    """Return the number of dates among the gold answers of category 2, by result of the rule."""
     ways: Counter[str] = Counter()
     for conversation in conversations:
         turns = {turn.id: turn for turn in conversation.turns}
         for question in conversation.questions:
-            if question.category == "2" and (way := how(question, [turns[id] for id in question.evidence])):
+            if question.category == "2" and (way := derivation(question, [turns[id] for id in question.evidence])):
                 ways[way] += 1
     return ways
 
@@ -71,14 +76,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         data = load(p.parse_args(argv).data)
     except DataError as error:
-        print(f"date_rule: {error}", file=sys.stderr)
+        print(f"date_coverage: {error}", file=sys.stderr)
         return 2
     ways = counted(data.conversations)
     total = ways.total()
     for way, n in ways.most_common():
         print(f"{data.prefix}{n:4d}  {way}")
     if total:
-        print(f"{data.prefix}{total - ways['missed']} of {total} dates, {1 - ways['missed'] / total:.1%}")
+        print(f"{data.prefix}{total - ways['missed']} of {total} dates derived, {1 - ways['missed'] / total:.1%}")
     return 0
 
 

@@ -1,11 +1,11 @@
-"""What each format of remembered turns costs in tokens, and in evidence that a budget then holds.
+"""Compare the context formats: tokens, and the evidence that fits a budget.
 
-    python benchmarks/formats.py [--budgets 512,1024,2048] [--tokenizer o200k_base] [--out runs/formats]
+    python benchmarks/context_formats.py [--budgets 512,1024,2048] [--tokenizer o200k_base] [--out runs/formats]
 
-Real recalls: the adaptive memory is asked the questions of LOCOMO's test part (its weights come from other
-conversations; from our sample where LOCOMO is not there). `same turns` prints the very turns that lines show in each
-format; its tokens stand beside those of compact JSON. `same budget` lets the format fill the budget: how many turns it
-holds, and what share of the evidence of categories 1-4 is among them.
+The adaptive memory ranks the turns for the questions of LOCOMO's test part, or of the sample if LOCOMO is not
+available. `same turns` prints the turns that the format `lines` shows in each format, and compares their tokens with
+compact JSON. `same budget` fills the budget in each format, and reports the number of turns and the share of the
+evidence of categories 1-4 among them.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from memometer.systems.adaptive import AdaptiveMemory
 from memometer.token_counters import TokenCounter, counter_for
 
 
-class Remembering:
-    """The counts of a counter, each made once: every question tries most rows of its conversation."""
+class CachedCounter:
+    """A token counter that counts each text once, because every question needs most turns of its conversation."""
 
     def __init__(self, count: TokenCounter) -> None:
         self.name = count.name
@@ -45,10 +45,10 @@ def main() -> int:
     parser.add_argument("--tokenizer", default="o200k_base")
     parser.add_argument("--out", type=Path, default=Path("runs/formats"))
     args = parser.parse_args()
-    count = Remembering(counter_for(tokenizer=args.tokenizer))
-    forms = {name: form(name) for name in FORMATS}
+    count = CachedCounter(counter_for(tokenizer=args.tokenizer))
+    formats = {name: form(name) for name in FORMATS}
     data = load(None)
-    found: dict[tuple[str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    measured: dict[tuple[str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     memory = AdaptiveMemory(count=count)
     for conversation in data.part("test"):
         state = memory.new()
@@ -61,19 +61,19 @@ def main() -> int:
             ranking = list(best_first(memory.scores(state, question.text)))
             for budget in map(int, args.budgets.split(",")):
                 lines = [places[id] for id in pack(state, ranking, budget, count).turn_ids]
-                for name, printed in forms.items():
+                for name, printed in formats.items():
                     recall = pack(state, ranking, budget, count, form=printed)
-                    figures = found[name, budget]
-                    figures["tokens"].append(show(state, lines, count, form=printed).tokens)
-                    figures["turns"].append(len(recall.turn_ids))
-                    figures["filled"].append(recall.tokens / budget)
-                    figures["evidence"].append(evidence_recall(question.evidence, recall.turn_ids) or 0.0)
+                    values = measured[name, budget]
+                    values["tokens"].append(show(state, lines, count, form=printed).tokens)
+                    values["turns"].append(len(recall.turn_ids))
+                    values["filled"].append(recall.tokens / budget)
+                    values["evidence"].append(evidence_recall(question.evidence, recall.turn_ids) or 0.0)
     table: list[dict[str, Any]] = []
-    print(f"{data.prefix}{count.name}; {len(next(iter(found.values()))['tokens'])} questions of the test part")
+    print(f"{data.prefix}{count.name}; {len(next(iter(measured.values()))['tokens'])} questions of the test part")
     print(f"{data.prefix}budget  format  same turns: tokens  against JSON  same budget: turns  filled %  evidence %")
-    for (name, budget), figures in sorted(found.items(), key=lambda item: (item[0][1], FORMATS.index(item[0][0]))):
-        mean = {key: sum(values) / len(values) for key, values in figures.items()}
-        against = mean["tokens"] / (sum(found["json", budget]["tokens"]) / len(figures["tokens"])) - 1
+    for (name, budget), columns in sorted(measured.items(), key=lambda item: (item[0][1], FORMATS.index(item[0][0]))):
+        mean = {key: sum(values) / len(values) for key, values in columns.items()}
+        against = mean["tokens"] / (sum(measured["json", budget]["tokens"]) / len(columns["tokens"])) - 1
         table.append({"format": name, "budget": budget, "against_json": against, **mean})
         print(
             f"{data.prefix}{budget:>6,}  {name:<6}  {mean['tokens']:>18,.0f}  {100 * against:>+11.1f}%  "

@@ -1,6 +1,6 @@
 """Durability of a store: two processes store episodes and are killed with SIGKILL in repeated rounds (tests/crash.py).
 
-    python benchmarks/crash.py [--url sqlite:////tmp/crash.db] [--rounds 20] [--episodes 10000]
+    python benchmarks/store_durability.py [--url sqlite:////tmp/crash.db] [--rounds 20] [--episodes 10000]
 
 At the end every acknowledged episode must exist once and be found, without gaps, and the index must match the texts.
 Exit codes: 0 no problem, 1 problems.

@@ -1,10 +1,11 @@
-"""Does the report page keep up with a full run? Ten simulated conversations, six systems at 20,000 tokens.
+"""Measure the HTML report of a large run: ten simulated conversations, and six systems at 20,000 tokens.
 
-    python benchmarks/page.py [--keep FOLDER]
+    python benchmarks/report_page.py [--keep FOLDER]
 
-prints the size of report.html, what writing it took beside writing the records themselves, and, in a headless Chromium,
-the median time to open it, to filter it by each letter of a search, and to draw the list after a jump. Answers are
-invented. Exits 1 where the page is above 15 MB or a filter above 100 ms.
+The script writes the report of a run with generated answers. It prints the size of report.html, and the time to write
+the reports as a multiple of the time to read the run. In a headless Chromium it measures the time to open the page, to
+filter the questions after each typed letter, and to draw the list after a jump. It exits with code 1 if the page is
+larger than 15 MB, or if a filter takes longer than 100 ms.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tests.chromium import Page, browser, program
 from tests.invented_run import invent, simulated
 
 SYSTEMS = ("adaptive", "bm25", "session", "recent", "none", "oracle")
-MOST_MB, MOST_MS = 15.0, 100.0
+MAX_MB, MAX_FILTER_MS = 15.0, 100.0
 
 TYPE = """(async () => {
     const field = document.getElementById('search'), list = document.getElementById('list'), took = [];
@@ -51,7 +52,7 @@ JUMP = """(async () => {
 
 
 def timings(page: Page, file: Path) -> dict[str, float]:
-    """Median milliseconds, with every system's answers in the list."""
+    """Measure the page with the answers of all systems in the list; return milliseconds."""
     started = time.perf_counter()
     page.open(f"file://{file}#questions")
     opened = 1000 * (time.perf_counter() - started)
@@ -64,10 +65,10 @@ def timings(page: Page, file: Path) -> dict[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the run and its page there")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="folder to keep the run and its report in")
     args = parser.parse_args()
     if program() is None:
-        print("no Chromium here: apt-get install -y chromium", file=sys.stderr)
+        print("Chromium is not installed; run apt-get install -y chromium.", file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory() as scratch:
         place = args.keep or Path(scratch)
@@ -88,7 +89,7 @@ def main() -> int:
             found = timings(page, run / "report.html")
     for name, ms in found.items():
         print(f"{name:<32}{ms:>8.1f} ms")
-    return int(megabytes > MOST_MB or found["slowest filter"] > MOST_MS)
+    return int(megabytes > MAX_MB or found["slowest filter"] > MAX_FILTER_MS)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Does rich mode pay? Evidence recall of `rich` at a budget, of `adaptive` at that budget and the price of the calls.
+"""Compare `fact_augmented` and `adaptive` by evidence recall, at an equal budget and at equal total tokens.
 
-    python benchmarks/rich.py [--conversation conv-47] [--model embedded:small] [--replies FILE] [--sessions 3]
+    python benchmarks/fact_augmented.py [--conversation conv-47] [--model embedded:small] [--sessions 3]
 
-Equal total tokens: all prompt and completion tokens of the model that writes the facts, over the questions of the
-conversation, are added to what `adaptive` may show for each question. Budgets are counted in o200k, the calls as the
-model reports them. The model's lines are kept in --replies (default runs/rich/CONVERSATION.json; they are LOCOMO's, so
-never in the project), and a session that is there is not asked for again: stop and go on, or score again in seconds.
-Training and validation conversations only. What the best facts could do is not measured: LOCOMO's own observations are
-withheld.
+`fact_augmented` calls a model once per session to write facts. For equal total tokens, the prompt and completion tokens
+of these calls are divided by the number of questions and added to the budget of `adaptive`. Budgets are counted with
+o200k_base; the model reports the tokens of its calls.
+
+The script saves the model's replies in --replies (default runs/fact_augmented/CONVERSATION.json) and does not ask for a
+saved session again. The file contains text from LOCOMO, so do not commit it. Only conversations of the training and
+validation parts are allowed.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ RESAMPLES = 2_000
 
 @dataclass
 class Replies:
-    """What a model listed of each session, and the prompt and completion tokens of all its calls."""
+    """The facts that a model listed for each session, and the prompt and completion tokens of its calls."""
 
     path: Path
     sessions: dict[int, list[str]] = field(default_factory=dict)
@@ -50,24 +51,24 @@ class Replies:
     def read(cls, path: Path) -> Replies:
         replies = cls(path)
         if path.exists():
-            for told in json.loads(path.read_text()):
-                replies.sessions[told["session"]] = told["lines"]
-                replies.tokens[told["session"]] = told["tokens"]
+            for saved in json.loads(path.read_text()):
+                replies.sessions[saved["session"]] = saved["lines"]
+                replies.tokens[saved["session"]] = saved["tokens"]
         return replies
 
     def add(self, session: int, lines: list[str], tokens: int) -> None:
-        """Kept on disk at once."""
+        """Add the facts of a session and write the file."""
         self.sessions[session], self.tokens[session] = lines, tokens
-        told = [{"session": n, "tokens": self.tokens[n], "lines": self.sessions[n]} for n in self.sessions]
+        saved = [{"session": n, "tokens": self.tokens[n], "lines": self.sessions[n]} for n in self.sessions]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(told))
+        self.path.write_text(json.dumps(saved))
 
 
-class Replayed(FactAugmented):
-    """Rich mode that is told what the model listed."""
+class ReplayedFacts(FactAugmented):
+    """A fact-augmented memory that takes its facts from saved replies."""
 
-    def __init__(self, replies: Replies, **rich: Any) -> None:
-        super().__init__(**rich)
+    def __init__(self, replies: Replies, **options: Any) -> None:
+        super().__init__(**options)
         self.replies = replies
 
     def list_facts(self, session: Sequence[Turn]) -> list[str]:
@@ -75,7 +76,7 @@ class Replayed(FactAugmented):
 
 
 def ask_model(name: str, sessions: Sequence[Session], replies: Replies) -> None:
-    """Ask for the sessions that are not in the replies yet."""
+    """Ask the model for the facts of the sessions that have no saved reply."""
     import dspy
 
     from memometer.models import resolve_models
@@ -90,20 +91,22 @@ def ask_model(name: str, sessions: Sequence[Session], replies: Replies) -> None:
         with metered() as usage, dspy.context(lm=model.lm, adapter=PlainAdapter()):
             lines = memory.list_facts(session.turns)
         if usage.unreported:
-            raise SystemExit(f"{name} reports no tokens, and without them nothing is equal; use another model.")
+            raise SystemExit(f"{name} does not report its tokens, which the comparison needs; use another model.")
         replies.add(session.number, lines, usage.prompt_tokens + usage.completion_tokens)
         print(f"session {session.number}: {len(lines)} lines", file=sys.stderr, flush=True)
 
 
 def recalls(memory: Memory[Any], state: Any, questions: Sequence[Question], budget_tokens: int) -> list[float]:
-    """Evidence recall of each question, 0 to 100."""
+    """Return the evidence recall of each question, 0 to 100."""
     shown = (memory.recall(state, question.text, budget_tokens).turn_ids for question in questions)
     return [100 * (evidence_recall(q.evidence, ids) or 0.0) for q, ids in zip(questions, shown, strict=True)]
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float], *, seed: int = 0) -> str:
-    """The mean difference and its paired bootstrap interval over questions (95 %): of one conversation, so that it says
-    nothing about others."""
+    """Return the mean difference and its 95 % bootstrap interval over questions.
+
+    The interval describes this conversation only, because the questions of one conversation are not independent.
+    """
     draw = random.Random(seed)
     gains = [a - b for a, b in zip(ours, theirs, strict=True)]
     means = sorted(statistics.mean(draw.choices(gains, k=len(gains))) for _ in range(RESAMPLES))
@@ -119,41 +122,46 @@ def observed(memory: Memory[Any], sessions: Sequence[Session]) -> Any:
 
 
 def report(
-    conversation: Conversation, sessions: Sequence[Session], replies: Replies, say: Callable[[str], None] = print
+    conversation: Conversation, sessions: Sequence[Session], replies: Replies, log: Callable[[str], None] = print
 ) -> None:
-    """The table: a row a budget and weight. Questions are those whose evidence the sessions hold; categories 1-4 are
-    scored, and the calls' tokens are shared by all, unanswerable ones too."""
+    """Print the table, with one row for each budget and weight.
+
+    The questions are those whose evidence is in the sessions. Answerable ones are scored; the tokens of the calls are
+    divided among all of them.
+    """
     ids = {turn.id for session in sessions for turn in session.turns}
     covered = [question for question in conversation.questions if question.evidence and set(question.evidence) <= ids]
-    asked = [question for question in covered if question.answerable]
-    if not asked:
-        raise SystemExit(f"no question of {conversation.id} has its evidence in these sessions; observe more of them.")
+    scored = [question for question in covered if question.answerable]
+    if not scored:
+        raise SystemExit(
+            f"No question of {conversation.id} has its evidence in these sessions; use a larger --sessions."
+        )
     spent = sum(replies.tokens[session.number] for session in sessions)
     extra = round(spent / len(covered))
     count = Tiktoken("o200k_base")
     plain = AdaptiveMemory(count=count)
     if conversation.id in plain.fitted_on:
-        raise SystemExit(f"the ranking has seen the labels of {conversation.id}; choose another --conversation.")
+        raise SystemExit(f"The ranker was trained on {conversation.id}; choose another --conversation.")
     turns = observed(plain, sessions)
-    rich = Replayed(replies, count=count)
-    facts = observed(rich, sessions)
+    augmented = ReplayedFacts(replies, count=count)
+    facts = observed(augmented, sessions)
     lines = sum(len(replies.sessions[session.number]) for session in sessions)
-    say(
+    log(
         f"{conversation.id}: {len(sessions)} sessions, {len(turns.turns)} turns, {sum(turns.line_tokens):,} tokens; "
-        f"{lines} lines listed, {len(facts.facts)} of them facts that name a turn, "
+        f"{lines} lines listed, {len(facts.facts)} facts with a source turn, "
         f"{sum(fact.superseded_by is not None for fact in facts.facts)} superseded"
     )
-    say(f"{spent:,} tokens of calls over {len(covered)} questions: {extra} a question; n = {len(asked)} scored\n")
-    say("budget  weight   adaptive    rich   rich - adaptive        adaptive   rich - adaptive")
-    say("                 at budget            at equal memory        + calls   at equal total tokens")
+    log(f"{spent:,} tokens of calls, {extra} for each of {len(covered)} questions; {len(scored)} questions scored\n")
+    log("budget  weight   adaptive   facts   facts - adaptive       adaptive   facts - adaptive")
+    log("                 at budget            at equal memory        + calls   at equal total tokens")
     for budget in BUDGETS:
-        own = recalls(plain, turns, asked, budget)
-        more = recalls(plain, turns, asked, budget + extra)
+        own = recalls(plain, turns, scored, budget)
+        more = recalls(plain, turns, scored, budget + extra)
         for weight in WEIGHTS:
-            rich.fact_weight = weight
-            found = recalls(rich, facts, asked, budget)
+            augmented.fact_weight = weight
+            found = recalls(augmented, facts, scored, budget)
             means = [statistics.mean(values) for values in (own, found, more)]
-            say(
+            log(
                 f"{budget:>6,}  {weight:>6}  {means[0]:>9.1f}  {means[1]:>6.1f}   {difference(found, own)}  "
                 f"{means[2]:>9.1f}   {difference(found, more)}"
             )
@@ -162,23 +170,25 @@ def report(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--conversation", default="conv-47")
-    parser.add_argument("--model", default="embedded:small", help="who writes the facts")
-    parser.add_argument("--replies", type=Path, help="where its lines are kept")
-    parser.add_argument("--sessions", type=int, help="observe the first so many only")
-    parser.add_argument("--data", help="another locomo10.json")
+    parser.add_argument("--model", default="embedded:small", help="model that writes the facts")
+    parser.add_argument("--replies", type=Path, help="file of the model's replies")
+    parser.add_argument("--sessions", type=int, help="number of sessions to observe, from the first (default: all)")
+    parser.add_argument("--data", help="LOCOMO file (default: LOCOMO_PATH)")
     args = parser.parse_args()
     allowed = (*SPLITS["default"]["train"], *SPLITS["default"]["validation"])
     if args.conversation not in allowed:
-        raise SystemExit(f"{args.conversation!r} is not for choosing by; use one of {', '.join(allowed)}.")
+        raise SystemExit(
+            f"{args.conversation!r} is not in the training or validation part; use one of {', '.join(allowed)}."
+        )
     try:
         conversations = {conversation.id: conversation for conversation in load(args.data).conversations}
     except DataError as error:
         raise SystemExit(str(error)) from error
     if args.conversation not in conversations:
-        raise SystemExit(f"there is no {args.conversation} here; set LOCOMO_PATH to locomo10.json.")
+        raise SystemExit(f"The data have no conversation {args.conversation}; set LOCOMO_PATH to locomo10.json.")
     conversation = conversations[args.conversation]
     sessions = conversation.sessions[: args.sessions]
-    replies = Replies.read(args.replies or Path("runs/rich") / f"{conversation.id}.json")
+    replies = Replies.read(args.replies or Path("runs/fact_augmented") / f"{conversation.id}.json")
     ask_model(args.model, sessions, replies)
     report(conversation, sessions, replies)
     return 0

@@ -1,9 +1,10 @@
-"""What the harness itself costs: wall time against a server that answers every call in exactly 200 ms.
+"""Measure the harness's own wall time, against a server that answers every call in exactly 200 ms.
 
-    python benchmarks/harness.py
+    python benchmarks/harness_overhead.py
 
-prints wall time over the ideal (calls x 0.2 s / threads) for our evaluation loop and for dspy.Evaluate on the same
-program, in the same run, alternating. Exits 1 when ours is above 1.25 or above dspy.Evaluate's.
+The script runs the evaluation loop and dspy.Evaluate alternately on the same program. It prints the wall time of both
+as a multiple of the ideal time (calls x 0.2 s / threads). It exits with code 1 if the evaluation loop takes more than
+1.25 times the ideal time, or longer than dspy.Evaluate.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ REPLY = json.dumps(
 
 
 async def _serve(pipe: Connection) -> None:
+    """Send the port, then answer every request SECONDS after it arrived."""
+
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
@@ -61,10 +64,10 @@ def serve(pipe: Connection) -> None:
 
 
 def main() -> int:
-    ours_end, server_end = multiprocessing.Pipe()
+    pipe, server_end = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=serve, args=(server_end,), daemon=True)
     process.start()
-    api_base = f"http://127.0.0.1:{ours_end.recv()}/v1"
+    api_base = f"http://127.0.0.1:{pipe.recv()}/v1"
 
     import dspy
 
@@ -86,7 +89,7 @@ def main() -> int:
     state = memory.new()
     memory.observe(state, turns)
 
-    def ours() -> float:
+    def run_loop() -> float:
         with tempfile.TemporaryDirectory() as scratch, RunFolder.create(Path(scratch) / "run", {}) as folder:
             tasks = plan_tasks({"adaptive": memory.memory}, questions, budgets=[512])
             started = time.perf_counter()
@@ -103,7 +106,7 @@ def main() -> int:
             assert sum(record["answer"] == "Sourdough" for record in folder.records()) == QUESTIONS
             return seconds
 
-    def dspys() -> float:
+    def run_dspy_evaluate() -> float:
         devset = [
             dspy.Example(state=state, question=question.text, budget_tokens=512).with_inputs(
                 "state", "question", "budget_tokens"
@@ -122,16 +125,16 @@ def main() -> int:
         return time.perf_counter() - started
 
     ideal = QUESTIONS * SECONDS / THREADS
-    ours(), dspys()  # imports and first connections are not the harness's
-    pairs = [(ours() / ideal, dspys() / ideal) for _ in range(ROUNDS)]
-    mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+    run_loop(), run_dspy_evaluate()  # imports and first connections are not measured
+    pairs = [(run_loop() / ideal, run_dspy_evaluate() / ideal) for _ in range(ROUNDS)]
+    loop_ratio, dspy_ratio = (statistics.median(column) for column in zip(*pairs, strict=True))
     print(
         f"{QUESTIONS} questions, {THREADS} threads, {SECONDS} s a call: ideal {ideal:.2f} s, median of {ROUNDS} rounds"
     )
-    print(f"this harness   {mine:.3f} x ideal")
-    print(f"dspy.Evaluate  {theirs:.3f} x ideal")
+    print(f"evaluation loop {loop_ratio:.3f} x ideal")
+    print(f"dspy.Evaluate   {dspy_ratio:.3f} x ideal")
     process.terminate()
-    return 0 if mine <= 1.25 and mine <= theirs else 1
+    return 0 if loop_ratio <= 1.25 and loop_ratio <= dspy_ratio else 1
 
 
 if __name__ == "__main__":
