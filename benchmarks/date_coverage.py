@@ -20,6 +20,9 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from datetime import date
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from locomo.dataset import Question, load
 from memometer.benchmarks.protocol import Conversation, DataError
