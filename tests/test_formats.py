@@ -23,6 +23,7 @@ from memometer.cartridge.container import CartridgeError
 from memometer.cartridge.load import load_cartridge, open_manifest, open_records
 from memometer.cartridge.save import save_cartridge
 from memometer.commands import optimize, test_usage
+from memometer.harness import import_records
 from memometer.harness import import_results as published
 from memometer.harness import plan as evaluation_plan
 from memometer.harness.options import EvaluateOptions
@@ -464,7 +465,7 @@ def test_published_figures_are_what_they_were(locomo: Any, golden: dict[str, Any
     scored = {}
     for name, told in golden["published"].items():
         found = published.read(folder / f"{name}.json", data=locomo)
-        scored[name] = by = published.scores(found.records)
+        scored[name] = by = import_records.scores(found.records)
         assert (len(by), mean(by.values())) == (told["judge_n"], pytest.approx(told["judge"], abs=1e-12))
         estimate = clustered_mean(list(by.values()), [id.split("#")[0] for id in by])
         assert [estimate.low, estimate.high] == pytest.approx(told["judge_interval"], abs=1e-12)

@@ -20,7 +20,8 @@ from locomo.synthetic import simulate
 from memometer import cli
 from memometer.benchmarks.protocol import Dataset
 from memometer.commands import test_usage
-from memometer.harness.import_results import PublishedError, read, scores, write
+from memometer.harness.import_records import scores
+from memometer.harness.import_results import ImportResultsError, read, write
 from memometer.harness.rerun_detection import Subset, log10_chance, merges
 from memometer.harness.runner import resume_run
 from memometer.report.aggregate import aggregate as figures
@@ -99,7 +100,7 @@ def test_a_file_becomes_a_run_with_every_verdict(data: Dataset, tmp_path: Path) 
     assert manifest["published"]["file"] == "theirs.json"
     assert manifest["published"]["format"] == "locomo-audit"
     assert len(manifest["published"]["sha256"]) == 64
-    assert "others'" in manifest["published"]["note"]
+    assert "imported" in manifest["published"]["note"]
     assert manifest["identity"]["data"] == data.sha256
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     entry = results["systems"]["theirs"]["budgets"]["10000000"]
@@ -140,7 +141,7 @@ def test_each_cutoff_is_a_system(data: Dataset, tmp_path: Path) -> None:
     assert found.records[0]["answer"].endswith("top_10")
     content = json.loads(path.read_text())
     del content["evaluations"][3]["cutoff_results"]["top_10"]
-    with pytest.raises(PublishedError, match="has other cutoff_results than top_10, top_50"):
+    with pytest.raises(ImportResultsError, match=r"other cutoff_results .* top_10, top_50"):
         read(save(content, path), data=data)
 
 
@@ -166,7 +167,7 @@ def swap_twins(entries: Entries) -> None:
     [
         (lambda e: e.pop(3), r"1 missing \(simulated-5-1#\d+\)"),
         (lambda e: [e.pop(3) for _ in range(9)], r"9 missing \(simulated-5-1#.* and 4 more\)"),
-        (lambda e: e.append(dict(e[3])), r"1 twice \(simulated-5-1#\d+\)"),
+        (lambda e: e.append(dict(e[3])), r"1 duplicate \(simulated-5-1#\d+\)"),
         (lambda e: e[3].update(question_id="conv7_q1"), r"1 missing .*1 unknown \(conv7_q1\)"),
         (lambda e: e.append({**e[3], "question_id": "conv0_q99999"}), r"1 unknown \(conv0_q99999\)"),
         (lambda e: e.append({**e[3], "question_id": "q3"}), r"1 unknown \(q3\)"),
@@ -181,7 +182,7 @@ def test_a_file_with_other_questions_is_refused(
 ) -> None:
     content = mem0_file(data, lambda i: "CORRECT")
     spoil(content["evaluations"])
-    with pytest.raises(PublishedError, match=message) as raised:
+    with pytest.raises(ImportResultsError, match=message) as raised:
         read(save(content, tmp_path / "a.json"), data=data)
     assert "\n" not in str(raised.value)
 

@@ -9,7 +9,8 @@ import pytest
 
 from memometer import cli
 from memometer.benchmarks.protocol import Dataset
-from memometer.harness.import_results import read, scores, write
+from memometer.harness.import_records import scores
+from memometer.harness.import_results import read, write
 from memometer.judging import label_sets
 from memometer.run.folder import RunFolder
 

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for each in found:
         path = args.run_dir / each.path.stem
         try:
-            status, table = write(each, path, data=data, corrections=corrections, named=args.data)
+            status, table = write(each, path, data=data, corrections=corrections, data_option=args.data)
         except (RunFolderError, OSError) as error:
             eprint(f"memometer import-results: {path} cannot be written: {error}")
             return 1

@@ -1,12 +1,7 @@
-"""Answers that others published, as run folders of ours, so that all that scores a run scores them too.
+"""Import of published result files: each file becomes a run folder with its answers, its verdicts and results.
 
-    memometer import-results FILE... --run-dir DIR [--format NAME] [--label-corrections FILE]
-
-makes a folder DIR/STEM of each file with its answers, its verdicts and results, and verifies before that the file asks
-each answerable question exactly once, with the text and the gold answer of the data. What a file does not tell,
-such as tokens, stays unknown. Formats belong to the benchmark.
-
-Exit codes: 0, 2 refused (nothing was written), 3 a file mixes runs or leaves too much ungraded (all were written).
+A file must contain each answerable question exactly once, with the text and the gold answer of the data. Values that a
+file lacks, such as token counts, are None. The benchmark defines the file formats.
 """
 
 from __future__ import annotations
@@ -15,18 +10,18 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from memometer import benchmarks
 from memometer.benchmarks.metrics import comparable
-from memometer.benchmarks.protocol import FREE, Dataset, Question
-from memometer.budget import UNBOUNDED
+from memometer.benchmarks.protocol import Dataset, Question
 from memometer.errors import UserError
 from memometer.harness import rerun_detection
 from memometer.harness.import_formats import Format, at, first, recognise
+from memometer.harness.import_records import answer_record, majority, scores, verdict_record
 from memometer.harness.options import EvaluateOptions
 from memometer.judging import label_sets
 from memometer.report import aggregate
@@ -36,16 +31,28 @@ from memometer.run.environment import digest, provenance
 from memometer.run.folder import Key, Record, RunFolder, RunFolderError, key
 
 FAIL_ON_ERROR = 0.02
-"""The share of ungraded answers from which a run is invalid, as in evaluate.py."""
+"""A run is invalid if a larger share of its answers has no label. Same default as evaluate.py."""
 
 
-class PublishedError(UserError, ValueError):
-    """The file cannot be imported; the message is one sentence for the user."""
+class ImportResultsError(UserError, ValueError):
+    """The file cannot be imported. The message is one sentence for the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A verified file: its records by system, and what is to be said of it. `questions` are those it answers."""
+    """A verified result file.
+
+    Attributes:
+        path: The file.
+        sha256: Digest of the file.
+        format: Its format.
+        model: Name of the model that answered; None if unknown.
+        judge: Name of the judge model; None if unknown.
+        questions: The questions that the file answers, in the order of the data.
+        records: Records of all answers, by system.
+        merges: Signs of re-runs, each with its system.
+        left_out: Number of entries of unanswerable questions. They are excluded, because they have no gold answer.
+    """
 
     path: Path
     sha256: str
@@ -56,48 +63,60 @@ class Published:
     records: tuple[Record, ...]
     merges: tuple[tuple[str, rerun_detection.Merge], ...]
     left_out: int
-    """Entries of unanswerable questions, which have no gold answer."""
 
 
 def read(
     path: Path, *, data: Dataset, format: str | None = None, model: str | None = None, judge: str | None = None
 ) -> Published:
-    """A file of others, verified against the data set. `model` and `judge` name who answered and who judged where the
-    file does not. Raises PublishedError."""
+    """Read a result file and verify it against the data.
+
+    Args:
+        path: The file.
+        data: The data.
+        format: Name of the format; None to recognise it.
+        model: Name of the model that answered, if the file does not name it.
+        judge: Name of the judge model, if the file does not name it.
+
+    Raises:
+        ImportResultsError: The file cannot be read, has no known format, or has other questions than the data.
+    """
     try:
         raw = path.read_bytes()
         content = json.loads(raw)
     except OSError as error:
-        raise PublishedError(f"cannot read {str(path)!r} ({error.strerror}).") from error
+        raise ImportResultsError(f"{path} cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:
-        raise PublishedError(f"{path} is not JSON ({error}).") from error
+        raise ImportResultsError(f"{path} is not JSON ({error}).") from error
     formats = benchmarks.load(data.benchmark).result_formats()
     if format and format not in formats:
-        raise PublishedError(f"--format is {format!r}; it may be {', '.join(formats)}.")
+        raise ImportResultsError(f"--format is {format!r}; allowed are {', '.join(formats)}.")
     found = formats[format] if format else recognise(content, formats.values())
     if found is None:
-        raise PublishedError(
-            f"{path} has no known format ({', '.join(formats)}); name one with --format, or add it to the benchmark's "
-            "result formats."
+        raise ImportResultsError(
+            f"The format of {path} is not one of {', '.join(formats)}; name a format with --format, or add one to the "
+            "benchmark's result formats."
         )
-    asked = [(entry, _question(entry, found, data)) for entry in at(content, found.entries) if isinstance(entry, dict)]
-    _verify(path, asked, found, data)
-    mine = [(entry, question) for entry, question in asked if question and question.gold is not None]
+    found_questions = [
+        (entry, _question(entry, found, data)) for entry in at(content, found.entries) if isinstance(entry, dict)
+    ]
+    _verify(path, found_questions, found, data)
+    answerable = [(entry, question) for entry, question in found_questions if question and question.gold is not None]
     model = _text(first(content, found.model)) or model
     judge = _text(first(content, found.judge)) or judge
     records: list[Record] = []
     merges: list[tuple[str, rerun_detection.Merge]] = []
-    subsets = rerun_detection.subsets(content, [entry for entry, _ in mine], [str(first(e, found.id)) for e, _ in mine])
+    entries = [entry for entry, _ in answerable]
+    subsets = rerun_detection.subsets(content, entries, [str(first(entry, found.id)) for entry in entries])
     place = {question.id: i for i, question in enumerate(data.questions)}
-    for system, variant in _systems(path, mine, found).items():
-        own = [_record(system, variant(entry), question, found, model, judge) for entry, question in mine]
+    for system, variant in _systems(path, answerable, found).items():
+        own = [answer_record(system, variant(entry), question, found, model, judge) for entry, question in answerable]
         records += sorted(own, key=lambda record: place[record["question_id"]])
         if any(record["verdicts"] for record in own):
             for record in own:
-                if not (record["verdicts"] or record["error"]):  # what their judge passed over is ungraded
-                    record["verdicts"] = [_verdict(None, 0, found, judge)]
+                if not (record["verdicts"] or record["error"]):  # a missing verdict
+                    record["verdicts"] = [verdict_record(None, 0, found, judge)]
             merges += [
-                (system, merge) for merge in rerun_detection.merges([_majority(record) for record in own], subsets)
+                (system, merge) for merge in rerun_detection.merges([majority(record) for record in own], subsets)
             ]
     return Published(
         path,
@@ -105,10 +124,10 @@ def read(
         found,
         model,
         judge,
-        tuple(sorted((question for _, question in mine), key=lambda question: place[question.id])),
+        tuple(sorted((question for _, question in answerable), key=lambda question: place[question.id])),
         tuple(records),
         tuple(merges),
-        len(asked) - len(mine),
+        len(found_questions) - len(answerable),
     )
 
 
@@ -121,28 +140,30 @@ def _question(entry: dict[str, Any], format: Format, data: Dataset) -> Question 
     return data.question_at(int(match[1]), int(match[2])) if match else None
 
 
-def _verify(path: Path, asked: Sequence[tuple[dict[str, Any], Question | None]], format: Format, data: Dataset) -> None:
-    """Each answerable question exactly once, known by its place, with our text and our gold."""
+def _verify(
+    path: Path, entries: Sequence[tuple[dict[str, Any], Question | None]], format: Format, data: Dataset
+) -> None:
+    """Verify that a file has each answerable question exactly once, with the text and the gold answer of the data."""
     due = {question.id for question in data.questions if question.answerable}
-    counts = Counter(question.id for _, question in asked if question)
+    counts = Counter(question.id for _, question in entries if question)
     faults = {
         "missing": [id for id in sorted(due) if id not in counts],
-        "twice": [id for id, n in counts.items() if n > 1],
-        "unknown": [str(first(entry, format.id)) for entry, question in asked if question is None],
+        "duplicate": [id for id, n in counts.items() if n > 1],
+        "unknown": [str(first(entry, format.id)) for entry, question in entries if question is None],
         "with another text": [
-            q.id for entry, q in asked if q and comparable(first(entry, format.question)) != comparable(q.text)
+            q.id for entry, q in entries if q and comparable(first(entry, format.question)) != comparable(q.text)
         ],
         "with another gold": [
             q.id
-            for entry, q in asked
+            for entry, q in entries
             if q and q.gold is not None and comparable(first(entry, format.gold)) != comparable(q.gold)
         ],
     }
-    told = [f"{len(ids):,} {what} ({_some(ids)})" for what, ids in faults.items() if ids]
-    if told:
-        raise PublishedError(
-            f"{path} ({format.name}) does not hold each of the {len(due):,} questions once, as {data.path.name} has "
-            f"them: {', '.join(told)}."
+    counted = [f"{len(ids):,} {fault} ({_some(ids)})" for fault, ids in faults.items() if ids]
+    if counted:
+        raise ImportResultsError(
+            f"{path} ({format.name}) must contain each of the {len(due):,} answerable questions of {data.path.name} "
+            f"once, with the same text and gold answer, but has {', '.join(counted)}."
         )
 
 
@@ -150,15 +171,16 @@ def _some(ids: Sequence[str], most: int = 5) -> str:
     return ", ".join(ids[:most]) + (f" and {len(ids) - most:,} more" if len(ids) > most else "")
 
 
-def _systems(path: Path, mine: Sequence[tuple[dict[str, Any], Question]], format: Format) -> dict[str, Any]:
-    """System name -> what of an entry is its answer. A file with several variants holds several systems."""
+def _systems(path: Path, entries: Sequence[tuple[dict[str, Any], Question]], format: Format) -> dict[str, Any]:
+    """Return system name -> a function that takes the system's answer from an entry. Each variant is a system."""
     if not format.variants:
         return {path.stem: lambda entry: entry}
-    names = list(first(mine[0][0], format.variants) or ())
-    for entry, question in mine:
+    names = list(first(entries[0][0], format.variants) or ())
+    for entry, question in entries:
         if not names or list(first(entry, format.variants) or ()) != names:
-            raise PublishedError(
-                f"{path}: {question.id} has other {format.variants} than {', '.join(names) or 'none'}."
+            raise ImportResultsError(
+                f"{path}: {question.id} has other {format.variants} than the first question, which has "
+                f"{', '.join(names) or 'none'}."
             )
 
     def variant(name: str) -> Any:
@@ -167,79 +189,19 @@ def _systems(path: Path, mine: Sequence[tuple[dict[str, Any], Question]], format
     return {(f"{path.stem} {name}" if names[1:] else path.stem): variant(name) for name in names}
 
 
-def _record(
-    system: str, answer: Any, question: Question, format: Format, model: str | None, judge: str | None
-) -> Record:
-    text = first(answer, format.answer)
-    if not isinstance(text, str | int) or isinstance(text, bool):
-        text = None  # a structure, or no number: what a failed call leaves
-    verdicts = [_verdict(value, n, format, judge) for n, value in enumerate(at(answer, format.verdicts))]
-    # An empty answer that was judged is an answer; where nothing says what became of it, it is a failure.
-    failed = text is None or (not str(text).strip() and all(v["label"] == "missing" for v in verdicts))
-    return {
-        "system": system,
-        "budget_tokens": UNBOUNDED,
-        "question_id": question.id,
-        "conversation": question.conversation,
-        "category": question.category,
-        "gold": question.gold,
-        "evidence": question.evidence,
-        "option_order": FREE,
-        "attempt": 1,
-        "answer": None if failed else str(text),
-        "recall": {"turn_ids": None, "ranked": [], "tokens": None, "counter": None},
-        "verdicts": [] if failed else verdicts,
-        "calls": None,
-        "unreported": None,
-        "prompt_tokens": None,
-        "completion_tokens": None,
-        "truncated": None,
-        "seconds": None,
-        "model": model,
-        "error": f"{format.name}: the file holds no answer" if failed else "",
-        "at": None,
-    }
+def manifest(found: Published, *, data: Dataset, data_option: str | None) -> dict[str, Any]:
+    """Return the manifest of the run folder, with the source of the answers.
 
-
-def _verdict(value: Any, repeat: int, format: Format, judge: str | None) -> dict[str, Any]:
-    label = format.labels.get(value, "missing") if isinstance(value, str | bool) else "missing"
-    return {
-        "judge": judge or "unknown",
-        "prompt": "published",
-        "prompt_hash": None,
-        "label_set": "original",
-        "repeat": repeat,
-        "label": label,
-        "raw": value if isinstance(value, str) else json.dumps(value),
-        "reason": "" if label != "missing" else f"the file's label is {value!r}",
-        "prompt_tokens": None,
-        "completion_tokens": None,
-        "unreported": None,
-    }
-
-
-def _share(record: Record) -> float | None:
-    """The share of an answer's judgings that call it correct; None where none gave a label."""
-    labels = [verdict["label"] for verdict in record["verdicts"] if verdict["label"] != "missing"]
-    return labels.count("correct") / len(labels) if labels else None
-
-
-def _majority(record: Record) -> bool:
-    return (_share(record) or 0.0) > 0.5
-
-
-def scores(records: Iterable[Record]) -> dict[str, float]:
-    """Question id -> mean of its verdicts, 0 to 1; what is ungraded is absent. For the records of one system."""
-    return {record["question_id"]: share for record in records if (share := _share(record)) is not None}
-
-
-def manifest(found: Published, *, data: Dataset, named: str | None) -> dict[str, Any]:
-    """What a run of ours keeps, where it makes sense, and where the answers came from; `named` is --data."""
+    Args:
+        found: The results.
+        data: The data.
+        data_option: The value of --data.
+    """
     keys = [key(record) for record in found.records]
     answerable = {question.category for question in data.questions if question.answerable}
     options = EvaluateOptions(
         benchmark=data.benchmark,
-        data=named,
+        data=data_option,
         split="all",
         categories=tuple(key for key in data.categories if key in answerable),
         systems=tuple(dict.fromkeys(record["system"] for record in found.records)),
@@ -271,7 +233,7 @@ def manifest(found: Published, *, data: Dataset, named: str | None) -> dict[str,
 def _source(found: Published) -> dict[str, Any]:
     empty = sum(record["answer"] is not None and not record["answer"].strip() for record in found.records)
     return {
-        "note": "the answers and verdicts are others', imported as they were published",
+        "note": "answers and verdicts were imported from a published file",
         "file": found.path.name,
         "sha256": found.sha256,
         "format": found.format.name,
@@ -288,17 +250,32 @@ def write(
     *,
     data: Dataset,
     corrections: label_sets.LabelCorrections | None = None,
-    named: str | None = None,
+    data_option: str | None = None,
 ) -> tuple[str, str]:
-    """Make the run folder; (its status, what to print). `named` is what --data said. Raises RunFolderError, OSError."""
+    """Write the run folder.
+
+    Args:
+        found: The results.
+        path: The folder.
+        data: The data.
+        corrections: Label corrections, for separate metrics of clean and flagged questions.
+        data_option: The value of --data, for the manifest.
+
+    Returns:
+        The status of the run, and the text to print.
+
+    Raises:
+        RunFolderError: The folder is in use, or is not empty.
+        OSError: It cannot be written.
+    """
     keys: list[Key] = [key(record) for record in found.records]
-    with RunFolder.create(path, manifest(found, data=data, named=named)) as folder:
+    with RunFolder.create(path, manifest(found, data=data, data_option=data_option)) as folder:
         for record in found.records:
             folder.append(record)
         records = folder.records()
         share = aggregate.missing_share(records, keys)
         status = "invalid" if share > FAIL_ON_ERROR or any(merge.flagged for _, merge in found.merges) else "valid"
-        told, figures = _told(found)
+        notes, metrics = _notes(found)
         facts = {
             "status": status,
             "split": "all",
@@ -308,67 +285,68 @@ def write(
             "token_counter": None,
             "left_out": {},
             "test_set_usage": {"test_scored": None, "duplicate_attempts": []},
-            "published": {**_source(found), "scores": figures},
+            "published": {**_source(found), "scores": metrics},
         }
         _, table = write_results(
             folder,
             data,
             keys,
             facts,
-            no_judge="the file holds no verdicts.",
-            notes=[*told, STATUS.get(status, "")],
+            no_judge="the file has no verdicts.",
+            notes=[*notes, STATUS.get(status, "")],
             corrections=corrections,
         )
     return status, table
 
 
-def _told(found: Published) -> tuple[list[str], dict[str, Any]]:
-    """What to say of a file below its table, and the figures in it by system."""
-    told = [
-        f"Others' answers: {found.path.name} ({found.format.licence}), {found.model or 'an unnamed model'} answers, "
-        f"{found.judge or 'an unnamed model'} judges."
+def _notes(found: Published) -> tuple[list[str], dict[str, Any]]:
+    """Return the lines to print below the table, and the metrics that the file's own verdicts give each system."""
+    notes = [
+        f"Imported from {found.path.name} ({found.format.licence}); reader: {found.model or 'unknown'}; "
+        f"judge: {found.judge or 'unknown'}."
     ]
-    told += [f"{system}: {merge}" for system, merge in found.merges]
+    notes += [f"{system}: {merge}" for system, merge in found.merges]
     if found.left_out:
-        told.append(
+        notes.append(
             f"{found.left_out:,} answers to unanswerable questions are excluded, because they have no gold answer."
         )
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     for system in dict.fromkeys(record["system"] for record in found.records):
-        mine = [record for record in found.records if record["system"] == system]
-        if not (of := scores(mine)):
+        own = [record for record in found.records if record["system"] == system]
+        if not (scored := scores(own)):
             continue
-        majority = sum(_majority(record) for record in mine if record["question_id"] in of) / len(of)
-        repeats = max(len(record["verdicts"]) for record in mine)
-        mean = sum(of.values()) / len(of)
-        figures[system] = {"mean": mean, "majority": majority, "n": len(of), "repeats": repeats}
-        of_repeats = f" as the mean of {repeats} verdicts, {100 * majority:.2f} by majority" if repeats > 1 else ""
-        told.append(f"{system}: J {100 * mean:.2f}{of_repeats}, n = {len(of):,}, {len(mine) - len(of):,} missing.")
-    return told, figures
+        by_majority = sum(majority(record) for record in own if record["question_id"] in scored) / len(scored)
+        repeats = max(len(record["verdicts"]) for record in own)
+        mean = sum(scored.values()) / len(scored)
+        metrics[system] = {"mean": mean, "majority": by_majority, "n": len(scored), "repeats": repeats}
+        of_repeats = f" as the mean of {repeats} verdicts, {100 * by_majority:.2f} by majority" if repeats > 1 else ""
+        missing = len(own) - len(scored)
+        notes.append(f"{system}: J {100 * mean:.2f}{of_repeats}, n = {len(scored):,}, {missing:,} missing.")
+    return notes, metrics
 
 
 def refuse_taken(places: Mapping[Path, Published], files: int) -> None:
-    """Refuse folders that are not empty, and remove what an interrupted import of the same file left.
+    """Refuse folders that are not empty, and delete interrupted imports of the same file.
 
     Args:
         places: Folder -> the results that will be written to it.
         files: Number of result files.
 
     Raises:
-        PublishedError: A folder is not empty, or two files have the same name.
+        ImportResultsError: A folder is not empty, or two files have the same name.
     """
     if len(places) < files:
-        raise PublishedError("two files have the same name, so their folders would be the same; rename one.")
+        raise ImportResultsError("Two files have the same name and would be written to the same folder; rename one.")
     unfinished = [path for path, found in places.items() if path.exists() and _is_unfinished(path, found)]
     for path in set(places) - set(unfinished):
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise PublishedError(f"{path} is not empty; name another folder with --run-dir.")
+            raise ImportResultsError(f"{path} is not empty; name another folder with --run-dir.")
     for path in unfinished:
         shutil.rmtree(path)
 
 
 def _is_unfinished(path: Path, found: Published) -> bool:
-    """True if a folder holds an interrupted import of this file."""
+    """Return True if a folder is an interrupted import of this file."""
     try:
         with RunFolder.reopen(path) as folder:
             source = folder.manifest.get("published", {})
