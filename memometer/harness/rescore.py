@@ -1,4 +1,4 @@
-"""Re-scoring of runs: further verdicts on stored answers, and the results written again."""
+"""Re-scoring of runs: new verdicts on stored answers, and new results."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from memometer.run.progress import eprint
 
 FAIL_ON_ERROR = 0.02
 CORRECTIONS_OMITTED = (
-    "Clean and flagged questions were reported separately before; give the label corrections again with "
+    "The earlier results reported clean and flagged questions separately; pass the label corrections again with "
     "--label-corrections."
 )
 AGAIN = "Repeat the same command to continue."
 
 
 def planned(folder: RunFolder, data: Dataset, records: Sequence[Record]) -> list[Key]:
-    """List what a run asks, or was to ask, of the systems and budgets that it has records of.
+    """List the questions that a run asks or planned to ask, for the systems and budgets in its records.
 
     Args:
         folder: The run folder.
@@ -48,7 +48,7 @@ def planned(folder: RunFolder, data: Dataset, records: Sequence[Record]) -> list
         records: Its records.
 
     Returns:
-        The keys, by system and budget, then question.
+        The keys, ordered by system and budget, then question.
     """
     options = EvaluateOptions.of_saved(asked_of(folder.manifest, folder.path))
     asked = {record["question_id"] for record in records}
@@ -73,17 +73,17 @@ def rewrite_results(
     *,
     verbose: bool = False,
 ) -> tuple[Results, str]:
-    """Write results.json and the reports of a run again from its records.
+    """Rewrite results.json and the reports of a run from its records.
 
     Args:
         folder: The run folder.
         data: The data of the run.
-        calibrations: Judge calibrations in addition to those that results.json has already.
+        calibrations: Judge calibrations to add to those in results.json.
         corrections: Label corrections; None for the file that the benchmark's environment variable names.
-        verbose: True returns all tables, not only those that fit a screen.
+        verbose: True to return all tables, False for those that fit a screen.
 
     Returns:
-        The results, and a text to print.
+        The results, and the text to print.
 
     Raises:
         RunFolderError: results.json is damaged.
@@ -122,7 +122,7 @@ def rewrite_results(
         keys,
         facts,
         calibrations=calibrations,
-        no_judge="no answer is graded.",
+        no_judge="no answer has a label.",
         rounds=rounds,
         corrections=corrections,
         verbose=verbose,
@@ -136,7 +136,7 @@ def _status(
     keys: Sequence[Key],
     duplicates: Sequence[str],
 ) -> str:
-    """The status after further verdicts, which only depends on missing results if the run has ended."""
+    """Return the status of a run after new verdicts. An unfinished run keeps its status."""
     status = str(before.get("status", "unfinished"))
     if status not in ("valid", "invalid"):
         return status
@@ -150,24 +150,25 @@ def _earlier_results(folder: RunFolder) -> dict[str, Any]:
 
 
 class Rescoring:
-    """Grades the answers of runs again.
+    """Adds verdicts to the answers of runs.
 
     Args:
         paths: Run folders.
         data: The data of the runs.
         model: The judge's model.
         judge: The judge.
-        all_prompts: True grades under every judge prompt of the benchmark and compares the rankings.
+        all_prompts: True to grade with every judge prompt of the benchmark and compare the rankings.
         label_set: Name of the label set.
-        label_corrections: The file of label corrections; None for the benchmark's variable.
+        label_corrections: The file of label corrections; None for the file that the benchmark's environment variable
+            names.
         repeats: Verdicts per answer.
         limit: Number of questions to sample; None for all.
-        calibrate: False withholds judge accuracy instead of calibrating the judge.
+        calibrate: True to calibrate the judge; False to withhold judge accuracy instead.
         max_false_accept: Limit for the upper end of the false-accept rate.
         wrong_answers: The file of specific wrong answers for the calibration.
         address: The API base of the judge.
         num_threads: Concurrent calls.
-        verbose: True prints all tables.
+        verbose: True to print all tables.
     """
 
     def __init__(
@@ -202,13 +203,14 @@ class Rescoring:
         self.folders: list[RunFolder] = []
 
     def run(self) -> int:
-        """Grade, write the results again and print them.
+        """Grade the answers, rewrite the results and print them.
 
         Returns:
-            0 done, 1 no call can succeed or a run cannot be written, 3 too many labels are missing, 4 stopped.
+            The exit code: 0 if all is done, 1 if no call can succeed or a run cannot be written, 3 if too many labels
+            are missing, 4 if the user stopped it.
 
         Raises:
-            RunFolderError: A run cannot be read, or has nothing to grade.
+            RunFolderError: A run cannot be read, or has no answers to grade.
         """
         with ExitStack() as stack:
             self.folders = [stack.enter_context(RunFolder.reopen(path)) for path in self.paths]
@@ -259,10 +261,12 @@ class Rescoring:
 
     def _check(self, folder: RunFolder) -> None:
         asked_of(folder.manifest, folder.path)
-        _earlier_results(folder)  # a damaged file is reported before anything is paid
+        _earlier_results(folder)  # fails on a damaged file before any call costs money
         digest = folder.manifest["identity"].get("data")
         if digest and digest != self.data.sha256:
-            raise RunFolderError(f"{folder.path} used other data than {self.data.path}; name its file with --data.")
+            raise RunFolderError(
+                f"{folder.path} used other data than {self.data.path}; name the data of the run with --data."
+            )
         if (records := folder.records()) and not any(record["answer"] is not None for record in records):
             raise RunFolderError(
                 f"{folder.path} has no answers to grade, only recalls; run python evaluate.py without --recall-only."
@@ -270,11 +274,12 @@ class Rescoring:
         known = {question.id for question in self.data.questions}
         if unknown := [r["question_id"] for r in records if r["question_id"] not in known]:
             raise RunFolderError(
-                f"{folder.path} asked {unknown[0]}, which is not in {self.data.path}; name its file with --data."
+                f"{folder.path} contains {unknown[0]}, which is not in {self.data.path}; name the data of the run with "
+                "--data."
             )
 
     def _sampled(self, n: int) -> dict[str, str]:
-        """The golds of n of the questions that all runs asked."""
+        """Sample n questions that are in all runs, and return their gold answers."""
         asked = [{record["question_id"] for record in folder.records()} for folder in self.folders]
         shared = [q for q in self.data.questions if q.id in self.golds and all(q.id in ids for ids in asked)]
         return {question.id: self.golds[question.id] for question in sample(shared, n)}
@@ -291,12 +296,12 @@ class Rescoring:
         return self.repeats * sum(r["answer"] is not None and r["question_id"] in self.golds for r in counting)
 
     def _calibration(self, judge: Judge, stop: threading.Event) -> tuple[Calibration | None, str]:
-        """The calibration of the judge, and the reason why no call to it can succeed."""
+        """Return the calibration of the judge, and the reason if no call can succeed."""
         calibrator = Calibrator(self.data, self.model, judge, address=self.address, wrong_answers=self.wrong_answers)
         found = calibrator.cached()
         try:
             if found is None:
-                eprint(f"{self.data.prefix}The judge is not calibrated; measuring it: {calibrator.estimate()}.")
+                eprint(f"{self.data.prefix}The judge is not calibrated yet. Calibrating it: {calibrator.estimate()}.")
                 found = calibrator.measure(num_threads=self.num_threads, stop=stop, folder=self.folders[0])
         except FATAL as error:
             return None, describe(error)
@@ -318,7 +323,7 @@ class Rescoring:
             )
 
     def _sensitivity(self) -> str:
-        """The scores and the ranking under every prompt, over the answers that have a label under all of them."""
+        """Compare scores and rankings between prompts, over the answers that have a label under every prompt."""
         graders = [Grader(judge.lm.model, judge.prompt, self.label_set) for judge in self.judges]
         scores: dict[str, dict[str, dict[str, float]]] = {}
         for folder in self.folders:
