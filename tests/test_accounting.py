@@ -213,7 +213,7 @@ def test_spending_counts_each_line_once() -> None:
     spending.add("records.jsonl", record(error="LMServerError", unreported=1))
     assert not spending.reached, "a failed call is rarely billed"
     spending.add("records.jsonl", record(unreported=1))
-    assert "did not say how many tokens" in spending.reached
+    assert "did not report the number of tokens" in spending.reached
 
 
 @pytest.fixture
@@ -279,7 +279,7 @@ def test_a_limit_that_cannot_be_kept_is_refused_or_stops(
     server.answer = bare
     args = remote(server, "--systems", "recent", "--price", "1,1", "--num-threads", "1", "--run-dir", "run")
     assert commands.evaluate([*args, "--cost-limit", "5"]) == 4
-    assert "did not say how many tokens it took" in capsys.readouterr().out
+    assert "did not report the number of tokens" in capsys.readouterr().out
     assert len(server.requests) == 1
 
 

@@ -116,7 +116,7 @@ class Plan:
         """Raise OptionError if there is a cost limit but the cost of the run cannot be known."""
         unknown = cost.unknown_cost(self.models.reader, self.models.judge_model, self.systems.memories)
         if dollars is not None and unknown:
-            raise OptionError(f"--cost-limit cannot be kept, because {unknown}, or leave --cost-limit out.")
+            raise OptionError(f"--cost-limit cannot be enforced, because {unknown}, or leave --cost-limit out.")
 
     # ------------------------------------------------------------ output
 

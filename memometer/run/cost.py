@@ -1,9 +1,9 @@
-"""What a run cost: calls, tokens, seconds and dollars of ingest, recall, answer, judge and calibration apart.
+"""The cost of a run: calls, tokens, seconds and dollars of the stages ingest, recall, answer, judge and calibration.
 
-Every attempt is counted, the failed ones and the repeats of a resumed run too. Nothing is estimated: a call whose
-tokens nobody reported makes the sums that it belongs to lower bounds (`unreported`), and a price that is not known
-makes the dollars null. Calls to a provider's encoder are not metered: the dollars of its systems' ingest and recall are
-null too.
+Every attempt is counted, including failed ones and those that a resumed run repeats. Nothing is estimated: if a server
+does not report the tokens of a call, the call is counted in `unreported` and the sums are lower bounds. If a price is
+unknown, the dollars are null. Calls to a provider's encoder are not metered, so the dollars of ingest and recall of the
+systems that use one are null too.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ COUNTED = ("calls", "unreported", "prompt_tokens", "completion_tokens", "cached_
 
 
 def prices(*models: Model | None) -> dict[str, Any]:
-    """For the manifest: by the names under which records and verdicts know a model, what a token of it costs."""
+    """Return the prices of models for the manifest, by both names that records and verdicts use for a model."""
     found: dict[str, Any] = {}
     for model in filter(None, models):
-        told = asdict(model.price) if model.price else None
-        found |= {model.name: told, model.lm.model: told}
+        price = asdict(model.price) if model.price else None
+        found |= {model.name: price, model.lm.model: price}
     return found
 
 
 def prices_in(manifest: Mapping[str, Any]) -> dict[str, Price | None]:
-    """The prices as they were when the run began."""
-    return {name: Price(**told) if told else None for name, told in manifest.get("prices", {}).items()}
+    """Return the prices at the start of the run, by model name."""
+    return {name: Price(**price) if price else None for name, price in manifest.get("prices", {}).items()}
 
 
 def unmetered(memories: Mapping[str, Any]) -> list[str]:
-    """The systems that ask a provider's encoder, whose calls nobody counts."""
+    """List the systems that use a provider's encoder, whose calls are not counted."""
     encoders = {name: getattr(memory, "encoder", None) for name, memory in memories.items()}
     return [name for name, encoder in encoders.items() if getattr(encoder, "is_paid", False)]
 
 
 def unknown_cost(reader: Model | None, judge: Model | None, memories: Mapping[str, Any]) -> str:
-    """Why it cannot be known what a run costs, and what to do; empty where it can."""
+    """Return why the cost of a run cannot be computed and what to do about it; empty if it can."""
     for model, flag in ((reader, "--price"), (judge, "--judge-price")):
         if model and model.price is None:
             price = f"name it with {flag} PROMPT,REPLY in dollars per million tokens"
@@ -70,12 +70,12 @@ def unknown_cost(reader: Model | None, judge: Model | None, memories: Mapping[st
 
 
 def forecast(model: Model, prompt_tokens: int, reply_tokens: int) -> float | None:
-    """Dollars of so many tokens, none of them cached; None where the price is not known."""
+    """Return the price of a number of tokens in dollars, without cached tokens; None if it is unknown."""
     return None if model.price is None else model.price.usd(prompt_tokens, reply_tokens)
 
 
 def money(usd: float | None, *models: Model | None) -> str:
-    """An amount that these models cost, for people."""
+    """Format the cost of calls to some models as text."""
     if all(model.price is not None and model.price.source == LOCAL for model in models if model):
         return "no money (local)"
     return "a cost that is unknown (no price for this model)" if usd is None else f"${usd:,.2f}"
@@ -87,13 +87,22 @@ def figures(
     ingests: Iterable[Record],
     measurings: Iterable[Record] = (),
 ) -> Results:
-    """What results.json keeps under `accounting`.
+    """Compute the field `accounting` of results.json.
 
-    `prices` as in the manifest; `systems.<name>` with `ingest` and, under `budgets.<tokens>`, `recall`, `answer` and
-    `judge`, each a stage: `calls`, `unreported`, `prompt_tokens`, `completion_tokens`, `cached_tokens` (part of the
-    prompt tokens), `seconds` (null where not measured), `usd` (null where not known), `local` (true where it cost
-    nothing because the model runs here). `calibration` is the stage of measuring judges for this run, all zero if
-    their calibrations were cached. `total` is the sum of all.
+    Args:
+        manifest: The manifest of the run.
+        records: All attempts.
+        ingests: The lines of ingest.jsonl.
+        measurings: The lines of measuring.jsonl: calls that calibrated judges.
+
+    Returns:
+        `prices` as in the manifest. `systems.<name>` has the stage `ingest`, and under `budgets.<tokens>` the stages
+        `recall`, `answer` and `judge`. `calibration` is the stage of calibrating judges for this run, all zero if the
+        calibrations were cached. `total` is the sum of all stages.
+
+        A stage has `calls`, `unreported`, `prompt_tokens`, `completion_tokens`, `cached_tokens` (part of the prompt
+        tokens), `seconds` (null if not measured), `usd` (null if unknown) and `local` (true if it cost nothing because
+        the model runs on this machine).
     """
     known, unmetered = prices_in(manifest), set(manifest.get("unmetered", ()))
     records, ingests = list(records), list(ingests)
@@ -124,7 +133,7 @@ def figures(
 
 
 def each_stage(systems: Mapping[str, Results]) -> list[tuple[str, str, str, Results]]:
-    """(system, budget, stage name, stage); the budget of an ingest is empty, for all budgets share it."""
+    """List (system, budget, stage name, stage). All budgets share the ingest, so its budget is empty."""
     return [
         (name, budget, stage, found)
         for name, entry in systems.items()
@@ -134,7 +143,7 @@ def each_stage(systems: Mapping[str, Results]) -> list[tuple[str, str, str, Resu
 
 
 def _stages(records: Sequence[Record], known: Prices) -> Results:
-    """Recall, answer and judge of some attempts. A record without `answering` does not say what its recall took."""
+    """Sum recall, answer and judge of some attempts. A record without `answering` has no cost of its recall."""
     answers, recalls = [], []
     for record in records:
         answering = record.get("answering")
@@ -154,12 +163,12 @@ def _stages(records: Sequence[Record], known: Prices) -> Results:
 
 
 def _call(verdict: Record) -> Record:
-    """A verdict is one call."""
+    """Return a verdict with its number of calls, which is 1."""
     return {"calls": 1, **verdict}
 
 
 def _stage(parts: Iterable[tuple[Record, str | None]], known: Prices) -> Results:
-    """The sum of what calls to some models cost; null where a part is not known, as of published answers."""
+    """Sum the cost of calls, each with its model. A field is null if it is unknown for a call, as in imported runs."""
     stage: Results = {**dict.fromkeys(COUNTED, 0), "seconds": 0.0, "usd": 0.0, "local": False}
     for part, model in parts:
         for name in COUNTED:
@@ -172,7 +181,13 @@ def _stage(parts: Iterable[tuple[Record, str | None]], known: Prices) -> Results
 
 
 def usd(part: Record, model: str | None, known: Prices) -> float | None:
-    """Dollars of one record, verdict or reading; None where its tokens or the price of its model are not known."""
+    """Return the dollars of one record, verdict or ingest; None if its tokens or its model's price are unknown.
+
+    Args:
+        part: The record, verdict or ingest.
+        model: Name of the model; None if unknown.
+        known: Prices by model name.
+    """
     if part.get("calls") == 0:
         return 0.0
     price = _price(model, known)
@@ -185,7 +200,7 @@ def usd(part: Record, model: str | None, known: Prices) -> float | None:
 def _price(model: str | None, known: Prices) -> Price | None:
     if model is None:
         return None
-    # A judge that came later stands in no manifest; of those only a local one has a price that is certain.
+    # The manifest does not list judges of a later rescore. Only for local ones the price is certain.
     return known[model] if model in known else price_of(model) if model.startswith("embedded") else None
 
 
@@ -208,8 +223,16 @@ def _total(stages: Sequence[Results]) -> Results:
 
 
 def numbers(accounting: Results, system: str, budget: str) -> dict[str, float | None]:
-    """`usd_`, `tokens_`, `calls_` and `seconds_` of each stage, of one system at one budget; the ingest is shared by
-    all its budgets."""
+    """Return the cost of one system at one budget as flat columns.
+
+    Args:
+        accounting: The result of `figures`.
+        system: Name of the system.
+        budget: The budget as text.
+
+    Returns:
+        `usd_<stage>`, `tokens_<stage>`, `calls_<stage>` and `seconds_<stage>`. All budgets share the ingest.
+    """
     entry = accounting["systems"].get(system, {})
     stages = {"ingest": entry.get("ingest"), **entry.get("budgets", {}).get(budget, {})}
     found: dict[str, float | None] = {}
@@ -221,9 +244,13 @@ def numbers(accounting: Results, system: str, budget: str) -> dict[str, float | 
 
 
 class Spending:
-    """Dollars that a run has cost so far, and the limit that it is kept to; None is none.
+    """Counts the dollars that a run has cost so far, and compares them with a limit.
 
-    Calls in flight when the limit is reached are still paid, so a run may cost a little more than its limit.
+    Calls in flight when the limit is reached still cost money, so a run may exceed its limit a little.
+
+    Args:
+        manifest: The manifest of the run.
+        limit: The limit in dollars; None for no limit.
     """
 
     def __init__(self, manifest: Mapping[str, Any], *, limit: float | None) -> None:
@@ -231,10 +258,15 @@ class Spending:
         self.reader = manifest.get("reader")
         self.limit = limit
         self.usd = 0.0
-        self.blind = False
+        self.has_unreported = False
 
     def follow(self, folder: RunFolder, stop: threading.Event) -> None:
-        """Count what the folder holds and what is appended to it, and set `stop` once the limit is reached."""
+        """Count the lines of a folder, now and whenever one is appended.
+
+        Args:
+            folder: The run folder.
+            stop: The event to set when the limit is reached.
+        """
 
         def count(file: str, line: Record) -> None:
             self.add(file, line)
@@ -252,7 +284,12 @@ class Spending:
         folder.on_append = count
 
     def add(self, file: str, line: Record) -> None:
-        """Count a line of records.jsonl, verdicts.jsonl, ingest.jsonl or measuring.jsonl."""
+        """Count one line.
+
+        Args:
+            file: Name of its file: records.jsonl, verdicts.jsonl, ingest.jsonl or measuring.jsonl.
+            line: The line.
+        """
         if file == "measuring.jsonl":
             self._count(line, line["judge"], answered=True)
             return
@@ -265,26 +302,31 @@ class Spending:
             self._count(_call(verdict), verdict["judge"], answered=verdict["label"] != "missing")
 
     def _count(self, part: Record, model: str | None, *, answered: bool) -> None:
-        self.blind |= answered and bool(part.get("unreported"))
+        self.has_unreported |= answered and bool(part.get("unreported"))
         self.usd += usd(part, model, self.known) or 0.0
 
     @property
     def reached(self) -> str:
-        """Why the limit ends the run, in one sentence; empty where it does not."""
+        """The message for a run that must stop because of the limit; empty if it may go on."""
         if self.limit is None:
             return ""
-        if self.blind:
-            return "--cost-limit cannot be kept: a server answered and did not say how many tokens it took."
+        if self.has_unreported:
+            return "--cost-limit cannot be enforced: a server did not report the number of tokens of an answer."
         if self.usd < self.limit:
             return ""
         return (
-            f"The run has cost ${self.usd:,.4f}, and --cost-limit is ${self.limit:,.4f}; go on with a higher one "
-            "beside --resume."
+            f"The run has cost ${self.usd:,.4f}, and --cost-limit is ${self.limit:,.4f}; continue with --resume and a "
+            "higher --cost-limit."
         )
 
 
 def dollars(stage: Results) -> str:
-    """`$0.1234`, `local` where a model of this machine did it, `?` where no price is known, `-` for nothing."""
+    """Format the dollars of a stage.
+
+    Returns:
+        `$0.1234`, `$0.1234+` for a lower bound, `local` if the model runs on this machine, `?` if the price is unknown,
+        or `-` if there were no calls.
+    """
     if stage["usd"] is None:
         return "?"
     if not stage["calls"]:

@@ -1,5 +1,7 @@
-"""What tokens cost in US dollars: by the table that DSPy carries (LiteLLM's), by what the user named, or nothing where
-the model runs on this machine. A price that is not known is None, never zero."""
+"""Prices of tokens in US dollars: from LiteLLM's table in DSPy, from the user, or zero for local models.
+
+An unknown price is None, not zero.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,13 @@ LOCAL = "local"
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """US dollars per token: of a prompt, of the part of it that the provider read from its cache, of a reply.
+    """Prices of one model in US dollars per token, without surcharges for long prompts, cache writes or service tiers.
 
-    `source` is `local`, `named` by the user, or the table and its version. Surcharges for long prompts, written caches
-    and other service tiers are not in it.
+    Attributes:
+        prompt: Price of a prompt token.
+        cached: Price of a prompt token that the provider reads from its cache.
+        completion: Price of a reply token.
+        source: `local`, `named` (by the user), or the name and version of the table.
     """
 
     prompt: float
@@ -25,17 +30,23 @@ class Price:
     source: str
 
     def usd(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> float:
-        """Dollars; `cached_tokens` are part of `prompt_tokens`."""
-        fresh = prompt_tokens - cached_tokens
-        return fresh * self.prompt + cached_tokens * self.cached + completion_tokens * self.completion
+        """Return the price of a number of tokens in dollars. `cached_tokens` are part of `prompt_tokens`."""
+        uncached = prompt_tokens - cached_tokens
+        return uncached * self.prompt + cached_tokens * self.cached + completion_tokens * self.completion
 
 
 def price_of(name: str, *, api_base: str | None = None, named: tuple[float, float] | None = None) -> Price | None:
-    """The price of a model, None where it is not known.
+    """Return the price of a model.
 
     Args:
-        api_base: a server of this machine is local; any other may ask whatever it likes, and its price is not known.
-        named: dollars per million tokens of prompt and reply, which go before all else.
+        name: Name of the model.
+        api_base: URL of the server; None for the provider's own. Models on this machine cost nothing. The price of any
+            other server is unknown.
+        named: Dollars per million prompt tokens and per million reply tokens, as the user gave them. They override
+            every other price.
+
+    Returns:
+        The price, or None if it is unknown.
     """
     if named is not None:
         prompt, completion = (dollars / 1e6 for dollars in named)
@@ -52,7 +63,7 @@ def price_of(name: str, *, api_base: str | None = None, named: tuple[float, floa
 
 
 def published(name: str) -> dict[str, Any]:
-    """Window and prices from the table that DSPy carries; empty for a model that is not in it."""
+    """Return the context window and the prices of a model from DSPy's table; empty if the model is not in it."""
     from dspy.clients.model_metadata import model_info
 
     provider, _, model = name.rpartition("/") if name.count("/") < 2 else name.partition("/")
@@ -60,7 +71,7 @@ def published(name: str) -> dict[str, Any]:
 
 
 def table() -> str:
-    """The table's name and version, which is its date."""
+    """Return the name and the version of DSPy's table. The version is its date."""
     from importlib.metadata import version
 
     from dspy.clients.model_metadata import source_info

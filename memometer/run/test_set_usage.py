@@ -1,9 +1,10 @@
 """The log of test-set usage, and the check for questions that were answered twice.
 
 Every run that evaluates held-out conversations appends a line to runs/ledger.jsonl in the working folder; imported runs
-do not. A configuration that was tried often and reported once is the best of n. Within a run, only failed attempts may
-be repeated. An attempt after an answer, or a missing earlier attempt, shows that records were added or removed by hand.
-Edited records are not detected.
+do not. If a configuration is evaluated n times and reported once, the reported result may be the best of n.
+
+Within a run, only failed attempts may be repeated. An attempt after an answer, or a missing earlier attempt, shows that
+records were added or removed by hand. Edited records are not detected.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def record_use(folder: RunFolder, *, questions: int, status: str, path: Path = U
     with FileLock(path.with_name(path.name + ".lock")):
         with path.open("a+b") as file:
             if file.tell() and not _ends_with_newline(file):
-                file.write(b"\n")  # an earlier write was interrupted; its line still counts as a use
+                file.write(b"\n")  # an earlier write was interrupted, and its line still counts as a use
             file.write((json.dumps(entry) + "\n").encode("ascii"))
         return count_uses(entries(path), configuration=entry["configuration"], data=entry["data"])
 
@@ -118,7 +119,11 @@ def _times(n: int) -> str:
 
 
 def duplicate_attempts(records: Iterable[Record]) -> list[str]:
-    """Return a sentence for each attempt after an answer, and for each attempt whose predecessor is missing."""
+    """Find attempts after an answer, and attempts without the attempt before them.
+
+    Returns:
+        One sentence per attempt found.
+    """
     found = []
     attempts: dict[Key, list[Record]] = {}
     for record in records:
