@@ -1,1 +1,1 @@
-"""Synthetic conversations with known evidence, in LOCOMO's shape."""
+"""Synthetic conversations with known evidence, in LOCOMO's format."""

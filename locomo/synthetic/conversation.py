@@ -1,72 +1,33 @@
 """Generator of one synthetic conversation: facts, the turns that state them, and questions about them.
 
-A fact is stated in one turn, in a photo's caption, or in the turn after the one that has the question's words. A fact
-may be replaced by a newer version, be stated by the other speaker too, or be spread over several sessions. A question
-is asked only if exactly one fact answers it, and no later fact may make it ambiguous.
+A fact is stated in one turn, in the caption of a photo, or in the turn after one with the words of the question. A
+newer version may replace it, the other speaker may state a similar one, and several facts may share one question. The
+generator asks a question only if exactly one fact answers it, and states no later fact that makes it ambiguous.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
 
 from locomo.dataset import Question
+from locomo.synthetic.facts import Fact, Key, Plan, Slots, Thread
 from locomo.synthetic.templates import Draw, Names, blanks, fill, relative_date, said_by, vocabulary
 from memometer.benchmarks.protocol import Session
 from memometer.memory import Turn
 
 RATES = {1: 282 / 5882, 2: 321 / 5882, 3: 96 / 5882, 4: 841 / 5882, 5: 446 / 5882}
-"""Questions of each category per turn, as in LOCOMO."""
+"""Number of questions of each category per turn, as in LOCOMO."""
 LONG_TURNS = 2_000
-"""A longer conversation gets a tenth of the questions. Each contains a name, because it would soon have many answers
-otherwise. The speakers meet twice a day, so that ten million tokens are eighteen years."""
+"""Conversations with more turns have a tenth of the questions per turn. Each question contains a name, because others
+would soon have several answers. The speakers meet twice a day, so ten million tokens cover eighteen years."""
 FACTS_PER_TURN = 0.25
 PARAPHRASE = 0.5
-"""Probability that a question uses another verb than the fact and the class of a thing (dog), not its kind."""
+"""Probability that a question uses another verb than the fact, and names the class of a thing (dog), not its kind."""
 NAMED = {"venue", "friend", "name"}
 NOT_ASKED_BY = {"who", "other", "do", "did", "theme", "when"}  # blanks that do not distinguish two facts of a topic
 SETTLED_WITH = {"venue": ("venue", "spot"), "friend": ("friend", "relation")}
-
-Slots = dict[str, Any]
-Key = tuple[int, str, tuple[tuple[str, str], ...]]
-"""Speaker, topic and the named slots of a question. Two facts with the same key have the same question."""
-
-
-@dataclass
-class Thread:
-    """Facts with the same key, or hints at a trait, that are stated over several sessions and asked about once."""
-
-    sentence: str
-    left: int
-    shared: Key | None = None
-    kinds: list[str] = field(default_factory=list)
-    evidence: list[str] = field(default_factory=list)
-    hints: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Plan:
-    """A fact to be stated. `fixed` are the slots that are given; `replaces` is the kind that it is a newer version
-    of."""
-
-    speaker: int
-    topic: str
-    fixed: Slots = field(default_factory=dict)
-    thread: Thread | None = None
-    replaces: str | None = None
-
-
-@dataclass
-class Fact:
-    """A fact that was stated: its slots, the date that {when} means, and the id of the turn that states each slot."""
-
-    plan: Plan
-    slots: Slots
-    date: str = ""
-    said: dict[str, str] = field(default_factory=dict)
 
 
 class ConversationGenerator:
@@ -92,11 +53,11 @@ class ConversationGenerator:
         self.askable = {topic: self._askable(topic) for topic in self.topics}
         self.scheduled: dict[int, list[Plan]] = {}
         self.queues: tuple[deque[Plan], deque[Plan]] = (deque(), deque())
-        self.told: Counter[Key] = Counter()
-        self.claimed: set[Key] = set()
+        self.stated: Counter[Key] = Counter()
+        self.reserved: set[Key] = set()
         self.asked: Counter[int] = Counter()
         self.begun: Counter[int] = Counter()
-        self.heard: deque[str] = deque(maxlen=24)
+        self.recent_fillers: deque[str] = deque(maxlen=24)
         self.turns = self.session = 0
         self.questions: list[Question] = []
 
@@ -117,7 +78,7 @@ class ConversationGenerator:
                 said_at = said_at.replace(hour=draw.between(8, 21), minute=draw.between(0, 59))
 
     def _askable(self, topic: str) -> set[tuple[str, ...]]:
-        """The sorted sets of slots that questions of this topic name."""
+        """Return the sets of slots that questions of this topic name, each sorted."""
         facts = self.words["facts"]
         asks = [ask.split(" => ")[0] for ask in (*facts["ask"], *self.words["topics"][topic]["ask"])]
         sentences = [s for s in (*asks, *facts["date"], *facts["list"]) if blanks(s) & NAMED or not self.long]
@@ -155,15 +116,14 @@ class ConversationGenerator:
             at += self.draw.between(1, 4)
 
     def _begin_list(self) -> None:
-        """Start a list: facts that share a slot and one question. Its key is claimed before the first fact is
-        stated."""
+        """Start a list: several facts that share a slot and one question. It reserves the key before the first fact."""
         speaker, topic = self.draw.between(0, 1), self.draw.pick(self.topics)
         sentence = self.draw.pick([s for s in self.words["facts"]["list"] if blanks(s) & NAMED or not self.long])
         slots = self._slots(Plan(speaker, topic))
         key = self._key(speaker, topic, sentence, slots)
-        if key in self.claimed or self.told[key]:
+        if key in self.reserved or self.stated[key]:
             return
-        self.claimed.add(key)
+        self.reserved.add(key)
         self.begun[1] += 1
         shared = blanks(sentence) - NOT_ASKED_BY
         fixed = {name: slots[name] for blank in shared for name in SETTLED_WITH.get(blank, (blank,))}
@@ -199,24 +159,24 @@ class ConversationGenerator:
         return speaker, topic, tuple((blank, slots[blank]) for blank in sorted(blanks(sentence) - NOT_ASKED_BY))
 
     def _keys(self, plan: Plan, slots: Slots) -> set[Key]:
-        """Every key of a question that this fact could answer."""
+        """Return the keys of all questions that this fact could answer."""
         who, topic = plan.speaker, plan.topic
         return {(who, topic, tuple((blank, slots[blank]) for blank in names)) for names in self.askable[topic]}
 
     def _fact(self, plan: Plan, said_at: datetime) -> Fact | None:
-        """A fact that makes no question ambiguous; None if the topic has too many questions already."""
+        """Create a fact that makes no question ambiguous; return None if the topic has too many questions already."""
         shared = {plan.thread.shared} if plan.thread else set()
         if plan.replaces:
             return Fact(plan, self._slots(plan))
         for _ in range(12):
             slots = self._slots(plan)
             keys = self._keys(plan, slots)
-            if not (keys - shared) & self.claimed:
+            if not (keys - shared) & self.reserved:
                 break
         else:
             self._close(plan.thread, plan)
             return None
-        self.told.update(keys)
+        self.stated.update(keys)
         if plan.thread:
             plan.thread.kinds.append(slots["kind"])
         if not self.draw.chance(0.4):
@@ -241,7 +201,7 @@ class ConversationGenerator:
             queue = self.queues[speaker]
             if waiting:
                 fact, lines = waiting
-                content = self._say(fact, lines[0], id)
+                content = self._state(fact, lines[0], id)
                 waiting, done = ((fact, lines[1:]), None) if lines[1:] else (None, fact)
             elif queue and draw.chance(2.6 * len(queue) / (size - number + 1)):
                 plan = queue.popleft()
@@ -249,20 +209,20 @@ class ConversationGenerator:
                     content = plan.thread.hints.pop()
                     plan.thread.evidence.append(id)
                     self._close(plan.thread, plan)
-                elif told := self._fact(plan, said_at):
-                    form, lines = self._script(told, room=size - number)
-                    content = self._say(told, lines[0], id)
+                elif stated := self._fact(plan, said_at):
+                    form, lines = self._script(stated, room=size - number)
+                    content = self._state(stated, lines[0], id)
                     if form == "exchange":
-                        waiting = told, lines[1:]
+                        waiting = stated, lines[1:]
                     else:
-                        done = told
+                        done = stated
                     if form == "photo":
                         beside = draw.pick(self.words["scenes"]["beside"])
-                        caption = "a" + self._say(told, f" photo of {lines[1]} {beside}", id)
+                        caption = "a" + self._state(stated, f" photo of {lines[1]} {beside}", id)
             if not (content.endswith("?") or after) and draw.chance(0.19):
                 after = [draw.pick(talk["question"])]
-            said = sum(len(sentence.split()) for sentence in (*before, content, *after))
-            padding = self._padding(draw.lengthy(19, 0.5) - said, least=0 if content or before or after else 1)
+            words = sum(len(sentence.split()) for sentence in (*before, content, *after))
+            padding = self._padding(draw.lengthy(19, 0.5) - words, least=0 if content or before or after else 1)
             if content.endswith("?"):
                 before, padding = before + padding, []
             around = self._slots(Plan(speaker, draw.pick(self.topics))) | people
@@ -277,26 +237,28 @@ class ConversationGenerator:
                 self._ask(done)
 
     def _reaction(self, fact: Fact) -> str:
-        """A reaction to a fact. It often repeats words of the fact, as a distractor next to the evidence."""
+        """Return a reaction to a fact. It often repeats words of the fact, as a distractor after the evidence."""
         line = self.draw.pick(self.words["facts"]["echo"])
-        if self.draw.chance(0.5) or not blanks(line) <= {*fact.said, "some"} or "my" in fact.slots["some"]:
+        if self.draw.chance(0.5) or not blanks(line) <= {*fact.stated_in, "some"} or "my" in fact.slots["some"]:
             return self.draw.pick(self.words["talk"]["react"])
         return fill(self.draw, line, fact.slots)
 
     def _padding(self, words: float, *, least: int) -> list[str]:
-        """Filler sentences of about this many words, without recent repetitions."""
+        """Return filler sentences with about this number of words, without recent ones."""
         lines: list[str] = []
         while words > 5 or len(lines) < least:
             line = self.draw.pick(self.words["talk"]["filler"])
-            if line not in self.heard:
-                self.heard.append(line)
+            if line not in self.recent_fillers:
+                self.recent_fillers.append(line)
                 lines.append(line)
                 words -= len(line.split())
         return lines
 
     def _script(self, fact: Fact, *, room: int) -> tuple[str, list[str]]:
-        """The form of a fact (tell, exchange, photo, update) and its lines. A list's fact states the slots of its
-        key."""
+        """Choose the form of a fact (tell, exchange, photo or update) and its lines.
+
+        A fact of a list states all slots of the list's key.
+        """
         facts, plan, draw = self.words["facts"], fact.plan, self.draw
         if plan.replaces:
             return "update", [draw.pick(facts["update"])]
@@ -314,38 +276,38 @@ class ConversationGenerator:
             form, fitting = "tell", [line for line in facts["tell"] if needed <= said_by(line)]
         return form, draw.pick(fitting).split(" // ")
 
-    def _say(self, fact: Fact, line: str, id: str) -> str:
+    def _state(self, fact: Fact, line: str, id: str) -> str:
         for slot in said_by(line) - (NOT_ASKED_BY - {"when"}):
             if slot != "when" or fact.date:
-                fact.said.setdefault(slot, id)
+                fact.stated_in.setdefault(slot, id)
         return fill(self.draw, line, fact.slots)
 
     # ------------------------------------------------------------ asking
 
     def _ask(self, fact: Fact) -> None:
-        """Ask the questions that a fact allows and the rates require, then plan its distractors."""
+        """Ask questions about a fact, as the rates require, and plan its distractors."""
         plan = fact.plan
         if plan.replaces:
             newest = [ask for ask in self.words["facts"]["ask"] if ask.endswith("{kind}") and "{venue}" in ask]
             if self._due(4, self.asked[4]):
                 self._put(fact, self.draw.pick(newest), 4, opening="In the end, ")
             return
-        goes_on = not plan.thread and {"kind", "venue"} <= fact.said.keys() and self.session < len(self.sizes)
+        goes_on = not plan.thread and {"kind", "venue"} <= fact.stated_in.keys() and self.session < len(self.sizes)
         changes = goes_on and self.draw.chance(0.15)
         used: set[Key] = set()
         dates = [f"{sentence} => {{date}}" for sentence in self.words["facts"]["date"]]
-        if fact.date and "when" in fact.said and self._due(2, self.asked[2]):
+        if fact.date and "when" in fact.stated_in and self._due(2, self.asked[2]):
             used |= self._put_any(fact, dates, 2, "")
         asks = [*self.words["facts"]["ask"], *self.words["topics"][plan.topic]["ask"]]
         if self._due(4, self.asked[4]):
             used |= self._put_any(fact, asks, 4, "Originally, " if changes else "")
         twin = self._put_any(fact, asks, 5, "") if self._due(5, self.asked[5]) else set()
-        self.claimed |= used | twin
+        self.reserved |= used | twin
         if plan.thread:
-            plan.thread.evidence.append(fact.said["kind"])
+            plan.thread.evidence.append(fact.stated_in["kind"])
             self._close(plan.thread, plan)
         elif changes:
-            self.claimed |= self._keys(plan, fact.slots)
+            self.reserved |= self._keys(plan, fact.slots)
             fixed = {slot: fact.slots[slot] for slot in ("class", "venue", "spot", "friend", "relation", "name")}
             self._schedule([Plan(plan.speaker, plan.topic, fixed, replaces=fact.slots["kind"])], later=1)
         elif not twin and self.draw.chance(0.3):
@@ -354,19 +316,23 @@ class ConversationGenerator:
             self._schedule([Plan(1 - plan.speaker, plan.topic, fixed)], later=self.draw.between(1, 3))
 
     def _put_any(self, fact: Fact, asks: list[str], category: int, opening: str) -> set[Key]:
-        """Ask one question that only this fact answers; in category 5 one that no fact of the other speaker answers.
+        """Ask one question that only this fact answers, or, in category 5, that no fact of the other speaker answers.
 
-        Returns the key to claim, or nothing if there is no such question."""
-        known = fact.said.keys() | ({"class"} if "kind" in fact.said else set())
+        Returns:
+            The key to reserve; empty if there is no such question.
+        """
+        known = fact.stated_in.keys() | ({"class"} if "kind" in fact.stated_in else set())
         for ask in sorted(asks, key=lambda _: self.draw.random()):
             sentence, target = ask.split(" => ")
             asked_by = blanks(sentence) - NOT_ASKED_BY
             key = self._key(fact.plan.speaker, fact.plan.topic, sentence, fact.slots)
             twin = (1 - key[0], *key[1:])
-            free = not self.told[twin] and twin not in self.claimed if category == 5 else True
-            if key in self.claimed or self.told[key] != 1 or not free or not asked_by <= known:
+            free = not self.stated[twin] and twin not in self.reserved if category == 5 else True
+            if key in self.reserved or self.stated[key] != 1 or not free or not asked_by <= known:
                 continue
-            if (self.long and not asked_by & NAMED) or (target != "{date}" and not blanks(target) <= fact.said.keys()):
+            if (self.long and not asked_by & NAMED) or (
+                target != "{date}" and not blanks(target) <= fact.stated_in.keys()
+            ):
                 continue
             if self._put(fact, ask, category, opening=opening if target == "{kind}" else ""):
                 return {twin if category == 5 else key}
@@ -385,11 +351,11 @@ class ConversationGenerator:
         gold = fact.date if target == "{date}" else fact.slots[target.strip("{}")]
         if gold.lower() in text.lower():
             return False
-        self._add(text, category, gold, [fact.said["when" if target == "{date}" else target.strip("{}")]])
+        self._add(text, category, gold, [fact.stated_in["when" if target == "{date}" else target.strip("{}")]])
         return True
 
     def _close(self, thread: Thread | None, plan: Plan) -> None:
-        """Finish one part of a thread; after the last part ask its question."""
+        """Finish one part of a thread, and ask its question after the last part."""
         if not thread:
             return
         thread.left -= 1

@@ -1,8 +1,8 @@
 """Synthetic conversations with known evidence, in LOCOMO's format and of any length.
 
 `memometer simulate` writes them to a file. `history` generates one long conversation, session by session. The text
-consists of this project's own words, and the same seed gives the same text. A memory that scores well here finds facts
-at this length; this does not show that it scores well on LOCOMO.
+uses only this project's own words, and the same seed gives the same text. A high score here shows that a memory finds
+facts in a conversation of this length, not that it scores well on LOCOMO.
 """
 
 from __future__ import annotations
@@ -43,7 +43,12 @@ def history(seed: int, *, turns: int = 280_000) -> Iterator[tuple[Session, tuple
 
 
 def conversation(seed: int, number: int) -> Conversation:
-    """Generate one conversation of LOCOMO's size: about 27 sessions, 590 turns and 200 questions."""
+    """Generate one conversation of LOCOMO's size: about 27 sessions, 590 turns and 200 questions.
+
+    Args:
+        seed: Seed of the generator.
+        number: Number of the conversation, from 1.
+    """
     draw = Draw(f"simulate/{seed}/{number}/sizes")
     sizes = [_turns(draw) for _ in range(draw.pick((19, 24, 26, 28, 29, 29, 30, 30, 31, 32)))]
     name = f"simulated-{seed}-{number}"
@@ -54,7 +59,12 @@ def conversation(seed: int, number: int) -> Conversation:
 
 
 def dataset_of(seed: int, conversations: int) -> Dataset:
-    """Synthetic conversations as a data set that no file holds."""
+    """Generate synthetic conversations as a data set without a file.
+
+    Args:
+        seed: Seed of the generator.
+        conversations: Number of conversations.
+    """
     made = [conversation(seed, number) for number in range(1, conversations + 1)]
     identity = digest([seed, [c.questions for c in made], [c.turns for c in made]])
     return dataset.dataset(made, Path("simulated"), identity, "SIMULATED")
@@ -65,7 +75,12 @@ def _turns(draw: Draw) -> int:
 
 
 def as_json(conversation: Conversation, *, seed: int) -> dict[str, Any]:
-    """A conversation in LOCOMO's format, with the key by which `locomo.dataset` recognises it as synthetic."""
+    """Convert a conversation to LOCOMO's format, with the key that marks it as synthetic.
+
+    Args:
+        conversation: The conversation.
+        seed: Seed of the generator, to be stored in the file.
+    """
     talk: dict[str, Any] = dict(zip(("speaker_a", "speaker_b"), conversation.speakers, strict=True))
     for session in conversation.sessions:
         at = session.said_at
@@ -107,11 +122,11 @@ LOCOMO_SHAPE = {
     "question words in the evidence, category 4, %": 46.9,
     "question words in the evidence, category 5, %": 44.6,
 }
-"""The result of `shape` for LOCOMO. A test counts it again."""
+"""The result of `shape` for LOCOMO. A test verifies it."""
 
 
 def shape(conversations: Sequence[Conversation]) -> dict[str, float]:
-    """Statistics of conversations, for comparison with LOCOMO_SHAPE. Tokens are those of o200k_base."""
+    """Compute statistics of conversations, for comparison with LOCOMO_SHAPE. Tokens are counted with o200k_base."""
     from memometer.retrieval.tokenize import terms
     from memometer.token_counters import counter_for
 
@@ -126,14 +141,14 @@ def shape(conversations: Sequence[Conversation]) -> dict[str, float]:
     tokens = sum(count(turn.line) for turn in turns) + sum(count(session.turns[0].header) for session in sessions)
     categories = Counter(question.category for _, question in questions)
     distinct = [len(set(re.findall(r"[^\W_]+", " ".join(t.line for t in c.turns).lower()))) for c in conversations]
-    said = {(c.id, turn.id): set(terms(turn.line)) for c in conversations for turn in c.turns}
+    words_of = {(c.id, turn.id): set(terms(turn.line)) for c in conversations for turn in c.turns}
     found: dict[str, list[float]] = {category: [] for category in CATEGORIES}
     for c, question in questions:
         asked = set(terms(question.text)) - set(terms(" ".join(c.speakers)))
         if asked and question.evidence:
-            evidence = set().union(*(said[c.id, id] for id in question.evidence))
+            evidence = set().union(*(words_of[c.id, id] for id in question.evidence))
             found[question.category].append(100 * len(asked & evidence) / len(asked))
-    figures = (
+    statistics = (
         len(sessions) / len(conversations),
         len(turns) / len(sessions),
         mean(gaps),
@@ -149,11 +164,11 @@ def shape(conversations: Sequence[Conversation]) -> dict[str, float]:
         mean(len(question.evidence) for _, question in questions if question.category == "1"),
         *(mean(shares) for shares in found.values()),
     )
-    return {name: round(figure, 1) for name, figure in zip(LOCOMO_SHAPE, figures, strict=True)}
+    return {name: round(value, 1) for name, value in zip(LOCOMO_SHAPE, statistics, strict=True)}
 
 
 def write(path: Path, seed: int, conversations: int) -> list[str]:
-    """Write synthetic conversations in LOCOMO's format.
+    """Generate synthetic conversations and write them in LOCOMO's format.
 
     Args:
         path: The file.

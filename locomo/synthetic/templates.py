@@ -1,6 +1,6 @@
 """Words for synthetic conversations: sentence templates, invented names, relative dates.
 
-The words are this project's own; they are in simulation.toml and simulation-talk.toml.
+The words were written for this project and are in simulation.toml and simulation-talk.toml.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from memometer.memory import format_date
 
 T = TypeVar("T")
 Slots = Mapping[str, str | Sequence[str]]
-"""Blank -> text, or a sequence from which one text is drawn each time."""
+"""Blank -> text, or a sequence of texts from which one is drawn at each use."""
 
 IMPLIED = {"some": {"kind"}, "venue": {"spot"}}
 CONCENTRATION, DISCOUNT = 12.0, 0.6
@@ -27,32 +27,34 @@ CONCENTRATION, DISCOUNT = 12.0, 0.6
 
 
 class Draw:
-    """Seeded choices. They use `random()` only, the one method whose results Python guarantees not to change."""
+    """Makes seeded random choices, with `random()` only, because Python guarantees that its results do not change."""
 
     def __init__(self, seed: str) -> None:
         self.random = random.Random(seed).random
 
     def chance(self, probability: float) -> bool:
+        """Return True with this probability."""
         return self.random() < probability
 
     def pick(self, options: Sequence[T]) -> T:
+        """Draw one of the options, all with the same probability."""
         return options[int(self.random() * len(options))]
 
     def between(self, low: int, high: int) -> int:
-        """An integer from `low` to `high`, both included."""
+        """Draw an integer from `low` to `high`, both included."""
         return low + int(self.random() * (high - low + 1))
 
     def lengthy(self, median: float, spread: float) -> float:
-        """A log-normal length; `spread` is the standard deviation of its logarithm."""
+        """Draw a length from a log-normal distribution; `spread` is the standard deviation of its logarithm."""
         return median * math.exp(spread * (sum(self.random() for _ in range(12)) - 6))
 
     def wait(self, mean: float) -> float:
-        """An exponential waiting time."""
+        """Draw a waiting time from an exponential distribution."""
         return -mean * math.log(1 - self.random())
 
 
 class Names:
-    """Invents names with the frequencies of real text (Pitman-Yor): few are common, most are rare, new ones never stop.
+    """Invents names with a Pitman-Yor distribution, as in real text: a few are common, and most are rare.
 
     Args:
         draw: The random choices.
@@ -75,7 +77,7 @@ class Names:
 
     def _invent(self) -> str:
         name = self.draw.pick(self.starts)
-        while True:  # a name that is taken grows by another syllable
+        while True:  # an existing name gets another syllable
             name += self.joint + self.draw.pick(self.ends)
             if name not in self.known:
                 self.known.add(name)
@@ -84,7 +86,7 @@ class Names:
 
 @cache
 def vocabulary() -> dict[str, Any]:
-    """The two word files as one dictionary. A text of one line is a list of words, a longer one a list of sentences."""
+    """Read both word files as one dictionary. Texts of one line become lists of words, others lists of sentences."""
     tables: dict[str, Any] = {}
     for name in ("simulation.toml", "simulation-talk.toml"):
         tables |= tomllib.loads((Path(__file__).parent / name).read_text(encoding="utf-8"))
@@ -101,12 +103,12 @@ def vocabulary() -> dict[str, Any]:
 
 @cache
 def blanks(sentence: str) -> frozenset[str]:
-    """The names of the blanks in a sentence."""
+    """Return the names of the blanks in a sentence."""
     return frozenset(re.findall(r"\{(\w+)\}", sentence))
 
 
 def said_by(line: str) -> frozenset[str]:
-    """The slots that a line states: its blanks and those that they imply."""
+    """Return the slots that a line states: its blanks and the slots that they imply."""
     named = blanks(line)
     return named.union(*(IMPLIED.get(blank, ()) for blank in named))
 
@@ -119,7 +121,7 @@ def fill(draw: Draw, sentence: str, slots: Slots) -> str:
         options = slots[match[1]] if match[1] else synonyms[match[2]]
         return options if isinstance(options, str) else draw.pick(options)
 
-    while "{" in sentence or "<" in sentence:  # what fills a blank may have blanks of its own
+    while "{" in sentence or "<" in sentence:  # the text in a blank may have blanks too
         sentence = re.sub(r"\{(\w+)\}|<(\w+)>", choose, sentence)
     sentence = re.sub(r"\b([Aa]) (?=[aeiouAEIOU])", r"\1n ", sentence)
     return re.sub(r"(^|[.!?] )([a-z])", lambda match: match[1] + match[2].upper(), sentence)
@@ -129,9 +131,15 @@ NUMBERS = ("two", "three", "four", "five", "six")
 
 
 def relative_date(draw: Draw, said_at: datetime) -> tuple[str, str]:
-    """A relative date and its meaning, such as ("last week", "the week before 8 May 2023").
+    """Draw a relative date.
 
-    The meaning is as exact as the words: a day, the weekday or week before the day of speaking, a month, a year.
+    Args:
+        draw: The random choices.
+        said_at: The time at which it is said.
+
+    Returns:
+        The expression and its date, such as ("last week", "the week before 8 May 2023"). The date is as exact as the
+        expression.
     """
     n = draw.between(0, len(NUMBERS) - 1)
     kind = draw.pick(("day", "day", "now", "ago", "weekday", "weekday", "week", "weekend", "weeks", "month", "year"))
