@@ -61,6 +61,10 @@ class Question(protocol.Question):
         """True in category 4: a question of category 5 swaps the speakers of one of these."""
         return self.category == "4"
 
+    def session_of(self, turn_id: str) -> str:
+        """The session of a turn: `D3` for `D3:4`."""
+        return turn_id.partition(":")[0]
+
     @property
     def option_orders(self) -> tuple[str, ...]:
         """Both orders of the two options in category 5."""

@@ -90,6 +90,10 @@ class Question:
         """Orders in which the question can be asked with answer options; empty if it can only be asked freely."""
         return ()
 
+    def session_of(self, turn_id: str) -> str | None:
+        """The session that the id of a turn names; None if the benchmark's turn ids name no session."""
+        return None
+
     def options(self, order: str) -> str:
         """The text that lists the answer options in one order; empty for `FREE`."""
         return ""

@@ -1,4 +1,4 @@
-"""From the records of a run to the metrics of results.json. Calls no model."""
+"""Metrics of results.json, computed from the records of a run without calls to models."""
 
 from __future__ import annotations
 
@@ -263,21 +263,28 @@ def _by_conversation(pairs: Sequence[Pair]) -> Results:
 
 
 def _ranking(done: Sequence[tuple[Question, Record]]) -> Results:
-    """Turn recall@10, mean reciprocal rank of the first evidence turn, and evidence among the five best sessions."""
+    """Compute turn recall@10, the mean reciprocal rank of the first evidence turn, and session hit@5.
+
+    Session hit@5 is the share of questions with an evidence session among the five best; None if turn ids name no
+    sessions.
+    """
     if not any(record["recall"].get("ranked") for _, record in done):
         return {}
     # A system that showed nothing found nothing; a question asked with two option orders is one question.
     ranked = list({q.id: (q, r["recall"].get("ranked", ())) for q, r in done if q.evidence}.values())
     firsts = [next((1 / n for n, id in enumerate(ids, start=1) if id in q.evidence), 0.0) for q, ids in ranked]
-    sessions = [list(dict.fromkeys(id.split(":")[0] for id in ids))[:5] for _, ids in ranked]
     return {
         "recall_at_10": _average(evidence_recall(q.evidence, ids[:10]) or 0.0 for q, ids in ranked),
         "mrr": _average(firsts),
-        "session_at_5": _average(
-            float(any(id.split(":")[0] in best for id in q.evidence))
-            for (q, _), best in zip(ranked, sessions, strict=True)
-        ),
+        "session_at_5": _average(_session_hit(q, ids) for q, ids in ranked),
     }
+
+
+def _session_hit(question: Question, ranked: Iterable[str], k: int = 5) -> float | None:
+    """Return 1.0 if one of the k best sessions has evidence, otherwise 0.0; None if turn ids name no sessions."""
+    evidence = {question.session_of(id) for id in question.evidence}
+    best = list(dict.fromkeys(question.session_of(id) for id in ranked))[:k]
+    return None if None in evidence else float(not evidence.isdisjoint(best))
 
 
 def ingest_cost(ingests: Iterable[Record]) -> dict[str, Results]:
