@@ -1,8 +1,9 @@
 """A vector codebook: a ring buffer of the latest vectors, and a small set of codes for recurring ones.
 
-It combines leader clustering (DP-means), the moving averages of vector quantisation, the fading weights of DenStream
-and a novelty threshold. It gives an overview and detects new content. As the only memory it is poor: each code shows
-one turn, and two thirds of the turns fall between the thresholds and are lost when they leave the ring.
+It combines leader clustering (DP-means), moving averages as in vector quantisation, decaying weights as in DenStream
+and a novelty threshold. It summarises a conversation and detects new content. As the only memory it performs poorly:
+each code shows one turn, and two thirds of the turns are between the two thresholds, so they are lost when they leave
+the ring.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from memometer.token_counters import TokenCounter
 
 @dataclass
 class Entry:
-    """An entry of ring or codebook.
+    """An entry of the ring or the codebook.
 
     Attributes:
         vector: unit vector as float32 bytes.
-        energy: its weight at `time`.
-        time: hours.
-        of: the number of the addition that it comes from.
-        goal: the goal at that time.
+        energy: the weight at `time`.
+        time: time of the last change in hours.
+        of: number of the vector that created the entry, in order of addition.
+        goal: the goal at that time as float32 bytes.
     """
 
     vector: bytes
@@ -46,14 +47,14 @@ class Entry:
 
 @dataclass
 class Codes:
-    """The ring and the codebook, as a value.
+    """The ring and the codebook.
 
     Args:
         feature_dim: dimensions of the vectors.
-        short_max: entries of the ring; the oldest is dropped first.
-        long_max: number of codes; the one with the least energy is replaced.
-        ema_alpha: step of a code towards a vector that it absorbs.
-        consolidate_thresh: cosine from which a code absorbs a vector.
+        short_max: maximum number of entries in the ring; the oldest is dropped first.
+        long_max: maximum number of codes; a new code replaces the one with the least energy.
+        ema_alpha: weight of a new vector in the moving average of its code.
+        consolidate_thresh: minimum cosine at which a code absorbs a vector.
         novelty_thresh: a vector with a lower cosine to every code becomes a new code. Vectors between the two
             thresholds are in the ring only.
         age_beta: energy decays by exp(-age_beta) per hour.
@@ -102,14 +103,14 @@ class Codes:
             self.long.append(entry)
 
     def aim(self, vector: np.ndarray) -> None:
-        """Move the goal towards a vector, shape (goal_dim,), so that it is the mean of all of them."""
+        """Add a vector, shape (goal_dim,), to the goal, which is the mean of all these vectors."""
         row = np.asarray(vector, np.float32).reshape(self.goal_dim)
         self.goals += 1
         goal = np.frombuffer(self.goal, np.float32) if self.goal else np.zeros_like(row)
         self.goal = (goal + (row - goal) / np.float32(self.goals)).tobytes()
 
     def dump(self) -> dict[str, Any]:
-        """Return the vectors, energies and times of ring and codebook, and the goal, as arrays."""
+        """Return the vectors, energies and times of the ring and the codebook, and the goal, as arrays."""
         parts = (("short", self.short), ("long", self.long))
         dumped: dict[str, Any] = {f"{name}_vectors": self.matrix(entries) for name, entries in parts}
         for name, entries in parts:
@@ -126,9 +127,13 @@ class Codes:
         }  # fmt: skip
 
     def catch_up(self, store: Store, scope: str) -> None:
-        """Add the episodes that were stored in a scope since the last call; start again if some were deleted.
+        """Add the episodes that were stored since the last call. If some were deleted, rebuild the codebook.
 
-        Agents that share a scope get the same codebook. Its vectors are the store's quantised ones.
+        Agents that share a scope get the same codebook, because it uses the store's quantised vectors.
+
+        Args:
+            store: the store.
+            scope: name of the scope.
         """
         kind = store.vector_format()
         held = [episode for episode in store.scan(scope) if episode.codes]
@@ -150,19 +155,24 @@ class Codes:
 
 @dataclass
 class CodebookState(State):
-    """A State with the codes of its turns (None before the first turn) and its scope in the store, if any."""
+    """A State with its codes.
+
+    Attributes:
+        codes: the ring and the codebook; None before the first turn.
+        scope: name of the scope in the store; empty without a store.
+    """
 
     codes: Codes | None = None
     scope: str = ""
 
 
 class Codebook(Memory[CodebookState]):
-    """Ranks the turns of the codes and of the ring by cosine; other turns are forgotten.
+    """Ranks the turns of the codes and the ring by cosine. It cannot recall other turns.
 
     Args:
-        count: counts tokens, as in Memory.
-        encoder: the encoder; None for the default one, loaded at first use.
-        memory_url: URL of a store that keeps every turn, so that the codes can be rebuilt; None uses the state alone.
+        count: counts tokens; see Memory.
+        encoder: the encoder; None to load the default one at first use.
+        memory_url: URL of a store for all turns, from which the codes can be rebuilt; None to use the state alone.
         parameters: parameters of `Codes`.
     """
 
@@ -184,11 +194,11 @@ class Codebook(Memory[CodebookState]):
         self.parameters = parameters
 
     def new(self) -> CodebookState:
-        """Return an empty state; with a store, in a scope of its own."""
+        """Return an empty state. With a memory URL, it gets a new scope."""
         return self.open(uuid.uuid4().hex) if self.memory_url else CodebookState()
 
     def open(self, scope: str) -> CodebookState:
-        """Return the state of everything that was observed in a scope of the store; the turns are encoded again."""
+        """Return the state of an existing scope of the store. The turns are encoded again."""
         state = CodebookState(scope=scope)
         assert self.memory_url
         turns = [turn_of(episode) for episode in opened(self.memory_url).scan(scope)]

@@ -1,11 +1,12 @@
 """Episodic memory: every turn is an episode with a time, an importance and a use count, in a store (memometer/store/).
 
-memory = Episodic(memory_url="sqlite:///memory.db")
-state = memory.open("agent-1")                       # everything that any process observed in this scope
-memory.observe(state, turns)                         # durable when it returns
-recall = memory.recall(state, question, 2048, at=now)
-memory.observe_uses(state, recall.turn_ids)          # recall itself does not write
-memory.consolidate(state, at=now)                    # merge and archive, for example every night
+Example:
+    memory = Episodic(memory_url="sqlite:///memory.db")
+    state = memory.open("agent-1")                       # includes the turns that other processes observed
+    memory.observe(state, turns)                         # the turns are on disk when it returns
+    recall = memory.recall(state, question, 2048, at=now)
+    memory.observe_uses(state, recall.turn_ids)          # recall does not write
+    memory.consolidate(state, at=now)                    # merges and archives; run it every night, for example
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from memometer.token_counters import TokenCounter
 
 @dataclass
 class EpisodicState(State):
-    """A scope of a store.
+    """The state of one scope of a store.
 
     Attributes:
-        scope: the scope.
-        store: holds the episodes if the memory has no URL.
-        number: the number of the next episode, in order of observation.
+        scope: name of the scope.
+        store: the episodes, if the memory has no URL.
+        number: number of the next episode, in order of observation.
     """
 
     scope: str = ""
@@ -44,10 +45,10 @@ class Episodic(Memory[EpisodicState]):
     """Ranks turns by a weighted sum of words, meaning, recency, importance and use.
 
     Args:
-        count: counts tokens, as in Memory.
-        encoder: the encoder; None for the default one, loaded at first use.
-        weights: weights of recall, merging and archiving; the defaults are measured.
-        memory_url: URL of the store, such as sqlite:///memory.db; None keeps everything in the state.
+        count: counts tokens; see Memory.
+        encoder: the encoder; None to load the default one at first use.
+        weights: weights for recall, merging and archiving; the defaults were tuned by experiments.
+        memory_url: URL of the store, such as sqlite:///memory.db; None to keep the episodes in the state.
     """
 
     state_type = EpisodicState
@@ -68,11 +69,11 @@ class Episodic(Memory[EpisodicState]):
         self.memory_url = memory_url
 
     def new(self) -> EpisodicState:
-        """Return an empty state; with a store, in a scope of its own."""
+        """Return an empty state. With a memory URL, it gets a new scope."""
         return self.open(uuid.uuid4().hex) if self.memory_url else EpisodicState()
 
     def open(self, scope: str) -> EpisodicState:
-        """Return the state of everything that was observed in a scope of the store."""
+        """Return the state of an existing scope of the store."""
         state = EpisodicState(scope=scope)
         size = self.store(state).size(scope)
         state.number = size.episodes + size.archived
@@ -83,20 +84,23 @@ class Episodic(Memory[EpisodicState]):
         return opened(self.memory_url) if self.memory_url else state.store
 
     def observe(self, state: EpisodicState, turns: Sequence[Turn]) -> None:
-        """Append turns. Known turns are skipped, so that everything can be repeated after a crash."""
+        """Append turns. Known turns are skipped, so that a caller can repeat a call after a crash."""
         encoder = self._encoder()
         new = turn_conversion.observe(self.store(state), state.scope, turns, encoder=encoder, number=state.number)
         state.number += len(new)
         super().observe(state, new)
 
     def recall(self, state: EpisodicState, question: str, budget_tokens: int, *, at: float | None = None) -> Recall:
-        """Return the text to show for a question.
+        """Select the turns to show for a question.
 
         Args:
             state: the state.
-            question: any text.
-            budget_tokens: a hard bound on the text.
+            question: the question; any text.
+            budget_tokens: the maximum length of the text.
             at: time of the question in Unix seconds; None for the time of the newest episode.
+
+        Returns:
+            The text and the ids of its turns.
         """
         return turn_conversion.recall(
             self.store(state),
@@ -111,11 +115,19 @@ class Episodic(Memory[EpisodicState]):
         )
 
     def observe_uses(self, state: EpisodicState, turn_ids: Sequence[str]) -> None:
-        """Count a use of turns that a recall showed, or that an answer cited."""
+        """Increase the use count of turns, for example of those that a recall showed or an answer cited."""
         self.store(state).change(state.scope, uses=Counter(turn_ids))
 
     def consolidate(self, state: EpisodicState, *, at: float) -> Consolidated:
-        """Merge near-duplicates and archive faded turns, at a time in Unix seconds."""
+        """Merge near-duplicates and archive turns of low weight.
+
+        Args:
+            state: the state.
+            at: the current time in Unix seconds.
+
+        Returns:
+            The ids of merged and archived turns.
+        """
         return self.store(state).consolidate(state.scope, at=at, weights=self.weights)
 
     def _encoder(self) -> Encoder:
@@ -125,7 +137,7 @@ class Episodic(Memory[EpisodicState]):
 
 
 class EpisodicSeed(Episodic):
-    """The episodic memory with the weights of the proposal that this project started from."""
+    """The episodic memory with the untuned weights of its first design, for comparison."""
 
     def __init__(
         self, *, count: TokenCounter | None = None, encoder: Encoder | None = None, memory_url: str | None = None
