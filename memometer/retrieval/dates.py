@@ -29,7 +29,7 @@ VAGUE = {"few": 3, "a few": 3, "several": 4, "some": 3}
 
 @dataclass(frozen=True, slots=True)
 class DateRange:
-    """The days that an expression in a text means.
+    """The days that an expression in a text refers to.
 
     Attributes:
         start: the first day.
@@ -117,19 +117,22 @@ _FUTURE = re.compile(
     re.IGNORECASE,
 )
 _PAST = re.compile(r"\b(?:was|were|did|had|ago|last|went|came|saw|got|\w{2,}ed)\b", re.IGNORECASE)
-"""Words that make `on Friday` the next one, and words that make it the last one after all."""
+"""With _FUTURE words in its sentence, `on Friday` is the next Friday, unless there are also _PAST words."""
 
 _PERFECT = re.compile(r"(?:\b(?:have|has|had|never|not|first|best|longest)\b|n't\b|'ve\b)[^.!?;]*$", re.IGNORECASE)
-"""Before `in two years`, these make it a duration."""
+"""If these words precede `in two years`, it is a duration and not a date."""
 
 
 @lru_cache(maxsize=4096)
 def find(text: str, said: date) -> tuple[DateRange, ...]:
-    """Return the dates in a text, in order, without those that do not exist (30 February).
+    """Find the dates in a text. Dates that do not exist, such as 30 February, are skipped.
 
     Args:
         text: the text.
-        said: the day on which it was said. A question has no such day; use any, and skip the `relative` dates.
+        said: the day on which it was said. For a question, use any day and ignore the `relative` dates.
+
+    Returns:
+        The dates, in the order of the text.
     """
     found = []
     for match in _ANY.finditer(text):
@@ -161,9 +164,13 @@ def _is_future(text: str, match: re.Match[str]) -> bool:
 
 
 def annotate(text: str, said: date) -> str:
-    """Write the resolved date behind each relative expression: `last Friday {5 May 2023}`.
+    """Insert the resolved date after each relative expression: `last Friday {5 May 2023}`.
 
-    Expressions for the day itself are left as they are, because the date line above shows that day. Vague ones are too.
+    Vague expressions do not change, and neither do those for the day itself, which the date line above shows.
+
+    Args:
+        text: the text.
+        said: the day on which it was said.
     """
     for when in reversed(find(text, said)):
         if when.relative and when.precision != "about" and not (when.start == when.end == said):
@@ -268,8 +275,11 @@ def _named(which: str, name: str, said: date, span: tuple[int, int]) -> DateRang
 
 
 def _season(name: str, step: int, said: date, span: tuple[int, int]) -> DateRange:
-    """Resolve a season. In autumn, last summer is the one that just ended; in July, it is last year's. From January to
-    May, this winter is the one that began in December."""
+    """Resolve a season.
+
+    In autumn, `last summer` is the one that just ended. In July, it is last year's. From January to May, `this winter`
+    is the one that began in December.
+    """
     first = SEASONS[name]
     began = said.year if said.month >= first else said.year - 1  # the year in which the latest one began
     ongoing = (said.month - first) % 12 < 3
@@ -284,7 +294,7 @@ def _season(name: str, step: int, said: date, span: tuple[int, int]) -> DateRang
 
 
 def _weekend(near: date, span: tuple[int, int]) -> DateRange:
-    """Return the weekend of the week of `near`; on a Monday, last weekend is then two days ago."""
+    """Return the Saturday and Sunday of the week of `near`, which begins on Monday."""
     saturday = near + timedelta(days=5 - near.weekday())
     return DateRange(saturday, saturday + timedelta(days=1), "weekend", span, True)
 
@@ -295,7 +305,7 @@ def _whole_month(year: int, month: int) -> tuple[date, date]:
 
 
 def _nearest_year(said: date, month: int) -> int:
-    """Return the year in which a month without a year is closest to the day on which it was said."""
+    """Return the year for a month without a year: the one that brings it closest to the day `said`."""
     return min((said.year - 1, said.year, said.year + 1), key=lambda y: abs((y - said.year) * 12 + month - said.month))
 
 
