@@ -337,7 +337,7 @@ def test_no_mark_is_read_where_there_are_no_verdicts(data: Dataset, tmp_path: Pa
     assert found.merges == ()
     status, table = write(found, tmp_path / "run", data=data)
     assert status == "valid"
-    assert "the file holds no verdicts." in table
+    assert "the file has no verdicts." in table
 
 
 # ------------------------------------------------------------ the command
@@ -360,8 +360,8 @@ def test_one_command_imports_many_and_refuses_all_or_none(
         ([prose], "--format"),
         ([tmp_path / "e.json"], "is not JSON"),
         ([tmp_path / "f.json"], "is not JSON"),
-        ([tmp_path / "nowhere.json"], "cannot read"),
-        ([good], "two files"),
+        ([tmp_path / "nowhere.json"], "cannot be read"),
+        ([good], "same name"),
     ]:
         assert cli.main(["import-results", str(good), *map(str, refused), *flags]) == 2
         err = capsys.readouterr().err
@@ -374,7 +374,7 @@ def test_one_command_imports_many_and_refuses_all_or_none(
     assert all(line.startswith("SIMULATED") for line in out.splitlines())
     assert f"Written to {runs}/a" in out
     assert cli.main(["import-results", str(good), *flags]) == 2
-    assert f"{runs}/a" in capsys.readouterr().err
+    assert f"{runs}/a holds something already" in capsys.readouterr().err
     before = Path(runs, "a", "results.json").read_bytes()
     Path(runs, "a", "results.json").unlink()  # as a kill leaves it
     assert cli.main(["import-results", str(other), "--run-dir", runs, "--data", str(data.path)]) == 2
