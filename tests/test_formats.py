@@ -365,7 +365,7 @@ def test_a_run_is_graded_again(server: Server, runs: Path) -> None:
 
 def test_published_answers_become_the_same_run(runs: Path) -> None:
     source = FORMATS / "run_folders" / "published_source.json"
-    assert published.main([str(source), "--run-dir", str(runs / "new"), "--data", str(SAMPLE)]) == 0
+    assert cli.main(["import-results", str(source), "--run-dir", str(runs / "new"), "--data", str(SAMPLE)]) == 0
     with RunFolder.reopen(runs / "new" / source.stem) as folder:
         records = folder.records()
     names = {record["system"] for record in records}

@@ -374,7 +374,7 @@ def test_one_command_imports_many_and_refuses_all_or_none(
     assert all(line.startswith("SIMULATED") for line in out.splitlines())
     assert f"Written to {runs}/a" in out
     assert cli.main(["import-results", str(good), *flags]) == 2
-    assert f"{runs}/a holds something already" in capsys.readouterr().err
+    assert f"{runs}/a is not empty" in capsys.readouterr().err
     before = Path(runs, "a", "results.json").read_bytes()
     Path(runs, "a", "results.json").unlink()  # as a kill leaves it
     assert cli.main(["import-results", str(other), "--run-dir", runs, "--data", str(data.path)]) == 2

@@ -176,7 +176,8 @@ def _relative(count: str, unit: str, side: str, anchor: date) -> Span | None:
 def feedback(question: Question, reply: Reply, conversation: Conversation) -> str:
     """Describe what is right and wrong in a reply, for a model that improves the instructions.
 
-    The text contains neither the gold answer nor lines of the conversation, so that the instructions stay general.
+    The text contains neither the gold answer nor lines of the conversation, so that the instructions stay general. A
+    resumed search replays its recorded calls, which contain these sentences, so that they must not change.
 
     Args:
         question: The question.
@@ -190,27 +191,29 @@ def feedback(question: Question, reply: Reply, conversation: Conversation) -> st
     absent = reply.absent or abstains(reply.answer)
     sentences = _on_speakers(question, reply, conversation, turns)
     if not question.answerable:
-        fact = "the memory does not contain the answer"
-        return " ".join([f"Right: {fact}." if absent else f'Wrong: {fact}; the status should be "absent".', *sentences])
+        verdict = (
+            "Right: the memory does not hold the answer." if absent else "The memory does not hold the answer: absent."
+        )
+        return " ".join([verdict, *sentences])
     there = [id for id in question.evidence if id in reply.shown]
     missing = len(question.evidence) - len(there)
     lines = _numbers(there, reply)
     if absent:
         if not there:
-            return "Right: the lines with the answer were not in memory."
-        rest = f' {missing} other line(s) with evidence were not in memory: use the status "more" if it is allowed.'
-        return f'{lines} contained the answer, so the status should be "answered".{rest if missing else ""}'
+            return "Right: the lines that hold the answer were not in memory."
+        rest = f" {missing} other line(s) that it takes were not in memory: status more, where it is offered."
+        return f"{lines} held the answer, and the status should be answered.{rest if missing else ''}"
     if missing and there:
-        sentences.append(f"{missing} other line(s) with evidence were not in memory.")
+        sentences.append(f"{missing} more line(s) that it takes were not in memory.")
     elif missing:
         sentences.append(
-            'The lines with the answer were not in memory: use the status "more" if allowed, else "absent".'
+            "The lines that hold the answer were not in memory: status more where it is offered, else absent."
         )
     if reply.cited is not None:
         if uncited := [id for id in there if id not in reply.cited]:
-            sentences.append(f"Not cited, although in memory and part of the answer: {_numbers(uncited, reply)}.")
+            sentences.append(f"{_numbers(uncited, reply)} held the answer, in memory, and was not cited.")
         if unrelated := [id for id in reply.cited if id not in question.evidence]:
-            sentences.append(f"Cited, although not part of the answer: {_numbers(unrelated, reply)}.")
+            sentences.append(f"{_numbers(unrelated, reply)} was cited and does not hold the answer.")
     sentences.append(_on_answer(question, reply.answer))
     return " ".join(sentences)
 
@@ -223,10 +226,12 @@ def _on_answer(question: Question, answer: str) -> str:
         days = (given[0] - expected[0]).days
         if days:
             return f"The date is off by {abs(days)} days: too {'late' if days > 0 else 'early'}."
-        return "The date begins on the right day, but ends on another day."
+        return "The date is right at its start, but the span of days is another."
     words, gold_words = normalize(answer), normalize(question.gold or "")
-    shared = len(set(words) & set(gold_words)) or "none"
-    return f"The answer has {len(words)} words, and {shared} of them are among the {len(gold_words)} expected words."
+    shared = len(set(words) & set(gold_words))
+    if not shared:
+        return f"None of the answer's words are in the expected answer, which has {len(gold_words)}."
+    return f"Of the answer's {len(words)} words {shared} are in the expected answer, which has {len(gold_words)}."
 
 
 def _on_speakers(question: Question, reply: Reply, conversation: Conversation, turns: Mapping[str, Turn]) -> list[str]:
@@ -237,8 +242,8 @@ def _on_speakers(question: Question, reply: Reply, conversation: Conversation, t
     if subject is None or not found or any(mentions(turn.line, subject) for turn in found):
         return []
     other = next(speaker for speaker in conversation.speakers if speaker != subject)
-    end = '; the status should be "absent".' if not question.answerable else "."
-    return [f"The lines are by {other}, but the question asks about {subject}{end}"]
+    end = ": absent." if not question.answerable else "."
+    return [f"That was said by {other}, and the question asks about {subject}{end}"]
 
 
 def _numbers(ids: Sequence[str], reply: Reply) -> str:
