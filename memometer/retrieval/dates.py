@@ -1,4 +1,4 @@
-"""Find the dates in a text and resolve relative ones against the day on which it was said.
+"""Find the dates in a text and resolve relative ones against the day on which it was spoken.
 
 Supported: yesterday, today, tonight, tomorrow, last night, the other day; last, this or next with a weekday, week,
 weekend, month, season, year or name of a month; a number of days, weeks, weekends, months or years ago or from now;
@@ -36,7 +36,7 @@ class DateRange:
         end: the last day.
         precision: the unit of the expression.
         span: the start and end of the expression in the text.
-        relative: True if the expression was resolved against the day on which it was said.
+        relative: True if the expression was resolved against the day on which the text was spoken.
     """
 
     start: date
@@ -124,12 +124,12 @@ _PERFECT = re.compile(r"(?:\b(?:have|has|had|never|not|first|best|longest)\b|n't
 
 
 @lru_cache(maxsize=4096)
-def find(text: str, said: date) -> tuple[DateRange, ...]:
+def find(text: str, anchor: date) -> tuple[DateRange, ...]:
     """Find the dates in a text. Dates that do not exist, such as 30 February, are skipped.
 
     Args:
         text: the text.
-        said: the day on which it was said. For a question, use any day and ignore the `relative` dates.
+        anchor: the day on which the text was spoken. For a question, use any day and ignore the `relative` dates.
 
     Returns:
         The dates, in the order of the text.
@@ -147,7 +147,7 @@ def find(text: str, said: date) -> tuple[DateRange, ...]:
             values["which"] = "next"
             kind = "named"
         try:
-            when = _resolve(kind, values, said, match.span())
+            when = _resolve(kind, values, anchor, match.span())
         except (ValueError, OverflowError):  # for example the 31st of a month with 30 days, or a year out of range
             continue
         if when is not None:
@@ -163,22 +163,22 @@ def _is_future(text: str, match: re.Match[str]) -> bool:
     return bool(_FUTURE.search(sentence)) and not _PAST.search(sentence)
 
 
-def annotate(text: str, said: date) -> str:
+def annotate(text: str, anchor: date) -> str:
     """Insert the resolved date after each relative expression: `last Friday {5 May 2023}`.
 
     Vague expressions do not change, and neither do those for the day itself, which the date line above shows.
 
     Args:
         text: the text.
-        said: the day on which it was said.
+        anchor: the day on which the text was spoken.
     """
-    for when in reversed(find(text, said)):
-        if when.relative and when.precision != "about" and not (when.start == when.end == said):
+    for when in reversed(find(text, anchor)):
+        if when.relative and when.precision != "about" and not (when.start == when.end == anchor):
             text = f"{text[: when.span[1]]} {{{when.text}}}{text[when.span[1] :]}"
     return text
 
 
-def _resolve(kind: str, values: dict[str, str], said: date, span: tuple[int, int]) -> DateRange | None:
+def _resolve(kind: str, values: dict[str, str], anchor: date, span: tuple[int, int]) -> DateRange | None:
     day = timedelta(days=1)
 
     def at(start: date, end: date | None = None, precision: Precision = "day", *, relative: bool = True) -> DateRange:
@@ -189,50 +189,50 @@ def _resolve(kind: str, values: dict[str, str], said: date, span: tuple[int, int
             return at(date(int(values["year"]), int(values["month"]), int(values["day"])), relative=False)
         case "date":
             month = _month(values["month"])
-            year = int(values["year"]) if "year" in values else _nearest_year(said, month)
+            year = int(values["year"]) if "year" in values else _nearest_year(anchor, month)
             if "day" not in values:
                 return at(*_whole_month(year, month), "month", relative=False)
             return at(date(year, month, int(values["day"])), relative=False)
         case "yesterday":
-            return at(said - day)
+            return at(anchor - day)
         case "before":
-            return at(said - 2 * day)
+            return at(anchor - 2 * day)
         case "after":
-            return at(said + 2 * day)
+            return at(anchor + 2 * day)
         case "tomorrow":
-            return at(said + day)
+            return at(anchor + day)
         case "today":
-            return at(said)
+            return at(anchor)
         case "other_day":
-            return at(said - 7 * day, said, "about")
+            return at(anchor - 7 * day, anchor, "about")
         case "ago" | "from_now":
-            return _counted(values, said, -1 if kind == "ago" else 1, span)
+            return _counted(values, anchor, -1 if kind == "ago" else 1, span)
         case "named":
-            return _named(values["which"].split()[-1], values["named"], said, span)
+            return _named(values["which"].split()[-1], values["named"], anchor, span)
         case "since":
             year = int(values["year"])
             return at(date(year, 1, 1), date(year, 12, 31), "year", relative=False)
         case "month":
             month = _month(values["month"])
-            year = int(values["year"]) if "year" in values else _nearest_year(said, month)
+            year = int(values["year"]) if "year" in values else _nearest_year(anchor, month)
             return at(*_whole_month(year, month), "month", relative=False)
         case "weekday":
-            back = (said.weekday() - _weekday(values["named"])) % 7
-            return at(said - back * day)
+            back = (anchor.weekday() - _weekday(values["named"])) % 7
+            return at(anchor - back * day)
     return None
 
 
-def _counted(values: dict[str, str], said: date, sign: int, span: tuple[int, int]) -> DateRange:
+def _counted(values: dict[str, str], anchor: date, sign: int, span: tuple[int, int]) -> DateRange:
     word = re.sub(r"\s+", " ", values["count"]).strip()
     word = word.removesuffix(" of")
     vague = word in VAGUE
     n = sign * (VAGUE[word] if vague else int(word) if word.isdigit() else NUMBERS[word])
     unit = values["unit"]
     if unit in ("day", "night"):
-        start = said + timedelta(days=n)
+        start = anchor + timedelta(days=n)
         return DateRange(start, start, "about" if vague else "day", span, True)
     if unit in ("week", "weekend"):
-        start = said + timedelta(weeks=n)
+        start = anchor + timedelta(weeks=n)
         if unit == "weekend":
             return _weekend(start, span)
         monday = start - timedelta(days=start.weekday())
@@ -240,55 +240,55 @@ def _counted(values: dict[str, str], said: date, sign: int, span: tuple[int, int
             start if not vague else monday, monday + timedelta(days=6), "about" if vague else "week", span, True
         )
     if unit == "month":
-        months = said.year * 12 + said.month - 1 + n
+        months = anchor.year * 12 + anchor.month - 1 + n
         start, end = _whole_month(months // 12, months % 12 + 1)
         return DateRange(start, end, "month", span, True)
-    return DateRange(date(said.year + n, 1, 1), date(said.year + n, 12, 31), "year", span, True)
+    return DateRange(date(anchor.year + n, 1, 1), date(anchor.year + n, 12, 31), "year", span, True)
 
 
-def _named(which: str, name: str, said: date, span: tuple[int, int]) -> DateRange | None:
+def _named(which: str, name: str, anchor: date, span: tuple[int, int]) -> DateRange | None:
     step = {"last": -1, "past": -1, "previous": -1, "next": 1, "coming": 1}.get(which, 0)
     if name in MONTHS:
         month = _month(name)
-        year = said.year + (step if step > 0 and month <= said.month else 0) - (step < 0 and month >= said.month)
+        year = anchor.year + (step if step > 0 and month <= anchor.month else 0) - (step < 0 and month >= anchor.month)
         return DateRange(*_whole_month(year, month), "month", span, True)
     if name in SEASONS:
-        return _season(name, step, said, span)
+        return _season(name, step, anchor, span)
     if name == "weekend":
-        return _weekend(said + timedelta(weeks=step), span) if step else _weekend(said, span)
+        return _weekend(anchor + timedelta(weeks=step), span) if step else _weekend(anchor, span)
     if name == "week":
-        monday = said - timedelta(days=said.weekday()) + timedelta(weeks=step)
+        monday = anchor - timedelta(days=anchor.weekday()) + timedelta(weeks=step)
         return DateRange(monday, monday + timedelta(days=6), "week", span, True)
     if name == "month":
-        months = said.year * 12 + said.month - 1 + step
+        months = anchor.year * 12 + anchor.month - 1 + step
         return DateRange(*_whole_month(months // 12, months % 12 + 1), "month", span, True)
     if name == "year":
-        return DateRange(date(said.year + step, 1, 1), date(said.year + step, 12, 31), "year", span, True)
+        return DateRange(date(anchor.year + step, 1, 1), date(anchor.year + step, 12, 31), "year", span, True)
     weekday = _weekday(name)
     if step < 0:  # the last such weekday before today
-        start = said - timedelta(days=(said.weekday() - weekday - 1) % 7 + 1)
+        start = anchor - timedelta(days=(anchor.weekday() - weekday - 1) % 7 + 1)
     elif step > 0:
-        start = said + timedelta(days=(weekday - said.weekday() - 1) % 7 + 1)
+        start = anchor + timedelta(days=(weekday - anchor.weekday() - 1) % 7 + 1)
     else:
-        start = said + timedelta(days=weekday - said.weekday())
+        start = anchor + timedelta(days=weekday - anchor.weekday())
     return DateRange(start, start, "day", span, True)
 
 
-def _season(name: str, step: int, said: date, span: tuple[int, int]) -> DateRange:
+def _season(name: str, step: int, anchor: date, span: tuple[int, int]) -> DateRange:
     """Resolve a season.
 
     In autumn, `last summer` is the one that just ended. In July, it is last year's. From January to May, `this winter`
     is the one that began in December.
     """
     first = SEASONS[name]
-    began = said.year if said.month >= first else said.year - 1  # the year in which the latest one began
-    ongoing = (said.month - first) % 12 < 3
+    began = anchor.year if anchor.month >= first else anchor.year - 1  # the year in which the latest one began
+    ongoing = (anchor.month - first) % 12 < 3
     if step < 0:
         year = began - 1 if ongoing else began
     elif step > 0:
         year = began + 1
     else:
-        year = began if ongoing or (first == 12 and said.month <= 5) else said.year
+        year = began if ongoing or (first == 12 and anchor.month <= 5) else anchor.year
     last = (year * 12 + first - 1) + 2
     return DateRange(date(year, first, 1), _whole_month(last // 12, last % 12 + 1)[1], "season", span, True)
 
@@ -304,9 +304,12 @@ def _whole_month(year: int, month: int) -> tuple[date, date]:
     return date(year, month, 1), following - timedelta(days=1)
 
 
-def _nearest_year(said: date, month: int) -> int:
-    """Return the year for a month without a year: the one that brings it closest to the day `said`."""
-    return min((said.year - 1, said.year, said.year + 1), key=lambda y: abs((y - said.year) * 12 + month - said.month))
+def _nearest_year(anchor: date, month: int) -> int:
+    """Return the year for a month without a year: the one that brings it closest to the day `anchor`."""
+    return min(
+        (anchor.year - 1, anchor.year, anchor.year + 1),
+        key=lambda y: abs((y - anchor.year) * 12 + month - anchor.month),
+    )
 
 
 def _month(name: str) -> int:
