@@ -104,7 +104,7 @@ def test_every_stage_is_paid_for_and_adds_up() -> None:
                 "cached": 0.0, "completion": 0.0, "source": "local"}}}  # fmt: skip
     verdict = {"label": "correct", "judge": "embedded/base", "prompt": "strict", "prompt_tokens": 50,
                "completion_tokens": 1, "unreported": 0, "seconds": 0.5}  # fmt: skip
-    found = cost.figures(
+    found = cost.summarize(
         manifest,
         [
             record(**usage(2, 130, 15), verdicts=[verdict]),
@@ -128,14 +128,14 @@ def test_every_stage_is_paid_for_and_adds_up() -> None:
     assert found["systems"]["b"]["budgets"]["100"]["answer"]["usd"] == 0.0
     assert found["total"]["usd"] is None
     assert found["total"]["calls"] == 4 + 1 + 3 + 3
-    local = cost.figures(manifest, [record(verdicts=[verdict])], [])["systems"]["a"]
+    local = cost.summarize(manifest, [record(verdicts=[verdict])], [])["systems"]["a"]
     assert dollars(local["budgets"]["100"]["judge"]) == "local"
 
 
 def test_what_is_not_metered_has_no_price() -> None:
     manifest = {"reader": "reader", "prices": {"reader": PRICE}, "unmetered": ["a"]}
     ingest = {"system": "a", "conversation": "c", "error": "", "seconds": 3.0, **usage(0, 0, 0)}
-    found = cost.figures(manifest, [record()], [ingest])["systems"]["a"]
+    found = cost.summarize(manifest, [record()], [ingest])["systems"]["a"]
     assert found["ingest"]["usd"] is None
     assert found["budgets"]["100"]["recall"]["usd"] is None
     assert found["budgets"]["100"]["answer"]["usd"] == pytest.approx(120e-6)
@@ -144,7 +144,7 @@ def test_what_is_not_metered_has_no_price() -> None:
 def test_an_older_record_does_not_say_what_its_recall_took() -> None:
     old = record()
     del old["answering"], old["cached_tokens"]
-    stages = cost.figures({}, [old], [])["systems"]["a"]["budgets"]["100"]
+    stages = cost.summarize({}, [old], [])["systems"]["a"]["budgets"]["100"]
     assert stages["answer"]["prompt_tokens"] == 100
     assert stages["recall"]["seconds"] is None
 

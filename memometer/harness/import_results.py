@@ -39,7 +39,7 @@ class ImportResultsError(UserError, ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class PublishedResults:
     """A verified result file.
 
     Attributes:
@@ -67,7 +67,7 @@ class Published:
 
 def read(
     path: Path, *, data: Dataset, format: str | None = None, model: str | None = None, judge: str | None = None
-) -> Published:
+) -> PublishedResults:
     """Read a result file and verify it against the data.
 
     Args:
@@ -118,7 +118,7 @@ def read(
             merges += [
                 (system, merge) for merge in rerun_detection.merges([majority(record) for record in own], subsets)
             ]
-    return Published(
+    return PublishedResults(
         path,
         hashlib.sha256(raw).hexdigest(),
         found,
@@ -189,7 +189,7 @@ def _systems(path: Path, entries: Sequence[tuple[dict[str, Any], Question]], for
     return {(f"{path.stem} {name}" if names[1:] else path.stem): variant(name) for name in names}
 
 
-def manifest(found: Published, *, data: Dataset, data_option: str | None) -> dict[str, Any]:
+def manifest(found: PublishedResults, *, data: Dataset, data_option: str | None) -> dict[str, Any]:
     """Return the manifest of the run folder, with the source of the answers.
 
     Args:
@@ -230,7 +230,7 @@ def manifest(found: Published, *, data: Dataset, data_option: str | None) -> dic
     }
 
 
-def _source(found: Published) -> dict[str, Any]:
+def _source(found: PublishedResults) -> dict[str, Any]:
     empty = sum(record["answer"] is not None and not record["answer"].strip() for record in found.records)
     return {
         "note": "answers and verdicts were imported from a published file",
@@ -245,7 +245,7 @@ def _source(found: Published) -> dict[str, Any]:
 
 
 def write(
-    found: Published,
+    found: PublishedResults,
     path: Path,
     *,
     data: Dataset,
@@ -299,7 +299,7 @@ def write(
     return status, table
 
 
-def _notes(found: Published) -> tuple[list[str], dict[str, Any]]:
+def _notes(found: PublishedResults) -> tuple[list[str], dict[str, Any]]:
     """Return the lines to print below the table, and the metrics that the file's own verdicts give each system."""
     notes = [
         f"Imported from {found.path.name} ({found.format.licence}); reader: {found.model or 'unknown'}; "
@@ -325,7 +325,7 @@ def _notes(found: Published) -> tuple[list[str], dict[str, Any]]:
     return notes, metrics
 
 
-def refuse_taken(places: Mapping[Path, Published], files: int) -> None:
+def refuse_taken(places: Mapping[Path, PublishedResults], files: int) -> None:
     """Refuse folders that are not empty, and delete interrupted imports of the same file.
 
     Args:
@@ -345,7 +345,7 @@ def refuse_taken(places: Mapping[Path, Published], files: int) -> None:
         shutil.rmtree(path)
 
 
-def _is_unfinished(path: Path, found: Published) -> bool:
+def _is_unfinished(path: Path, found: PublishedResults) -> bool:
     """Return True if a folder is an interrupted import of this file."""
     try:
         with RunFolder.reopen(path) as folder:

@@ -316,7 +316,7 @@ def _tokens(cost: Mapping[str, int | None]) -> int | None:
 
 
 def current(records: Iterable[Record], planned: Iterable[Key]) -> list[Record]:
-    """List the records that count, of what was planned."""
+    """List the attempt that counts for each planned key that has one; see `latest`."""
     counting = latest(records)
     return [counting[key] for key in planned if key in counting]
 

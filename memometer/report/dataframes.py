@@ -14,7 +14,7 @@ from memometer.benchmarks.metrics import evidence_recall
 from memometer.judging.graders import graders_of, score
 from memometer.report.follow import FollowedRun, follow
 from memometer.report.summary import flat
-from memometer.run.cost import numbers
+from memometer.run.cost import cost_columns
 from memometer.run.folder import key, latest
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _run_rows(followed: FollowedRun) -> Iterable[dict[str, Any]]:
                 "questions": metrics["questions"],
                 "missing": metrics["missing"],
                 **flat(metrics, results.get("withheld", {})),
-                **numbers(results.get("cost", {"systems": {}}), system, budget),
+                **cost_columns(results.get("cost", {"systems": {}}), system, budget),
             }
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from memometer.benchmarks.protocol import Dataset
 from memometer.models.errors import describe
 from memometer.report.summary import flat
-from memometer.run.cost import numbers
+from memometer.run.cost import cost_columns
 from memometer.run.folder import RunFolder
 
 EXPERIMENT = "locomo"
@@ -210,7 +210,7 @@ def _metrics_of(results: Mapping[str, Any], system: str, budget: str, *, parts: 
         for prefix, part in chosen.items()
         for name, value in {**flat(part, results["withheld"]), "missing": part["missing"]}.items()
     }
-    found |= numbers(results["cost"], system, budget)
+    found |= cost_columns(results["cost"], system, budget)
     return {re.sub(r"[^\w./ -]", "", name): value for name, value in found.items() if value is not None}
 
 

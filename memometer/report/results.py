@@ -108,7 +108,7 @@ def compute_results(
         ],
         "clean_and_flagged": clean_and_flagged,
         "cost": {
-            **cost.figures(manifest, records, ingests, measurings),
+            **cost.summarize(manifest, records, ingests, measurings),
             "frontier": pareto.frontier(records, ingests, questions),
             "areas": pareto.areas(records, questions),
         },

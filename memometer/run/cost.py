@@ -77,17 +77,17 @@ def forecast(model: Model, prompt_tokens: int, reply_tokens: int) -> float | Non
 def money(usd: float | None, *models: Model | None) -> str:
     """Format the cost of calls to some models as text."""
     if all(model.price is not None and model.price.source == LOCAL for model in models if model):
-        return "no money (local)"
-    return "a cost that is unknown (no price for this model)" if usd is None else f"${usd:,.2f}"
+        return "free (local models)"
+    return "unknown cost (no price for this model)" if usd is None else f"${usd:,.2f}"
 
 
-def figures(
+def summarize(
     manifest: Mapping[str, Any],
     records: Iterable[Record],
     ingests: Iterable[Record],
     measurings: Iterable[Record] = (),
 ) -> Results:
-    """Compute the field `accounting` of results.json.
+    """Compute the field `cost` of results.json, without `frontier` and `areas`.
 
     Args:
         manifest: The manifest of the run.
@@ -117,9 +117,9 @@ def figures(
         name: {"ingest": _stage([(part, reader) for part in parts], known), "budgets": {}}
         for name, parts in readings.items()
     }
-    for (name, budget), mine in attempts.items():
+    for (name, budget), own in attempts.items():
         entry = systems.setdefault(name, {"ingest": _stage([], known), "budgets": {}})
-        entry["budgets"][str(budget)] = _stages(mine, known)
+        entry["budgets"][str(budget)] = _stages(own, known)
     for name in unmetered & set(systems):
         for stage in (systems[name]["ingest"], *(found["recall"] for found in systems[name]["budgets"].values())):
             stage["usd"], stage["local"] = None, False
@@ -222,11 +222,11 @@ def _total(stages: Sequence[Results]) -> Results:
     return {**total, "local": total["usd"] == 0 and any(stage["local"] for stage in stages)}
 
 
-def numbers(accounting: Results, system: str, budget: str) -> dict[str, float | None]:
+def cost_columns(accounting: Results, system: str, budget: str) -> dict[str, float | None]:
     """Return the cost of one system at one budget as flat columns.
 
     Args:
-        accounting: The result of `figures`.
+        accounting: The result of `summarize`.
         system: Name of the system.
         budget: The budget as text.
 
