@@ -125,8 +125,10 @@ def load(
 
 def _check_provider(name: str) -> None:
     """Raise ValueError for an unknown provider before a run begins."""
+    import litellm
     from litellm import BadRequestError, get_llm_provider
 
+    litellm.suppress_debug_info = True  # it would print an advertisement to standard output
     try:
         get_llm_provider(name)
     except BadRequestError as error:
