@@ -131,6 +131,19 @@ def test_of_many_equal_ones_every_store_finds_those_of_the_smaller_ids(opened: O
     assert [hit.episode.id for hit in found] == ["000", "001", "002", "003", "004"]
 
 
+@pytest.mark.parametrize(
+    "word", ["\U00020000" * 10_000, "a" * 900_000, "\u0e01\u0e34" * 20_000], ids=["han", "a", "thai"]
+)
+def test_a_word_of_any_length_is_stored_and_found(opened: Open, word: str) -> None:
+    """An index entry of a database has a limit: SQLite cuts longer ones, and PostgreSQL refuses them."""
+    store = opened()
+    store.store_episode("s", Episode("long", word, 1.0))
+    store.store_episode("s", Episode("short", "the kayak", 2.0))
+    best = store.retrieve_similar("s", word, None, 1, at=NOW, weights=WEIGHTS[0])
+    assert [found.episode.id for found in best] == ["long"]
+    assert store.check() == []
+
+
 def test_what_is_stored_is_there_after_a_restart(opened: Open) -> None:
     made, vectors = episodes(3, 60)
     store = opened()

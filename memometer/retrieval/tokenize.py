@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from functools import lru_cache
 
@@ -19,6 +20,10 @@ AMBIGUOUS_NAMES = frozenset("may mark rose grace hope faith joy art bill pat sue
 """First names that are also ordinary words. Some others are stop words, such as Will."""
 
 
+MAX_TERM_CHARACTERS = 64
+"""Longer words are shortened to this: databases cut or refuse index entries of some kilobytes."""
+
+
 @lru_cache(maxsize=200_000)
 def stem(word: str) -> str:
     """Return the Porter stem of a lowercase word."""
@@ -26,8 +31,18 @@ def stem(word: str) -> str:
 
 
 def terms(text: str) -> list[str]:
-    """Return the index terms of a text: words and numbers, lowercased, without stop words, Porter-stemmed."""
-    return [stem(word) for word in re.findall(r"[^\W_]+", text.lower()) if word not in STOP_WORDS]
+    """Return the index terms of a text: words and numbers, lowercased, without stop words, Porter-stemmed.
+
+    No term is longer than `MAX_TERM_CHARACTERS`; of a longer word, the end is replaced by a digest of the whole.
+    """
+    return [_term(word) for word in re.findall(r"[^\W_]+", text.lower()) if word not in STOP_WORDS]
+
+
+def _term(word: str) -> str:
+    if len(word) <= MAX_TERM_CHARACTERS:
+        return stem(word)
+    digest = hashlib.sha256(word.encode(errors="surrogatepass")).hexdigest()[: MAX_TERM_CHARACTERS // 2]
+    return word[: MAX_TERM_CHARACTERS // 2] + digest
 
 
 def mentions(text: str, person: str) -> bool:
