@@ -348,6 +348,35 @@ def test_redis_answers_what_was_asked_before_and_is_never_needed(
         open_store("redis://127.0.0.1/0")
 
 
+def test_redis_never_answers_for_another_store(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"{redis_url}?behind={quote('sqlite:///memory.db', safe='')}"  # the same text in two folders
+    for name in ("ada", "bob"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        with open_store(url) as store:
+            store.store_episode("s", Episode("1", f"the kayak of {name}", 1.0))
+            (found,) = store.retrieve_similar("s", "kayak", None, 1, at=NOW)
+            assert found.episode.text == f"the kayak of {name}"
+    backup = (tmp_path / "bob" / "memory.db").read_bytes()
+    for text in ("the kayak is red", "the kayak is blue"):  # the second time in a backup that was restored
+        (tmp_path / "bob" / "memory.db").write_bytes(backup)
+        with open_store(url) as store:
+            store.store_episode("s", Episode("2", text, 2.0))
+            found = store.retrieve_similar("s", "kayak", None, 2, at=NOW)
+            assert text in {each.episode.text for each in found}
+
+
+def test_redis_knows_a_question_that_is_asked_again_later(redis_url: str, tmp_path: Path) -> None:
+    with open_store(f"{redis_url}?behind={quote(f'sqlite:///{tmp_path}/memory.db', safe='')}") as store:
+        store.store_episode("s", Episode("1", "the kayak", 1.0))
+        first = store.retrieve_similar("s", "kayak", None, 1, at=NOW)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(type(store._behind), "postings", None)  # type: ignore[attr-defined]  # not called again
+            (later,) = store.retrieve_similar("s", "kayak", None, 1, at=NOW + DAY)
+        assert later.score == first[0].score
+        assert later.recency < first[0].recency
+
+
 def test_an_approximate_index_finds_the_nearest_in_postgresql(postgres_url: str) -> None:
     url = servers.fresh_schema(postgres_url)
     made, vectors = episodes(8, 300)

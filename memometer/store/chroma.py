@@ -8,7 +8,6 @@ Chroma has no transactions: what was acknowledged survives a kill, and a killed 
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -16,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from memometer.store import url as store_url
 from memometer.store.delegating import DelegatingStore
-from memometer.store.episode import Episode, StoreError, VectorFormat
+from memometer.store.episode import Episode, StoreError, VectorFormat, change_mark
 from memometer.store.in_memory import InMemory, Scope
 from memometer.store.protocol import DEFAULT_BITS, Change, Store
 
@@ -70,7 +69,7 @@ class Chroma(DelegatingStore):
         return int(self._note(f"scope:{scope}").get("changes", 0))
 
     def _new_change(self, scope: str) -> int:
-        changes = 1 + secrets.randbelow(2**53)
+        changes = change_mark()
         self._set_note(f"scope:{scope}", kind="scope", scope=scope, changes=changes)
         return changes
 

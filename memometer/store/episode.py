@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -92,13 +93,22 @@ class ScopeSize:
         episodes: number of episodes that a search can find.
         archived: number of archived episodes.
         terms: number of terms in the searchable episodes.
-        changes: a number that differs after every change of the scope.
+        changes: a number that differs after every change of the scope, and between two stores.
     """
 
     episodes: int = 0
     archived: int = 0
     terms: int = 0
     changes: int = 0
+
+
+def change_mark() -> int:
+    """Return a random number for a changed scope.
+
+    A counter would be the same again in a restored backup or in another store, and a cache would answer for the wrong
+    one.
+    """
+    return 1 + secrets.randbelow(2**53)
 
 
 def check_same(known: Episode, given: Episode) -> None:

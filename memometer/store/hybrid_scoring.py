@@ -70,6 +70,11 @@ SEED = Weights(
 NAMED = {"default": DEFAULT, "seed": SEED}
 
 
+def recency(episode_at: float, at: float, weights: Weights) -> float:
+    """Return exp(-days / recency_days) of an episode's age; both times are in Unix seconds."""
+    return math.exp(-max(0.0, at - episode_at) / DAY / weights.recency_days)
+
+
 def ranked(
     episodes: Mapping[int, Episode],
     weights: Weights,
@@ -94,16 +99,16 @@ def ranked(
     results = []
     for row, episode in episodes.items():
         days = max(0.0, at - episode.at) / DAY
-        recency = math.exp(-days / weights.recency_days)
+        recent = recency(episode.at, at, weights)
         score = (
             weights.lexical * lexical.get(row, 0.0)
             + weights.dense * dense[row]
             + weights.neighbours * nearby.get(row, 0.0)
-            + weights.recency * recency
+            + weights.recency * recent
             + weights.importance * episode.importance * weights.decay**days
             + weights.use * math.log2(1 + episode.uses) / 10
         )
-        results.append(SearchResult(episode, score, lexical.get(row, 0.0), dense[row], recency))
+        results.append(SearchResult(episode, score, lexical.get(row, 0.0), dense[row], recent))
     return sorted(results, key=lambda result: (-result.score, result.episode.id))
 
 

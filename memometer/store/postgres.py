@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import numpy as np
 
 from memometer.retrieval.tokenize import terms
-from memometer.store.episode import Episode, ScopeSize, StoreError, VectorFormat, check_same, merged
+from memometer.store.episode import Episode, ScopeSize, StoreError, VectorFormat, change_mark, check_same, merged
 from memometer.store.protocol import DEFAULT_BITS, Change, Postings, Store
 
 FORMAT = 1
@@ -109,7 +109,7 @@ class Postgres(Store):
             self._query("INSERT INTO memory_scopes (name) VALUES (%s) ON CONFLICT DO NOTHING", scope)
             # One writer per scope at a time, so that row numbers follow the order of commits.
             (number,) = self._one("SELECT scope FROM memory_scopes WHERE name = %s FOR UPDATE", scope)
-            self._query("UPDATE memory_scopes SET changes = changes + 1 WHERE scope = %s", number)
+            self._query("UPDATE memory_scopes SET changes = %s WHERE scope = %s", change_mark(), number)
             new = [self._add(number, episode, kind) for episode in change.add]
             self._archive(number, change.archive)
             for id, count in change.uses.items():
@@ -188,7 +188,7 @@ class Postgres(Store):
             )
             live = [length for archived, length in deleted if not archived]
             self._count(found[0], live=-len(live), archived=len(live) - len(deleted), terms=-sum(live))
-            self._query("UPDATE memory_scopes SET changes = changes + 1 WHERE scope = %s", found[0])
+            self._query("UPDATE memory_scopes SET changes = %s WHERE scope = %s", change_mark(), found[0])
             return len(deleted)
 
     def _count(self, scope: int, *, live: int, archived: int, terms: int) -> None:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -22,12 +23,14 @@ import numpy as np
 
 from memometer.store.delegating import DelegatingStore
 from memometer.store.episode import Episode, SearchResult, StoreError, VectorFormat
-from memometer.store.hybrid_scoring import DEFAULT, Weights
+from memometer.store.hybrid_scoring import DEFAULT, Weights, recency
 from memometer.store.protocol import Change, Store
 from memometer.store.url import without_password
 
 KEEP_SECONDS = 3600
 TIMEOUT_SECONDS = 1.0
+RETRY_SECONDS = 10.0
+"""Pause after a failure of Redis, in which queries go to the store behind it."""
 
 
 class RedisCache(DelegatingStore):
@@ -58,7 +61,7 @@ class RedisCache(DelegatingStore):
             raise StoreError(
                 f"invalid Redis URL {without_password(url)} ({error}); expected redis://host:port/0"
             ) from error
-        self._usable = True
+        self._retry_at = 0.0
 
     def retrieve_similar(
         self,
@@ -71,7 +74,8 @@ class RedisCache(DelegatingStore):
         weights: Weights = DEFAULT,
     ) -> list[SearchResult]:
         numbers = None if vector is None else np.asarray(vector, np.float64).tolist()
-        query = json.dumps([question, numbers, k, at, asdict(weights)])
+        # The same question is asked at another time: the time is part of the key only if the score depends on it.
+        query = json.dumps([question, numbers, k, at if weights.uses_time else None, asdict(weights)])
 
         def compute() -> str:
             found = self._behind.retrieve_similar(scope, question, vector, k, at=at, weights=weights)
@@ -79,7 +83,8 @@ class RedisCache(DelegatingStore):
 
         with self.snapshot():
             hits = json.loads(self._cached(scope, f"asked:{query}", compute))
-        return [SearchResult(**{**hit, "episode": _from_json(hit["episode"])}) for hit in hits]
+        results = (SearchResult(**{**hit, "episode": _from_json(hit["episode"])}) for hit in hits)
+        return [replace(hit, recency=recency(hit.episode.at, at, weights)) for hit in results]
 
     def get(self, scope: str, ids: Sequence[str]) -> list[Episode]:
         def compute() -> str:
@@ -101,14 +106,14 @@ class RedisCache(DelegatingStore):
         return result
 
     def _call(self, action: Callable[[], Any]) -> Any:
-        """Call Redis; return None if it fails. It is not called again after a failure."""
-        if not self._usable:
+        """Call Redis; return None if it fails. After a failure it is not called for `RETRY_SECONDS`."""
+        if time.monotonic() < self._retry_at:
             return None
         try:
             return action()
         except (self._failure, OSError) as error:
-            self._usable = False
-            print(f"Redis failed ({error}). Queries now go to the store behind it.", file=sys.stderr)
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+            print(f"Redis failed ({error}). Queries go to the store behind it for a while.", file=sys.stderr)
             return None
 
     # ------------------------------------------------------------ passed on to the store behind the cache

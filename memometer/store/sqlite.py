@@ -20,7 +20,7 @@ import numpy as np
 from memometer.retrieval.tokenize import terms
 from memometer.store import maintenance, scan_cache
 from memometer.store import url as store_url
-from memometer.store.episode import Episode, ScopeSize, StoreError, VectorFormat, check_same, merged
+from memometer.store.episode import Episode, ScopeSize, StoreError, VectorFormat, change_mark, check_same, merged
 from memometer.store.protocol import DEFAULT_BITS, Change, Postings, Store
 from memometer.store.scan_cache import ScanCache
 from memometer.store.serialization import (
@@ -90,7 +90,7 @@ class SQLite(Store):
         with self.transaction():
             self.file.execute("INSERT OR IGNORE INTO scopes (name) VALUES (?)", scope)
             number = self._number(scope)
-            self.file.execute("UPDATE scopes SET changes = changes + 1 WHERE scope = ?", number)
+            self.file.execute("UPDATE scopes SET changes = ? WHERE scope = ?", change_mark(), number)
             new = [self._add(number, episode) for episode in change.add]
             for id in change.archive:
                 self._archive(number, id)
@@ -157,7 +157,7 @@ class SQLite(Store):
                 self._archive(number, id)  # removes it from the index
                 self.file.execute("DELETE FROM episodes WHERE scope = ? AND id = ?", number, id)
             self._count(number, archived=-len(known), rewrites=1)
-            self.file.execute("UPDATE scopes SET changes = changes + 1 WHERE scope = ?", number)
+            self.file.execute("UPDATE scopes SET changes = ? WHERE scope = ?", change_mark(), number)
             scan_cache.sidecar_of(self.file.path, number).unlink(missing_ok=True)
             return len(known)
 
