@@ -55,6 +55,19 @@ def test_compacting_makes_it_smaller_and_changes_nothing(tmp_path: Path) -> None
         assert store.check() == []
 
 
+def test_only_the_owner_reads_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan_cache, "SIDECAR_FROM", 10)
+    folder = tmp_path / "new" / "folder"
+    with open_store(f"sqlite:///{folder}/memory.db") as store:
+        made = [Episode(str(n), f"kayak {n}", float(n)) for n in range(20)]
+        store.store_episodes("s", made, np.eye(20, 8, dtype=np.float32) + 0.1)
+        store.retrieve_similar("s", "kayak", np.ones(8), 3, at=0.0)
+        files = list(folder.iterdir())
+        assert {path.suffix for path in files} >= {".db", ".db-wal", ".vectors"}
+        assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_large_scope_is_read_from_a_sidecar_that_can_be_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "memory.db"
     with filled(path) as store:
@@ -153,7 +166,7 @@ def test_terms_taken_apart_in_another_way_are_indexed_again(tmp_path: Path, monk
         ("sqlite:///{}/x.db?speed=9", "speed=9.*bits"),
         ("sqlite:///{}/other.db", "format 1"),
         ("sqlite:///{}/text", "file is not a database"),
-        ("sqlite:///{}", "unable to open"),
+        ("sqlite:///{}", "cannot open store"),
     ],
 )
 def test_what_is_no_store_is_refused_with_a_sentence(tmp_path: Path, url: str, said: str) -> None:

@@ -188,7 +188,7 @@ class ScanCache:
         scratch = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         digest = hashlib.sha256()
         try:
-            with scratch.open("wb") as file:
+            with open(scratch, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
 
                 def put(part: bytes) -> None:
                     digest.update(part)

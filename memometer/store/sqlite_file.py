@@ -49,7 +49,9 @@ class SQLiteFile:
         self._process = os.getpid()
         self._depth = 0
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if path.name != ":memory:":
+                os.close(os.open(path, os.O_CREAT | os.O_RDONLY, 0o600))  # SQLite gives its other files the same mode
             self._connection = sqlite3.connect(
                 path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
             )
