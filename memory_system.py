@@ -1,9 +1,10 @@
 """The token-aware adaptive memory for DSPy programs, and the names that its users need.
 
-The whole idea in five steps:
+The memory works in five steps:
 
-1. A conversation is a list of turns. What is remembered of it is a value, a `State`, that the caller holds. So one
-   memory serves many conversations, threads and optimiser runs at the same time.
+1. A conversation is a list of turns. Its remembered content is a value, a `State`, that the caller holds. So one
+memory
+serves many conversations, threads and optimiser runs at the same time.
 2. `observe` writes turns into the state and calls no model. It stores each turn word for word, and writes the resolved
    day behind each relative date. It also updates an index of words, speakers, dates and, with an encoder, token
    vectors.

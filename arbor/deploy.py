@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     action = p.add_argument_group("actions (default: rent)").add_mutually_exclusive_group()
-    action.add_argument("--dry-run", action="store_true", help="print the request and the cost, then exit")
+    action.add_argument("--dry-run", action="store_true", help="print the request and the highest cost, then exit")
     action.add_argument("--list", action="store_true", help="list all machines of the account")
     action.add_argument("--status", action="store_true", help="show the machine in --file")
     action.add_argument(

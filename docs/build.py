@@ -91,7 +91,7 @@ def modules(package: str) -> list[str]:
 
 
 def file_has_text(module: str) -> bool:
-    """Return whether a module has a docstring to show."""
+    """Return True if a module has a docstring to show."""
     path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
     return bool(path.read_text(encoding="utf-8").strip())
 

@@ -1,4 +1,4 @@
-"""A chatbot's memory: add what was said, and recall what fits a question. No key and no language model.
+"""A chatbot's memory: add turns, and recall those that match a question. It needs no key and no language model.
 
 python examples/chatbot_memory.py
 """

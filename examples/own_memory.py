@@ -1,4 +1,4 @@
-"""A memory system of your own: define it, register it, and measure what it finds on the built-in sample.
+"""A memory system of your own: define it, register it, and measure its evidence recall on the built-in sample.
 
 python examples/own_memory.py
 """

@@ -29,13 +29,13 @@ LICENCE = (
     "attribution, no commercial use. https://creativecommons.org/licenses/by-nc/4.0/"
 )
 DATA = Path("data")
-"""The folder, below the working folder, where LOCOMO is expected and downloaded to."""
+"""The default folder of LOCOMO, relative to the working folder. Downloads are written to it."""
 SAMPLE = Path(__file__).resolve().parent / "sample.json"
 SIMULATED = "simulated"
 """Every conversation that `memometer simulate` writes has this key; those of LOCOMO do not."""
 
 CATEGORIES = {"1": "multi-hop", "2": "temporal", "3": "open-domain", "4": "single-hop", "5": "adversarial"}
-"""The number in the file and its name. Most published tables rotate these names."""
+"""Category number in the file -> name. Most published tables give these names to the wrong numbers."""
 
 
 @dataclass(frozen=True, slots=True)

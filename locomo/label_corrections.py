@@ -100,11 +100,11 @@ def _wrong_answer(entry: Mapping[str, Any], data: Dataset) -> tuple[str, str]:
     if question is None:
         raise ValueError(f"there is no question {entry['question_id']!r}")
     if comparable(entry["question"]) != comparable(question.text):
-        raise ValueError(f"{entry['question_id']} is another question there")
+        raise ValueError(f"{entry['question_id']} has another text in the data")
     return question.id, str(entry["generated_answer"])
 
 
 def question_of(id: str, data: Dataset) -> Question | None:
-    """The question that `locomo_<conversation>_qa<question>` names."""
+    """Return the question with the id `locomo_<conversation>_qa<question>`, or None."""
     match = re.fullmatch(r"locomo_(\d+)_qa(\d+)", id)
     return data.question_at(int(match[1]), int(match[2])) if match else None

@@ -17,7 +17,9 @@ ABSTAIN_FIRST, TRAP_FIRST = "abstain-first", "trap-first"
 def official_f1(question: Question, prediction: str) -> float:
     """The official score of an answer, 0 to 1.
 
-    Category 1 averages, over the gold's comma-separated parts, the best F1 of any part of the prediction.
+    In category 1, gold answer and prediction are split at commas. The score is the mean over the parts of the gold
+    answer
+    of the best F1 with a part of the prediction.
     Category 3 compares with the gold up to its first semicolon. Category 5 is 1.0 for an abstention, otherwise 0.0.
     """
     if question.gold is None:
@@ -44,7 +46,8 @@ def options(question: Question, order: str) -> str:
 
 
 def chosen_option(question: Question, order: str, reply: str) -> str:
-    """The answer that a reply means. A letter alone means the text of its option, as in the official code."""
+    """Return the answer that a reply chooses. A single letter chooses the option with that letter, as in the
+    official code."""
     if order == FREE:
         return reply
     first, second = _option_texts(question, order)

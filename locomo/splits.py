@@ -47,7 +47,7 @@ def check(split: Split) -> None:
 def of_other_data(ids: Sequence[str]) -> dict[str, Split]:
     """The splits of data that is not LOCOMO.
 
-    Five or more conversations are divided 4:2:4 in their order; of fewer, every part has all.
+    Five or more conversations are divided 4:2:4 in their order; with fewer, each part contains all of them.
     """
     bounds = {"train": (0.0, 0.4), "validation": (0.4, 0.6), "test": (0.6, 1.0)}
     if len(ids) < SMALLEST_SPLIT:

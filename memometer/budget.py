@@ -1,4 +1,4 @@
-"""Exact packing of turns into a token budget, and the order in which turns are wanted."""
+"""Exact packing of turns into a token budget, and the order of turns by score."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ UNBOUNDED = 10_000_000
 """The budget of a system that shows everything if no reader limits it."""
 
 PATIENCE = 2_000
-"""Packing ends after this many lines in a row that do not fit. Only a history much longer than the budget has so
-many, and at such ranks the ranking means nothing."""
+"""Packing ends after this many consecutive lines that do not fit. This happens only if the history is much longer
+than the budget, and lines at such ranks are not relevant."""
 
 
 def pack(
@@ -31,7 +31,7 @@ def pack(
 
     Args:
         state: the state that `ranking` refers to.
-        ranking: turn positions (0-based), the most wanted first.
+        ranking: turn positions (0-based), the best first.
         budget_tokens: a hard bound on the printed text, date lines included.
         count: the counter that measured the state's lines. The joined text is counted again, because a tokenizer may
             join tokens across lines; if the text is too long, the lowest-ranked turns are dropped.
@@ -53,7 +53,7 @@ def pack(
 
     def cost_of(position: int) -> int:
         turn, line = state.turns[position], state.lines[position]
-        if form:  # the first turn also pays for the text around all turns
+        if form:  # the cost of the first turn includes the text around all turns
             return count(form.row(turn, line) if chosen else form.text([(turn, line)]))
         header = 0 if turn.session in sessions else state.header_tokens[turn.session]
         return state.line_tokens[position] + header + number_tokens
@@ -87,7 +87,7 @@ def show(
     first_number: int | None = None,
     form: TurnFormat | None = None,
 ) -> Recall:
-    """Print turns in time order, one date line per session or in another format, whatever the text costs.
+    """Print turns in time order, one date line per session or in another format, without a budget.
 
     Args:
         state: the state that `positions` refer to.
@@ -116,12 +116,12 @@ def show(
 
 
 def best_first(scores: np.ndarray, *, first_part: int = 4096) -> Iterator[int]:
-    """Yield positions by falling score; the later of two equal ones comes first, because newer turns are likelier to
-    still hold.
+    """Yield positions by decreasing score. Of equal scores the later position comes first, because newer turns are
+    more likely to be still true.
 
     Args:
         scores: shape (turns,).
-        first_part: the best of a long history are sorted first, because few budgets hold more of them.
+        first_part: number of positions that are sorted first in a long history; few budgets hold more.
     """
     positions = np.arange(len(scores))
     parts = [positions]

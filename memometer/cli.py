@@ -58,7 +58,7 @@ ENVIRONMENT = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # LiteLLM would download its price table on import
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-"""Environment variables for other libraries, unless they are set."""
+"""Defaults of environment variables that other libraries read."""
 
 INTERRUPTED = 130
 STOPPED = 4

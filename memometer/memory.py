@@ -1,6 +1,6 @@
-"""The interface of every memory system: turns, states, recalls, and the class that remembers. Plain Python.
+"""The interface of every memory system: turns, states, recalls, and the base class of memories. Plain Python.
 
-A memory remembers into a value (`State`) that the caller holds. The memory itself (`Memory`) holds parameters only:
+A memory (`Memory`) holds parameters only. Its content is a value (`State`) that the caller holds:
 
     memory = AdaptiveMemory()
     state = memory.new()
@@ -81,7 +81,7 @@ class TurnFormat(Protocol):
     def name(self) -> str: ...
 
     def row(self, turn: Turn, line: str) -> str:
-        """Return the text that one turn adds, as near as one turn alone can tell."""
+        """Return the text that one turn adds to the whole, as far as that turn alone determines it."""
         ...
 
     def text(self, shown: Sequence[tuple[Turn, str]]) -> str:
@@ -94,7 +94,7 @@ class BudgetExceeded(RuntimeError):
 
 
 class BudgetTooSmall(ValueError):
-    """A system that shows everything or nothing does not fit the budget."""
+    """The budget is too small for a system that cannot show a part of its text."""
 
 
 @dataclass
@@ -151,7 +151,7 @@ class Memory(Generic[S]):
 
     @property
     def fitted_on(self) -> tuple[str, ...]:
-        """Conversations whose labels the weights were fitted to; recall on these proves nothing."""
+        """Conversations whose labels the weights were fitted to; their recall is not a valid result."""
         return ()
 
     def new(self) -> S:

@@ -165,9 +165,9 @@ class Dataset:
         return tuple(question for conversation in self.conversations for question in conversation.questions)
 
     def question_at(self, conversation: int, index: int) -> Question | None:
-        """Find a question by position, as the ids in other projects' files do.
+        """Find a question by its position, which is part of the ids in other projects' files.
 
-        Compare its text with the file's: some files count the questions differently.
+        The caller must compare the text with the file's, because some files number the questions differently.
 
         Args:
             conversation: Position of the conversation, from 0.

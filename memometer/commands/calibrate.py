@@ -3,7 +3,7 @@
     memometer calibrate --judge-model embedded:base
     memometer calibrate --judge-model openai/gpt-4o-mini --judge lenient --wrong-answers FILE
 
-Prints the calibration and caches it, so that evaluations and re-scoring need not measure the judge again.
+The command prints the calibration and caches it, so that evaluations and re-scoring need not measure the judge again.
 
 Exit codes: 0 passed, 1 the judge cannot be measured, 2 usage, 3 failed, 4 stopped.
 """
@@ -25,10 +25,18 @@ def parser() -> argparse.ArgumentParser:
     )
     add_judge_arguments(options)
     options.add_argument(
-        "--per-set", type=positive, default=25, metavar="N", help="answers per set; twice as many golds (default 25)"
+        "--per-set",
+        type=positive,
+        default=25,
+        metavar="N",
+        help="answers per set, and twice as many gold answers (default 25)",
     )
     options.add_argument(
-        "--repeats", type=repeats, default=3, metavar="N", help="verdicts on 20 of the answers, for the stability"
+        "--repeats",
+        type=repeats,
+        default=3,
+        metavar="N",
+        help="verdicts on each of 20 answers, to measure the stability",
     )
     options.add_argument("--again", action="store_true", help="measure even if the calibration is cached")
     return options

@@ -3,9 +3,9 @@
     memometer compare runs/A runs/B [--system adaptive] [--budget 1024] [--by-category]
     memometer compare runs/A --measure f1                      the systems of one run with each other
 
-Prints the score of each system, and for each pair at the same budget the paired difference with its interval and
-tests, corrected by Holm. The baselines none, refusal and oracle are compared only if --system names them. Differences
-between the runs that make scores incomparable are printed first.
+The command prints the score of each system, and for each pair at the same budget the paired difference with its
+interval and tests, corrected by Holm. The baselines none, refusal and oracle are compared only if --system names them.
+Differences between the runs that make scores incomparable are printed first.
 """
 
 from __future__ import annotations

@@ -50,7 +50,9 @@ def parser() -> argparse.ArgumentParser:
         help="default recent,full_context,adaptive; the baselines none, refusal and oracle always run",
     )
     budget = systems.add_mutually_exclusive_group()
-    budget.add_argument("--budget-tokens", type=positive, metavar="N", help="memory in a prompt (default 20000)")
+    budget.add_argument(
+        "--budget-tokens", type=positive, metavar="N", help="tokens of memory in a prompt (default 20000)"
+    )
     budget.add_argument("--budgets", type=integers, metavar="N,M,…", help="several budgets in one run")
     systems.add_argument("--encoder", metavar="NAME", help="adaptive also matches by meaning (minilm: no key, 83 MB)")
     systems.add_argument(
@@ -66,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
         "--program", type=Path, metavar="FILE", help="optimised prompt for adaptive (from python optimize.py)"
     )
     systems.add_argument(
-        "--folds", action="store_true", help="ask each conversation with weights fitted on all others; show each result"
+        "--folds", action="store_true", help="evaluate each conversation with weights fitted on the others"
     )
     systems.add_argument("--recall-only", action="store_true", help="measure the recall, without a model")
     models = p.add_argument_group("models")
@@ -109,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--run-dir", type=Path, metavar="DIR", help="run folder (default runs/TIME)")
     run.add_argument("--resume", type=Path, metavar="DIR", help="continue a run with its saved options")
     run.add_argument("--verbose", action="store_true", help="print all tables, not only those that fit a screen")
-    run.add_argument("--dry-run", action="store_true", help="print the plan and the cost at most, then exit")
+    run.add_argument("--dry-run", action="store_true", help="print the plan and the maximum cost, then exit")
     log = run.add_mutually_exclusive_group()
     log.add_argument("--no-mlflow", action="store_true", help="do not log to mydb.sqlite")
     log.add_argument("--trace", action="store_true", help="store DSPy traces in MLflow, prompts included")
@@ -158,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refuse_other_options(options: EvaluateOptions, args: argparse.Namespace) -> None:
-    """With --resume the saved options hold; only --cost-limit may be given with it."""
+    """Raise OptionError if --resume is combined with any option but --cost-limit."""
     given = [f.name for f in fields(options) if f.name != "cost_limit" and getattr(options, f.name) != f.default]
     given += [name for name in ("run_dir", "dry_run") if getattr(args, name)]
     if given:

@@ -2,9 +2,9 @@
 
     memometer fit-abstention runs/NAME [--out FILE] [--false-abstention 0.05]
 
-Prints the rule and its detection rates, and writes it for `evaluate.py --abstention FILE`. Unanswerable questions are
-the label of the fit; no system sees this label. In LOCOMO most of them swap the two speakers, so the rule learns to
-detect that artefact.
+The command prints the rule and its detection rates, and writes the rule for `evaluate.py --abstention FILE`. The
+fit uses the labels answerable and unanswerable, which no system sees. In LOCOMO most of them swap the two speakers, so
+the rule learns to detect that artefact.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
         type=fraction,
         default=0.05,
         metavar="SHARE",
-        help="share of answerable questions that may abstain (default 0.05)",
+        help="highest share of answerable questions with an abstention (default 0.05)",
     )
     options.add_argument("--out", type=Path, default=Path("abstention.json"), metavar="FILE", help="file of the rule")
     return options

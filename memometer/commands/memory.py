@@ -90,7 +90,7 @@ def utf8_text(text: str) -> str:
 
 
 def limit(text: str) -> int:
-    """Argument type: a count of things to show."""
+    """Argument type: the number of items to show."""
     if not text.isdecimal() or not 0 < int(text) <= 1_000_000:
         raise argparse.ArgumentTypeError(f"{text!r}: expected an integer from 1 to 1,000,000")
     return int(text)

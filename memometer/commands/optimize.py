@@ -71,9 +71,9 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
         "--question-budget",
         type=positive,
         metavar="N",
-        help="total tokens per question (default: those of the plain prompt)",
+        help="total tokens per question (default: those of the unoptimized prompt)",
     )
-    add("--token-price", type=number(0, 1), metavar="X", help="price of 1,000 tokens; a full answer is worth 1")
+    add("--token-price", type=number(0, 1), metavar="X", help="objective: deduction per 1,000 tokens")
 
 
 def _add_models(group: argparse._ArgumentGroup) -> None:

@@ -50,10 +50,10 @@ def configure_memories(
         options: Resolved options.
         count: Counts the tokens of a budget.
         program: An optimised prompt for the readers that can use it.
-        rule: When those readers abstain.
+        rule: The abstention rule of those readers.
 
     Raises:
-        OptionError: A system is unknown, or cannot have what the options ask for.
+        OptionError: A system is unknown, or does not support an option.
     """
     rounds = options.rounds or (program.rounds if program else 0)
     reading: dict[str, Any] = {"rounds": rounds, "question_budget": options.question_budget, "abstention": rule}
@@ -62,13 +62,13 @@ def configure_memories(
     memories: dict[str, Memory[Any]] = {}
     readers: dict[str, Reader] = {}
     notices: list[str] = []
-    # A constant answer is a system of its own only if there are answers.
+    # With --recall-only there are no answers, so the refusal baseline would equal `none`.
     baselines = [name for name in systems.BASELINES if name != "refusal" or not options.recall_only]
     for name in [*options.systems, *baselines]:
         kind = _class_of(name)
         if kind.needs_model and options.recall_only:
             raise OptionError(
-                f"{name} writes its memory with a model, but --recall-only asks none; leave out one of them."
+                f"{name} writes its memory with a model, but --recall-only calls no model; leave out one of them."
             )
         parts: dict[str, Any] = {}
         if kind.needs_encoder or (kind.takes_token_encoder and options.encoder):

@@ -27,10 +27,10 @@ def estimate(
 ) -> str:
     """Estimate the cost of tasks.
 
-    It bounds everything but retries and the calls of memories that write with a model.
+    It does not include retries, or the calls of memories that write with a model.
 
     Args:
-        tasks: What will be asked.
+        tasks: The tasks of the evaluation.
         model: The model that answers.
         judge_model: The model that judges.
         readers: The reader of each system.

@@ -89,7 +89,7 @@ def plan_tasks(
 
 
 RANKED = 50
-"""Turns of the ranking that are recorded: more than any published metric uses."""
+"""Number of ranked turns in a record. No published metric uses more."""
 
 
 def run(
@@ -117,7 +117,7 @@ def run(
         reader: The model that answers; None to record the recall only.
         readers: System -> its reader.
         judge: Judges the answers to answerable questions.
-        num_threads: Calls at once.
+        num_threads: Concurrent calls.
         stop: If it is set, the calls in flight end and no other starts.
         progress: Called with each new record.
 
@@ -135,7 +135,7 @@ def run(
     todo = [task for task in tasks if task.key not in found or not is_answered(found[task.key])]
     fatal: list[str] = []
 
-    outcomes: list[bool] = []  # of the first attempts: whether the model answered
+    outcomes: list[bool] = []  # for each of the first attempts, True if the model answered
 
     def attempt(task: Task, state: State | None, failed: dict[str, str]) -> None:
         if stop.is_set():
@@ -176,14 +176,14 @@ def run(
                 break
             state, failed = _ingest(system, memory_of(system, conversation), by_id[conversation], folder, reader)
             pending.extend(pool.submit(attempt, task, state, failed) for task in group)
-            # Stay only a little ahead of the pool, so that few conversations are in memory at once.
+            # Submit few tasks in advance, so that few conversations are in memory at once.
             _until(pending, left=4 * num_threads, stop=stop)
         _until(pending, left=0, stop=stop)
     return fatal[0] if fatal else ""
 
 
 def _until(pending: deque[Future[None]], *, left: int, stop: threading.Event) -> None:
-    """Wait until at most `left` futures remain, and raise what any of them raised.
+    """Wait until at most `left` futures remain, and re-raise their exceptions.
 
     They end nearly in order, so it is enough to check the first. Polling lets the main thread handle Ctrl-C.
     """
@@ -276,7 +276,7 @@ def _attempt(
         },
         **signals,
         "verdicts": verdicts,
-        **asdict(usage),  # of recall and answer together
+        **asdict(usage),  # includes recall and answer
         "answering": asdict(answering),
         "truncated": bool(reader and answer and usage.completion_tokens >= reader.max_tokens * max(1, usage.calls)),
         "model": reader.name if reader else None,

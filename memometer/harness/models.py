@@ -1,4 +1,4 @@
-"""The models of an evaluation: who answers, who judges, and the calibration of the judge."""
+"""The models of an evaluation: the reader, the judge, and the calibration of the judge."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Models:
     judge_model: Model | None = None
     judge: Judge | None = None
     calibrator: Calibrator | None = None
-    no_judge: str = "the run asked no model"
+    no_judge: str = "the run called no model"
 
     @property
     def judge_name(self) -> str | None:
@@ -48,7 +48,7 @@ class Models:
 
 
 def default_names(options: EvaluateOptions) -> tuple[str | None, str | None]:
-    """The names of the answering model and of the judge model (NO_JUDGE for none) that options mean on this machine.
+    """Return the names of the reader and of the judge model (NO_JUDGE for none), with defaults for this machine.
 
     Both are None if only the recall is measured.
     """
@@ -57,7 +57,8 @@ def default_names(options: EvaluateOptions) -> tuple[str | None, str | None]:
     from memometer.models import resolve_models
 
     name = options.model or resolve_models.default_model()
-    # Only a model with a key judges by default: nothing is spent on a model that nobody named.
+    # The default reader also judges if its provider's key is set. A model that the user names does not, to limit
+    # the cost.
     chosen = name if not options.model and name != resolve_models.NO_KEY_DEFAULT else NO_JUDGE
     return name, options.judge_model or chosen
 
@@ -66,7 +67,7 @@ def load_models(options: EvaluateOptions, benchmark: Benchmark, data: Dataset) -
     """Load the models that options name.
 
     Args:
-        options: Resolved options: they name the models, or ask for the recall only.
+        options: Resolved options.
         benchmark: The benchmark, for its judge prompts.
         data: Its data, for the calibration of the judge.
 

@@ -18,7 +18,7 @@ NO_JUDGE = "none"
 
 @dataclass(frozen=True)
 class EvaluateOptions(Options):
-    """What `evaluate.py` can be told. A field has the name of its flag; `memometer eval --help` describes it.
+    """The options of `evaluate.py`. Fields have the names of the flags, which `memometer eval --help` describes.
 
     Raises:
         OptionError: Two options contradict each other, or a value is impossible.

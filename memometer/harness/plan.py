@@ -1,4 +1,4 @@
-"""The plan of an evaluation: the questions, the models and systems, the tasks, and the cost at most.
+"""The plan of an evaluation: the questions, the models and systems, the tasks, and the maximum cost.
 
     plan = make_plan(EvaluateOptions(recall_only=True))
     plan.announce()
@@ -49,7 +49,7 @@ class ContaminationError(OptionError):
 
 @dataclass
 class Plan:
-    """What an evaluation will do.
+    """The plan of an evaluation.
 
     Attributes:
         options: The options with every default resolved.
@@ -61,10 +61,10 @@ class Plan:
         count: Counts the tokens of a budget.
         tasks: Every question to every system at every budget.
         conversation_tokens: Conversation id -> tokens of the whole conversation.
-        left_out: System -> why it is not evaluated.
-        cautions: What a reader of the results must know about the budgets.
+        left_out: System -> the reason why it is not evaluated.
+        cautions: Warnings about the budgets, for readers of the results.
         notices: Sentences for the announcement, the cautions among them.
-        cross_validated: Systems that are asked with weights fitted on the other conversations.
+        cross_validated: Systems that are evaluated with weights fitted on the other conversations.
     """
 
     options: EvaluateOptions
@@ -130,13 +130,13 @@ class Plan:
         self.log(presenter.screen([sentence], width=presenter.SCREEN_WIDTH - len(self.data.prefix)))
 
     def announce(self, done: Collection[Key] = ()) -> None:
-        """Print who answers, who judges and the cost at most; then the questions, systems and notices.
+        """Print the models and the maximum cost, then the questions, systems and notices.
 
         Args:
             done: The tasks that an earlier part of a resumed run has answered.
         """
         if self.models.reader is None:
-            self.log_wrapped(f"Budgets count {self.unit} ({self.count.name}). No model is asked.")
+            self.log_wrapped(f"Budgets count {self.unit} ({self.count.name}). No model is called.")
         else:
             bound = estimate(
                 [task for task in self.tasks if task.key not in done],
@@ -182,7 +182,7 @@ class Plan:
     # ------------------------------------------------------------ identity
 
     def answer_prompts(self) -> dict[str, str]:
-        """System -> a digest of its reader's instructions and examples; empty if no model is asked."""
+        """System -> a digest of its reader's instructions and examples; empty if no model is called."""
         if self.models.reader is None:
             return {}
         read = {name: reader.read for name, reader in self.systems.readers.items()}
@@ -268,7 +268,7 @@ def make_plan(options: EvaluateOptions) -> Plan:
 
 
 def categories_of(keys: Sequence[str], data: Dataset) -> tuple[str, ...]:
-    """The keys of the categories that are asked; none means all.
+    """Return the keys of the categories to evaluate; without the option, all of them.
 
     Raises:
         DataError: A category is unknown.
@@ -323,7 +323,7 @@ def _load_rule(options: EvaluateOptions, conversations: Sequence[Conversation], 
 
 
 def _choose_cross_validated(plan: Plan) -> None:
-    """Choose the systems whose weights must be refitted, so that none has seen the labels of what it is asked."""
+    """Choose the systems whose weights must be refitted, because they were fitted on an evaluated conversation."""
     asked = {conversation.id for conversation in plan.conversations}
     for name, memory in plan.systems.memories.items():
         seen = [] if plan.data.kind else sorted(set(memory.fitted_on) & asked)
@@ -333,7 +333,7 @@ def _choose_cross_validated(plan: Plan) -> None:
             raise OptionError("--folds fits the ranking on the benchmark's other conversations; leave it out here.")
         plan.cross_validated.append(name)
         reason = f"the shipped ranking was fitted on {', '.join(seen)}; " if seen else ""
-        plan.notices.append(f"{name}: {reason}each conversation is asked with weights fitted on the others.")
+        plan.notices.append(f"{name}: {reason}each conversation is evaluated with weights fitted on the others.")
 
 
 def _refuse_contamination(plan: Plan) -> None:
@@ -380,11 +380,11 @@ def _plan_tasks(plan: Plan) -> None:
         if too_large := [budget for budget in budgets if budget > room]:
             budgets = tuple(dict.fromkeys(min(budget, room) for budget in budgets))
             listed = ", ".join(f"{budget:,}" for budget in too_large)
-            plan.notices.append(f"Budget {listed} lowered to {room:,} {plan.unit}, all that the context window leaves.")
+            plan.notices.append(f"Budget {listed} lowered to {room:,} {plan.unit}, the limit of the context window.")
     mean = sum(plan.conversation_tokens.values()) / max(1, len(plan.conversation_tokens))
     plan.cautions = [
-        f"A budget of {budget:,} {plan.unit} holds {min(1, budget / mean):.0%} of the mean conversation ({mean:,.0f}): "
-        "above half, little is left to choose."
+        f"A budget of {budget:,} {plan.unit} holds {min(1, budget / mean):.0%} of the mean conversation ({mean:,.0f}); "
+        "above 50 %, the choice of turns has little effect."
         for budget in budgets
         if 0 < mean < 2 * budget
     ]

@@ -115,7 +115,9 @@ def merges(correct: Sequence[bool], subsets: Sequence[Subset]) -> list[Merge]:
 
 
 def log10_chance(everything: int, drawn: int, marked: int, at_least: int) -> float:
-    """log10 of the hypergeometric probability of `at_least` or more `marked` items among `drawn` of `everything`."""
+    """Return log10 of the probability that a random draw has at least `at_least` of the `marked` items.
+
+    `drawn` items are drawn from `everything` without replacement."""
 
     def choose(n: int, k: int) -> float:
         return lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)

@@ -106,7 +106,7 @@ class Runner:
         return self.carry_out(folder)
 
     def carry_out(self, folder: RunFolder) -> str:
-        """Ask what the folder has no answer to, write the results and close the folder.
+        """Run the tasks that have no answer yet, write the results and close the folder.
 
         Args:
             folder: An open run folder of this plan.
@@ -183,7 +183,8 @@ class Runner:
             return self._finish(folder, fatal, stopped=stopped)
 
     def _calibrate_judge(self, folder: RunFolder, stop: threading.Event) -> str:
-        """Find or measure the judge's calibration; returns why no call to it can succeed, or an empty text."""
+        """Find or measure the judge's calibration. Returns the reason why no call to it can succeed, or an empty
+        text."""
         calibrator = self.plan.models.calibrator
         if calibrator is None or self.plan.options.no_calibration:
             return ""
@@ -217,7 +218,8 @@ class Runner:
             ) from error
 
     def _num_threads(self, model: Model | None) -> int:
-        """Threads help if a server answers. Ranking and an embedded model use the whole processor alone."""
+        """Return the number of concurrent calls. One call of an embedded model, or one ranking, already uses all
+        cores."""
         if model is None:
             return 1
         return self.plan.options.num_threads or (1 if model.name.startswith("embedded:") else 4)
@@ -266,7 +268,7 @@ class Runner:
     def _closing_lines(
         self, folder: RunFolder, records: list[Record], share: float, outcome: str, fatal: str
     ) -> list[str]:
-        """What the table does not show, and the next command."""
+        """Return the lines after the table: missing systems, cut replies, failures, and the next command."""
         plan, keys = self.plan, self.plan.keys
         lines = [f"{name} is not in the table: {reason}." for name, reason in plan.left_out.items()]
         if cut := sum(record.get("truncated", False) for record in aggregate.current(records, keys)):

@@ -256,7 +256,7 @@ def assess(calibration: Calibration, *, max_false_accept: float = MAX_FALSE_ACCE
         max_false_accept: Limit for the upper end of the false-accept rate.
 
     Returns:
-        The calibration with `passed` and the `reasons` why not, as clauses.
+        The calibration with `passed` and, if it is false, the `reasons` as clauses.
     """
     accept, reject, gold = calibration["false_accept"], calibration["false_reject"], calibration["sets"]["gold"]
     reasons = []

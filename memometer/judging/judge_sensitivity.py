@@ -87,7 +87,7 @@ def _difference(a: Mapping[str, float], b: Mapping[str, float]) -> Sensitivity:
 
 
 def conclusion(found: Sensitivity) -> str:
-    """Describe if the ranking is the same under all prompts, and which pairs change places."""
+    """State if the ranking is the same under all prompts, and which pairs change places."""
     pairs = found["pairs"]
     if not pairs:
         return "One system: there is no ranking."

@@ -11,8 +11,9 @@ from dspy.utils.callback import with_callbacks
 from dspy.utils.exceptions import is_retryable_lm_error
 
 MAX_WAIT_SECONDS = 120.0
-"""Upper bound on the retry delay. A spent daily quota asks for hours; the call fails instead, so that a run can stop
-and be resumed."""
+"""Upper bound on the retry delay. After a used-up daily quota the server asks for hours. The call then fails, so
+that a run can
+stop and be resumed."""
 
 
 class BoundedRetryLM(dspy.LM):

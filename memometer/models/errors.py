@@ -1,4 +1,4 @@
-"""Describe failures in one line without secrets, and tell those of a model from those of a memory."""
+"""Describe failures in one line without secrets, and distinguish failures of a model from failures of a memory."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def load(
             client["api_key"] = "none"  # local servers need no key, but the client requires one
     try:
         lm = BoundedRetryLM(name, temperature=0.0, max_tokens=max_tokens, cache=False, retries=retries, **client)
-    except LMConfigurationError:  # a reasoning model sets its own temperature and thinks within its reply
+    except LMConfigurationError:  # a reasoning model sets its own temperature; its reasoning is part of the reply
         max_tokens = 16_000
         lm = BoundedRetryLM(name, temperature=None, max_tokens=max_tokens, cache=False, retries=retries, **client)
     return Model(

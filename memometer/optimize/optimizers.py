@@ -1,6 +1,7 @@
 """DSPy's optimizers with settings that fit the data: the number of calls, and the candidates that they return.
 
-All optimizers learn from training questions. All but SIMBA, which has no place for them, also get selection questions.
+All optimizers learn from training questions. All but SIMBA, which does not accept them, also get selection
+questions.
 None gets a question of a held-out conversation. `--auto` sets their sizes:
 
             light   medium   heavy
@@ -35,7 +36,7 @@ BATCH = 32
 INSTRUCTION_CHARACTERS = 1_500
 """Limit of GEPA's instructions, which would otherwise grow at the cost of the memory."""
 MAX_UNREADABLE = 4
-"""Unreadable proposals, without a readable one, after which no more are requested."""
+"""If this many proposals were unreadable and none was readable, no more are requested."""
 NO_LIMIT = 10**9
 """DSPy's error limit. Failed calls are counted by the call store, which also stops the given."""
 

@@ -1,4 +1,4 @@
-"""The plan of a prompt search: questions, models, memory and the highest cost, settled before the first model call."""
+"""The plan of a prompt search: questions, models, memory and the highest cost, fixed before the first model call."""
 
 from __future__ import annotations
 

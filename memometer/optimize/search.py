@@ -117,7 +117,7 @@ class Search:
             try:
                 return self._write(found)
             except BrokenPipeError:
-                raise  # the reader of standard output left; the command line handles that
+                raise  # standard output was closed; the command line handles it
             except OSError as error:
                 self._eprint(f"The result cannot be written: {error}. After correcting that, run: {again}")
                 return "failed"

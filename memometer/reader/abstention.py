@@ -1,7 +1,7 @@
 """The abstention rule: when the reader replies that the memory does not hold the answer.
 
-Most of LOCOMO's unanswerable questions ask about one speaker what the other one said. Two of the signals detect that,
-and promise little for questions about things that nobody mentioned.
+Most of LOCOMO's unanswerable questions ask about one speaker what the other one said. Two of the signals detect
+that. They help little with questions about things that nobody mentioned.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ MIN_NEW_TOKENS = 64
 """A further round is offered only if at least this many tokens are left for new lines."""
 
 NextPage = Callable[[tuple[str, ...], tuple[str, ...], int], Recall]
-"""(follow-up queries, turn ids already shown, budget in tokens) -> the next lines, numbered on from those shown."""
+"""(follow-up queries, turn ids already shown, budget in tokens) -> the next lines, whose numbers continue those of
+the shown lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def answer_in_rounds(
                 f"a prompt without memory takes {cost:,} tokens, but the question budget is {left:,}"
             )
         text, shown = text + page.text, shown + page.turn_ids
-        # The next round costs this round's tokens again, so it must have room for new lines besides.
+        # The next round repeats this round's tokens, so the budget must also hold new lines.
         offers = not last and (left is None or left >= 2 * cost + MIN_NEW_TOKENS)
         reply = predict(**inputs_of(predict, text, question, offers=offers))
         wants_more = offers and reply.status == "more"
@@ -160,7 +161,7 @@ def _next_page(
 
 
 def inputs_of(predict: dspy.Predict, text: str, question: str, *, offers: bool = True) -> dict[str, str]:
-    """Return the inputs of a predictor, as far as its signature has them.
+    """Return the inputs that the signature of a predictor has.
 
     Args:
         predict: the predictor.

@@ -60,7 +60,7 @@ class Program:
         return tuple(self.notes.get("selected_on", ()))
 
     def into(self, reader: Reader) -> None:
-        """Give a reader this prompt.
+        """Set the prompt of a reader.
 
         Raises:
             ProgramError: the reader's own prompt has other fields.
@@ -118,7 +118,7 @@ def load_for(path: Path, asked: Collection[str], *, judge: str = "", stand_in: b
         path: the file.
         asked: the conversations that are evaluated.
         judge: the judge model.
-        stand_in: True if the data are not real, so that a score does not count and an overlap is only reported.
+        stand_in: True for sample or synthetic data, for which an overlap is reported but allowed.
 
     Returns:
         The program, and a notice about overlaps, or an empty string.

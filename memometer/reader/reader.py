@@ -131,7 +131,7 @@ def predictors_of(memory: Memory[Any], reader: Reader | None = None) -> dict[str
 
 
 def _attributed(state: State, question: str, citations: Sequence[str]) -> bool | None:
-    """Whether a cited turn is by the speaker that the question names, or names that speaker."""
+    """Return True if a cited turn is by the speaker that the question names, or names that speaker."""
     named = named_speaker(question, {turn.speaker for turn in state.turns})
     turns = [turn for turn in state.turns if turn.id in citations]
     return any(mentions(turn.line, named) for turn in turns) if named and turns else None

@@ -322,7 +322,8 @@ def _system_scores(
 
 
 def _without_baselines(systems: Sequence[SystemScores]) -> Sequence[SystemScores]:
-    """All but the baselines, because each comparison costs the others power; all if fewer than two are left."""
+    """Remove the baselines, because further comparisons reduce the power of the others; keep them if fewer than two
+    other systems are left."""
     found = [one for one in systems if one.system not in BASELINES]
     return found if len(found) > 1 else systems
 

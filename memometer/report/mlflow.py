@@ -255,7 +255,8 @@ def trace_dspy() -> None:
     from mlflow.dspy.callback import MlflowCallback
 
     class RedactingCallback(MlflowCallback):
-        """MLflow's callback, given exceptions without secrets: a provider may repeat a key in its error message."""
+        """MLflow's callback, but with secrets removed from exceptions, because a provider may repeat a key in an
+        error."""
 
         def on_module_end(self, call_id: str, outputs: Any, exception: Exception | None = None) -> None:
             super().on_module_end(call_id, outputs, _redacted(exception))

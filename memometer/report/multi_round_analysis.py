@@ -126,7 +126,7 @@ def needed_tokens(
 
 
 def analyze(pairs: Iterable[tuple[Question, Record]], needed: Mapping[str, float], contexts: Sequence[int]) -> Results:
-    """Estimate p and f over the rounds that offered more context, and what rounds gain with them.
+    """Estimate p and f over the rounds that offered more context, and the benefit of rounds at these rates.
 
     Args:
         pairs: Questions and the records of their answers; only answerable questions with evidence are used.

@@ -24,7 +24,7 @@ Results = dict[str, Any]
 
 
 def measures(records: Iterable[Record]) -> dict[str, tuple[str, Grader | None]]:
-    """List what records can be scored by: name in reports -> measure and grader."""
+    """List the measures of some records: name in reports -> measure and grader."""
     found: dict[str, tuple[str, Grader | None]] = {grader.name: ("judge", grader) for grader in graders_of(records)}
     return found | {"f1": ("f1", None), "evidence_recall": ("evidence_recall", None)}
 
@@ -72,7 +72,7 @@ def frontier(
 
     Returns:
         Measure -> points with `system`, `budget`, the fields of `total_tokens`, `score` with `low` and `high` (95 %,
-        clustered by conversation, or None), `n`, and `best`: True if no other system, baselines aside, reaches the
+        clustered by conversation, or None), `n`, and `best`: True if no other system except a baseline reaches the
         score with fewer tokens.
     """
     points: dict[str, list[Results]] = defaultdict(list)

@@ -19,12 +19,13 @@ MAX_PAIRS = 5
 
 
 def screen_parts(summary: Summary, *, notes: Sequence[str] = (), rest: str) -> list[Table | str]:
-    """Choose what fits a screen: the main table, the most important pairs, the warnings, and where the rest is.
+    """Choose what fits a screen: the main table, the most important pairs, the warnings, and a reference to the
+    other tables.
 
     Args:
         summary: The results of the run.
         notes: Further sentences, after the warnings.
-        rest: A sentence that says where the full tables are.
+        rest: A sentence with the place of the full tables.
 
     Returns:
         Tables and notices.

@@ -161,7 +161,7 @@ def _reliability(entries: Entries, headline: Measure) -> list[Table | str]:
     )
     unclear = {
         f"The gap between none and oracle ({measure_name(headline)} {difference(gap['gap'])}) is not significantly "
-        "above zero, so no share of it is shown: if the evidence itself does not help, no memory is measured."
+        "above zero, so no share of it is shown: if even the evidence does not help, the run measures no memory."
         for gap in gaps
         if gap["share"] is None
     }

@@ -156,7 +156,8 @@ def table(run: Run, notes: Sequence[str] = ()) -> str:
 
 
 def screen(run: Run, notes: Sequence[str], path: Path) -> str:
-    """Lay out what fits a terminal screen: the main table, the pairs that matter, warnings, and where the rest is.
+    """Lay out what fits a terminal screen: the main table, the most important pairs, the warnings, and a reference
+    to the other tables.
 
     Args:
         run: The run.

@@ -17,7 +17,8 @@ from memometer.retrieval.late_interaction import Floats, Projection, sigmoid, so
 from memometer.retrieval.optimizer import Adam, Weights
 
 LR_MULTIPLIERS = {"tokens": 1.0, "pooled": 0.3, "asked": 3.0, "said": 3.0, "scales": 3.0}
-"""Factors on the learning rate: weights that start near their final value, or are few, get another one."""
+"""Factors on the learning rate by parameter: weights that start near their final value learn more slowly, and small
+arrays of weights learn faster."""
 
 INITIAL_SAID = 3.0  # a turn token starts with the weight sigmoid(3) = 0.95
 INITIAL_SCALES = (3.0, 2.0)

@@ -1,7 +1,7 @@
-"""Which speaker a question names, and how well the question fits the other speaker's turns.
+"""The speaker that a question names, and the fit of the question to the other speaker's turns.
 
-Most of LOCOMO's unanswerable questions ask about one speaker what the other one said. These signals detect that, and
-promise little for questions about things that nobody mentioned.
+Most of LOCOMO's unanswerable questions ask about one speaker what the other one said. These signals detect that.
+They help little with questions about things that nobody mentioned.
 """
 
 from __future__ import annotations

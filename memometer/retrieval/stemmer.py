@@ -39,7 +39,7 @@ def stem(word: str) -> str:
 
 
 def _consonants(word: str) -> list[bool]:
-    """For each letter whether it is a consonant; `y` is one at the start and after a vowel."""
+    """Return for each letter True if it is a consonant; `y` is one at the start and after a vowel."""
     found: list[bool] = []
     for letter in word:
         found.append(letter not in "aeiou" and (letter != "y" or not found or not found[-1]))
@@ -47,7 +47,7 @@ def _consonants(word: str) -> list[bool]:
 
 
 def _measure(word: str) -> int:
-    """How often a consonant follows a vowel."""
+    """Count the consonants that follow a vowel."""
     kinds = _consonants(word)
     return sum(after and not before for before, after in pairwise(kinds))
 
@@ -61,7 +61,8 @@ def _double_consonant(word: str) -> bool:
 
 
 def _short(word: str) -> bool:
-    """Whether it ends in consonant, vowel, consonant other than w, x and y; or is vowel and consonant."""
+    """Return True if a stem is a vowel and a consonant, or ends in consonant, vowel, consonant other than w, x and
+    y."""
     kinds = _consonants(word)
     if len(word) == 2:
         return kinds == [False, True]

@@ -33,7 +33,7 @@ VERDICT_FIELDS = ("judge", "prompt", "label")
 
 
 class RunFolderError(UserError, ValueError):
-    """The folder cannot be used as asked. The message is one sentence for the user."""
+    """The folder cannot be used for the command. The message is one sentence for the user."""
 
 
 def needs_verdict(record: Record) -> bool:

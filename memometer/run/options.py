@@ -76,11 +76,11 @@ def _restored(value: Any, hint: Any) -> Any:
 
 @contextmanager
 def option_errors(prefix: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Turn errors of a library into an OptionError.
+    """Convert errors of a library to an OptionError.
 
     Args:
         prefix: The start of the message, such as `--program: `.
-        kinds: The exceptions to turn; by default ValueError. Without a prefix a UserError stays as it is.
+        kinds: The exceptions to convert; by default ValueError. Without a prefix a UserError stays as it is.
     """
     caught = kinds or (ValueError,)
     try:

@@ -8,9 +8,9 @@ from typing import Any, TextIO
 
 
 def bar(iterable: Any = None, **options: Any) -> Any:
-    """tqdm's bar, which goes on counting when nobody reads standard error any more (`2>&1 | head`).
+    """Create a tqdm bar that also works after standard error was closed (`2>&1 | head`).
 
-    tqdm keeps its lock when a write fails, and whoever moves or closes a bar then waits for ever.
+    When a write fails, tqdm does not release its lock, and the next update of a bar would block.
     """
     from tqdm import tqdm
 
@@ -37,7 +37,7 @@ def time_left(seconds: float, done: int, total: int) -> str:
 
 
 class Unread:
-    """A stream whose reader may go away; from then on what is written goes nowhere."""
+    """A stream that ignores all output after its reader was closed."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -22,12 +22,12 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 def read(path: Path, kind: type[OptionsT], *, required: str = "") -> tuple[OptionsT, dict[str, str]]:
-    """Read what a run was started with.
+    """Read the options and the identity that a run was started with.
 
     Args:
         path: The run folder.
         kind: The options class of the command.
-        required: A key that the saved options must have; it tells the runs of this command from those of another.
+        required: A key that the saved options must have; other commands do not have it.
 
     Returns:
         The options and the identity as they were saved.

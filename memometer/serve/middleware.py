@@ -60,7 +60,7 @@ class RateLimiter:
         self._buckets: LRUCache[str, tuple[float, float]] = LRUCache(MAX_CALLERS)
 
     def allows(self, caller: str) -> bool:
-        """Return whether a caller may send a request now, and count it if so."""
+        """Return True if a caller may send a request now, and count the request."""
         if not self._per_second:
             return True
         now = self._now()

@@ -49,7 +49,7 @@ class IdleConsolidation:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Stop; a running consolidation is finished first."""
+        """Finish a running consolidation, then stop."""
         with self._changed:
             self._stopped = True
             self._changed.notify()

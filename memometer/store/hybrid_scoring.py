@@ -65,7 +65,7 @@ SEED = Weights(
     lexical=0.0, dense=0.5, recency=0.3, recency_days=10.0, importance=0.2, decay=0.95,
     neighbours=0.0, merge_above=0.85, prune_below=0.1, prune_after_days=30.0, prune_uses=2,
 )  # fmt: skip
-"""Weights of this project's original idea, for comparison."""
+"""Weights of the first version of this project, for comparison."""
 
 NAMED = {"default": DEFAULT, "seed": SEED}
 

@@ -339,7 +339,7 @@ class Store(ABC):
         return chosen
 
     def consolidate(self, scope: str, *, at: float, weights: Weights = DEFAULT) -> Consolidated:
-        """Merge near-duplicates and archive what has decayed. Nothing is deleted; a second call changes nothing.
+        """Merge near-duplicates and archive decayed episodes. Nothing is deleted; a second call changes nothing.
 
         Args:
             scope: scope to consolidate.

@@ -1,4 +1,4 @@
-"""The token-aware adaptive memory: it keeps every turn, ranks by learned weights, and packs the budget exactly."""
+"""The token-aware adaptive memory: all turns, a learned ranking, and an exact budget."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from memometer.memory import Memory, Recall, State
 
 
 class NoMemory(Memory[State]):
-    """The question alone. Its score shows what a reader guesses or knows already."""
+    """Shows the question without any memory. Its score shows how much a reader guesses or already knows."""
 
     def recall(self, state: State, question: str, budget_tokens: int) -> Recall:
         return Recall()
@@ -36,7 +36,8 @@ class RevealedState(State):
 
 
 class Oracle(Memory[RevealedState]):
-    """The gold evidence turns, as many as the budget holds: the upper limit that the reader sets for any memory.
+    """Shows the gold evidence turns that fit the budget. Its score is the upper limit for a memory with this
+    reader.
 
     It is the only system that sees evidence labels. The evaluation loop passes them with `reveal`.
     """
@@ -44,7 +45,7 @@ class Oracle(Memory[RevealedState]):
     state_type = RevealedState
 
     def reveal(self, state: State, evidence: Collection[str]) -> RevealedState:
-        """The state from which one question is recalled."""
+        """Return the state for one question, with its evidence."""
         positions = [position for position, turn in enumerate(state.turns) if turn.id in evidence]
         return RevealedState(state.turns, state.lines, state.line_tokens, state.header_tokens, evidence=positions)
 

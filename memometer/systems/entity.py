@@ -1,4 +1,5 @@
-"""Entity memory: facts that a model extracts about people, places and things, found by the names in the question."""
+"""Entity memory: facts that a model extracts about people, places and things, and recalls by the names in the
+question."""
 
 from __future__ import annotations
 

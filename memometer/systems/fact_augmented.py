@@ -1,7 +1,8 @@
 """The adaptive memory with facts that a model extracts from each session, as additional keys to their source turns.
 
-Turns are still what is stored and shown; a fact states their content in other words, or with its date. At equal total
-tokens this has not paid for its model calls (docs/experiments.md).
+The memory still stores and shows turns. A fact restates a turn in other words, or with its date, so that more
+questions
+match it. At equal total tokens the facts have not been worth their model calls (docs/experiments.md).
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The whole conversation as context: a baseline that most published memories do not reach."""
+"""The whole conversation as context. Most published memory systems score below this baseline."""
 
 from memometer.budget import show
 from memometer.memory import BudgetTooSmall, Memory, Recall, State
 
 
 class FullContext(Memory[State]):
-    """Shows every turn, or raises BudgetTooSmall; a truncated context would be another system."""
+    """Shows every turn. Raises BudgetTooSmall instead of truncating the conversation."""
 
     shows_everything = True
 

@@ -1,4 +1,4 @@
-"""Knowledge graph: triples that a model extracts, found by steps from the entities in the question."""
+"""Knowledge graph: triples that a model extracts, recalled by their distance from the entities in the question."""
 
 from __future__ import annotations
 

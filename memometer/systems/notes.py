@@ -1,7 +1,7 @@
 """The base of memories that a language model writes: notes, and the parsing of replies.
 
-Small models do not keep to a form, so replies are parsed line by line and unparseable lines are dropped. A bad reply
-costs facts, never the run. A failed call raises.
+Small models often ignore the requested format, so replies are parsed line by line and unparseable lines are dropped. A
+bad reply loses facts but does not end the run. A failed call raises an error.
 """
 
 from __future__ import annotations

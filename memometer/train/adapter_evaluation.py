@@ -53,10 +53,10 @@ STYLE = (
     "already. Several things are separated by commas. A date is written like 7 May 2023, and a day that is told "
     "relative to another like the week before 7 May 2023. What is only likely is answered with Likely yes or Likely no."
 )
-"""The style of LOCOMO's gold answers, for a model that was not trained on any. The wording is part of the results."""
+"""A description of LOCOMO's gold answers, for a model without training. Results depend on its exact wording."""
 
 LIKELIHOOD_QUESTIONS = 16
-"""Number of questions whose gold reply's log-probability is measured."""
+"""Number of gold replies whose log-probability is measured."""
 
 
 class Evaluation:

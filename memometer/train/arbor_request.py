@@ -15,7 +15,7 @@ from memometer.train.options import Hyperparameters
 
 VERSION = "0.2.17"
 SPARE_STEPS = 2
-"""Extra steps in the request. After its last step the trainer answers no checkpoint request any more."""
+"""Additional steps in the request, because the trainer ignores checkpoint requests after its last step."""
 
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 """The linear layers of Llama, Qwen and Mistral. Arbor needs their names and does not know "all-linear"."""

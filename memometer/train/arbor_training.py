@@ -1,9 +1,9 @@
 """GRPO on an Arbor server.
 
 Prompts go to the job's own model, its completions are graded here, and the groups are submitted to the trainer. The
-server keeps no history, so the run folder does: arbor.json names the job, steps.jsonl has every submitted group, and
-each checkpoint is copied here at once. A killed run continues its job while the server still has it. Otherwise a new
-job starts from the newest checkpoint with the prompts that it has not seen.
+server stores no history, so the run folder stores it: arbor.json names the job, steps.jsonl has every submitted group,
+and each checkpoint is copied here at once. A killed run continues its job while the server still has it. Otherwise a
+new job starts from the newest checkpoint with the prompts that it has not seen.
 
 The weights of the server's model lag one step behind: Arbor requests a batch before it has learned from the last one.
 """

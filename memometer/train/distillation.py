@@ -1,4 +1,5 @@
-"""A teacher model's replies to the training prompts. Each prompt is asked once; correct replies are learned."""
+"""A teacher model's replies to the training prompts. Each prompt is sent once; correct replies become training
+targets."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from memometer.train.plan import TrainingPlan
 from memometer.train.reward import grade
 
 MIN_REWARD = 0.5
-"""Smallest reward of a reply that is learned: a mostly right answer, or a right abstention."""
+"""Minimum reward of a reply that is used for training: a mostly right answer, or a right abstention."""
 FAILED_SHARE = 0.05
 """Share of failed calls that stops the training."""
 

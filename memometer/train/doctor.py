@@ -201,7 +201,7 @@ class Doctor:
     # ------------------------------------------------------------ one step without the model
 
     def _smoke_test(self) -> Iterator[Finding]:
-        """From the data to the trainer's input: a prompt, four replies, their rewards, and the request."""
+        """Check the steps before the trainer: a prompt, four replies, their rewards, and the request."""
         try:
             prefix, prompt, rewards = smoke_test.example_group(self.options)
         except (UserError, ValueError, KeyError) as error:

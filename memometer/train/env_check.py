@@ -24,7 +24,7 @@ ARBOR = "arbor-ai"
 CHECKED = ("arbor-ai", "trl", "vllm", "transformers", "peft", "accelerate", "deepspeed", "dspy", "datasets")
 """Packages whose requirements are compared with the installed versions."""
 CRITICAL = {*CHECKED, "torch", "openai"}
-"""Packages whose version decides whether the others can be imported."""
+"""Packages whose version decides if the others can be imported."""
 
 
 class Environment:

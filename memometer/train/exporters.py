@@ -24,7 +24,7 @@ LOSSES = {
     "dr_grpo": "seq-mean-token-sum-norm",
     "grpo": "seq-mean-token-mean",
 }
-"""Our names of losses, and verl's names of their aggregation of token losses."""
+"""Loss name in memometer -> name in verl of the aggregation of token losses."""
 
 PACKAGE = "memometer_reading"
 """The name of the exported taskset package."""

@@ -231,7 +231,8 @@ def four_bits(dtype: Any) -> Any:
 
 
 def dense_source(name: str, *, log: Callable[[str], None] = eprint) -> str:
-    """Return what transformers loads for a model name: the name itself, or the folder of the converted GGUF.
+    """Return the name or folder that transformers loads for a model: the name itself, or the folder of the
+    converted GGUF.
 
     Raises:
         UserError: The folder does not exist, or the embedded weights are not available.
@@ -277,7 +278,7 @@ def prompt_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[in
 
 
 def as_trained(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]] | str:
-    """Return a prompt as TRL takes it: messages if the model has a chat template, otherwise plain text."""
+    """Return a prompt in the form that TRL accepts: messages if the model has a chat template, otherwise plain text."""
     return [dict(message) for message in messages] if tokenizer.chat_template else plain_text(messages)
 
 
@@ -294,7 +295,7 @@ def plain_text(messages: Sequence[Mapping[str, str]]) -> str:
 
 
 def explain_load_error(name: str, error: BaseException) -> str:
-    """Return one sentence on why a model cannot be loaded and what to do."""
+    """Return one sentence with the reason why a model cannot be loaded, and the next step."""
     if "attn" in str(error) or "flash" in str(error).lower():
         return f"--attn is not available here ({_first_line(error)}); leave it out."
     return (

@@ -91,7 +91,7 @@ def reward_hacking_alarm(steps: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _rise(early: Sequence[float], late: Sequence[float]) -> tuple[float, float]:
-    """(difference of the means, the same in standard errors)."""
+    """Return the difference of the means, and the same in standard errors."""
     difference = fmean(late) - fmean(early)
     error = sum(sum((x - fmean(part)) ** 2 for x in part) / (len(part) - 1) / len(part) for part in (early, late))
     return difference, difference / error**0.5 if error > 0 else (float("inf") if difference > 0 else 0.0)

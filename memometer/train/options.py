@@ -1,6 +1,6 @@
 """Options of a training run: the flags of train.py, and the hyperparameters with their recipes.
 
-The recipe `seed` has the values that the project started with. `current` follows current practice: no KL term (Dr.
+The recipe `seed` has the original values of this project. `current` follows current practice: no KL term (Dr.
 GRPO, DAPO; TRL's default), LoRA on all linear layers with a small rank (Schulman et al., LoRA Without Regret, 2025),
 groups of eight or more completions, and short completions.
 """

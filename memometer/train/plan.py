@@ -1,4 +1,4 @@
-"""The plan of a training: options, hyperparameters and prompts, settled before a model is loaded.
+"""The plan of a training: options, hyperparameters and prompts, fixed before a model is loaded.
 
 A backend carries the plan out in a training folder:
 
@@ -72,7 +72,7 @@ class TrainingPlan:
 
     @property
     def dataset_kind(self) -> str:
-        """The kind of all data ever trained on; empty if the benchmark's own data are among them."""
+        """The kind of the training data, those of the adapter included; empty if any are the benchmark's own."""
         return self.data.kind if all(notes["stand_in"] for notes in self.sources) else ""
 
     @property
@@ -230,9 +230,9 @@ def announcement(plan: TrainingPlan) -> list[str]:
 # ---------------------------------------------------------------- carrying it out
 
 WITHOUT_EFFECT = ("no_mlflow", "arbor_url", "push_to_hub", "output_dir", "cost_limit")
-"""Options that do not change what is trained."""
+"""Options that do not affect the trained weights."""
 UNRELATED = ("doctor", "env_check", "gpu_memory", "smoke_test", "exporters", "adapter_evaluation", "runpod")
-"""Modules of this package that do not change it either."""
+"""Modules of this package that do not affect the trained weights."""
 
 
 def start(options: TrainOptions) -> Outcome:

@@ -1,4 +1,4 @@
-"""Reading prompts for training, with the facts that their reward needs. They fit any trainer.
+"""Reading prompts for training, with the facts that their reward needs. They are independent of the trainer.
 
 Each question gives one prompt per budget. A prompt is exactly what the evaluation shows to a reader that always asks
 for more: the same messages, line numbers and offers. Only conversations that the caller passes are used.

@@ -84,7 +84,7 @@ class RunPod:
             raise PodError("RunPod rejects the key in RUNPOD_API_KEY; create another one in its console.") from error
         except (RunPodError, ValueError, KeyError, TypeError, requests.RequestException) as error:
             message = " ".join(str(error).split())[:300].replace(self._client.api_key, "[key]")
-            raise PodError(f"RunPod did not do {function}: {message}") from error
+            raise PodError(f"RunPod did not execute {function}: {message}") from error
 
     def offer(self, gpu: str, gpus: int) -> Offer:
         """Return the cheapest kind of GPU whose id or name contains `gpu`.
@@ -199,7 +199,8 @@ def read_public_key(private: Path) -> str:
 def rent(account: RunPod, offer: Offer, request: Record, path: Path, *, max_price: float, deadline: float) -> Record:
     """Rent a machine.
 
-    The file at `path` names the machine before RunPod is asked for it, and has its id when this function returns.
+    The file at `path` has the name of the machine before the request is sent, and its id when this function
+    returns.
 
     Raises:
         PodError: The machine cannot be rented, or costs more than `max_price` dollars per hour. Nothing stays rented.
@@ -293,7 +294,8 @@ READY = "ready"
 
 
 def _state(pod: Record | None, record: Record, path: Path, key: Path) -> str:
-    """READY or a sentence on what is still missing. Adds the address to `record` as soon as it is known."""
+    """Return READY, or a sentence that describes the missing step. Adds the address to `record` as soon as it is
+    known."""
     if pod is None or pod.get("desiredStatus") in ("EXITED", "TERMINATED", "DEAD"):
         raise PodError(f"The machine {record['pod']} ended before its server answered; rent another one.")
     ports = (pod.get("runtime") or {}).get("ports") or ()
