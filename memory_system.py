@@ -3,8 +3,7 @@
 The memory works in five steps:
 
 1. A conversation is a list of turns. Its remembered content is a value, a `State`, that the caller holds. So one
-memory
-serves many conversations, threads and optimiser runs at the same time.
+   memory serves many conversations, threads and optimiser runs at the same time.
 2. `observe` writes turns into the state and calls no model. It stores each turn word for word, and writes the resolved
    day behind each relative date. It also updates an index of words, speakers, dates and, with an encoder, token
    vectors.

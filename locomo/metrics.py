@@ -17,9 +17,8 @@ ABSTAIN_FIRST, TRAP_FIRST = "abstain-first", "trap-first"
 def official_f1(question: Question, prediction: str) -> float:
     """The official score of an answer, 0 to 1.
 
-    In category 1, gold answer and prediction are split at commas. The score is the mean over the parts of the gold
-    answer
-    of the best F1 with a part of the prediction.
+    In category 1, gold answer and prediction are split at commas. The score is the mean over the gold parts of the
+    best F1 with a part of the prediction.
     Category 3 compares with the gold up to its first semicolon. Category 5 is 1.0 for an abstention, otherwise 0.0.
     """
     if question.gold is None:
@@ -46,8 +45,7 @@ def options(question: Question, order: str) -> str:
 
 
 def chosen_option(question: Question, order: str, reply: str) -> str:
-    """Return the answer that a reply chooses. A single letter chooses the option with that letter, as in the
-    official code."""
+    """Return the answer that a reply chooses. A single letter chooses the option of that letter."""
     if order == FREE:
         return reply
     first, second = _option_texts(question, order)

@@ -65,7 +65,7 @@ STOPPED = 4
 
 
 def usage() -> str:
-    """The text of `memometer --help`."""
+    """Return the text of `memometer --help`."""
     lines = ["usage: memometer COMMAND [OPTIONS]", "       memometer --version", ""]
     for group, commands in COMMANDS.items():
         lines += [f"{group}:", *(f"  {name:<16}{help}" for name, (_, help) in commands.items()), ""]

@@ -99,7 +99,7 @@ def test_a_program_is_not_asked_what_it_was_made_from(tmp_path: Path) -> None:
     program_file.save(MemorySystem(rounds=1).read, path, {"trained_on": ["conv-26"], "selected_on": ["conv-47"]})
     with pytest.raises(program_file.ProgramError, match="conv-26"):
         program_file.load_for(path, ["conv-26", "conv-42"])
-    assert "conv-26" in program_file.load_for(path, ["conv-26"], stand_in=True)[1]
+    assert "conv-26" in program_file.load_for(path, ["conv-26"], unofficial_data=True)[1]
     assert "conv-47" in program_file.load_for(path, ["conv-47"])[1]
     assert program_file.load_for(path, ["conv-42"])[1] == ""
 

@@ -16,7 +16,7 @@ ABSTENTION = "No information available"
 
 
 def normalize(text: str) -> list[str]:
-    """Tokens for token F1: lower case, without commas, punctuation, articles and `and`, Porter-stemmed."""
+    """Return the tokens for token F1: lower case, without commas, punctuation, articles and `and`, Porter-stemmed."""
     text = text.replace(",", "").lower()
     text = "".join(character for character in text if character not in string.punctuation)
     text = re.sub(r"\b(a|an|the|and)\b", " ", text)
@@ -45,7 +45,7 @@ def evidence_recall(evidence: Sequence[str], shown: Collection[str]) -> float | 
 
 
 def comparable(text: object) -> str:
-    """A text in the form in which texts of two files are compared.
+    """Return a text in a normal form, for the comparison of texts from two files.
 
     NFKC, without zero-width characters, case-folded, one space between words. Published files often lack the
     zero-width characters of the original.

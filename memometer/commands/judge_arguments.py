@@ -81,5 +81,5 @@ def load_judge(args: argparse.Namespace) -> tuple[Model, Judge]:
 
 
 def judge_threads(args: argparse.Namespace) -> int:
-    """Number of concurrent calls; an embedded model uses all processor cores alone."""
+    """Return the number of concurrent calls: 1 for an embedded model, because one call uses all cores."""
     return args.num_threads or (1 if args.judge_model.startswith("embedded:") else 4)

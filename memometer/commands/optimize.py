@@ -62,7 +62,7 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
         "--num-validation",
         type=positive,
         metavar="N",
-        help="selection questions; as many confirm (default: --num-examples)",
+        help="selection questions, and as many to confirm (default: --num-examples)",
     )
     add("--max-demos", type=count, metavar="N", help="examples to add at most (default 0; bootstrap 2)")
     add("--budget-tokens", type=positive, metavar="N", help="tokens of memory in a prompt (default 512)")

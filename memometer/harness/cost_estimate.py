@@ -39,8 +39,8 @@ def estimate(
     Returns:
         Calls, tokens and dollars in words.
     """
-    asked = {task.key: f"{task.question.text} {task.question.options(task.option_order)}" for task in tasks}
-    longest = max(asked.values(), key=len, default="")
+    texts = {task.key: f"{task.question.text} {task.question.options(task.option_order)}" for task in tasks}
+    longest = max(texts.values(), key=len, default="")
     overhead = {name: prompt_overhead(model, longest, reader) for name, reader in readers.items()}
     rounds = {
         name: 0 if isinstance(reader, RefusingReader) else max(1, reader.rounds) for name, reader in readers.items()

@@ -109,7 +109,7 @@ def fit(
 
 def folds(
     data: Dataset,
-    asked: Sequence[str],
+    conversation_ids: Sequence[str],
     encoder: TokenEncoder | None = None,
     *,
     among: Sequence[Conversation] | None = None,
@@ -118,7 +118,7 @@ def folds(
 
     Args:
         data: The data.
-        asked: Ids of the conversations that need weights.
+        conversation_ids: Ids of the conversations that need weights.
         encoder: With an encoder the folds have two conversations and fitting takes a quarter of an hour; without one
             every conversation is a fold and fitting takes minutes.
         among: The conversations to fit on; by default all.
@@ -143,7 +143,7 @@ def folds(
     folder.mkdir(parents=True, exist_ok=True)
     n = -(-len(pool) // HELD_OUT_TOGETHER) if encoder else len(pool)
     groups = [pool[i::n] for i in range(n)]
-    wanted = [group for group in groups if any(conversation.id in asked for conversation in group)]
+    wanted = [group for group in groups if any(conversation.id in conversation_ids for conversation in group)]
     training_examples: dict[str, TrainingExample] | None = None
     weights: dict[str, Weights] = {}
     for group in progress.bar(wanted, desc="fitting the ranking", unit="fold", leave=False):

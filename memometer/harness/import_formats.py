@@ -66,7 +66,7 @@ def at(value: Any, path: str) -> Iterator[Any]:
 
 
 def first(value: Any, path: str) -> Any:
-    """The first value at a path, or None."""
+    """Return the first value at a path, or None."""
     return next(at(value, path), None)
 
 

@@ -79,8 +79,8 @@ def plan_tasks(
 
     return [
         Task(system, budget, question, order)
-        for _, asked in groupby(questions, key=lambda question: question.conversation)
-        for asked_here in [list(asked)]
+        for _, group in groupby(questions, key=lambda question: question.conversation)
+        for asked_here in [list(group)]
         for system, memory in memories.items()
         for budget in budgets_of(memory)
         for question in asked_here

@@ -182,7 +182,7 @@ class Plan:
     # ------------------------------------------------------------ identity
 
     def answer_prompts(self) -> dict[str, str]:
-        """System -> a digest of its reader's instructions and examples; empty if no model is called."""
+        """Return for each system a digest of its reader's instructions and examples; empty if no model is called."""
         if self.models.reader is None:
             return {}
         read = {name: reader.read for name, reader in self.systems.readers.items()}
@@ -192,7 +192,7 @@ class Plan:
         }
 
     def identity(self) -> dict[str, str]:
-        """Name -> digest of everything that must be equal for two answers to belong to one run."""
+        """Return digests by name of all settings that must be the same for every answer of a run."""
         identity = {
             "configuration": digest(self.options.as_json()),
             "data": self.data.sha256,
@@ -300,7 +300,7 @@ def _load_program(
             options.program,
             [conversation.id for conversation in conversations],
             judge=models.judge_model.name if models.judge_model else "",
-            stand_in=bool(data.kind),
+            unofficial_data=bool(data.kind),
         )
 
 

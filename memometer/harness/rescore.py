@@ -27,7 +27,7 @@ from memometer.report.judge_tables import sensitivity_table
 from memometer.report.results import Results, read_results
 from memometer.report.write import write_results
 from memometer.run import progress, test_set_usage
-from memometer.run.folder import Key, Record, RunFolder, RunFolderError, asked_of, latest
+from memometer.run.folder import Key, Record, RunFolder, RunFolderError, evaluation_options, latest
 from memometer.run.interrupts import stopping
 from memometer.run.progress import eprint
 
@@ -50,7 +50,7 @@ def planned(folder: RunFolder, data: Dataset, records: Sequence[Record]) -> list
     Returns:
         The keys, ordered by system and budget, then question.
     """
-    options = EvaluateOptions.of_saved(asked_of(folder.manifest, folder.path))
+    options = EvaluateOptions.of_saved(evaluation_options(folder.manifest, folder.path))
     asked = {record["question_id"] for record in records}
     if folder.manifest["config"].get("split"):
         questions = chosen_questions(options, data)
@@ -260,7 +260,7 @@ class Rescoring:
             print(f"{self.data.prefix}{line}", flush=True)
 
     def _check(self, folder: RunFolder) -> None:
-        asked_of(folder.manifest, folder.path)
+        evaluation_options(folder.manifest, folder.path)
         _earlier_results(folder)  # fails on a damaged file before any call costs money
         digest = folder.manifest["identity"].get("data")
         if digest and digest != self.data.sha256:

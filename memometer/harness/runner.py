@@ -183,8 +183,7 @@ class Runner:
             return self._finish(folder, fatal, stopped=stopped)
 
     def _calibrate_judge(self, folder: RunFolder, stop: threading.Event) -> str:
-        """Find or measure the judge's calibration. Returns the reason why no call to it can succeed, or an empty
-        text."""
+        """Find or measure the judge's calibration. Returns the reason if no call to it can succeed."""
         calibrator = self.plan.models.calibrator
         if calibrator is None or self.plan.options.no_calibration:
             return ""
@@ -218,8 +217,7 @@ class Runner:
             ) from error
 
     def _num_threads(self, model: Model | None) -> int:
-        """Return the number of concurrent calls. One call of an embedded model, or one ranking, already uses all
-        cores."""
+        """Return the number of concurrent calls. An embedded model or a ranking uses all cores for one."""
         if model is None:
             return 1
         return self.plan.options.num_threads or (1 if model.name.startswith("embedded:") else 4)

@@ -240,6 +240,6 @@ class StoredLM(BoundedRetryLM):
         )
 
 
-def at_fault_itself(error: BaseException) -> bool:
+def caused_by_program(error: BaseException) -> bool:
     """Return True if the program caused an error: its prompt is too long, or its reply does not parse."""
     return isinstance(error, AdapterParseError | ContextWindowExceededError)

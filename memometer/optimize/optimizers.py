@@ -1,8 +1,7 @@
 """DSPy's optimizers with settings that fit the data: the number of calls, and the candidates that they return.
 
 All optimizers learn from training questions. All but SIMBA, which does not accept them, also get selection
-questions.
-None gets a question of a held-out conversation. `--auto` sets their sizes:
+questions. None gets a question of a held-out conversation. `--auto` sets their sizes:
 
             light   medium   heavy
 simba       3 x 2   4 x 4    6 x 8     candidates x steps; a batch has 32 questions, or all

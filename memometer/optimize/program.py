@@ -15,7 +15,7 @@ from memometer.benchmarks.protocol import Conversation, Question
 from memometer.benchmarks.reward import Reply
 from memometer.models.errors import describe
 from memometer.models.plain_adapter import PlainAdapter
-from memometer.models.replay_cache import CallStore, SearchStopped, at_fault_itself
+from memometer.models.replay_cache import CallStore, SearchStopped, caused_by_program
 from memometer.reader.multi_round import QuestionBudgetTooSmall
 from memometer.reader.reader import Reader
 from memometer.run.environment import digest
@@ -116,7 +116,7 @@ class SharedContext:
             except QuestionBudgetTooSmall:
                 pass  # instructions and examples leave no room for memory: the empty answer gets its score
             except Exception as error:  # sorted below: the program's own, the provider's, or a fault of this project
-                if not at_fault_itself(error):
+                if not caused_by_program(error):
                     if not isinstance(error, LMError):  # the search must not learn from a fault of this project
                         raise SearchStopped(f"the memory failed: {describe(error)}", outcome="failed") from error
                     failed = describe(error)

@@ -111,14 +111,16 @@ def load(path: Path) -> Program:
     return Program(state, rounds, notes)
 
 
-def load_for(path: Path, asked: Collection[str], *, judge: str = "", stand_in: bool = False) -> tuple[Program, str]:
+def load_for(
+    path: Path, conversation_ids: Collection[str], *, judge: str = "", unofficial_data: bool = False
+) -> tuple[Program, str]:
     """Load a program for the evaluation of some conversations.
 
     Args:
         path: the file.
-        asked: the conversations that are evaluated.
+        conversation_ids: the conversations that are evaluated.
         judge: the judge model.
-        stand_in: True for sample or synthetic data, for which an overlap is reported but allowed.
+        unofficial_data: True for sample or synthetic data, for which an overlap is reported but allowed.
 
     Returns:
         The program, and a notice about overlaps, or an empty string.
@@ -129,13 +131,13 @@ def load_for(path: Path, asked: Collection[str], *, judge: str = "", stand_in: b
     program = load(path)
     if judge and judge == program.notes.get("judge"):
         raise ProgramError(f"the program was optimised with {judge} as judge; use another --judge-model, or none.")
-    if seen := sorted(set(asked) & set(program.trained_on)):
-        if not stand_in:
+    if seen := sorted(set(conversation_ids) & set(program.trained_on)):
+        if not unofficial_data:
             raise ProgramError(
                 f"the program was derived from {', '.join(seen)}, evaluated here; choose other conversations."
             )
         return program, f"The program was derived from {', '.join(seen)}, evaluated here."
-    if seen := sorted(set(asked) & set(program.selected_on)):
+    if seen := sorted(set(conversation_ids) & set(program.selected_on)):
         return program, f"The program was selected on {', '.join(seen)}, evaluated here."
     return program, ""
 

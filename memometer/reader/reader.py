@@ -1,4 +1,4 @@
-"""The reader: DSPy's language model answers a question from what a memory recalls, in one call or several."""
+"""The reader: DSPy's language model answers a question from recalled turns, in one call or several."""
 
 from __future__ import annotations
 

@@ -255,8 +255,7 @@ def trace_dspy() -> None:
     from mlflow.dspy.callback import MlflowCallback
 
     class RedactingCallback(MlflowCallback):
-        """MLflow's callback, but with secrets removed from exceptions, because a provider may repeat a key in an
-        error."""
+        """MLflow's callback, without the secrets that a provider may repeat in an error message."""
 
         def on_module_end(self, call_id: str, outputs: Any, exception: Exception | None = None) -> None:
             super().on_module_end(call_id, outputs, _redacted(exception))

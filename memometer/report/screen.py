@@ -19,8 +19,7 @@ MAX_PAIRS = 5
 
 
 def screen_parts(summary: Summary, *, notes: Sequence[str] = (), rest: str) -> list[Table | str]:
-    """Choose what fits a screen: the main table, the most important pairs, the warnings, and a reference to the
-    other tables.
+    """Choose what fits a screen: the main table, the most important pairs, the warnings, and a link to the rest.
 
     Args:
         summary: The results of the run.

@@ -25,7 +25,7 @@ from memometer.report.results import Results, Run, compute_results, read_results
 from memometer.report.screen import screen_parts
 from memometer.report.summary import summarize
 from memometer.report.tables import all_parts, main_table
-from memometer.run.folder import Key, RunFolder, RunFolderError, asked_of
+from memometer.run.folder import Key, RunFolder, RunFolderError, evaluation_options
 
 SCRIPTS = ("data.js", "parts.js", "plots.js", "tables.js", "detail.js", "questions.js", "page.js")
 
@@ -44,7 +44,7 @@ def data_of(path: Path, manifest: Mapping[str, Any]) -> Dataset:
         RunFolderError: The data cannot be read, or is not the data of the run.
     """
     try:
-        config = asked_of(manifest, path)
+        config = evaluation_options(manifest, path)
         data = benchmarks.load(config.get("benchmark")).load(config.get("data"))
     except ValueError as error:
         raise RunFolderError(f"the data of {path} cannot be read: {error}") from error

@@ -61,8 +61,7 @@ def _double_consonant(word: str) -> bool:
 
 
 def _short(word: str) -> bool:
-    """Return True if a stem is a vowel and a consonant, or ends in consonant, vowel, consonant other than w, x and
-    y."""
+    """Return True if a stem is a vowel and a consonant, or ends in consonant, vowel, consonant (not w, x, y)."""
     kinds = _consonants(word)
     if len(word) == 2:
         return kinds == [False, True]

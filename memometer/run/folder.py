@@ -209,7 +209,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise RunFolderError(f"{path / 'manifest.json'} is damaged ({error!r}); start a new run.") from error
 
 
-def asked_of(manifest: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def evaluation_options(manifest: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The options of an evaluation or of imported results.
 
     Args:

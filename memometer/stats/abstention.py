@@ -18,7 +18,7 @@ from memometer.benchmarks.metrics import abstains
 from memometer.benchmarks.protocol import Question
 from memometer.errors import UserError
 from memometer.reader.abstention import AbstentionRule, AbstentionSignals
-from memometer.run.folder import Record, asked_of, failed, is_answered, latest, read_manifest, read_records
+from memometer.run.folder import Record, evaluation_options, failed, is_answered, latest, read_manifest, read_records
 
 Results = dict[str, Any]
 Pairs = Sequence[tuple[Question, Record]]
@@ -202,7 +202,7 @@ def fit_run(path: Path, *, system: str, false_abstention: float) -> tuple[Absten
     Raises:
         UserError: The run or its data cannot be read, or has no questions of both kinds.
     """
-    config = asked_of(read_manifest(path), path)
+    config = evaluation_options(read_manifest(path), path)
     data = benchmarks.load(config.get("benchmark")).load(config.get("data"))
     split = config["split"].rpartition(":")[0] or "default"
     questions = {q.id: q for conversation in data.part(f"{split}:validation") for q in conversation.questions}

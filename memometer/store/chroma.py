@@ -2,8 +2,8 @@
 
 Chroma has no BM25 and its vector index is approximate. Therefore a scope is read whole into this process and ranked
 there like in every other store. It is read again when its change number differs; every change writes a new random
-number.
-Chroma has no transactions: acknowledged episodes survive a kill, but a killed consolidation may be written in part.
+number. Chroma has no transactions: acknowledged episodes survive a kill, but a killed consolidation may be written in
+part.
 """
 
 from __future__ import annotations

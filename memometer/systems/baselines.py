@@ -36,8 +36,7 @@ class RevealedState(State):
 
 
 class Oracle(Memory[RevealedState]):
-    """Shows the gold evidence turns that fit the budget. Its score is the upper limit for a memory with this
-    reader.
+    """Shows the gold evidence turns that fit the budget. Its score is an upper limit for memories.
 
     It is the only system that sees evidence labels. The evaluation loop passes them with `reveal`.
     """

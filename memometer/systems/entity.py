@@ -1,5 +1,4 @@
-"""Entity memory: facts that a model extracts about people, places and things, and recalls by the names in the
-question."""
+"""Entity memory: facts that a model extracts about people, places and things, and recalls by name."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """The adaptive memory with facts that a model extracts from each session, as additional keys to their source turns.
 
 The memory still stores and shows turns. A fact restates a turn in other words, or with its date, so that more
-questions
-match it. At equal total tokens the facts have not been worth their model calls (docs/experiments.md).
+questions match it. At equal total tokens the facts have not been worth their model calls (docs/experiments.md).
 """
 
 from __future__ import annotations

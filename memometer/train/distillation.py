@@ -1,5 +1,4 @@
-"""A teacher model's replies to the training prompts. Each prompt is sent once; correct replies become training
-targets."""
+"""A teacher model's replies to the training prompts. Each prompt is sent once; correct replies become targets."""
 
 from __future__ import annotations
 

@@ -231,8 +231,7 @@ def four_bits(dtype: Any) -> Any:
 
 
 def dense_source(name: str, *, log: Callable[[str], None] = eprint) -> str:
-    """Return the name or folder that transformers loads for a model: the name itself, or the folder of the
-    converted GGUF.
+    """Return the name or folder that transformers loads for a model: itself, or a folder for a GGUF.
 
     Raises:
         UserError: The folder does not exist, or the embedded weights are not available.

@@ -47,7 +47,7 @@ class PodError(RuntimeError):
 
 @dataclass(frozen=True)
 class Offer:
-    """A number of GPUs of one kind, at the highest of RunPod's prices so that a price limit always holds."""
+    """A number of GPUs of one kind, with the highest of RunPod's prices, so that the actual price cannot exceed a limit."""
 
     gpu: str
     name: str
@@ -199,8 +199,7 @@ def read_public_key(private: Path) -> str:
 def rent(account: RunPod, offer: Offer, request: Record, path: Path, *, max_price: float, deadline: float) -> Record:
     """Rent a machine.
 
-    The file at `path` has the name of the machine before the request is sent, and its id when this function
-    returns.
+    The file at `path` has the name of the machine before the request is sent, and then its id.
 
     Raises:
         PodError: The machine cannot be rented, or costs more than `max_price` dollars per hour. Nothing stays rented.
@@ -294,8 +293,7 @@ READY = "ready"
 
 
 def _state(pod: Record | None, record: Record, path: Path, key: Path) -> str:
-    """Return READY, or a sentence that describes the missing step. Adds the address to `record` as soon as it is
-    known."""
+    """Return READY, or a sentence that describes the missing step. Adds the address to `record`."""
     if pod is None or pod.get("desiredStatus") in ("EXITED", "TERMINATED", "DEAD"):
         raise PodError(f"The machine {record['pod']} ended before its server answered; rent another one.")
     ports = (pod.get("runtime") or {}).get("ports") or ()
