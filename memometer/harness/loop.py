@@ -200,8 +200,8 @@ def _until(pending: deque[Future[None]], *, left: int, stop: threading.Event) ->
 
 def _blamed(problem: Exception, *, before: str = "") -> dict[str, str]:
     """The `error` of a record if a model failed, which says nothing about the memory, otherwise its `memory_error`."""
-    told = before + describe(problem)
-    return {"error": told, "memory_error": ""} if is_of_a_model(problem) else {"error": "", "memory_error": told}
+    message = before + describe(problem)
+    return {"error": message, "memory_error": ""} if is_of_a_model(problem) else {"error": "", "memory_error": message}
 
 
 NO_FAILURE = {"error": "", "memory_error": ""}

@@ -104,8 +104,8 @@ class Bert:
     def _two_layers(self, encoding: Any) -> tuple[np.ndarray, np.ndarray]:
         groups = [(slice(0, len(encoding.ids)), 1, len(encoding.ids))]
         layers = list(self._hidden(np.array(encoding.ids), groups))
-        kept = [i for i, special in enumerate(encoding.special_tokens_mask) if not special] or [0]
-        halves = [_unit(layer[kept]) for layer in (layers[-1], layers[round(len(layers) * 2 / 3) - 1])]
+        content_tokens = [i for i, special in enumerate(encoding.special_tokens_mask) if not special] or [0]
+        halves = [_unit(layer[content_tokens]) for layer in (layers[-1], layers[round(len(layers) * 2 / 3) - 1])]
         return np.concatenate(halves, axis=1), _pooled(layers[-1], groups)[0]
 
     def _encode(self, ids: list[list[int]]) -> np.ndarray:

@@ -186,8 +186,8 @@ def size(name: str, effort: str, *, train: int, validation: int, max_demos: int)
     match name:
         case "simba":
             candidates, steps = SIMBA_SIZES[effort]
-            batch, kept = min(BATCH, train), min(candidates, steps) + 1
-            return Size(steps * batch * (2 * candidates + 1) + kept * train, steps * batch, kept)
+            batch, candidates_kept = min(BATCH, train), min(candidates, steps) + 1
+            return Size(steps * batch * (2 * candidates + 1) + candidates_kept * train, steps * batch, candidates_kept)
         case "miprov2":
             n = MIPRO_CANDIDATES[effort]
             trials = int(max((4 if max_demos else 2) * math.log2(n), 1.5 * n))

@@ -52,7 +52,7 @@ def compare_systems(records: Sequence[Record], questions: Iterable[Question], pl
 def _matches(
     systems: dict[SystemKey, SystemScores], *, with_floor: bool
 ) -> dict[int, list[tuple[SystemKey, SystemKey]]]:
-    """Return the pairs to compare by budget. A system with a single budget, such as full context, is compared at every budget."""
+    """Return the pairs to compare by budget; a system with a single budget is compared at every budget."""
     budgets: dict[str, list[int]] = defaultdict(list)
     for system, budget in systems:
         budgets[system].append(budget)

@@ -157,8 +157,8 @@ class _TrainingConversation:
         n = len(self.turns.starts)
         others = rng.choice(n, min(n, turns // 2), replace=False)
         evidence = np.flatnonzero(self.evidence[questions].any(axis=0))
-        kept = np.unique(np.concatenate([evidence, near.ravel(), others]))
-        return Sample(self.questions[questions], self.turns[kept], self.evidence[np.ix_(questions, kept)])
+        competing = np.unique(np.concatenate([evidence, near.ravel(), others]))
+        return Sample(self.questions[questions], self.turns[competing], self.evidence[np.ix_(questions, competing)])
 
 
 def loss(weights: Weights, sample: Sample) -> tuple[float, Weights]:

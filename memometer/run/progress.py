@@ -32,8 +32,8 @@ def time_left(seconds: float, done: int, total: int) -> str:
     """
     left = round(seconds / done * max(0, total - done))
     hours, minutes = left // 3600, left % 3600 // 60
-    told = f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{left} s"
-    return f"About {told} remain (estimated from the first {done} answers)."
+    remaining = f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{left} s"
+    return f"About {remaining} remain (estimated from the first {done} answers)."
 
 
 class Unread:

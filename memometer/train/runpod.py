@@ -47,7 +47,7 @@ class PodError(RuntimeError):
 
 @dataclass(frozen=True)
 class Offer:
-    """A number of GPUs of one kind, with the highest of RunPod's prices, so that the actual price cannot exceed a limit."""
+    """A number of GPUs of one kind, with the highest of RunPod's prices as an upper bound."""
 
     gpu: str
     name: str
