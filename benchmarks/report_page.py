@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from memometer.report import write
-from memometer.report.follow import follow
+from memometer.report.runs_in_progress import follow
 from tests.chromium import Page, browser, program
 from tests.invented_run import invent, simulated
 

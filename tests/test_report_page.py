@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from memometer.report.follow import follow
 from memometer.report.results import Run
+from memometer.report.runs_in_progress import follow
 from memometer.report.write import write
 from memometer.run.folder import read_manifest, read_records
 from tests.chromium import Page, browser, program

@@ -20,8 +20,8 @@ import pytest
 
 from memometer.cli import main
 from memometer.report import presenter, viewer, viewer_data
-from memometer.report.follow import follow
 from memometer.report.results import Run
+from memometer.report.runs_in_progress import follow
 from memometer.report.summary import Summary, summarize
 from memometer.report.tables import all_parts, main_table
 from memometer.report.write import packed

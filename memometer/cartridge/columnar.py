@@ -99,7 +99,7 @@ class Decoder:
         """Return `count` values of the type `hint`. Raises CartridgeError if the column does not fit."""
         if name in self.given:
             if len(self.given[name]) != count:
-                raise misfit(name)
+                raise column_error(name)
             return self.given[name]
         kind, arguments = _parsed(hint)
         if kind in _NUMBERS:
@@ -111,7 +111,7 @@ class Decoder:
             try:
                 return [kind.fromisoformat(text) for text in self._strings(name, count)]
             except ValueError as error:
-                raise misfit(name) from error
+                raise column_error(name) from error
         if kind in (bytes, bytearray):
             return [kind(item) for item in self._items(name, count, {np.dtype(np.uint8)})]
         if kind is array:
@@ -132,7 +132,7 @@ class Decoder:
             items = iter(self.read(arguments[1], total, name + "[]"))
             made = [kind({next(keys): next(items) for _ in range(length)}) for length in lengths]
             if sum(map(len, made)) != total:
-                raise misfit(name)
+                raise column_error(name)
             return made
         if dataclasses.is_dataclass(kind):
             columns = {field: self.read(hint, count, f"{name}.{field}") for field, hint in fields(kind).items()}
@@ -143,7 +143,7 @@ class Decoder:
     def finish(self) -> None:
         """Raise CartridgeError if a column was not read."""
         for name in (*self._unread, *self._texts):
-            raise misfit(name)
+            raise column_error(name)
 
     def array_or_none(self, name: str) -> np.ndarray | None:
         """Return a float32 array; None if there is none."""
@@ -152,30 +152,30 @@ class Decoder:
     def _array(self, name: str, dtypes: Any) -> np.ndarray:
         """Return an array, which can be read once and has one of some dtypes."""
         if name not in self._unread:
-            raise misfit(name)
+            raise column_error(name)
         self._unread.remove(name)
         found: np.ndarray = self._arrays.get_tensor(name)
         if found.dtype not in dtypes:
-            raise misfit(name)
+            raise column_error(name)
         return found
 
     def _column(self, name: str, dtype: Any, count: int) -> np.ndarray:
         found = self._array(name, {np.dtype(dtype)})
         if found.shape != (count,):
-            raise misfit(name)
+            raise column_error(name)
         return found
 
     def _strings(self, name: str, count: int) -> list[str]:
         found = self._texts.pop(name, None)
         if not isinstance(found, list) or len(found) != count or not all(type(text) is str for text in found):
-            raise misfit(name)
+            raise column_error(name)
         return found
 
     def _lengths(self, name: str, count: int) -> tuple[list[int], int]:
         """Return the lengths of values, and their sum."""
         lengths = self._column(name + "#", np.int64, count).tolist()
         if lengths and not 0 <= min(lengths) <= max(lengths) <= 1 << 40:
-            raise misfit(name)
+            raise column_error(name)
         return lengths, sum(lengths)
 
     def _items(self, name: str, count: int, dtypes: Any) -> list[np.ndarray]:
@@ -183,7 +183,7 @@ class Decoder:
         lengths, total = self._lengths(name, count)
         found = self._array(name, dtypes)
         if found.shape != (total,):
-            raise misfit(name)
+            raise column_error(name)
         return np.split(found, np.cumsum(lengths[:-1])) if lengths else []
 
 
@@ -193,7 +193,7 @@ def fields(kind: Any) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.init}
 
 
-def misfit(name: str) -> CartridgeError:
+def column_error(name: str) -> CartridgeError:
     return CartridgeError(f"its column {name} does not fit the system")
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import safe_open
 
 from memometer.cartridge import container, memory_spec, records, signature
-from memometer.cartridge.columnar import Decoder, misfit
+from memometer.cartridge.columnar import Decoder, column_error
 from memometer.cartridge.container import CartridgeError, Container
 from memometer.errors import UserError
 from memometer.memory import Memory, State, Turn
@@ -225,11 +225,11 @@ class _Loading:
         """Yield the rows of the array of vectors."""
         with self._arrays(container.VECTORS) as arrays:
             if list(arrays.keys()) != [name]:
-                raise misfit(name)
+                raise column_error(name)
             rows = arrays.get_slice(name)
             shape = rows.get_shape()
             if rows.get_dtype() != dtype or len(shape) != 2 or (shape[0] and not shape[1]):
-                raise misfit(name)
+                raise column_error(name)
             for start in range(0, shape[0], _BLOCK_ROWS):
                 yield from (row.tobytes() for row in rows[start : min(start + _BLOCK_ROWS, shape[0])])
 

@@ -25,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         UserError: A run cannot be read, or is of the wrong kind.
     """
     args = parser().parse_args(argv)
-    from memometer.report.follow import follow
     from memometer.report.leaderboard import leaderboard
+    from memometer.report.runs_in_progress import follow
 
     run, *imported = (followed.run() for followed in follow([args.run, *args.imported]))
     print("".join(f"{run.data.prefix}{line}\n" for line in leaderboard(run, imported).splitlines()), end="")

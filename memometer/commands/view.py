@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parser().parse_args(argv)
     from memometer.report import write
-    from memometer.report.follow import follow
+    from memometer.report.runs_in_progress import follow
     from memometer.report.viewer import server
 
     try:

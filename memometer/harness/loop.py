@@ -198,7 +198,7 @@ def _until(pending: deque[Future[None]], *, left: int, stop: threading.Event) ->
             raise
 
 
-def _blamed(problem: Exception, *, before: str = "") -> dict[str, str]:
+def _error_fields(problem: Exception, *, before: str = "") -> dict[str, str]:
     """The `error` of a record if a model failed, which says nothing about the memory, otherwise its `memory_error`."""
     message = before + describe(problem)
     return {"error": message, "memory_error": ""} if is_of_a_model(problem) else {"error": "", "memory_error": message}
@@ -224,7 +224,7 @@ def _ingest(
                 memory.observe(state, session.turns)
                 turns += len(session.turns)
         except Exception as problem:  # noqa: BLE001 - any memory may fail; its questions are recorded as failed
-            state, failed = None, _blamed(problem, before="ingest: ")
+            state, failed = None, _error_fields(problem, before="ingest: ")
     folder.append_ingest({"system": system, "conversation": conversation.id, "turns": turns, **asdict(usage), **failed})
     return state, failed
 
@@ -251,9 +251,9 @@ def _attempt(
                 recall, answer, signals = _ask(task, memory, state, reader, reading)
             except FATAL as problem:
                 end = describe(problem)
-                failed = _blamed(problem)
+                failed = _error_fields(problem)
             except Exception as problem:  # noqa: BLE001 - a failure is a record, not the end of the run
-                failed = _blamed(problem)
+                failed = _error_fields(problem)
     if judge and answer is not None and question.gold is not None:
         verdict, end = _judge(judge, question, answer)
         verdicts.append(verdict)

@@ -71,7 +71,7 @@ def draw(
         "gold": lambda q: {"gold": q.gold or ""},
         "paraphrase": rewordings,
         "refusal": lambda _: {"refusal": ABSTENTION},
-        "other_speaker": _swaps(calibration_conversations(data)),
+        "other_speaker": _answers_for_other_speaker(calibration_conversations(data)),
         "adjacent_date": moved_dates,
     }
     if wrong_answers is not None:
@@ -269,7 +269,7 @@ def _rewritten(written: str, day: date) -> str:
 # ---------------------------------------------------------------- the other speaker
 
 
-def _swaps(conversations: Iterable[Conversation]) -> Callable[[Question], Mapping[str, str]]:
+def _answers_for_other_speaker(conversations: Iterable[Conversation]) -> Callable[[Question], Mapping[str, str]]:
     """Return a function that finds the answer for the other speaker.
 
     It is the gold answer of the most similar question about the other speaker, of the same conversation and category,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from memometer.benchmarks.metrics import evidence_recall
 from memometer.judging.graders import graders_of, score
-from memometer.report.follow import FollowedRun, follow
+from memometer.report.runs_in_progress import FollowedRun, follow
 from memometer.report.summary import flat
 from memometer.run.cost import cost_columns
 from memometer.run.folder import key, latest

@@ -303,10 +303,10 @@ def _categories(summary: Summary, measure: Measure, names: Mapping[str, str]) ->
         for row in summary.rows
     ]
     headers = ["system", "budget", *(category_label(c, names) for c in present)]
-    return Table(f"{_capital(measure.label)} by category", headers, rows)
+    return Table(f"{_capitalized(measure.label)} by category", headers, rows)
 
 
-def _capital(label: str) -> str:
+def _capitalized(label: str) -> str:
     return label[:1].upper() + label[1:]
 
 
@@ -348,7 +348,7 @@ def _frontier(summary: Summary, measure: Measure) -> list[Table]:
             ]
             for p in sorted(points, key=lambda p: p["tokens"])
         ]
-        title = f"{_capital(measure.label)} over tokens per question (* no system scores as much with fewer)"
+        title = f"{_capitalized(measure.label)} over tokens per question (* no system scores as much with fewer)"
         headers = ["", "system", "budget", "tokens with ingest", "of these ingest", "score", "n"]
         found.append(Table(title, headers, rows, left=2))
     if areas := summary.areas.get(measure.key):
@@ -356,7 +356,9 @@ def _frontier(summary: Summary, measure: Measure) -> list[Table]:
             [name, " to ".join(map(number, a["budgets"])), rate(a["area"], a["low"], a["high"]), number(a["n"])]
             for name, a in areas.items()
         ]
-        title = f"{_capital(measure.label)}: area under the budget curve (mean score over the logarithm of the budget)"
+        title = (
+            f"{_capitalized(measure.label)}: area under the budget curve (mean score over the logarithm of the budget)"
+        )
         found.append(Table(title, ["system", "budgets", "area", "n"], rows))
     return found
 

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from memometer.report import viewer_data, write
-from memometer.report.follow import FollowedRun, follow
+from memometer.report.runs_in_progress import FollowedRun, follow
 from memometer.run.folder import RunFolderError
 
 

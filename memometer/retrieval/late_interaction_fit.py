@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from memometer.retrieval.adam import Adam, Weights
 from memometer.retrieval.blas_threads import one_thread
 from memometer.retrieval.late_interaction import Floats, Projection, sigmoid, softplus
-from memometer.retrieval.optimizer import Adam, Weights
 
 LR_MULTIPLIERS = {"tokens": 1.0, "pooled": 0.3, "asked": 3.0, "said": 3.0, "scales": 3.0}
 """Factors on the learning rate by parameter: weights that start near their final value learn more slowly, and small

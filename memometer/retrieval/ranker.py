@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from memometer.retrieval.adam import Adam
 from memometer.retrieval.blas_threads import one_thread
 from memometer.retrieval.features import Features, Floats
-from memometer.retrieval.optimizer import Adam
 
 SHIPPED = Path(__file__).parent / "weights.json"
 SHIPPED_WITH_ENCODER = Path(__file__).parent / "weights-minilm.json"

@@ -14,7 +14,7 @@ def bar(iterable: Any = None, **options: Any) -> Any:
     """
     from tqdm import tqdm
 
-    return tqdm(iterable, file=Unread(sys.stderr), mininterval=0.5, **options)
+    return tqdm(iterable, file=OutputUntilClosed(sys.stderr), mininterval=0.5, **options)
 
 
 def eprint(text: str) -> None:
@@ -36,7 +36,7 @@ def time_left(seconds: float, done: int, total: int) -> str:
     return f"About {remaining} remain (estimated from the first {done} answers)."
 
 
-class Unread:
+class OutputUntilClosed:
     """A stream that ignores all output after its reader was closed."""
 
     def __init__(self, stream: TextIO) -> None:

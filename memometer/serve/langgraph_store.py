@@ -143,7 +143,7 @@ class LangGraphStore(BaseStore):
                 episodes: Iterable[Episode] = [hit.episode for hit in hits]
             else:
                 episodes = self._store.scan(scope)
-            found += [(scores.get(e.id), space, e) for e in episodes if _passes(_value(e), op.filter or {})]
+            found += [(scores.get(e.id), space, e) for e in episodes if _satisfies(_value(e), op.filter or {})]
         found.sort(key=lambda hit: (hit[0] is None, -(hit[0] or 0.0), -hit[2].at, hit[1], hit[2].id))
         page = found[op.offset : op.offset + op.limit]
         return [SearchItem(**_item_fields(space, episode), score=score) for score, space, episode in page]
@@ -186,12 +186,12 @@ def _matches(namespace: Namespace, conditions: Iterable[MatchCondition]) -> bool
     return True
 
 
-def _passes(value: Any, wanted: Any) -> bool:
+def _satisfies(value: Any, wanted: Any) -> bool:
     """True if a value equals a filter, or satisfies its operators, at any depth."""
     if isinstance(wanted, dict):
         if any(name.startswith("$") for name in wanted):
             return all(_compare(value, name, other) for name, other in wanted.items())
-        return isinstance(value, dict) and all(_passes(value.get(name), other) for name, other in wanted.items())
+        return isinstance(value, dict) and all(_satisfies(value.get(name), other) for name, other in wanted.items())
     return bool(value == wanted)
 
 

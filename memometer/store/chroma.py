@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from memometer.store import url as store_url
-from memometer.store.delegating import DelegatingStore
+from memometer.store.delegating_store import DelegatingStore
 from memometer.store.episode import Episode, StoreError, VectorFormat, change_mark
 from memometer.store.in_memory import InMemory, Scope
 from memometer.store.protocol import DEFAULT_BITS, Change, Store

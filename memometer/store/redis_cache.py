@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import numpy as np
 
-from memometer.store.delegating import DelegatingStore
+from memometer.store.delegating_store import DelegatingStore
 from memometer.store.episode import Episode, SearchResult, StoreError, VectorFormat
 from memometer.store.hybrid_scoring import DEFAULT, Weights, recency
 from memometer.store.protocol import Change, Store

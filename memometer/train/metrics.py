@@ -81,7 +81,9 @@ def reward_hacking_alarm(steps: Sequence[Mapping[str, Any]]) -> str:
     if len(known) < 2 * WINDOW:
         return ""
     early, late = known[:WINDOW], known[-WINDOW:]
-    rises = {name: _rise([s[name] for s in early], [s[name] for s in late]) for name in ("reward", "strict", "f1")}
+    rises = {
+        name: _mean_difference([s[name] for s in early], [s[name] for s in late]) for name in ("reward", "strict", "f1")
+    }
     if rises["reward"][1] < MIN_RISE or max(rises["strict"][0], rises["f1"][0]) > 0:
         return ""
     return (
@@ -90,7 +92,7 @@ def reward_hacking_alarm(steps: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _rise(early: Sequence[float], late: Sequence[float]) -> tuple[float, float]:
+def _mean_difference(early: Sequence[float], late: Sequence[float]) -> tuple[float, float]:
     """Return the difference of the means, and the same in standard errors."""
     difference = fmean(late) - fmean(early)
     error = sum(sum((x - fmean(part)) ** 2 for x in part) / (len(part) - 1) / len(part) for part in (early, late))
