@@ -213,7 +213,7 @@ def test_one_machine_that_stays_keeps_no_other(workplace: Workplace) -> None:
     workplace.account.stuck = "pod1"
     code, said = workplace.run("--terminate", "--all")
     assert code == 1
-    assert "THE MACHINE pod1 MAY STILL RUN AND COST" in said
+    assert "THE MACHINE pod1 MAY STILL BE RUNNING" in said
     assert workplace.account.terminated == ["pod2"]
     assert (workplace.folder / "arbor_pod.json").exists()
 

@@ -2,9 +2,9 @@
 
     memometer fit-abstention runs/NAME [--out FILE] [--false-abstention 0.05]
 
-The command prints the rule and its detection rates, and writes the rule for `evaluate.py --abstention FILE`. The
-fit uses the labels answerable and unanswerable, which no system sees. In LOCOMO most of them swap the two speakers, so
-the rule learns to detect that artefact.
+The command prints the rule and its detection rates, and writes the rule for `evaluate.py --abstention FILE`. The fit
+uses the labels answerable and unanswerable, which no system sees. Most unanswerable questions of LOCOMO swap the two
+speakers, so the rule learns to detect that artefact.
 """
 
 from __future__ import annotations

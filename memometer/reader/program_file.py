@@ -37,7 +37,7 @@ class Program:
     Attributes:
         state: signature and demos, as DSPy saves them.
         rounds: calls per question at most; 0 for the bare answer.
-        notes: what `optimize.py` noted about its origin.
+        notes: notes of `optimize.py` about its origin.
     """
 
     state: Mapping[str, Any]

@@ -131,7 +131,7 @@ def areas(records: Sequence[Record], questions: Iterable[Question]) -> dict[str,
 
 
 def _trapezoid_weights(points: Sequence[float]) -> list[float]:
-    """The weight of each height in the mean height of a piecewise linear curve over increasing points."""
+    """Return the weight of each value in the mean of a piecewise linear curve (trapezoidal rule)."""
     gaps = [b - a for a, b in pairwise(points)]
     return [(before + after) / 2 / sum(gaps) for before, after in zip([0.0, *gaps], [*gaps, 0.0], strict=True)]
 

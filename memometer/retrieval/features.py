@@ -24,7 +24,7 @@ from memometer.retrieval.turn_index import SHAPE, Postings, TurnIndex
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 POOL = 2048
-"""Of a longer history, this many turns get features; the others follow in the order of the first score."""
+"""Maximum number of turns with features. In a longer history, the others rank lower, by their first score."""
 
 KINDS = {name: re.compile(pattern) for name, pattern in {
     "when": r"^when\b|what (?:date|day|month|year)|which (?:month|year|date)",

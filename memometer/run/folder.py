@@ -229,7 +229,7 @@ def evaluation_options(manifest: Mapping[str, Any], path: Path) -> dict[str, Any
 
 
 def read_records(path: Path) -> list[Record]:
-    """As `RunFolder.records`, without a lock. The run may be in progress."""
+    """Return the records as `RunFolder.records` does, without a lock. The run may be in progress."""
     records = read_lines(path / "records.jsonl")
     add_verdicts(latest(records), read_lines(path / "verdicts.jsonl"))
     return records

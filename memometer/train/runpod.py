@@ -130,7 +130,7 @@ class RunPod:
             if all(other["id"] != pod for other in self.pods()):
                 return False
         raise PodError(
-            f"THE MACHINE {pod} MAY STILL RUN AND COST: {last} Terminate it at https://console.runpod.io/pods."
+            f"THE MACHINE {pod} MAY STILL BE RUNNING AND CHARGED: {last} Terminate it at https://console.runpod.io/pods."
         ) from last
 
 
