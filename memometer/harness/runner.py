@@ -266,12 +266,9 @@ class Runner:
     def _closing_lines(
         self, folder: RunFolder, records: list[Record], share: float, outcome: str, fatal: str
     ) -> list[str]:
-        """Return the lines after the table: missing systems, cut replies, failures, and the next command."""
+        """Return the lines after the table: the reasons of failures, and the next command."""
         plan, keys = self.plan, self.plan.keys
-        lines = [f"{name} is not in the table: {reason}." for name, reason in plan.left_out.items()]
-        if cut := sum(record.get("truncated", False) for record in aggregate.current(records, keys)):
-            lines.append(f"{cut} replies were cut at {plan.options.max_answer_tokens} tokens (--max-answer-tokens).")
-        lines += [f"missing: {reason}" for reason in aggregate.failure_reasons(records, keys)]
+        lines = [f"missing: {reason}" for reason in aggregate.failure_reasons(records, keys)]
         lines += [f"failed, counted as wrong: {reason}" for reason in aggregate.memory_failure_reasons(records, keys)]
         resume_command = f"python evaluate.py --resume {folder.path}"
         if outcome in ("failed", "stopped"):
