@@ -126,7 +126,7 @@ class Container:
         self._file: IO[bytes] = path.open("rb")
         try:
             self._open()
-        except BaseException as error:
+        except BaseException as error:  # the file is closed after any exception, KeyboardInterrupt included
             self._file.close()
             if isinstance(error, CartridgeError) or not isinstance(error, Exception):
                 raise

@@ -45,7 +45,7 @@ class BoundedRetryLM(dspy.LM):
             for attempt in range(self.retries):
                 try:
                     return super().__call__(prompt, messages=messages, **kwargs)
-                except Exception as error:
+                except Exception as error:  # raised again unless DSPy calls it retryable
                     if not is_retryable_lm_error(error):
                         raise
                     time.sleep(wait_seconds(error, attempt))
