@@ -366,6 +366,11 @@ def test_redis_never_answers_for_another_store(redis_url: str, tmp_path: Path, m
             assert text in {each.episode.text for each in found}
 
 
+def test_redis_refuses_a_store_that_other_processes_cannot_see(redis_url: str) -> None:
+    with pytest.raises(StoreError, match="needs a store behind it"):
+        open_store(f"{redis_url}?behind=memory:")
+
+
 def test_redis_knows_a_question_that_is_asked_again_later(redis_url: str, tmp_path: Path) -> None:
     with open_store(f"{redis_url}?behind={quote(f'sqlite:///{tmp_path}/memory.db', safe='')}") as store:
         store.store_episode("s", Episode("1", "the kayak", 1.0))

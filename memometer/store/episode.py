@@ -93,7 +93,7 @@ class ScopeSize:
         episodes: number of episodes that a search can find.
         archived: number of archived episodes.
         terms: number of terms in the searchable episodes.
-        changes: a number that differs after every change of the scope, and between two stores.
+        changes: a number that differs after every change of the scope and, except in `memory:`, between stores.
     """
 
     episodes: int = 0

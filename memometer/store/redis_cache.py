@@ -160,7 +160,7 @@ def from_url(url: str) -> RedisCache:
     address, _, query = url.removeprefix("redis+").partition("?")
     options = dict(parse_qsl(query))
     behind = options.pop("behind", "")
-    if not behind or behind.startswith("redis"):
+    if not behind or behind.startswith(("redis", "memory")):  # two processes would share the keys of two memories
         raise StoreError(
             "a redis: store is a cache and needs a store behind it; write redis://host:port/0?behind=URL with the "
             "percent-encoded URL of a sqlite:, postgresql: or chroma: store."
