@@ -42,7 +42,7 @@ def pack(
         The recall, with `tokens <= budget_tokens`. It is empty if no turn fits.
     """
     chosen: list[int] = []
-    sessions: set[int] = set()
+    dated: set[tuple[int, int]] = set()
     left = budget_tokens
     least = 1 if form else state.least_line_tokens
     misses = 0  # lines in a row that did not fit
@@ -55,7 +55,7 @@ def pack(
         turn, line = state.turns[position], state.lines[position]
         if form:  # the cost of the first turn includes the text around all turns
             return count(form.row(turn, line) if chosen else form.text([(turn, line)]))
-        header = 0 if turn.session in sessions else state.header_tokens[turn.session]
+        header = 0 if (turn.session, turn.day) in dated else state.header_tokens[turn.day]
         return state.line_tokens[position] + header + number_tokens
 
     number_tokens = number_cost(0)
@@ -63,11 +63,10 @@ def pack(
         if left < least or misses > PATIENCE:
             break
         misses += 1
-        session = state.turns[position].session
         cost = cost_of(position)
         if cost <= left:
             chosen.append(position)
-            sessions.add(session)
+            dated.add((state.turns[position].session, state.turns[position].day))
             left -= cost
             misses = 0
             number_tokens = number_cost(len(chosen))
@@ -87,7 +86,7 @@ def show(
     first_number: int | None = None,
     form: TurnFormat | None = None,
 ) -> Recall:
-    """Print turns in time order, one date line per session or in another format, without a budget.
+    """Print turns in time order, one date line per session and day, or in another format, without a budget.
 
     Args:
         state: the state that `positions` refer to.
@@ -102,11 +101,11 @@ def show(
         return Recall(text, count(text), tuple(state.turns[position].id for position in positions))
     lines: list[str] = []
     ids: list[str] = []
-    session = None
+    dated = None
     for position in positions:
         turn = state.turns[position]
-        if turn.session != session:
-            session = turn.session
+        if (turn.session, turn.day) != dated:
+            dated = turn.session, turn.day
             lines.append(turn.header)
         line = state.lines[position]
         lines.append(line if first_number is None else f"{first_number + len(ids)} {line}")

@@ -30,7 +30,18 @@ def format_date(day: date) -> str:
 
 @dataclass(frozen=True)
 class Turn:
-    """One utterance. `id` is unique in its conversation; `said_at` is the time of its session."""
+    """One utterance.
+
+    Attributes:
+        id: unique in its conversation.
+        speaker: the speaker's name.
+        text: the words.
+        session: the number of its session.
+        said_at: its own time if the data have one, otherwise the time of its session. With a zone, the date is the
+            speaker's local day.
+        caption: the description of its picture.
+        role: `user`, `assistant` or another role, if the data have one.
+    """
 
     id: str
     speaker: str
@@ -38,6 +49,7 @@ class Turn:
     session: int
     said_at: datetime
     caption: str | None = None
+    role: str | None = None
 
     @cached_property
     def line(self) -> str:
@@ -50,8 +62,13 @@ class Turn:
 
     @cached_property
     def header(self) -> str:
-        """The date line that opens the turn's session, such as `# Mon 8 May 2023`."""
+        """The date line above the turn, such as `# Mon 8 May 2023`. A session has one for each of its days."""
         return f"# {self.said_at:%a} {format_date(self.said_at)}\n"
+
+    @property
+    def day(self) -> int:
+        """The day of the turn (`date.toordinal`). Turns of one session and day share a date line."""
+        return self.said_at.toordinal()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +116,10 @@ class BudgetTooSmall(ValueError):
 
 @dataclass
 class State:
-    """The remembered content of one conversation: its turns in time order, their printed lines, and the costs."""
+    """The remembered content of one conversation: its turns in time order, their printed lines, and the costs.
+
+    `header_tokens` holds the cost of the date line of each `Turn.day`.
+    """
 
     turns: list[Turn] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
@@ -170,8 +190,8 @@ class Memory(Generic[S]):
             state.lines.append(line)
             state.line_tokens.append(cost := self.count(line))
             state.least_line_tokens = min(state.least_line_tokens or cost, cost)
-            if turn.session not in state.header_tokens:
-                state.header_tokens[turn.session] = self.count(turn.header)
+            if turn.day not in state.header_tokens:
+                state.header_tokens[turn.day] = self.count(turn.header)
 
     def recall(self, state: S, question: str, budget_tokens: int) -> Recall:
         """Return the text to show for a question. It does not change the state.

@@ -240,3 +240,22 @@ def test_a_memory_that_breaks_its_budget_is_found_out(sample: Any) -> None:
 def test_an_unknown_system_is_answered_with_the_known_ones() -> None:
     with pytest.raises(KeyError, match="known: adaptive, bm25, .*, recent, .*session, simple"):
         systems.load("mem1")
+
+
+@pytest.mark.parametrize("name", ["recent", "bm25", "session"])
+def test_a_session_across_midnight_shows_the_day_of_each_turn(name: str) -> None:
+    evening = datetime(2024, 3, 3, 23, 50)
+    turns = [
+        Turn(f"t{n}", "Nadia", f"Bread number {n}.", 1, evening + timedelta(minutes=9 * n), role="user")
+        for n in range(4)
+    ]
+    memory = systems.load(name)(count=Utf8Bytes())
+    state = memory.new()
+    memory.observe(state, turns)
+    everything = memory.recall(state, "bread", 10_000)
+    assert [line for line in everything.text.splitlines() if line.startswith("#")] == [
+        "# Sun 3 March 2024",
+        "# Mon 4 March 2024",
+    ]
+    assert memory.recall(state, "bread", everything.tokens).turn_ids == everything.turn_ids
+    assert memory.recall(state, "bread", everything.tokens - 1).tokens < everything.tokens

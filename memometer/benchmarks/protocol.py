@@ -116,7 +116,7 @@ class Conversation:
     """The sessions of one conversation, in time order, and the questions about it."""
 
     id: str
-    speakers: tuple[str, str]
+    speakers: tuple[str, ...]
     sessions: tuple[Session, ...]
     questions: tuple[Question, ...]
 

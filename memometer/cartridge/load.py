@@ -135,6 +135,12 @@ def _upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
     return {**manifest, "system": current_name(system), "parameters": parameters, "weights": names}
 
 
+def _by_day(state: State) -> dict[int, int]:
+    """Return the tokens of date lines by day. Earlier versions stored them by session, which had one day."""
+    stored = state.header_tokens
+    return {turn.day: stored[turn.day if turn.day in stored else turn.session] for turn in state.turns}
+
+
 class _VerifiedFile:
     """A container whose content matches its manifest, with the fields of this version."""
 
@@ -278,6 +284,7 @@ class _Loading:
         lengths = {len(state.turns), len(state.line_tokens)} | ({len(vars(state)["vectors"])} if has_vectors else set())
         if len(lengths) > 1:
             raise CartridgeError("the columns of its state have different lengths")
+        state.header_tokens = _by_day(state)
         return state
 
     def _observed(self, memory: Memory[Any]) -> State:

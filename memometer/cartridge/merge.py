@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -106,13 +107,15 @@ def _equal(one: Any, other: Any) -> bool:
 def _sessions(paths: Sequence[Path]) -> Iterator[list[Turn]]:
     """Yield the distinct turns of all files, session by session in time order."""
     turns: dict[str, Turn] = {}
-    times: dict[int, Any] = {}
+    times: dict[int, datetime] = {}
     for path in paths:
+        starts: dict[int, datetime] = {}
         with refusing(path):
             for turn, _ in map(records.turn_from_row, open_records(path)):
                 if turns.setdefault(turn.id, turn) != turn:
                     raise CartridgeError(f"its turn {turn.id} differs from the turn with that id in another cartridge")
-                if times.setdefault(turn.session, turn.said_at) != turn.said_at:
+                start = starts.setdefault(turn.session, turn.said_at.replace(tzinfo=turn.said_at.tzinfo or UTC))
+                if abs(times.setdefault(turn.session, start) - start) >= timedelta(days=1):
                     raise CartridgeError(f"its session {turn.session} has another time than in another cartridge")
     for session in sorted(times, key=lambda session: (times[session], session)):
         yield [turn for turn in turns.values() if turn.session == session]

@@ -29,6 +29,7 @@ _WINDOW_BYTES = 8 << 20  # limits the decompressor's memory
 
 Row = dict[str, Any]
 
+_OPTIONAL = ("caption", "role")
 _TURN = {"id": str, "speaker": str, "text": str, "session": int, "said_at": str, "line": str}
 _EPISODE = {
     "id": str, "text": str, "at": float, "importance": float, "uses": int, "archived": bool, "sources": list,
@@ -106,20 +107,21 @@ def turn_to_row(turn: Turn, line: str) -> Row:
         "said_at": turn.said_at.isoformat(),
         "line": line,
     }
-    return row if turn.caption is None else {**row, "caption": turn.caption}
+    return row | {name: value for name in _OPTIONAL if (value := getattr(turn, name)) is not None}
 
 
 def turn_from_row(row: Any) -> tuple[Turn, str]:
     """Return the turn and its line. Raises CartridgeError for an invalid row."""
-    caption = row.pop("caption", None) if isinstance(row, dict) else None
+    optional = {name: row.pop(name, None) for name in _OPTIONAL} if isinstance(row, dict) else {}
     _check(row, _TURN)
-    if caption is not None and type(caption) is not str:
-        raise CartridgeError("a turn has an invalid caption")
+    for name, value in optional.items():
+        if value is not None and type(value) is not str:
+            raise CartridgeError(f"a turn has an invalid {name}")
     try:
         said_at = datetime.fromisoformat(row["said_at"])
     except ValueError as error:
         raise CartridgeError(f"a turn has an invalid time ({error})") from error
-    return Turn(row["id"], row["speaker"], row["text"], row["session"], said_at, caption), row["line"]
+    return Turn(row["id"], row["speaker"], row["text"], row["session"], said_at, **optional), row["line"]
 
 
 def episode_to_row(episode: Episode) -> Row:

@@ -35,8 +35,9 @@ def episode_of(turn: Turn, number: int, *, importance: float = 0.5) -> Episode:
     details: dict[str, str | int | float] = {"n": number, "session": turn.session}
     if (offset := turn.said_at.utcoffset()) is not None:
         details["offset"] = offset.total_seconds()
-    if turn.caption is not None:
-        details["caption"] = turn.caption
+    for name, value in (("caption", turn.caption), ("role", turn.role)):
+        if value is not None:
+            details[name] = value
     for name, value in (("speaker", turn.speaker), ("text", turn.text)):
         if _speaker_and_text(line, details)[name] != value:
             details[name] = value
@@ -51,13 +52,14 @@ def at_of(turn: Turn) -> float:
 def turn_of(episode: Episode) -> Turn:
     """Convert an episode back to its turn."""
     details = episode.details
-    caption = details.get("caption")
+    caption, role = details.get("caption"), details.get("role")
     return Turn(
         episode.id,
         **_speaker_and_text(episode.text, details),
         session=int(details.get("session", 0)),
         said_at=_said_at(episode),
         caption=None if caption is None else str(caption),
+        role=None if role is None else str(role),
     )
 
 
@@ -175,8 +177,8 @@ def _state_of(episodes: Sequence[Episode], count: TokenCounter) -> State:
         state.turns.append(turn)
         state.lines.append(line)
         state.line_tokens.append(count(line))
-        if session not in state.header_tokens:
-            state.header_tokens[session] = count(turn.header)
+        if turn.day not in state.header_tokens:
+            state.header_tokens[turn.day] = count(turn.header)
     state.least_line_tokens = min(state.line_tokens, default=0)
     return state
 

@@ -24,11 +24,13 @@ class Session(Memory[SessionState]):
 
     def observe(self, state: SessionState, turns: Sequence[Turn]) -> None:
         first = len(state.turns)
+        dated = (state.turns[-1].session, state.turns[-1].day) if first else None
         super().observe(state, turns)
         for turn, tokens in zip(turns, state.line_tokens[first:], strict=True):
             state.terms.setdefault(turn.session, Counter()).update(term_counts(turn.line))
-            state.tokens.setdefault(turn.session, state.header_tokens[turn.session])
-            state.tokens[turn.session] += tokens
+            header = 0 if (turn.session, turn.day) == dated else state.header_tokens[turn.day]
+            dated = turn.session, turn.day
+            state.tokens[turn.session] = state.tokens.get(turn.session, 0) + header + tokens
 
     def recall(self, state: SessionState, question: str, budget_tokens: int) -> Recall:
         sessions = list(state.terms)

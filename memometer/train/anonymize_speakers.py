@@ -44,5 +44,5 @@ def anonymize(conversation: Conversation, benchmark: Benchmark, *, seed: int) ->
         )
         for question in conversation.questions
     )
-    first, second = (names[speaker] for speaker in conversation.speakers)
-    return replace(conversation, speakers=(first, second), sessions=sessions, questions=questions)
+    speakers = tuple(names[speaker] for speaker in conversation.speakers)
+    return replace(conversation, speakers=speakers, sessions=sessions, questions=questions)
