@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
+from typing import Any
 
 
 def count(text: str) -> int:
@@ -88,3 +90,14 @@ def price(text: str) -> tuple[float, float]:
     if not (0 <= prompt < 1e6 and 0 <= reply < 1e6):
         raise argparse.ArgumentTypeError(f"{text!r}: expected two numbers from 0 to 1,000,000")
     return prompt, reply
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Parse a JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a JSON object ({error})") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a JSON object, such as '{{\"enable_thinking\": false}}'")
+    return value

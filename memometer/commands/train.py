@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from memometer.commands.argument_types import count, integers, number, positive, price
+from memometer.commands.argument_types import count, integers, json_object, number, positive, price
 from memometer.errors import UserError
 from memometer.train.options import NAMES, OUTPUT_FOLDERS, TrainOptions, flag_names
 
@@ -87,6 +87,12 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     add("--packing", action="store_true", help="pack several prompts into one row (sft, distill)")
     add("--unsloth", action="store_true", help="load the model with Unsloth, which must be installed")
     add("--merge", action="store_true", help="also write the merged model to merged/")
+    add(
+        "--chat-template-kwargs",
+        type=json_object,
+        metavar="JSON",
+        help='arguments of the chat template (default: \'{"enable_thinking": false}\' if the template has it)',
+    )
     add("--push-to-hub", metavar="OWNER/NAME", help="upload the adapter to a private repository")
 
 

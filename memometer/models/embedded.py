@@ -25,6 +25,8 @@ from memometer.models.errors import describe
 # The line may end with any number of newlines. Otherwise a model that uses the token "\n\n" could not end its reply.
 ONE_LINE = r'root ::= " "? [^ \n] [^\n]* "\n"*'
 MAX_CHARACTERS = 80  # of each field except the last; otherwise a small model may list numbers until the token limit
+# A GGUF may contain sampling defaults of its own, which must not change greedy replies.
+GREEDY_DEFAULTS = {"repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "dry_multiplier": 0.0}
 CONTEXT_TOKENS = 8192  # enough for every practical budget on a CPU; a larger window costs memory
 
 
@@ -191,6 +193,7 @@ class Embedded:
             "temperature": request.config.temperature or 0.0,
             "stop": list(request.config.stop),
             "cache_prompt": False,
+            **GREEDY_DEFAULTS,
         }
         if request.config.seed is not None:
             body["seed"] = request.config.seed

@@ -8,7 +8,7 @@ of evaluate.py, so `memometer compare` and `memometer view` read it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -38,6 +38,7 @@ from memometer.systems.adaptive import AdaptiveMemory
 from memometer.systems.baselines import Oracle
 from memometer.token_counters import counter_for
 from memometer.train import local_model
+from memometer.train.chat_format import SERVER_GREEDY
 from memometer.train.local_model import LocalEngine
 from memometer.train.options import TrainOptions
 from memometer.train.plan import Outcome, load_data
@@ -78,6 +79,7 @@ class Evaluation:
         self.count = counter_for()
         self.is_served = bool(options.api_base)
         self.max_tokens: int = self.notes["values"]["max_completion_tokens"]
+        self.decoding: dict[str, Any] = self.notes.get("decoding") or {}
         self.models = self._served_models() if self.is_served else self._local_models()
         system = Oracle if self.notes["memory"] == "oracle" else AdaptiveMemory
         self.memory: Memory[Any] = system(count=self.count)
@@ -106,7 +108,9 @@ class Evaluation:
             attn=self.options.attn,
             unsloth=self.options.unsloth,
             window=values["max_prompt_tokens"] + self.max_tokens,
+            template_kwargs=self.decoding.get("chat_template_kwargs"),
         )
+        self.decoding = base.format.decoding()
         self.local = base.with_adapter(self.adapter)
         weights = digest([sha256(path) for path in sorted(self.adapter.glob("*.safetensors"))])
         models = {}
@@ -127,7 +131,7 @@ class Evaluation:
             raise UserError("--api-base needs --adapter-name, the adapter's name on that server.")
         names = {ADAPTER: self.options.adapter_name, BASE: self.notes["model"]}
         try:
-            return {
+            models = {
                 name: resolve_models.load(
                     f"openai/{model}",
                     api_base=self.options.api_base,
@@ -138,6 +142,9 @@ class Evaluation:
             }
         except ValueError as error:
             raise UserError(str(error)) from error
+        for model in models.values():
+            model.lm.kwargs.update(served_decoding(self.decoding))
+        return models
 
     def _reader(self, arm: str) -> Reader:
         reader = Reader(rounds=0 if self.notes["memory"] == "oracle" else self.notes["rounds"])
@@ -196,6 +203,7 @@ class Evaluation:
             "prices": cost.prices(None, None),
             "unmetered": [],
             "trained": self.notes,
+            "decoding": self.decoding,
             "cautions": self.cautions(),
             **provenance(),
         }
@@ -209,6 +217,17 @@ class Evaluation:
             f"{self.budget:,} tokens of memory ({notes['memory']}), {max(1, notes['rounds'])} round(s)."
         )
         return [line, *self.cautions(), *([self.data.notice] if self.data.kind else [])]
+
+
+def served_decoding(decoding: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the request fields that make a server decode as the training did: greedily, to the same end token."""
+    greedy = {name: SERVER_GREEDY[name] for name in ("temperature", "top_p")}
+    body: dict[str, Any] = {"repetition_penalty": SERVER_GREEDY["repetition_penalty"]}
+    if decoding.get("stop_token_ids"):
+        body["stop_token_ids"] = decoding["stop_token_ids"]
+    if decoding.get("chat_template_kwargs"):
+        body["chat_template_kwargs"] = decoding["chat_template_kwargs"]
+    return {**greedy, "extra_body": body}
 
 
 def evaluate(options: TrainOptions) -> Outcome:

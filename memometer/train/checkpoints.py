@@ -75,7 +75,7 @@ class Validation:
         metrics.append(scores, record)
         self.plan.eprint(metrics.format_line(record))
         if step and record["reward"] >= best_before:
-            save_best(self.plan, self.folder, record, self._save_adapter)
+            save_best(self.plan, self.folder, record, self._save_adapter, decoding=self.local.format.decoding())
 
     def _save_adapter(self, folder: Path) -> None:
         # With a KL term the model also has TRL's reference adapter, which must not be saved.
@@ -84,13 +84,18 @@ class Validation:
 
 
 def save_best(
-    plan: TrainingPlan, folder: Path, validation: Mapping[str, Any], save_adapter: Callable[[Path], object]
+    plan: TrainingPlan,
+    folder: Path,
+    validation: Mapping[str, Any],
+    save_adapter: Callable[[Path], object],
+    *,
+    decoding: Mapping[str, Any] | None = None,
 ) -> None:
     """Replace the folder `best` completely: the adapter, its notes and its model card."""
     part = folder / "best.part"
     shutil.rmtree(part, ignore_errors=True)
     save_adapter(part)
-    notes = training_notes(plan, validation)
+    notes = training_notes(plan, validation, decoding=decoding)
     (part / "training.json").write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
     (part / "README.md").write_text(model_card(plan, notes), encoding="utf-8")
     shutil.rmtree(folder / "best", ignore_errors=True)
@@ -100,7 +105,9 @@ def save_best(
 # ---------------------------------------------------------------- notes and model card
 
 
-def training_notes(plan: TrainingPlan, validation: Mapping[str, Any]) -> dict[str, Any]:
+def training_notes(
+    plan: TrainingPlan, validation: Mapping[str, Any], *, decoding: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the content of training.json: what is needed to use the adapter, and the data that it has seen."""
     options = plan.options
 
@@ -118,6 +125,7 @@ def training_notes(plan: TrainingPlan, validation: Mapping[str, Any]) -> dict[st
         "trained_on": seen("trained_on", plan.train),
         "selected_on": seen("selected_on", plan.validation),
         "validation": dict(validation),
+        "decoding": dict(decoding or {}),
         "licence": plan.licence,
     }
 

@@ -20,6 +20,7 @@ from memometer.errors import UserError
 from memometer.models import embedded
 from memometer.models.downloads import models_folder, sha256
 from memometer.run.progress import eprint
+from memometer.train.chat_format import GREEDY, ChatFormat, declared_ends
 
 if TYPE_CHECKING:
     from dspy import lm15
@@ -36,11 +37,16 @@ def require(*packages: str) -> None:
 
 @dataclass
 class LocalModel:
-    """A causal language model and its tokenizer. `name` is the name that the user gave."""
+    """A causal language model and its prompt format. `name` is the name that the user gave."""
 
     name: str
     model: Any
-    tokenizer: Any
+    format: ChatFormat
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer."""
+        return self.format.tokenizer
 
     @property
     def context_tokens(self) -> int | None:
@@ -49,7 +55,7 @@ class LocalModel:
 
     def prompt_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Return the token ids of a prompt."""
-        return prompt_ids(self.tokenizer, messages)
+        return self.format.prompt_ids(messages)
 
     def with_adapter(self, path: Path, *, trainable: bool = False) -> LocalModel:
         """Return this model with a saved peft adapter. Raises UserError if it cannot be loaded or does not fit."""
@@ -61,7 +67,8 @@ class LocalModel:
             model = PeftModel.from_pretrained(self.model, str(path), is_trainable=trainable)
         except (ValueError, RuntimeError, OSError) as error:
             raise UserError(f"the adapter {path} does not fit {self.name}: {_first_line(error)}") from error
-        return LocalModel(self.name, model, self.tokenizer)
+        expose_head_bias(model)
+        return LocalModel(self.name, model, self.format)
 
     def without_adapter(self) -> AbstractContextManager[Any]:
         """Return a context in which the model is its base model."""
@@ -98,12 +105,10 @@ class LocalModel:
                     input_ids=ids.to(model.device),
                     attention_mask=mask.to(model.device),
                     max_new_tokens=max_tokens,
-                    do_sample=False,
-                    temperature=None,
-                    top_p=None,
-                    top_k=None,
+                    **GREEDY,
                     use_cache=True,
                     pad_token_id=pad,
+                    eos_token_id=list(self.format.stop_ids) or None,
                 )
             for n, row in zip(chosen, written, strict=True):
                 replies[n] = tokenizer.decode(row[longest:], skip_special_tokens=True)
@@ -118,7 +123,7 @@ class LocalModel:
         """
         import torch
 
-        ids = self.tokenizer(reply, add_special_tokens=False)["input_ids"] or [self.tokenizer.eos_token_id]
+        ids = self.tokenizer(reply, add_special_tokens=False)["input_ids"] or [self.format.end_id]
         whole = torch.tensor([[*prompt, *ids]], device=self.model.device)
         was_training = self.model.training
         self.model.eval()
@@ -150,6 +155,7 @@ def load(
     attn: str | None = None,
     unsloth: bool = False,
     window: int = 4096,
+    template_kwargs: Mapping[str, Any] | None = None,
     log: Callable[[str], None] = eprint,
 ) -> LocalModel:
     """Load a base model.
@@ -161,6 +167,7 @@ def load(
         attn: transformers' attn_implementation.
         unsloth: Load with Unsloth; its models take the same adapters.
         window: Longest sequence in tokens, for Unsloth.
+        template_kwargs: Arguments of the chat template; None for the defaults of ChatFormat.
         log: Called with progress messages.
 
     Raises:
@@ -170,7 +177,7 @@ def load(
     quiet()
     source = dense_source(name, log=log)
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     on_gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if precision == "bf16" and has_bf16() else torch.float32
@@ -192,10 +199,20 @@ def load(
             model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **extra)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(explain_load_error(name, error)) from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    chat = ChatFormat.of(tokenizer, declared_ends(model), template_kwargs)
     tokenizer.padding_side = "left"
-    return LocalModel(name, model, tokenizer)
+    # The model's own sampling values, such as a repetition penalty, must not change greedy replies.
+    model.generation_config = GenerationConfig(
+        eos_token_id=list(chat.stop_ids) or None, pad_token_id=tokenizer.pad_token_id, do_sample=False
+    )
+    return LocalModel(name, model, chat)
+
+
+def expose_head_bias(model: Any) -> None:
+    """Let TRL read the bias of an output layer with trained rows; peft's layer has its `weight` only."""
+    head = model.get_output_embeddings()
+    if hasattr(head, "token_adapter"):
+        head.__dict__["bias"] = getattr(head.original_module, "bias", None)  # not registered a second time
 
 
 def quiet() -> None:
@@ -266,31 +283,6 @@ def dense_source(name: str, *, log: Callable[[str], None] = eprint) -> str:
             AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(part)
             part.replace(folder)
     return str(folder)
-
-
-def prompt_ids(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """Return a prompt's token ids, by the chat template if there is one. Training and evaluation both use this."""
-    if tokenizer.chat_template:
-        encoded = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)
-        return list(encoded["input_ids"])
-    return list(tokenizer(plain_text(messages))["input_ids"])
-
-
-def as_trained(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]] | str:
-    """Return a prompt in the form that TRL accepts: messages if the model has a chat template, otherwise plain text."""
-    return [dict(message) for message in messages] if tokenizer.chat_template else plain_text(messages)
-
-
-def plain_text(messages: Sequence[Mapping[str, str]]) -> str:
-    """Return messages as one text, for a model without a chat template. An example's reply follows its prompt's last
-    line; paragraphs separate the examples."""
-    parts: list[str] = []
-    for message in messages:
-        if message["role"] == "assistant":
-            parts[-1] += f" {message['content']}"
-        else:
-            parts.append(message["content"])
-    return "\n\n".join(parts)
 
 
 def explain_load_error(name: str, error: BaseException) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from memometer.train.local_model import dense_source
+from memometer.train.chat_format import ChatFormat, declared_ends
+from memometer.train.local_model import dense_source, require
 
 WEIGHTS = "adapter_model.safetensors"
 SETTINGS = "adapter_config.json"
@@ -30,16 +31,22 @@ AutoTokenizer.from_pretrained(base).save_pretrained(target)
 
 def merge(adapter: Path, target: Path) -> Path:
     """Write the base model with the adapter merged into its weights to `target`, unquantised, and return `target`."""
+    require("torch", "transformers", "peft")
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     notes = json.loads((adapter / "training.json").read_text(encoding="utf-8"))
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     base = AutoModelForCausalLM.from_pretrained(dense_source(notes["model"]), dtype=dtype)
     merged = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+    tokenizer = AutoTokenizer.from_pretrained(str(adapter))
+    chat = ChatFormat.of(tokenizer, declared_ends(merged))
+    merged.generation_config = GenerationConfig(
+        eos_token_id=list(chat.stop_ids), pad_token_id=tokenizer.pad_token_id, do_sample=False
+    )
     merged.save_pretrained(str(target))
-    AutoTokenizer.from_pretrained(str(adapter)).save_pretrained(str(target))
+    tokenizer.save_pretrained(str(target))
     for name in ("README.md", "training.json"):
         shutil.copy(adapter / name, target / name)
     return target

@@ -134,6 +134,7 @@ class TrainOptions(Options):
     unsloth: bool = False
     merge: bool = False
     push_to_hub: str | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
     # training
     num_train_steps: int = 500
     save_steps: int = 25

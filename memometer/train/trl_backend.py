@@ -9,6 +9,7 @@ import importlib.util
 import math
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from memometer.errors import UserError
@@ -17,6 +18,7 @@ from memometer.models.replay_cache import SearchStopped
 from memometer.run.folder import RunFolder
 from memometer.run.interrupts import stopping
 from memometer.train import checkpoints, distillation, local_model, metrics
+from memometer.train.chat_format import ChatFormat, declared_ends
 from memometer.train.checkpoints import Validation
 from memometer.train.local_model import LocalModel
 from memometer.train.options import Hyperparameters
@@ -61,7 +63,9 @@ def _check_lengths(plan: TrainingPlan) -> None:
     except (OSError, ValueError) as error:
         raise UserError(local_model.explain_load_error(name, error)) from error
     longest = max((*plan.train, *plan.validation), key=lambda p: sum(len(m["content"]) for m in p.messages))
-    tokens, reply = len(local_model.prompt_ids(tokenizer, longest.messages)), values.max_completion_tokens
+    chat = ChatFormat.of(tokenizer, declared_ends(SimpleNamespace(config=config)), plan.options.chat_template_kwargs)
+    _check_end_token(plan, chat)
+    tokens, reply = len(chat.prompt_ids(longest.messages)), values.max_completion_tokens
     if tokens > values.max_prompt_tokens:
         raise UserError(
             f"the longest prompt has {tokens:,} tokens of {name}, and --max-prompt-tokens is "
@@ -73,6 +77,22 @@ def _check_lengths(plan: TrainingPlan) -> None:
             f"a prompt of {tokens:,} tokens and a reply of {reply:,} exceed the context window of {name} "
             f"({window:,}); use smaller --budgets."
         )
+
+
+def _check_end_token(plan: TrainingPlan, chat: ChatFormat) -> None:
+    """Refuse a training that could not teach the model to end its replies."""
+    model, options = plan.options.model, plan.options
+    if not chat.end_token:
+        raise UserError(f"{model} has no end token, so its replies would never end; use another --model.")
+    if not chat.end_is_new:
+        return
+    if options.unsloth or (options.vllm and options.mode == "train"):
+        flag = "--unsloth" if options.unsloth else "--vllm"
+        raise UserError(
+            f"{model} may have no trained embedding of its end token {chat.end_token}, and {flag} cannot train one; "
+            f"leave out {flag}, or use the instruction-tuned model."
+        )
+    plan.eprint(f"The embedding of the end token {chat.end_token} is trained, because {model} declares another end.")
 
 
 def train(plan: TrainingPlan, folder: RunFolder) -> Outcome:
@@ -103,6 +123,7 @@ def load_with_adapter(plan: TrainingPlan) -> LocalModel:
         attn=options.attn,
         unsloth=options.unsloth,
         window=values.max_prompt_tokens + values.max_completion_tokens,
+        template_kwargs=options.chat_template_kwargs,
     )
     if options.adapter:
         return local.with_adapter(Path(options.adapter), trainable=True)
@@ -117,6 +138,7 @@ def load_with_adapter(plan: TrainingPlan) -> LocalModel:
         lora_dropout=values.lora_dropout,
         target_modules=targets if targets == "all-linear" else targets.split(","),
         task_type="CAUSAL_LM",
+        trainable_token_indices=_end_rows(local),
     )
     if options.quantize:
         local.model = prepare_model_for_kbit_training(local.model)
@@ -131,7 +153,20 @@ def load_with_adapter(plan: TrainingPlan) -> LocalModel:
             model = get_peft_model(local.model, lora)
     except ValueError as error:
         raise UserError(f"--lora-targets {targets} does not fit {options.model} ({describe(error)}).") from error
-    return LocalModel(local.name, model, local.tokenizer)
+    local_model.expose_head_bias(model)
+    return LocalModel(local.name, model, local.format)
+
+
+def _end_rows(local: LocalModel) -> dict[str, list[int]] | None:
+    """The rows of the embedding and of the output layer that are trained: the end token of a base model."""
+    if not local.format.end_is_new:
+        return None
+    model, rows = local.model, [local.format.end_id]
+    names = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
+    found = {names[id(model.get_input_embeddings())]: rows}
+    if not getattr(model.config, "tie_word_embeddings", False):
+        found[names[id(model.get_output_embeddings())]] = rows
+    return found
 
 
 def _fit(plan: TrainingPlan, folder: RunFolder, local: LocalModel, stop: threading.Event) -> Outcome:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from memometer.run.folder import RunFolder
-from memometer.train import distillation, local_model
+from memometer.train import distillation
 from memometer.train.local_model import LocalModel
 from memometer.train.plan import TrainingPlan
 from memometer.train.prompt_dataset import ReadingPrompt, schedule
@@ -28,11 +28,13 @@ def grpo_trainer(plan: TrainingPlan, folder: Path, local: LocalModel, reward: Re
     from trl import GRPOConfig, GRPOTrainer
 
     values, options, on_gpu = plan.hyperparameters, plan.options, torch.cuda.is_available()
-    vllm = options.vllm if options.vllm is not None else on_gpu and importlib.util.find_spec("vllm") is not None
+    vllm = options.vllm
+    if vllm is None:  # TRL does not send the trained rows of an embedding to vLLM
+        vllm = on_gpu and importlib.util.find_spec("vllm") is not None and not local.format.end_is_new
     order = schedule(plan.train, per_step=values.prompts_per_step, steps=plan.steps, seed=options.seed)
     rows = [
         {
-            "prompt": local_model.as_trained(local.tokenizer, prompt.messages),
+            "prompt": local.format.as_trained(prompt.messages),
             "case": json.dumps(prompt.case.as_json()),
         }
         for prompt in (plan.train[n] for n in order)
@@ -54,6 +56,7 @@ def grpo_trainer(plan: TrainingPlan, folder: Path, local: LocalModel, reward: Re
         cast_lm_head_to_fp32=on_gpu and values.precision == "bf16" and not tied,
         shuffle_dataset=False,  # `schedule` sets the order
         remove_unused_columns=False,
+        chat_template_kwargs=dict(local.format.template_kwargs) or None,
         use_vllm=vllm,
         **({"vllm_mode": "colocate", "vllm_gpu_memory_utilization": options.vllm_memory} if vllm else {}),
     )
@@ -115,9 +118,9 @@ def target_replies(plan: TrainingPlan, folder: RunFolder) -> dict[str, str]:
 
 
 def _sft_row(local: LocalModel, prompt: ReadingPrompt, reply: str) -> dict[str, Any]:
-    text = local_model.as_trained(local.tokenizer, prompt.messages)
-    completion = f" {reply}" if isinstance(text, str) else [{"role": "assistant", "content": reply}]
-    return {"prompt": text, "completion": completion}
+    """The token ids of a prompt as the evaluation sends it, followed by the reply and the end token."""
+    asked, answered = local.prompt_ids(prompt.messages), local.format.reply_ids(reply)
+    return {"input_ids": asked + answered, "completion_mask": [0] * len(asked) + [1] * len(answered)}
 
 
 def _shared_arguments(plan: TrainingPlan, folder: Path, *, on_gpu: bool) -> dict[str, Any]:
