@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
@@ -100,32 +100,67 @@ def test_any_reply_has_a_reward_within_bounds(case: Case, completion: str, progr
 
 # ---------------------------------------------------------------- ways of not reading
 
-Policy = Callable[[Case, Sequence[str]], str]
+Policy = Callable[[Case, Sequence[str], str], str]
 
 PROSE = (
     "Based on everything that was said in the conversation that I was shown, I believe that the answer to the question "
     "you asked could well be the following: {}, though I cannot be entirely sure about it."
 )
+
+
+def _capitalized(lines: Sequence[str]) -> list[str]:
+    """The words of the memory that may be names, dates or places."""
+    return list(dict.fromkeys(word.strip(".,!?:") for line in lines for word in line.split() if word[:1].isupper()))
+
+
+def _gold(case: Case) -> str:
+    return (case.keys or ("unknown",))[0]
+
+
+def _noise(lines: Sequence[str]) -> list[str]:
+    return " ".join(lines).split()[:15]
+
+
+def _best_line(lines: Sequence[str], question: str) -> str:
+    """The line that shares most words with the question, without its speaker."""
+    words = set(question.lower().split())
+    best = max(lines, key=lambda line: len(words & set(line.lower().split())))
+    return best.partition(": ")[2] or "nothing"
+
+
+WITH_THE_GOLD: dict[str, Policy] = {
+    "gold in prose": lambda case, *_: said("answered", PROSE.format(_gold(case)), "none"),
+    "gold and noise": lambda case, lines, _: said("answered", ", ".join([_gold(case), *_noise(lines)]), "none"),
+    "gold and a tail": lambda case, lines, _: said("answered", " ".join([_gold(case), *_noise(lines)]), "none"),
+    "one item of many": lambda case, *_: said("answered", _gold(case).split(",")[0], "none"),
+}
+"""Policies that know the gold answer, and do not answer with it alone."""
 DEGENERATE: dict[str, Policy] = {
     "always absent": lambda *_: said("absent", "No information available", "none"),
     "always more": lambda *_: said("more", "No information available", "none"),
-    "more while it is offered, then absent": lambda case, _: said(
+    "more while it is offered, then absent": lambda case, *_: said(
         "more" if case.offers_more else "absent", "No information available", "none"
     ),
-    "copy the memory": lambda _, lines: said("answered", " ".join(lines) or "nothing", "none"),
-    "cite everything": lambda case, lines: said("answered", lines[0], ", ".join(map(str, range(1, len(case.shown))))),
-    "gold in prose": lambda case, _: said("answered", PROSE.format((case.keys or ("unknown",))[0]), "none"),
+    "copy the memory": lambda _, lines, __: said("answered", " ".join(lines) or "nothing", "none"),
+    "cite everything": lambda case, lines, _: said(
+        "answered", lines[0], ", ".join(map(str, range(1, len(case.shown))))
+    ),
+    "every candidate": lambda _, lines, __: said("answered", ", ".join(_capitalized(lines)) or "nothing", "none"),
+    "the best-overlapping line": lambda _, lines, question: said("answered", _best_line(lines, question), "none"),
     "empty": lambda *_: "",
 }
 COLLECTED_WITHOUT_READING = 0.2
 """What a 3B model earns before it is trained (an estimate)."""
 
 
-def _earned(prompts: Sequence[ReadingPrompt], policy: Policy) -> float:
-    def lines(prompt: ReadingPrompt) -> list[str]:
-        return [line.partition(" ")[2] for line in prompt.messages[-1]["content"].splitlines() if line[:1].isdigit()]
+def _earned(prompts: Sequence[ReadingPrompt], policy: Policy) -> list[float]:
+    def reply(prompt: ReadingPrompt) -> str:
+        text = prompt.messages[-1]["content"]
+        lines = [line.partition(" ")[2] for line in text.splitlines() if line[:1].isdigit()]
+        question = text.partition("Question: ")[2].partition("\n")[0]
+        return policy(prompt.case, lines or [""], question)
 
-    return fmean(reward(prompt.case, policy(prompt.case, lines(prompt) or [""])) for prompt in prompts)
+    return [reward(prompt.case, reply(prompt)) for prompt in prompts]
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
@@ -135,16 +170,32 @@ def test_no_degenerate_policy_earns_what_honest_answering_does(locomo: Any, roun
     questions, _ = choose_questions(train, 80, absent_share=0.1, seed=0)
     budgets = (512, 1024, 2048) if rounds > 1 else (512,)
     prompts = list(reading_prompts(train, questions, budgets=budgets, rounds=rounds, count=counter_for()))
-    honest = _earned(prompts, lambda case, _: gold_reply(case))
-    earned = {name: _earned(prompts, policy) for name, policy in DEGENERATE.items()}
-    assert honest > 0.7
-    assert max(earned.values()) < honest / 3, earned
-    assert max(value for name, value in earned.items() if "prose" not in name) < COLLECTED_WITHOUT_READING, earned
+    honest = _earned(prompts, lambda case, *_: gold_reply(case))
+    assert fmean(honest) > 0.7
+    earned = {name: _earned(prompts, policy) for name, policy in {**WITH_THE_GOLD, **DEGENERATE}.items()}
+    for name, rewards in earned.items():
+        gaps = [mine - theirs for mine, theirs in zip(honest, rewards, strict=True)]
+        assert fmean(gaps) > 2 * stdev(gaps) / len(gaps) ** 0.5, name
+    means = {name: fmean(earned[name]) for name in earned}
+    assert max(means[name] for name in DEGENERATE) < COLLECTED_WITHOUT_READING, means
+    assert max(means[name] for name in WITH_THE_GOLD if name != "one item of many") < fmean(honest) / 3, means
+
+
+def test_words_beside_a_list_cost_more_than_a_missing_item() -> None:
+    case = Case("1", ("pottery, camping, painting",), ("D1:2",), SHOWN, "answer")
+    noise = ", ".join(f"word{n}" for n in range(15))
+    found = {text: grade(case, text) for text in ("pottery, camping, painting", "pottery")}
+    noisy = grade(case, f"pottery, camping, painting, {noise}")
+    assert (noisy.f1, noisy.strict) == (1.0, 0.0), "the official score does not see the noise"
+    assert noisy.balanced_f1 == pytest.approx(2 * (3 / 18) / (1 + 3 / 18))
+    assert noisy.reward < found["pottery"].reward < found["pottery, camping, painting"].reward == 1.0
+    assert grade(case, "painting, pottery, camping").strict == 1.0
 
 
 def test_what_the_honest_reader_replies_is_worth_most() -> None:
     for case in (COMPLETE, MISSING, TRAP, with_offer(COMPLETE), with_offer(MISSING)):
-        best = max(reward(case, policy(case, ["1 a line"])) for policy in DEGENERATE.values())
+        policies = [*DEGENERATE.values(), WITH_THE_GOLD["gold in prose"]]
+        best = max(reward(case, policy(case, ["1 a line"], "Which?")) for policy in policies)
         assert reward(case, gold_reply(case)) >= best
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from tests import commands
 from tests.conftest import ROOT
+from tests.tiny_models import write_tiny_model
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
 pytest.importorskip("trl", reason="TRL is not installed")
@@ -31,40 +32,7 @@ REST = ["--warmup-steps", "0", "--num-test", "0", "--no-mlflow", "--save-steps",
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of two layers over bytes, with a chat template."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("model")
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = {letter: n for n, letter in enumerate([*letters, "<end>", "<pad>"])}
-    inner = Tokenizer(models.BPE(vocab=words, merges=[]))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>", pad_token="<pad>")
-    tokenizer.chat_template = (
-        "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}"
-        "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
-        "{% if add_generation_prompt %}[assistant] {% endif %}"
-    )
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        initializer_range=0.2,  # so that what is above the hidden state can move the choice of a letter
-        eos_token_id=words["<end>"],
-        pad_token_id=words["<pad>"],
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 def _start(*flags: str, cwd: Path) -> subprocess.Popen[str]:

@@ -31,6 +31,22 @@ def token_f1(prediction: str, gold: str) -> float:
     return 2 * same / (len(predicted) + len(expected)) if same else 0.0
 
 
+def list_f1(prediction: str, gold: str) -> float:
+    """F1 over the items of two comma-separated lists, 0 to 1, in any order.
+
+    Recall is the mean over the gold items of the best token F1 with a predicted item. Precision is the mean over the
+    predicted items of the best token F1 with a gold item. LOCOMO's official score of lists is the recall alone, so
+    that it does not notice wrong items.
+    """
+    predicted, expected = ([part for part in text.split(",") if part.strip()] for text in (prediction, gold))
+    if not predicted or not expected:
+        return 0.0
+    scores = [[token_f1(part, item) for item in expected] for part in predicted]
+    precision = sum(map(max, scores)) / len(predicted)
+    recall = sum(map(max, zip(*scores, strict=True))) / len(expected)
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
 def abstains(answer: str) -> bool:
     """True if an answer contains one of the two phrases that count as an abstention."""
     lowered = answer.lower()

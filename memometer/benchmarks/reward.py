@@ -7,9 +7,9 @@ Quality of the reply to an answerable question:
 
 Quality of the reply to an unanswerable question: 1 if it abstains, otherwise 0.
 
-A is the official F1, or 1 if answer and gold answer are the same date or date range. E is the F1 of the cited turns
-against the evidence that was shown. The price is proportional to the tokens of all calls, including instructions and
-examples. `feedback` describes the faults of a reply in words.
+A is the F1, with precision also for lists, or 1 if answer and gold answer are the same date or date range. E is the F1
+of the cited turns against the evidence that was shown. The price is proportional to the tokens of all calls, including
+instructions and examples. `feedback` describes the faults of a reply in words.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 
-from memometer.benchmarks.metrics import abstains, normalize
+from memometer.benchmarks.metrics import abstains, list_f1, normalize
 from memometer.benchmarks.protocol import Conversation, Question
 from memometer.memory import Turn
 from memometer.retrieval import dates
@@ -105,7 +105,17 @@ class Objective:
 def answer_score(question: Question, answer: str) -> float:
     """Return A in [0, 1]. For an unanswerable question it is 1 if the answer abstains."""
     expected = None if question.gold is None else span(question.gold)
-    return 1.0 if expected and span(answer) == expected else question.score(answer)
+    return 1.0 if expected and span(answer) == expected else balanced_f1(question, answer)
+
+
+def balanced_f1(question: Question, answer: str) -> float:
+    """Return the benchmark's score of an answer, in [0, 1], with precision also for lists.
+
+    The official score of a list ignores wrong items. A model that is trained on it learns to add words.
+    """
+    if question.gold_is_list:
+        return list_f1(answer, question.reference)
+    return question.score(answer)
 
 
 def citation_score(question: Question, reply: Reply) -> float:

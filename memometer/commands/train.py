@@ -91,7 +91,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "--chat-template-kwargs",
         type=json_object,
         metavar="JSON",
-        help='arguments of the chat template (default: \'{"enable_thinking": false}\' if the template has it)',
+        help="arguments of the chat template (default: '{\"enable_thinking\": false}' if the template has it)",
     )
     add("--push-to-hub", metavar="OWNER/NAME", help="upload the adapter to a private repository")
 

@@ -6,14 +6,20 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from memometer.benchmarks.metrics import evidence_recall
-from memometer.benchmarks.protocol import Question
+from memometer.benchmarks.protocol import FREE, Question
+from memometer.benchmarks.reward import balanced_f1
 from memometer.judging.graders import Grader, Rule, score
 from memometer.run.folder import Record, failed, is_answered
 
 Pair = tuple[Question, Record | None]
 """A planned question and the attempt that counts; None if it was not asked yet."""
 
-MEASURES = {"judge": "judge accuracy (J)", "f1": "F1", "evidence_recall": "evidence recall"}
+MEASURES = {
+    "judge": "judge accuracy (J)",
+    "f1": "F1",
+    "balanced_f1": "F1 with list precision",
+    "evidence_recall": "evidence recall",
+}
 
 
 def applies(question: Question, measure: str) -> bool:
@@ -58,8 +64,15 @@ def _score(question: Question, record: Record, measure: str, grader: Grader | No
     if measure == "judge":
         return score(record, grader, rule=rule) if grader else None
     if failed(record):
-        return 0.0 if measure != "f1" or record["model"] else None  # without a reader nothing was to be answered
+        return (
+            0.0 if measure not in ("f1", "balanced_f1") or record["model"] else None
+        )  # without a reader nothing was to be answered
     if measure == "evidence_recall":
         shown = record["recall"]["turn_ids"]  # None in imported answers
         return None if shown is None else evidence_recall(question.evidence, set(shown))
-    return None if record["answer"] is None else question.score(record["answer"], record["option_order"])
+    answer, order = record["answer"], record["option_order"]
+    if answer is None:
+        return None
+    return (
+        balanced_f1(question, answer) if measure == "balanced_f1" and order == FREE else question.score(answer, order)
+    )

@@ -176,6 +176,7 @@ def _metrics(pairs: Sequence[Pair], graders: Sequence[Grader]) -> Results:
     if has_reader:
         metrics |= {
             **_measured(pairs, "f1"),
+            **_measured(pairs, "balanced_f1"),
             "mean_total_tokens": _average(_tokens(r) for _, r in answered),
             "mean_calls": _average(record["calls"] for _, record in answered),
             "mean_seconds": _average(record["seconds"] for _, record in answered),

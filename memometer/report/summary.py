@@ -283,7 +283,7 @@ def _score(found: Results, value: str, interval: str, n: int | None, corrected: 
     return Score(found[value], low, high, n, *bounds, corrected)
 
 
-MEASURES = ("judge", "f1", "evidence_recall", "all_evidence")
+MEASURES = ("judge", "f1", "balanced_f1", "evidence_recall", "all_evidence")
 MEANS = ("mean_tokens", "mean_total_tokens", "mean_calls", "mean_seconds")
 
 

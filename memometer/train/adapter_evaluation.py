@@ -17,7 +17,7 @@ from typing import Any
 import dspy
 
 from memometer.benchmarks.protocol import DataError, Question
-from memometer.benchmarks.reward import Objective, Reply
+from memometer.benchmarks.reward import Objective, Reply, balanced_f1
 from memometer.benchmarks.sampling import sample
 from memometer.errors import UserError
 from memometer.harness import loop
@@ -316,8 +316,12 @@ def compare_arms(evaluation: Evaluation, records: Sequence[Record]) -> list[str]
     def f1(question: Question, record: Record) -> float:
         return question.score(record["answer"])
 
+    def balanced(question: Question, record: Record) -> float:
+        return balanced_f1(question, record["answer"])
+
     measures: list[tuple[str, Callable[[Question], bool], Callable[[Question, Record], float]]] = [
         ("F1, answerable questions", lambda question: question.answerable, f1),
+        ("F1 with list precision", lambda question: question.answerable, balanced),
         ("abstentions, unanswerable questions", lambda question: not question.answerable, f1),
         ("quality, all questions", lambda _: True, lambda question, record: quality(question, Reply.of_record(record))),
     ]

@@ -33,6 +33,7 @@ TRL_LOG_NAMES = {
 
 WINDOW = 20
 """Steps at the beginning and at the end that the alarm compares."""
+ALARM_METRICS = ("reward", "strict", "balanced_f1")
 MIN_RISE = 2.0
 """Smallest rise of the reward for an alarm, in standard errors of the difference of means."""
 
@@ -40,8 +41,8 @@ MIN_RISE = 2.0
 def reply_metrics(grades: Sequence[Grade]) -> Metrics:
     """Return means over replies.
 
-    `strict` and `f1` are means over answers and abstentions. `more`, `absent` and `unparseable` are shares of all
-    replies.
+    `strict`, `f1` and `balanced_f1` are means over answers and abstentions. `more`, `absent` and `unparseable` are
+    shares of all replies.
     """
     if not grades:
         return {}
@@ -50,7 +51,7 @@ def reply_metrics(grades: Sequence[Grade]) -> Metrics:
     for status in ("unparseable", "more", "absent"):
         found[status] = sum(grade.status == status for grade in grades) / len(grades)
     if graded:
-        found |= {"strict": fmean(g.strict for g in graded), "f1": fmean(g.f1 for g in graded)}
+        found |= {name: fmean(getattr(g, name) for g in graded) for name in ("strict", "f1", "balanced_f1")}
     return found
 
 
@@ -75,20 +76,20 @@ def step_metrics(grades: Sequence[Grade], group_size: int) -> Metrics:
 def reward_hacking_alarm(steps: Sequence[Mapping[str, Any]]) -> str:
     """Return a warning if the reward rose significantly while neither the strict score nor F1 did; otherwise "".
 
-    Compares the first WINDOW steps with the last WINDOW steps.
+    Compares the first WINDOW steps with the last WINDOW steps. F1 has precision also for lists: the official score
+    would rise with every word that an answer adds.
     """
-    known = [step for step in steps if all(step.get(name) is not None for name in ("reward", "strict", "f1"))]
+    known = [{**step, "balanced_f1": step.get("balanced_f1", step.get("f1"))} for step in steps]
+    known = [step for step in known if all(step.get(name) is not None for name in ALARM_METRICS)]
     if len(known) < 2 * WINDOW:
         return ""
     early, late = known[:WINDOW], known[-WINDOW:]
-    rises = {
-        name: _mean_difference([s[name] for s in early], [s[name] for s in late]) for name in ("reward", "strict", "f1")
-    }
-    if rises["reward"][1] < MIN_RISE or max(rises["strict"][0], rises["f1"][0]) > 0:
+    rises = {name: _mean_difference([s[name] for s in early], [s[name] for s in late]) for name in ALARM_METRICS}
+    if rises["reward"][1] < MIN_RISE or max(rises["strict"][0], rises["balanced_f1"][0]) > 0:
         return ""
     return (
         f"ALARM: the reward changed by {rises['reward'][0]:+.3f}, the strict score by {rises['strict'][0]:+.3f}, and "
-        f"F1 by {rises['f1'][0]:+.3f}. The model may exploit the reward; read its replies in {REPLIES}."
+        f"F1 by {rises['balanced_f1'][0]:+.3f}. The model may exploit the reward; read its replies in {REPLIES}."
     )
 
 

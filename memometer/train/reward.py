@@ -12,7 +12,8 @@
 The reply is parsed as the evaluation parses it. A is the highest answer score over the gold answers
 (memometer.benchmarks.reward), E the F1 of the cited lines against the evidence that is shown. `decay` falls from 1 to 0
 in the first half of the training. A prompt that asks for no lines gives A in place of 0.8 A + 0.2 E. Length is never
-rewarded, and only answers pay for it.
+rewarded, and only answers pay for it. Words beside the answer cost more than their length: A has precision, also for
+lists, which LOCOMO's official score of category 1 has not.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from memometer.benchmarks.reward import (
     RIGHTLY_ABSENT,
     Reply,
     answer_score,
+    balanced_f1,
     citation_score,
 )
 from memometer.models.plain_adapter import PlainAdapter
@@ -116,7 +118,8 @@ class Grade:
         reward: The reward, at most 1 plus PER_HALVING for each halving.
         status: answered, absent, more or unparseable.
         answer: The parsed answer.
-        f1: The benchmark's score of the answer.
+        f1: The benchmark's official score of the answer.
+        balanced_f1: The same with precision also for lists, which the reward uses.
         strict: 1 if the answer equals a gold answer or its date, or is a correct abstention; otherwise 0.
         tokens: Length of the reply in o200k_base tokens.
     """
@@ -127,6 +130,7 @@ class Grade:
     f1: float
     strict: float
     tokens: int
+    balanced_f1: float = 0.0
 
 
 @cache
@@ -158,7 +162,7 @@ def grade(case: Case, completion: str, *, progress: float = 0.0, more: float = M
     if parsed.get("status") == "absent" or abstains(answer):
         correct = float(not case.answerable)
         excused = RIGHTLY_ABSENT if case.answerable and not (case.complete or case.offers_more) else 0.0
-        return Grade(correct or excused, "absent", ABSTENTION, correct, correct, tokens)
+        return Grade(correct or excused, "absent", ABSTENTION, correct, correct, tokens, correct)
     if not case.answerable:
         return Grade(0.0, "answered", answer, 0.0, 0.0, tokens)
     questions = case.questions()
@@ -173,7 +177,8 @@ def grade(case: Case, completion: str, *, progress: float = 0.0, more: float = M
     if right > RIGHT:
         value += PER_HALVING * case.halvings
     f1 = max(question.score(answer) for question in questions)
-    return Grade(value, "answered", answer, f1, float(right == 1.0), tokens)
+    balanced = max(balanced_f1(question, answer) for question in questions)
+    return Grade(value, "answered", answer, f1, float(right == 1.0), tokens, balanced)
 
 
 def reward(case: Case, completion: str) -> float:
