@@ -427,3 +427,33 @@ def test_pages_and_replacements_are_the_same_in_every_store(opened: Open) -> Non
         before = store.get("one", seen[-1:])[0].at, seen[-1]
     assert seen == listed
     assert len(set(seen)) == store.size("one").episodes
+
+
+def test_an_archived_episode_is_restored_and_found_again(opened: Open) -> None:
+    store, model = opened(), open_store("memory:")
+    made, vectors = episodes(13, 80)
+    for each in (store, model):
+        each.store_episodes("agent", made, vectors)
+        each.change("agent", archive=[episode.id for episode in made[10:30]])
+        each.change("agent", restore=[episode.id for episode in made[12:20]])
+        assert each.store_episodes("agent", made[24:26], vectors[24:26]) == [False, False], "stored again"
+    assert list(store.scan("agent")) == list(model.scan("agent"))
+    assert results(store, "agent", 13) == results(model, "agent", 13)
+    assert replace(store.size("agent"), changes=0) == replace(model.size("agent"), changes=0)
+    assert store.size("agent").archived == 10
+    assert store.check() == []
+
+
+def test_deleted_texts_are_not_in_the_cache(redis_url: str, tmp_path: Path) -> None:
+    import redis
+
+    url = f"{redis_url}?behind={quote(f'sqlite:///{tmp_path}/memory.db', safe='')}"
+    with open_store(url) as store:
+        store.store_episodes("agent", [Episode("1", "the secret kayak", 1.0), Episode("2", "a bowl", 2.0)])
+        assert store.get("agent", ["1"])[0].text == "the secret kayak"
+        assert store.retrieve_similar("agent", "kayak", None, 2, at=0.0)
+        store.delete("agent", ["1"])
+        store.erase()
+        client = redis.Redis(unix_socket_path=redis_url.removeprefix("redis+unix://"))
+        assert not [key for key in client.keys("memory:*") if b"secret" in client.get(key)]
+        assert store.get("agent", ["1"]) == []

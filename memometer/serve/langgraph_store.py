@@ -113,6 +113,7 @@ class LangGraphStore(BaseStore):
         scope = _scope(op.namespace)
         if op.value is None:
             self._store.delete(scope, [op.key])
+            self._store.erase()
             return
         at, value = self._now(), dict(op.value)
         text = "" if op.index is False else self._text(value, op.index)
@@ -122,7 +123,8 @@ class LangGraphStore(BaseStore):
         if text:
             vector = np.atleast_2d(self._encoder([text]))
             (episode,) = self._store.encoded([episode], vector, encoder=self._encoder.name)
-        self._store.replace(scope, episode)
+        if self._store.replace(scope, episode):
+            self._store.erase()  # the former value
 
     def _text(self, value: dict[str, Any], paths: list[str] | None) -> str:
         return "\n".join(text for path in paths or self._fields for text in get_text_at_path(value, path))

@@ -62,13 +62,22 @@ class MemoryRegistry:
     Args:
         store: holds the registry and the turns.
         now: returns the current time in Unix seconds.
-        on_clear: called with each scope that is deleted.
+        on_clear: called with each scope before it is deleted.
+        on_cleared: called after a deletion.
     """
 
-    def __init__(self, store: Store, *, now: Callable[[], float], on_clear: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        now: Callable[[], float],
+        on_clear: Callable[[str], object],
+        on_cleared: Callable[[], object],
+    ) -> None:
         self._store = store
         self._now = now
         self._on_clear = on_clear
+        self._on_cleared = on_cleared
         self._lock = threading.Lock()  # some stores cannot replace an entry in one step
         self._entries: dict[str, tuple[int, dict[str, MemoryEntry]]] = {}
 
@@ -194,6 +203,8 @@ class MemoryRegistry:
         removed = 0
         while batch := [episode.id for episode in islice(self._store.scan(scope), 500)]:
             removed += self._store.delete(scope, batch)
+        if removed:
+            self._on_cleared()
         return removed
 
     def _new_entry(self, tenant: str, name: str, system: str) -> MemoryEntry:

@@ -83,9 +83,13 @@ class TenantMemories:
         self._always_encode = always_encode
         self.on_observed: Callable[[str], object] = lambda _: None
         """Called with the scope after each `observe` (memometer/store/consolidation.py)."""
+        self.on_deleted: Callable[[], object] = self.store.erase
+        """Called after each permanent deletion."""
         self._model = AnswerModel(model, api_base=api_base)
         self.states = StateCache(self.store, self.encoder, self.count, self._model)
-        self.registry = MemoryRegistry(self.store, now=now, on_clear=self.states.drop)
+        self.registry = MemoryRegistry(
+            self.store, now=now, on_clear=self.states.drop, on_cleared=lambda: self.on_deleted()
+        )
 
     def close(self) -> None:
         """Close the store."""
@@ -122,6 +126,8 @@ class TenantMemories:
                 known = {episode.id: episode for episode in self.store.get(entry.scope, ids)}
                 complete = [self._turn(turn, id, known.get(id)) for turn, id in zip(turns, ids, strict=True)]
                 new = sorted((turn for turn in complete if turn.id not in known), key=turn_conversion.at_of)
+                if archived := [id for id, episode in known.items() if episode.archived]:
+                    self.store.change(entry.scope, restore=archived)
                 try:
                     encoder = self._encoder_of(entry)
                     turn_conversion.store_new(self.store, entry.scope, new, encoder=encoder, importance=importance)
@@ -204,6 +210,7 @@ class TenantMemories:
             found = [episode.id for episode in episodes if permanent or not episode.archived]
             if permanent:
                 self.store.delete(entry.scope, found)
+                self.on_deleted()
             elif found:
                 self.store.change(entry.scope, archive=found)
             return found

@@ -6,6 +6,7 @@ contains parts of its training texts, so it never leaves its store.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ MAX_BYTES = 16 * 2**20
 
 DICTIONARY_BYTES = 112 * 1024
 _LEVEL = 12
+
+PART_BYTES = 6
+"""Length of the parts of a deleted text that are searched for in dictionaries."""
 
 
 class Codec:
@@ -31,13 +35,15 @@ class Codec:
         self.newest = max(dictionaries, default=ZSTD) if compression == "zstd" else LZ4
         self._dictionaries = dict(dictionaries)
         self._readers: dict[int, Callable[[bytes], bytes]] = {RAW: bytes}
+        self._lock = threading.Lock()  # zstandard's objects serve one thread at a time
         self._writer = self._open(self.newest)[0]
 
     def pack(self, text: bytes) -> tuple[int, bytes]:
         """Return the encoding and the bytes; the text itself if compression does not shorten it."""
         if len(text) > MAX_BYTES:
             raise ValueError(f"cannot store a text of {len(text):,} bytes; the limit is {MAX_BYTES:,} bytes.")
-        packed = self._writer(text)
+        with self._lock:
+            packed = self._writer(text)
         return (self.newest, packed) if len(packed) < len(text) else (RAW, text)
 
     def knows(self, kind: int) -> bool:
@@ -45,9 +51,15 @@ class Codec:
         return kind <= RAW or kind in self._dictionaries
 
     def unpack(self, kind: int, packed: bytes) -> bytes:
-        if kind not in self._readers:
-            self._readers[kind] = self._open(kind)[1]
-        return self._readers[kind](packed)
+        with self._lock:
+            if kind not in self._readers:
+                self._readers[kind] = self._open(kind)[1]
+            return self._readers[kind](packed)
+
+    def contains_part_of(self, text: bytes) -> bool:
+        """Return True if a dictionary contains a part of a text that is longer than most phrases."""
+        parts = {text[start : start + PART_BYTES] for start in range(max(1, len(text) - PART_BYTES + 1))}
+        return any(part in dictionary for dictionary in self._dictionaries.values() for part in parts)
 
     def _open(self, kind: int) -> tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]:
         if kind == LZ4:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from memometer.store import deadline
 from memometer.store.episode import Episode, SearchResult
 from memometer.store.quantise import Quantiser
 
@@ -159,6 +160,7 @@ def near_duplicates(quantiser: Quantiser, episodes: Sequence[Episode], above: fl
     taken = np.zeros(len(order), bool)
     for start in starts:
         levels = quantiser.levels(codes[start : start + _BLOCK])
+        deadline.check()
         for other in starts[start // _BLOCK :]:  # the block itself comes first and decides which of it are taken
             products = levels @ quantiser.levels(codes[other : other + _BLOCK]).T
             near = products / np.outer(norms[start : start + _BLOCK], norms[other : other + _BLOCK]) > above

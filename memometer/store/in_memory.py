@@ -68,12 +68,16 @@ class InMemory(Store):
         new = []
         for episode in change.add:
             new.append(episode.id not in known.row)
-            if new[-1]:
+            if not new[-1] and not episode.archived:
+                known.update(replace(known.find(episode.id), archived=False))
+            elif new[-1]:
                 known.row[episode.id] = len(known.episodes)
                 known.episodes.append(episode)
                 known.terms.append(Counter(terms(episode.text)))
         for id in change.archive:
             known.update(replace(known.find(id), archived=True))
+        for id in change.restore:
+            known.update(replace(known.find(id), archived=False))
         for id, count in change.uses.items():
             known.update(replace(known.find(id), uses=known.find(id).uses + count))
         for id, others in change.merge.items():

@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import numpy as np
 
 from memometer.retrieval.tokenize import terms
+from memometer.store import deadline
 from memometer.store.episode import Episode, ScopeSize, StoreError, VectorFormat, change_mark, check_same, merged
 from memometer.store.protocol import DEFAULT_BITS, Change, Postings, Store
 
@@ -38,6 +39,10 @@ CREATE INDEX IF NOT EXISTS memory_terms ON memory_episodes USING gin (terms) WHE
 """
 
 COLUMNS = "id, text, at, importance, uses, codes, sources, archived, details"
+BUSY_SECONDS = 60.0
+MAX_CONNECTIONS = 16
+"""Connections of a process. Each thread has its own during a transaction, so that readers wait for no writer."""
+
 SPARE = 50
 """Number of additional rows to fetch and compare again, because the server's cosines differ in the last bits."""
 
@@ -63,9 +68,11 @@ class Postgres(Store):
         self._url = url
         self.default_bits = bits
         self._hnsw = hnsw
-        self._lock = threading.RLock()
-        self._depth = 0
-        self._open: Any = None
+        self._thread = threading.local()
+        self._idle: list[Any] = []
+        self._lock = threading.Lock()  # of the idle connections
+        self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._must_vacuum = False
         with self.transaction():
             self._query("SELECT pg_advisory_xact_lock(7011)")  # two processes must not create the tables at once
             self._query(SCHEMA)
@@ -112,6 +119,7 @@ class Postgres(Store):
             self._query("UPDATE memory_scopes SET changes = %s WHERE scope = %s", change_mark(), number)
             new = [self._add(number, episode, kind) for episode in change.add]
             self._archive(number, change.archive)
+            self._restore(number, change.restore)
             for id, count in change.uses.items():
                 query = "UPDATE memory_episodes SET uses = uses + %s WHERE scope = %s AND id = %s"
                 self._query(query, count, number, id)
@@ -126,6 +134,8 @@ class Postgres(Store):
             )
         for known in self._get(scope, [episode.id]):
             check_same(known, episode)
+            if known.archived and not episode.archived:
+                self._restore(scope, [episode.id])
             return False
         words = [f"{scope}_{word}" for word in terms(episode.text)]
         levels = None
@@ -160,6 +170,15 @@ class Postgres(Store):
         )
         self._count(scope, live=-len(gone), archived=len(gone), terms=-sum(length for (length,) in gone))
 
+    def _restore(self, scope: int, ids: Sequence[str]) -> None:
+        back = self._query(
+            "UPDATE memory_episodes SET archived = false WHERE scope = %s AND id = ANY(%s) AND archived "
+            "RETURNING cardinality(terms)",
+            scope,
+            list(ids),
+        )
+        self._count(scope, live=len(back), archived=-len(back), terms=sum(length for (length,) in back))
+
     def _merge(self, scope: int, id: str, others: Sequence[str]) -> None:
         live = [episode for episode in self._get(scope, [id, *others]) if not episode.archived]
         if len(live) > 1 and live[0].id == id:
@@ -186,6 +205,7 @@ class Postgres(Store):
                 ids is None,
                 list(ids or ()),
             )
+            self._must_vacuum |= bool(deleted)
             live = [length for archived, length in deleted if not archived]
             self._count(found[0], live=-len(live), archived=len(live) - len(deleted), terms=-sum(live))
             self._query("UPDATE memory_scopes SET changes = %s WHERE scope = %s", change_mark(), found[0])
@@ -315,10 +335,20 @@ class Postgres(Store):
                     problems.append(f"The counts of scope {name!r} are {counts} instead of {sizes.get(scope)}.")
         return problems
 
+    def erase(self) -> None:
+        if self._must_vacuum:
+            with self._connected() as connection:
+                connection.execute("VACUUM memory_episodes")
+            self._must_vacuum = False
+
     def close(self) -> None:
+        self._close_idle()
+
+    def _close_idle(self) -> None:
         with self._lock:
-            if self._open:
-                self._open.close()
+            for connection in self._idle:
+                connection.close()
+            self._idle.clear()
 
     # ------------------------------------------------------------ private
 
@@ -334,30 +364,57 @@ class Postgres(Store):
 
     @contextmanager
     def _begun(self, begin: str) -> Iterator[None]:
-        with self._lock:
+        """Open a transaction on a connection of this thread's own, unless the thread has one open."""
+        if getattr(self._thread, "connection", None):
+            yield
+            return
+        with self._connected() as connection:
+            self._thread.connection = connection
             try:
-                if not self._depth:
-                    if self._open is None or self._open.closed:
-                        self._open = self._psycopg.connect(self._url, autocommit=True)
-                    self._query(begin)
-                self._depth += 1
-                try:
+                with self._committed(connection, begin):
                     yield
-                except BaseException:  # roll back after any exception, KeyboardInterrupt included
-                    if self._depth == 1 and not self._open.closed:
-                        self._query("ROLLBACK")
-                    raise
-                else:
-                    if self._depth == 1:
-                        self._query("COMMIT")
-                finally:
-                    self._depth -= 1
-            except self._psycopg.Error as error:
-                first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise StoreError(f"the PostgreSQL store failed ({first_line}); check that the server runs.") from error
+            finally:
+                self._thread.connection = None
+
+    @contextmanager
+    def _committed(self, connection: Any, begin: str) -> Iterator[None]:
+        deadline.check()
+        connection.execute(begin)
+        milliseconds = max(1, int(1000 * deadline.remaining(BUSY_SECONDS))) if deadline.is_set() else 0
+        connection.execute(f"SET LOCAL statement_timeout = {milliseconds}")
+        try:
+            yield
+        except BaseException:  # roll back after any exception, KeyboardInterrupt included
+            if not connection.closed:
+                connection.execute("ROLLBACK")
+            raise
+        else:
+            connection.execute("COMMIT")
+
+    @contextmanager
+    def _connected(self) -> Iterator[Any]:
+        if not self._free.acquire(timeout=deadline.remaining(BUSY_SECONDS)):
+            raise StoreError("the PostgreSQL store is busy; try again later. Nothing was changed.")
+        try:
+            with self._lock:
+                connection = self._idle.pop() if self._idle else None
+            connection = connection or self._psycopg.connect(self._url, autocommit=True)
+            try:
+                yield connection
+            finally:
+                if not connection.closed:
+                    with self._lock:
+                        self._idle.append(connection)
+        except self._psycopg.Error as error:
+            self._close_idle()  # other idle connections may be broken as well
+            deadline.check()
+            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise StoreError(f"the PostgreSQL store failed ({first_line}); check that the server runs.") from error
+        finally:
+            self._free.release()
 
     def _query(self, query: str, *values: Any) -> list[Any]:
-        cursor = self._open.execute(query, values or None)
+        cursor = self._thread.connection.execute(query, values or None)
         found: list[Any] = cursor.fetchall() if cursor.description else []
         return found
 

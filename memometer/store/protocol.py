@@ -47,6 +47,7 @@ class Change:
     archive: Sequence[str] = ()
     uses: Mapping[str, int] = field(default_factory=dict)
     merge: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    restore: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,9 @@ class Store(ABC):
     def compact(self) -> None:  # noqa: B027  # most back ends need none
         """Reduce disk use and rebuild derived data. Search results stay the same."""
 
+    def erase(self) -> None:  # noqa: B027  # most back ends need none
+        """Remove what deleted episodes may have left in files. It can take seconds in a large store."""
+
     def check(self) -> list[str]:
         """Compare index and counts with the texts and return the problems; an empty list if there are none."""
         return []
@@ -200,13 +204,15 @@ class Store(ABC):
         archive: Sequence[str] = (),
         uses: Mapping[str, int] | None = None,
         merge: Mapping[str, Sequence[str]] | None = None,
+        restore: Sequence[str] = (),
     ) -> list[bool]:
-        """Add, archive, count and merge in one transaction, which is durable when this returns.
+        """Add, archive, restore, count and merge in one transaction, which is durable when this returns.
 
         Args:
             scope: scope to change; it is created if it does not exist.
-            add: episodes to add. An id that exists already is skipped.
+            add: episodes to add. An id that exists already is skipped, and restored if it is archived.
             archive: ids of episodes to archive.
+            restore: ids of archived episodes that searches shall find again.
             uses: further uses by id.
             merge: for each id the ids to merge into it. Merged episodes are archived. The remaining one gains their
                 ids, sources and uses, and takes the highest importance. Archived and unknown ids are skipped.
@@ -217,7 +223,7 @@ class Store(ABC):
         Raises:
             Conflict: an id of `add` belongs to an episode with another text or time. Nothing is changed.
         """
-        return self.apply(scope, Change(add, archive, uses or {}, merge or {}))
+        return self.apply(scope, Change(add, archive, uses or {}, merge or {}, restore))
 
     def store_episode(self, scope: str, episode: Episode, vector: np.ndarray | None = None) -> bool:
         """Store one episode durably; see `store_episodes`.

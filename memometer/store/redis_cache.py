@@ -52,7 +52,7 @@ class RedisCache(DelegatingStore):
             raise StoreError("a redis: store needs the package redis; run pip install redis.") from error
         self.default_bits = behind.default_bits
         self._behind = behind
-        self._prefix = f"memory:{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        self._prefix = f"memory:{_digest(name)[:16]}"
         self._failure = redis.RedisError
         try:
             self._redis: Any = redis.Redis.from_url(url, socket_timeout=TIMEOUT_SECONDS)
@@ -62,6 +62,7 @@ class RedisCache(DelegatingStore):
                 f"invalid Redis URL {without_password(url)} ({error}); expected redis://host:port/0"
             ) from error
         self._retry_at = 0.0
+        self._deleted: set[str] = set()
 
     def retrieve_similar(
         self,
@@ -96,14 +97,18 @@ class RedisCache(DelegatingStore):
 
     def _cached(self, scope: str, query: str, compute: Callable[[], str]) -> str:
         """Return the cached result of a query, or compute and cache it."""
-        parts = json.dumps([scope, self._behind.size(scope).changes, query])
-        key = f"{self._prefix}:{hashlib.sha256(parts.encode()).hexdigest()}"
+        changes = self._behind.size(scope).changes
+        key = f"{self._keys_of(scope)}:{_digest(json.dumps([changes, query]))}"
         known = self._call(lambda: self._redis.get(key))
         if known is not None:
             return str(known, "utf-8")
         result = compute()
         self._call(lambda: self._redis.set(key, result, ex=KEEP_SECONDS))
         return result
+
+    def _keys_of(self, scope: str) -> str:
+        """Return how the keys of a scope start."""
+        return f"{self._prefix}:{_digest(scope)[:16]}"
 
     def _call(self, action: Callable[[], Any]) -> Any:
         """Call Redis; return None if it fails. After a failure it is not called for `RETRY_SECONDS`."""
@@ -140,7 +145,25 @@ class RedisCache(DelegatingStore):
         return self._behind.apply(scope, change)
 
     def delete(self, scope: str, ids: Sequence[str] | None = None) -> int:
-        return self._behind.delete(scope, ids)
+        deleted = self._behind.delete(scope, ids)
+        self._deleted.add(scope)
+        self._remove_results(scope)
+        return deleted
+
+    def erase(self) -> None:
+        for scope in list(self._deleted):  # again, because a search may have run during the deletion
+            self._remove_results(scope)
+            self._deleted.discard(scope)
+        self._behind.erase()
+
+    def _remove_results(self, scope: str) -> None:
+        """Remove the results of a scope, which may hold deleted texts."""
+
+        def remove() -> None:
+            for key in self._redis.scan_iter(f"{self._keys_of(scope)}:*", count=1000):
+                self._redis.unlink(key)
+
+        self._call(remove)
 
     def compact(self) -> None:
         self._behind.compact()
@@ -166,6 +189,10 @@ def from_url(url: str) -> RedisCache:
             "percent-encoded URL of a sqlite:, postgresql: or chroma: store."
         )
     return RedisCache(f"{address}?{urlencode(options)}" if options else address, open_store(behind), name=behind)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def _to_json(episode: Episode) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from array import array
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -48,6 +49,34 @@ def sidecar_of(path: Path, number: int) -> Path:
     return path.with_name(f"{path.name}.{number}.vectors")
 
 
+class ScanView:
+    """The columns of a scope as one snapshot sees them.
+
+    Args:
+        cache: the columns, which other threads extend.
+        live: the number of rows that the snapshot sees; they come first.
+    """
+
+    def __init__(self, cache: ScanCache, live: int) -> None:
+        self._cache = cache
+        self._live = live
+
+    def lengths_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return the number of terms of each row."""
+        with self._cache.lock:
+            return self._cache.lengths_of(rows)
+
+    def neighbours(self, rows: Sequence[int], distance: int) -> dict[int, list[int]]:
+        """Return for each row itself and up to `distance` rows before and after it."""
+        with self._cache.lock:
+            return self._cache.neighbours(rows, distance, self._live)
+
+    def cosines(self, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows that have a vector, and the cosine of each with a `Quantiser.query`."""
+        with self._cache.lock:
+            return self._cache.cosines(query, self._live)
+
+
 class ScanCache:
     """The vectors and lengths of a scope's searchable episodes.
 
@@ -72,6 +101,7 @@ class ScanCache:
         self._start = 0  # offset of the vectors in the sidecar
         self._tail = bytearray()  # codes of the other vectors
         self._is_new = True
+        self.lock = threading.Lock()
 
     def __del__(self) -> None:
         if self._sidecar:
@@ -80,8 +110,20 @@ class ScanCache:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def update(self, file: SQLiteFile) -> None:
-        """Read the rows that were added since the last call, inside the caller's transaction."""
+    def view(self, file: SQLiteFile, live: int) -> ScanView:
+        """Return what the caller's snapshot sees.
+
+        Args:
+            file: the store's file, in a snapshot or transaction.
+            live: the number of searchable episodes in it. Others may have read further rows into the cache already.
+        """
+        with self.lock:
+            if len(self._rows) < live:
+                self._update(file)
+        return ScanView(self, live)
+
+    def _update(self, file: SQLiteFile) -> None:
+        """Read the rows that were added since the last call."""
         if self._is_new:
             self._is_new = False
             self._read_sidecar()
@@ -111,16 +153,21 @@ class ScanCache:
         known = np.frombuffer(self._rows, np.int64)
         return np.frombuffer(self._lengths, np.int32)[np.searchsorted(known, rows)].astype(float)
 
-    def neighbours(self, rows: Sequence[int], distance: int) -> dict[int, list[int]]:
-        """Return for each row itself and up to `distance` rows before and after it."""
+    def neighbours(self, rows: Sequence[int], distance: int, live: int) -> dict[int, list[int]]:
+        """Return for each row itself and up to `distance` rows before and after it, of the first `live` rows."""
         places = np.searchsorted(np.frombuffer(self._rows, np.int64), np.array(rows, np.int64)).tolist()
         return {
-            row: self._rows[max(0, place - distance) : place + distance + 1].tolist()
+            row: self._rows[max(0, place - distance) : min(live, place + distance + 1)].tolist()
             for row, place in zip(rows, places, strict=True)
         }
 
-    def cosines(self, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows that have a vector, and the cosine of each with a `Quantiser.query`."""
+    def cosines(self, query: np.ndarray, live: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of the first `live` ones that have a vector, and the cosine of each with a query."""
+        rows, cosines = self._all_cosines(query)
+        count = sum(self._with_vector[:live]) if live < len(self._rows) else len(rows)
+        return rows[:count], cosines[:count]
+
+    def _all_cosines(self, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if self._vectors is None or not self._norms:
             return np.zeros(0, np.int64), np.zeros(0)
         quantiser = self._vectors.quantiser
@@ -185,7 +232,7 @@ class ScanCache:
         if self._vectors is None:
             return
         head = {**self._identity, "count": len(self._rows), "with_vector": len(self._norms)}
-        scratch = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        scratch = self._path.with_name(f"{self._path.name}.{os.getpid()}-{threading.get_ident()}")
         digest = hashlib.sha256()
         try:
             with open(scratch, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:

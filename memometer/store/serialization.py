@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,13 +36,3 @@ def to_episode(columns: Sequence[Any], payload: bytes) -> Episode:
 def without_text(id: str, at: float, importance: float | None, uses: int, codes: bytes | None) -> Episode:
     """Build the part of an episode that ranking needs."""
     return Episode(id, "", at, DEFAULT_IMPORTANCE if importance is None else importance, uses, codes or b"")
-
-
-def index_entries(scope: int, words: Iterable[str]) -> str:
-    """Return the index entries of terms: `7_kayak` for the first occurrence, `7_kayak~2` for the second."""
-    seen: Counter[str] = Counter()
-    entries = []
-    for word in words:
-        seen[word] += 1
-        entries.append(f"{scope}_{word}" if seen[word] == 1 else f"{scope}_{word}~{seen[word]}")
-    return " ".join(entries)

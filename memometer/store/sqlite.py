@@ -1,14 +1,16 @@
 """A store in one SQLite file: rows, full-text index and quantised vectors, written in one transaction.
 
-The file is in WAL mode: several processes can read and write it, and a killed process loses nothing that was
-acknowledged. No extension is needed. FTS5 serves as an inverted index: each scope has its own terms (`7_kayak`, and
-`7_kayak~2` for a second occurrence), so that scopes do not share statistics. Positions are not stored, which halves its
-size. BM25 is computed from the postings, because FTS5's own bm25() needs positions. scan_cache.py compares the vectors.
+The file is in WAL mode: several processes can read and write it, readers wait for no writer, and a killed process loses
+nothing that was acknowledged. No extension is needed. inverted_index.py finds rows by term; each scope has its own
+postings, so that scopes do not share statistics. scan_cache.py compares the vectors. A deleted text leaves nothing in
+the file and its log.
 """
 
 from __future__ import annotations
 
 import json
+import threading
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -18,22 +20,21 @@ from typing import Any
 import numpy as np
 
 from memometer.retrieval.tokenize import terms
-from memometer.store import maintenance, scan_cache
+from memometer.store import deadline, inverted_index, maintenance, scan_cache, sqlite_schema
 from memometer.store import url as store_url
 from memometer.store.episode import Episode, ScopeSize, StoreError, VectorFormat, change_mark, check_same, merged
 from memometer.store.protocol import DEFAULT_BITS, Change, Postings, Store
-from memometer.store.scan_cache import ScanCache
+from memometer.store.scan_cache import ScanCache, ScanView
 from memometer.store.serialization import (
     DEFAULT_IMPORTANCE,
     from_payload,
-    index_entries,
     to_episode,
     to_payload,
     without_text,
 )
 from memometer.store.sqlite_file import SQLiteFile
 
-COLUMNS = "id, at, importance, uses, codes, archived, sources, kind, payload"
+COLUMNS = "id, at, importance, uses, codes, archived, sources, kind, payload, checksum"
 
 
 class SQLite(Store):
@@ -55,12 +56,17 @@ class SQLite(Store):
         self.default_bits = bits
         self.file = SQLiteFile(Path(path), compression=compression, synchronous=synchronous)
         try:
+            sqlite_schema.prepare(self.file)
+            with self.snapshot():
+                self.file.load_codec()
+                self._store_id = self.file.meta("store") or ""
             maintenance.update_index(self.file)
-        except StoreError:
+        except StoreError as error:
             self.file.close()
-            raise
-        self._store_id = self.file.meta("store") or ""
+            reason = str(error).rstrip(".")
+            raise StoreError(f"cannot open store {path} ({reason}); name another file.") from error
         self._caches = scan_cache.new_cache()
+        self._caches_lock = threading.Lock()
 
     # ------------------------------------------------------------ metadata
 
@@ -91,9 +97,13 @@ class SQLite(Store):
             self.file.execute("INSERT OR IGNORE INTO scopes (name) VALUES (?)", scope)
             number = self._number(scope)
             self.file.execute("UPDATE scopes SET changes = ? WHERE scope = ?", change_mark(), number)
-            new = [self._add(number, episode) for episode in change.add]
+            occurrences: dict[str, inverted_index.Places] = defaultdict(list)
+            new = [self._add(number, episode, occurrences) for episode in change.add]
+            inverted_index.add(self.file, number, occurrences)
             for id in change.archive:
                 self._archive(number, id)
+            for id in change.restore:
+                self._restore(number, id)
             for id, count in change.uses.items():
                 query = "UPDATE episodes SET uses = uses + ? WHERE scope = ? AND id = ?"
                 self.file.execute(query, count, number, id)
@@ -110,30 +120,37 @@ class SQLite(Store):
             query = "UPDATE episodes SET importance = ?, uses = ?, sources = ? WHERE scope = ? AND id = ?"
             self.file.execute(query, whole.importance, whole.uses, json.dumps(whole.sources), scope, id)
 
-    def _add(self, scope: int, episode: Episode) -> bool:
+    def _add(self, scope: int, episode: Episode, occurrences: dict[str, inverted_index.Places]) -> bool:
         for known in self._get(scope, [episode.id]):
             check_same(known, episode)
+            if known.archived and not episode.archived:
+                self._restore(scope, episode.id)
             return False
         kind, payload = self.file.pack(to_payload(episode))
         words = terms(episode.text)
+        codes = episode.codes or None
+        at = float(episode.at)
         row = self.file.execute(
-            f"INSERT INTO episodes (scope, length, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO episodes (scope, length, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             scope,
             len(words),
             episode.id,
-            episode.at,
+            at,
             None if episode.importance == DEFAULT_IMPORTANCE else episode.importance,
             episode.uses,
-            episode.codes or None,
+            codes,
             int(episode.archived),
             json.dumps(episode.sources) if episode.sources else None,
             kind,
             payload,
+            sqlite_schema.checksum(episode.id, at, codes, kind, payload),
         ).lastrowid
+        assert row is not None
         if episode.archived:
             self._count(scope, archived=1)
         else:
-            self.file.execute("INSERT INTO words (rowid, terms) VALUES (?, ?)", row, index_entries(scope, words))
+            for term, count in Counter(words).items():
+                occurrences[term].append((row, count))
             self._count(scope, live=1, terms=len(words))
         return True
 
@@ -142,24 +159,44 @@ class SQLite(Store):
         if found := self.file.one(query, scope, id):
             row, kind, payload = found
             words = terms(from_payload(self.file.unpack(kind, payload))[0])
-            query = "INSERT INTO words (words, rowid, terms) VALUES ('delete', ?, ?)"
-            self.file.execute(query, row, index_entries(scope, words))
+            inverted_index.remove(self.file, scope, row, words)
             self.file.execute("UPDATE episodes SET archived = 1 WHERE row = ?", row)
             self._count(scope, live=-1, archived=1, terms=-len(words), rewrites=1)
+
+    def _restore(self, scope: int, id: str) -> None:
+        query = "SELECT row, kind, payload FROM episodes WHERE scope = ? AND id = ? AND archived"
+        if found := self.file.one(query, scope, id):
+            row, kind, payload = found
+            words = terms(from_payload(self.file.unpack(kind, payload))[0])
+            inverted_index.add(self.file, scope, {term: [(row, count)] for term, count in Counter(words).items()})
+            self.file.execute("UPDATE episodes SET archived = 0, length = ? WHERE row = ?", len(words), row)
+            self._count(scope, live=1, archived=-1, terms=len(words), rewrites=1)
 
     def delete(self, scope: str, ids: Sequence[str] | None = None) -> int:
         with self.transaction():
             number = self._number(scope)
             if ids is None:
                 ids = [id for (id,) in self.file.execute("SELECT id FROM episodes WHERE scope = ?", number)]
-            known = [episode.id for episode in self._get(number, list(dict.fromkeys(ids)))]
-            for id in known:
-                self._archive(number, id)  # removes it from the index
-                self.file.execute("DELETE FROM episodes WHERE scope = ? AND id = ?", number, id)
-            self._count(number, archived=-len(known), rewrites=1)
+            deleted = sum(self._delete(number, id) for id in dict.fromkeys(ids))
+            if deleted:
+                self._count(number, archived=-deleted, rewrites=1)
+                scan_cache.sidecar_of(self.file.path, number).unlink(missing_ok=True)
+                self.file.note_deletion()
             self.file.execute("UPDATE scopes SET changes = ? WHERE scope = ?", change_mark(), number)
-            scan_cache.sidecar_of(self.file.path, number).unlink(missing_ok=True)
-            return len(known)
+            return deleted
+
+    def _delete(self, scope: int, id: str) -> int:
+        query = "SELECT row, kind, payload FROM episodes WHERE scope = ? AND id = ?"
+        found = self.file.one(query, scope, id)
+        if not found:
+            return 0
+        deadline.check()
+        self._archive(scope, id)  # removes it from the index
+        row, kind, payload = found
+        text = self.file.unpack(kind, payload)
+        self.file.execute("DELETE FROM episodes WHERE row = ?", row)
+        maintenance.forget_dictionaries(self.file, text)
+        return 1
 
     def _count(self, scope: int, *, live: int = 0, archived: int = 0, terms: int = 0, rewrites: int = 0) -> None:
         query = (
@@ -193,28 +230,17 @@ class SQLite(Store):
 
     def postings(self, scope: str, words: Sequence[str]) -> Postings:
         with self.snapshot():
-            number, cache = self._number(scope), self._cache(scope)
+            number, view = self._number(scope), self._view(scope)
             found: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
             for term in words:
-                rows = more = self._rows_with(f"{number}_{term}")
-                counts = np.ones(len(rows))
-                while len(more):
-                    more = self._rows_with(f"{number}_{term}~{int(counts.max()) + 1}")
-                    counts[np.searchsorted(rows, more)] += 1
+                rows, counts = inverted_index.rows_with(self.file, number, term)
                 if len(rows):
-                    found[term] = (rows, counts, cache.lengths_of(rows))
+                    found[term] = (rows, counts, view.lengths_of(rows))
             return found
-
-    def _rows_with(self, entry: str) -> np.ndarray:
-        """Return the rows of an index entry, ascending."""
-        # As one text, which NumPy parses much faster than SQLite returns rows.
-        query = "SELECT group_concat(rowid) FROM words WHERE words MATCH ?"
-        (listed,) = self.file.one(query, f'"{entry}"')
-        return np.sort(np.fromstring(listed or "", np.int64, sep=","))
 
     def nearest(self, scope: str, query: np.ndarray, k: int) -> list[int]:
         with self.snapshot():
-            rows, cosines = self._cache(scope).cosines(query)
+            rows, cosines = self._view(scope).cosines(query)
             return self.top_rows(scope, rows, cosines, k)
 
     def newest(self, scope: str, k: int, before: tuple[float, str] | None = None) -> list[int]:
@@ -225,7 +251,7 @@ class SQLite(Store):
 
     def neighbours(self, scope: str, rows: Sequence[int], distance: int) -> dict[int, list[int]]:
         with self.snapshot():
-            return self._cache(scope).neighbours(rows, distance)
+            return self._view(scope).neighbours(rows, distance)
 
     def rows(self, scope: str, rows: Sequence[int]) -> dict[int, Episode]:
         query = "SELECT id, at, importance, uses, codes FROM episodes WHERE row = ? AND scope = ? AND NOT archived"
@@ -251,6 +277,9 @@ class SQLite(Store):
     def compact(self) -> None:
         maintenance.compact(self.file)
 
+    def erase(self) -> None:
+        self.file.erase()
+
     def check(self) -> list[str]:
         return maintenance.check(self.file)
 
@@ -260,19 +289,25 @@ class SQLite(Store):
         found = self.file.one("SELECT scope FROM scopes WHERE name = ?", scope)
         return int(found[0]) if found else 0
 
-    def _cache(self, scope: str) -> ScanCache:
-        """Return the scope's cache, up to date."""
-        number, rewrites = self.file.one("SELECT scope, rewrites FROM scopes WHERE name = ?", scope) or (0, 0)
+    def _view(self, scope: str) -> ScanView:
+        """Return the columns of a scope that this snapshot sees."""
+        query = "SELECT scope, rewrites, live FROM scopes WHERE name = ?"
+        number, rewrites, live = self.file.one(query, scope) or (0, 0, 0)
         state = (number, rewrites, self.vector_format())
-        cache = self._caches.get(scope)
+        with self._caches_lock:
+            cache = self._caches.get(scope)
         if cache is None or cache.state != state:
             cache = ScanCache(*state, store=self._store_id, path=self.file.path)
-        cache.update(self.file)
-        self._caches[scope] = cache
-        return cache
+        view = cache.view(self.file, live)
+        with self._caches_lock:
+            self._caches[scope] = cache
+        return view
 
     def _episode(self, columns: Sequence[Any]) -> Episode:
-        *others, kind, payload = columns
+        *others, kind, payload, expected = columns
+        id, at, _, _, codes, *_ = others
+        if sqlite_schema.checksum(id, at, codes, kind, payload) != expected:
+            raise StoreError(f"the row of {id!r} in {self.file.path} is damaged; restore the file from a copy.")
         return to_episode(others, self.file.unpack(kind, payload))
 
 
