@@ -131,16 +131,12 @@ def read(path: Path) -> Dataset:
     except OSError as error:
         raise DataError(f"cannot read {str(path)!r} ({error.strerror}); give the path of locomo10.json.") from error
     digest = hashlib.sha256(content).hexdigest()
-    if digest == SHA256:
-        kind = ""
-    elif SAMPLE.exists() and content == SAMPLE.read_bytes():
-        kind = "SAMPLE"
-    elif _is_simulated(content):
-        kind = "SIMULATED"
-    else:
+    kind = _kind_of(content)
+    if kind is None:
         raise DataError(
             f"{str(path)!r} is not the pinned LOCOMO file (sha256 {digest[:12]}…, expected {SHA256[:12]}…) and is "
-            "refused for scoring; give locomo10.json of the pinned commit, or leave the path out to have it downloaded."
+            "refused for scoring; give locomo10.json of the pinned commit, leave the path out to have it downloaded, "
+            "or evaluate your own conversations with --benchmark own."
         )
     return dataset(parse(json.loads(content)), path, digest, kind)
 
@@ -168,12 +164,35 @@ def dataset(conversations: Sequence[Conversation], path: Path, sha256: str, kind
     )
 
 
+def _kind_of(content: bytes) -> str | None:
+    """The kind of a file: empty for LOCOMO, a key of NOTICES, or None for anything else."""
+    if hashlib.sha256(content).hexdigest() == SHA256:
+        return ""
+    if SAMPLE.exists() and content == SAMPLE.read_bytes():
+        return "SAMPLE"
+    return "SIMULATED" if _is_simulated(content) else None
+
+
 def _is_simulated(content: bytes) -> bool:
+    if SIMULATED.encode() not in content:
+        return False
     try:
         raw = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
-    return isinstance(raw, list) and bool(raw) and all(isinstance(e, dict) and e.get(SIMULATED) for e in raw)
+    return isinstance(raw, list) and bool(raw) and all(isinstance(e, dict) and _is_seeded(e) for e in raw)
+
+
+def _is_seeded(entry: dict[str, Any]) -> bool:
+    return isinstance(entry.get(SIMULATED), dict)
+
+
+def recognizes(path: Path) -> bool:
+    """True if a file is LOCOMO, the built-in sample, or was written by `memometer simulate`."""
+    try:
+        return path.is_file() and bool(_kind_of(path.read_bytes()) is not None)
+    except OSError:
+        return False
 
 
 def parse(raw: list[dict[str, Any]]) -> list[Conversation]:

@@ -56,4 +56,5 @@ BENCHMARK = Benchmark(
     synthesize=_synthesize,
     write_synthetic=_write_synthetic,
     person_names=_person_names,
+    recognizes=dataset.recognizes,
 )

@@ -49,7 +49,9 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
 
 EXTRAS = {
     **dict.fromkeys(("fastapi", "prometheus_client", "uvicorn"), "service"),
-    **dict.fromkeys(("alembic", "dspy", "litellm", "mlflow", "scipy", "sqlalchemy", "xllamacpp", "yaml"), "eval"),
+    **dict.fromkeys(
+        ("alembic", "dspy", "litellm", "mlflow", "scipy", "sqlalchemy", "xllamacpp", "yaml", "pydantic"), "eval"
+    ),
     "mcp": "mcp",
 }
 """Optional package -> the extra that installs it."""

@@ -23,7 +23,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eleven simulated conversations: short, with all categories."""
     raw = json.loads(SAMPLE.read_bytes())[0]
     path = tmp_path_factory.mktemp("data") / "simulated.json"
-    path.write_text(json.dumps([{**raw, "sample_id": f"simulated-{i}", SIMULATED: 1} for i in range(11)]))
+    path.write_text(json.dumps([{**raw, "sample_id": f"simulated-{i}", SIMULATED: {"seed": 1}} for i in range(11)]))
     return path
 
 

@@ -1,34 +1,73 @@
-"""Benchmarks by name. Each is written as "module:attribute" and imported when it is needed."""
+"""Benchmarks by name, and those of other projects by folder, module or entry point. Each is imported when needed.
+
+load("locomo")             a key of BENCHMARKS
+load("./my_benchmark")     a folder or a .py file that defines BENCHMARK
+load("my_package:BENCH")   an attribute of a module that is installed or in the working folder
+load("name")               an entry point of the group memometer.benchmarks
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from memometer.benchmarks.protocol import Benchmark
+    from memometer.benchmarks.protocol import Benchmark, Dataset
 
 DEFAULT = "locomo"
+OWN = "own"
 
-BENCHMARKS = {"locomo": "locomo.evaluate:BENCHMARK"}
+BENCHMARKS = {
+    "locomo": "locomo.evaluate:BENCHMARK",
+    "own": "memometer.benchmarks.own:BENCHMARK",
+}
 """Name -> module and attribute. A new benchmark is one folder and one line here."""
+
+HELP = f"{', '.join(BENCHMARKS)}, ./FOLDER or module:OBJECT (default {DEFAULT}; {OWN} for another --data file)"
 
 
 def load(name: str | None = None) -> Benchmark:
     """Import a benchmark.
 
     Args:
-        name: A key of BENCHMARKS; None for the default.
+        name: A key of BENCHMARKS, a folder or file with a slash, `module:attribute`, or an entry point; None for the
+            default.
 
     Returns:
         The benchmark.
 
     Raises:
-        ValueError: The name is unknown.
+        UnknownBenchmark: There is no such benchmark.
     """
     name = name or DEFAULT
-    if name not in BENCHMARKS:
-        raise ValueError(f"the benchmark {name!r} is unknown; known are {', '.join(BENCHMARKS)}.")
-    module, _, attribute = BENCHMARKS[name].partition(":")
-    benchmark: Benchmark = getattr(import_module(module), attribute)
-    return benchmark
+    if name in BENCHMARKS:
+        module, _, attribute = BENCHMARKS[name].partition(":")
+        benchmark: Benchmark = getattr(import_module(module), attribute)
+        return benchmark
+    from memometer.benchmarks.external import find
+
+    return find(name, BENCHMARKS)
+
+
+def read(name: str | None = None, path: str | Path | None = None) -> Dataset:
+    """Load the data of a benchmark.
+
+    Args:
+        name: As for `load`. None for the default benchmark if it recognizes the file, and for own data otherwise.
+        path: The file or folder; None for the benchmark's own place.
+
+    Raises:
+        UnknownBenchmark: There is no such benchmark.
+        DataError: The data cannot be used.
+    """
+    if name is None and path is not None:
+        default = load()
+        name = DEFAULT if default.recognizes is None or default.recognizes(Path(path)) else OWN
+    name = name or DEFAULT
+    data = load(name).load(path)
+    if data.benchmark == name:
+        return data
+    from dataclasses import replace
+
+    return replace(data, benchmark=name)  # the name that `load` finds it by again

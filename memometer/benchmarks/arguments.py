@@ -15,12 +15,11 @@ def add_data_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup
     """Add `--benchmark` and `--data`."""
     parser.add_argument(
         "--benchmark",
-        default=benchmarks.DEFAULT,
-        choices=list(benchmarks.BENCHMARKS),
-        help=f"the benchmark (default {benchmarks.DEFAULT})",
+        metavar="NAME",
+        help=benchmarks.HELP,
     )
     parser.add_argument(
-        "--data", metavar="FILE", help="the benchmark's file (by default it is looked for, or downloaded)"
+        "--data", metavar="PATH", help="the benchmark's file or folder, or own conversations (docs/how-to/own-data.md)"
     )
 
 
@@ -30,4 +29,4 @@ def load_data(args: argparse.Namespace) -> Dataset:
     Raises:
         DataError: The data cannot be used.
     """
-    return benchmarks.load(args.benchmark).load(args.data)
+    return benchmarks.read(args.benchmark, args.data)

@@ -27,6 +27,10 @@ class DataError(UserError, ValueError):
     """The data cannot be used. The message is one sentence for the user."""
 
 
+class UnknownBenchmark(UserError, ValueError):
+    """The benchmark is unknown or cannot be imported."""
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
     """A part of a conversation that took place at one time."""
@@ -141,6 +145,7 @@ class Dataset:
         notice: The sentence that explains `kind`.
         licence: The licence of the data; empty if there is nothing to state.
         source: The URL of the data.
+        name: The name of own data; empty for a benchmark's.
     """
 
     conversations: tuple[Conversation, ...]
@@ -153,6 +158,12 @@ class Dataset:
     notice: str = ""
     licence: str = ""
     source: str = ""
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """The data in reports: their kind, their own name, or the benchmark."""
+        return self.kind or self.name or self.benchmark
 
     @property
     def prefix(self) -> str:
@@ -290,6 +301,8 @@ class Benchmark:
         synthesize: Generates synthetic conversations: (seed, number of conversations) -> data.
         write_synthetic: Writes them to a file: (path, seed, number) -> statistics, as lines to print.
         person_names: Invents names of persons: (seed, names to avoid) -> a function that returns a name at each call.
+        recognizes: True for a file of this benchmark, its sample or its synthetic conversations. Without it, the
+            benchmark takes any file.
     """
 
     name: str
@@ -308,6 +321,7 @@ class Benchmark:
     synthesize: Callable[[int, int], Dataset] | None = None
     write_synthetic: Callable[[Path, int, int], list[str]] | None = None
     person_names: Callable[[str, Collection[str]], Callable[[], str]] | None = None
+    recognizes: Callable[[Path], bool] | None = None
 
     def judge_prompt(self, name: str | None = None) -> JudgePrompt:
         """A judge prompt by name; the default prompt for None.

@@ -1,4 +1,4 @@
-"""`memometer data`: find or download a benchmark's data and verify them."""
+"""`memometer data`: verify a benchmark's data, or check a file of own conversations."""
 
 from __future__ import annotations
 
@@ -7,14 +7,24 @@ from collections.abc import Sequence
 
 from memometer import benchmarks
 from memometer.benchmarks.arguments import add_data_arguments
+from memometer.errors import UserError
+
+MAX_FAULTS = 1000
+"""Faults that are printed."""
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the options of the command."""
     p = argparse.ArgumentParser(
-        description="Find or download a benchmark's data and verify them. Exit code 1 if a check fails.",
+        description="Find or download a benchmark's data and verify them. `memometer data check PATH` lists every "
+        "fault of a file of own conversations, and what the evaluation cannot use. `memometer data schema` prints its "
+        "JSON Schema. Exit code 1 if a check of a benchmark fails, 2 if own data have a fault.",
         allow_abbrev=False,
     )
+    p.add_argument(
+        "action", nargs="?", choices=["check", "schema"], help="check own conversations, or print the schema"
+    )
+    p.add_argument("path", nargs="?", metavar="PATH", help="the file or folder to check")
     add_data_arguments(p)
     return p
 
@@ -23,15 +33,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the checks of the data.
 
     Returns:
-        0 if all hold, 1 otherwise.
+        0 if all hold, 1 if a benchmark's data are wrong, 2 if own data have a fault.
 
     Raises:
-        DataError: the data cannot be used.
+        UserError: the data cannot be read.
     """
     args = parser().parse_args(argv)
-    benchmark = benchmarks.load(args.benchmark)
-    data = benchmark.load(args.data)
-    lines, ok = benchmark.verify(data)
+    if args.action == "schema":
+        from memometer.benchmarks.own import schema
+
+        print(schema.FILE.read_text(encoding="utf-8"), end="")
+        return 0
+    if args.action == "check" and args.benchmark in (None, benchmarks.OWN):
+        return _check(args.path or args.data)
+    data = benchmarks.read(args.benchmark, args.path or args.data)
+    lines, ok = benchmarks.load(data.benchmark).verify(data)
     for line in lines:
         print(f"{data.prefix}{line}")
     return 0 if ok else 1
+
+
+def _check(path: str | None) -> int:
+    """Print the faults and the losses of own conversations, and their numbers of turns and questions."""
+    if not path:
+        raise UserError("memometer data check needs the path of a file or folder.")
+    from memometer.benchmarks.own.read import examine
+
+    found, _, digest, _ = examine(path)
+    for line in [*found.faults[:MAX_FAULTS], *(f"Lost: {loss}" for loss in found.losses)]:
+        print(line)
+    conversations = [conversation for conversation, _ in found.conversations]
+    turns = sum(len(conversation.turns) for conversation in conversations)
+    questions = sum(len(conversation.questions) for conversation in conversations)
+    counted = f"{len(conversations):,} conversations, {turns:,} turns, {questions:,} questions"
+    if n := len(found.faults):
+        print(f"{path}: {n:,} fault{'s' if n > 1 else ''}; {counted} without fault.")
+        return 2
+    rest = "" if questions else " Without questions they can be remembered (memometer add --from), not evaluated."
+    print(f"{path}: sound; {counted}; sha256 {digest[:12]}.{rest}")
+    return 0

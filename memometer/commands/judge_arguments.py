@@ -77,7 +77,9 @@ def load_judge(args: argparse.Namespace) -> tuple[Model, Judge]:
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-    return model, Judge(model.lm, benchmarks.load(args.benchmark).judge_prompt(args.judge))
+    return model, Judge(
+        model.lm, benchmarks.load(benchmarks.read(args.benchmark, args.data).benchmark).judge_prompt(args.judge)
+    )
 
 
 def judge_threads(args: argparse.Namespace) -> int:

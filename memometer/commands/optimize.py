@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from memometer.benchmarks.arguments import add_data_arguments
 from memometer.commands.argument_types import count, number, positive, price
 from memometer.errors import UserError
 from memometer.optimize.options import OUT, OptimizeOptions
@@ -39,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
     )
     p.add_argument("--target", choices=["prompts", "retrieval"], help="what to improve (default prompts)")
-    p.add_argument("--data", metavar="FILE", help="locomo10.json (default: LOCOMO_PATH, data/, or a download)")
+    add_data_arguments(p)
     p.add_argument("--seed", type=_seed, metavar="N", help="random seed (default 0)")
     p.add_argument("--encoder", metavar="NAME", help="minilm, or the folder of a BERT model")
     p.add_argument(
@@ -158,23 +159,27 @@ def _fit_retrieval(given: dict[str, Any]) -> int:
     from memometer.systems.adaptive import AdaptiveMemory
     from memometer.token_counters import counter_for
 
-    if others := set(given) - {"data", "seed", "encoder", "out"}:
+    if others := set(given) - {"benchmark", "data", "seed", "encoder", "out"}:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(others))
         raise UserError(f"{flags} has no effect with --target retrieval; leave it out.")
     seed, encoder_name = given.get("seed", 0), given.get("encoder")
     try:
-        data = benchmarks.load().load(given.get("data"))
+        data = benchmarks.read(given.get("benchmark"), given.get("data"))
     except DataError as error:
         raise UserError(str(error)) from error
     encoder = encoders.load(encoder_name, log=eprint) if encoder_name else None
     if not (encoder is None or isinstance(encoder, encoders.CachedTokenEncoder)):
         raise UserError(f"{encoder.name} has no token vectors; use --encoder minilm, or the folder of a BERT model.")
-    folder = _weights_folder(given.get("out"), data.kind)
+    folder = _weights_folder(
+        given.get("out"), data.kind or ("" if data.benchmark == benchmarks.DEFAULT else data.label)
+    )
 
     def log(text: str) -> None:
         print(f"{data.prefix}{text}", flush=True)
 
     train, validation = data.part("train"), data.part("validation")
+    if not train or not validation:
+        raise UserError(f"{data.path} has too few conversations for a fit; it needs a training and a validation part.")
     if encoder and len(train) < 2:
         raise UserError("a fit with an encoder needs two training conversations or more.")
     with_encoder = f" with {encoder.name}" if encoder else ""

@@ -18,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
         "same seed gives the same file. A score on them says nothing about the benchmark.",
         allow_abbrev=False,
     )
-    p.add_argument("--benchmark", default=benchmarks.DEFAULT, choices=list(benchmarks.BENCHMARKS))
+    p.add_argument("--benchmark", metavar="NAME", help=f"default {benchmarks.DEFAULT}")
     p.add_argument("--seed", type=count, default=1, metavar="N")
     p.add_argument("--conversations", type=positive, default=10, metavar="N")
     p.add_argument("--out", type=Path, required=True, metavar="FILE")

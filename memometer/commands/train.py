@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from memometer import benchmarks
 from memometer.commands.argument_types import count, integers, json_object, number, positive, price
 from memometer.errors import UserError
 from memometer.train.options import NAMES, OUTPUT_FOLDERS, TrainOptions, flag_names
@@ -63,7 +64,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_data(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--data", metavar="FILE", help="locomo10.json, or `simulated` (default: LOCOMO_PATH, data/, or download)")
+    add("--benchmark", metavar="NAME", help=benchmarks.HELP)
+    add("--data", metavar="PATH", help="its file, own conversations, or `simulated` (default: LOCOMO)")
     add("--num-train", type=positive, metavar="N", help=f"training questions at most (default {DEFAULT.num_train})")
     add("--num-val", type=positive, metavar="N", help=f"validation questions at most (default {DEFAULT.num_val})")
     add("--budgets", type=integers, metavar="N,…", help="tokens of memory (default 512,1024,2048)")

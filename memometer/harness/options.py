@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from memometer import benchmarks
 from memometer.run.options import OptionError, Options
 
 Price = tuple[float, float]
@@ -26,7 +25,7 @@ class EvaluateOptions(Options):
 
     RENAMED: ClassVar[Mapping[str, str]] = {"no_certificate": "no_calibration"}
 
-    benchmark: str = benchmarks.DEFAULT
+    benchmark: str | None = None
     data: str | None = None
     split: str = "test"
     num_test: int | None = None

@@ -160,7 +160,11 @@ class Plan:
         conversations = "1 conversation" if len(self.conversations) == 1 else f"{len(self.conversations)} conversations"
         self.log_wrapped(
             f"{len(self.questions)} questions of {conversations} ({self.options.split}; "
-            + ", ".join(f"{counts[key]} {name}" for key, name in self.data.categories.items() if counts[key])
+            + ", ".join(
+                f"{counts[key]} {f'of category {key}' if name == key else name}"
+                for key, name in self.data.categories.items()
+                if counts[key]
+            )
             + f") to {', '.join(dict.fromkeys(task.system for task in self.tasks))}."
         )
         for notice in [*self.notices, *filter(None, [self.data.notice])]:
@@ -231,11 +235,12 @@ def make_plan(options: EvaluateOptions) -> Plan:
         ContaminationError: Test data are in a prompt, file or weight.
     """
     with option_errors("--benchmark: "):
-        benchmark = benchmarks.load(options.benchmark)
-    data = benchmark.load(options.data)
+        data = benchmarks.read(options.benchmark, options.data)
+    benchmark = benchmarks.load(data.benchmark)
     model, judge_model = default_names(options)
     options = replace(
         options,
+        benchmark=data.benchmark,
         categories=categories_of(options.categories, data),
         systems=options.systems or tuple(s for s in DEFAULT_SYSTEMS if s != "full_context" or not options.recall_only),
         budgets=options.budgets or (options.budget_tokens or DEFAULT_BUDGET_TOKENS,),
@@ -245,6 +250,7 @@ def make_plan(options: EvaluateOptions) -> Plan:
         judge_model=judge_model,
     )
     questions = chosen_questions(options, data)
+    _refuse_too_few(options, data, questions)
     asked = {question.conversation for question in questions}
     conversations = tuple(c for c in data.conversations if c.id in asked)
     models = load_models(options, benchmark, data)
@@ -265,6 +271,24 @@ def make_plan(options: EvaluateOptions) -> Plan:
     _plan_tasks(made)
     made.check_cost_limit(options.cost_limit)
     return made
+
+
+def _refuse_too_few(options: EvaluateOptions, data: Dataset, questions: Sequence[Question]) -> None:
+    if not data.questions:
+        raise DataError(
+            f"{data.path} has no questions; add questions, or remember it for daily use with memometer add --from FILE."
+        )
+    if not questions:
+        n = len(data.conversations)
+        raise DataError(
+            f"--split {options.split} has no question of the chosen categories; {data.path.name} has {n} "
+            f"conversation{'' if n == 1 else 's'}. Use --split all."
+        )
+    if options.recall_only and not any(question.evidence for question in questions):
+        raise DataError(
+            "--recall-only measures evidence recall, and no chosen question has evidence; add the ids of turns as "
+            "evidence, or name a --model that answers."
+        )
 
 
 def categories_of(keys: Sequence[str], data: Dataset) -> tuple[str, ...]:

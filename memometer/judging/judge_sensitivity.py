@@ -77,12 +77,12 @@ def _pair(a: str, b: str, scores: Scores) -> Sensitivity:
 
 
 def _mean(scores: Mapping[str, float]) -> Estimate:
-    return clustered_mean(list(scores.values()), [id.split("#")[0] for id in scores])
+    return clustered_mean(list(scores.values()), [id.rpartition("#")[0] for id in scores])
 
 
 def _difference(a: Mapping[str, float], b: Mapping[str, float]) -> Sensitivity:
     ids = [id for id in a if id in b]
-    found = paired([a[id] for id in ids], [b[id] for id in ids], [id.split("#")[0] for id in ids])
+    found = paired([a[id] for id in ids], [b[id] for id in ids], [id.rpartition("#")[0] for id in ids])
     return {"mean": found.difference, "low": found.low, "high": found.high, "n": found.n}
 
 

@@ -133,7 +133,7 @@ def clean_and_flagged(scores: Mapping[str, float], flagged: Collection[str]) -> 
     parts = {"clean": [id for id in scores if id not in flagged], "flagged": [id for id in scores if id in flagged]}
     found = {}
     for name, ids in parts.items():
-        estimate = clustered_mean([scores[id] for id in ids], [id.split("#")[0] for id in ids])
+        estimate = clustered_mean([scores[id] for id in ids], [id.rpartition("#")[0] for id in ids])
         interval = None if estimate.low is None else [estimate.low, estimate.high]
         found[name] = {"accuracy": estimate.mean, "interval": interval, "n": estimate.n}
     return found

@@ -20,6 +20,7 @@ class OptimizeOptions(Options):
         OptionError: Options contradict each other.
     """
 
+    benchmark: str | None = None
     data: str | None = None
     seed: int = 0
     encoder: str | None = None

@@ -130,7 +130,7 @@ class SearchPlan:
             f"{options.budget_tokens:,} tokens of memory; a question has {self.reader.question_budget:,} tokens in "
             f"total, with instructions and at most {options.demo_limit} found examples.",
         ]
-        return [*lines, *self.notices, *([self.data.notice] if self.data.kind else [])]
+        return [*lines, *self.notices, *filter(None, [self.data.notice])]
 
     def forecast(self) -> Forecast:
         """Return upper bounds for the unoptimized prompt, the optimizer, and the selection among its candidates."""
@@ -200,7 +200,7 @@ def make_plan(options: OptimizeOptions) -> SearchPlan:
     if options.optimizer == "miprov2" and importlib.util.find_spec("optuna") is None:
         raise UserError("MIPROv2 needs Optuna; pip install -c constraints.txt '.[optimize]'")
     try:
-        data = benchmarks.load().load(options.data)
+        data = benchmarks.read(options.benchmark, options.data)
     except DataError as error:
         raise UserError(str(error)) from error
     chosen, notices = _choose_questions(options, data)

@@ -171,7 +171,7 @@ def _log_evaluation(folder: RunFolder, results: Mapping[str, Any], data: Dataset
         is_sweep = any(len(entry["budgets"]) > 1 for entry in results["systems"].values())
         _log_metrics(run_id, ((*item, 0) for item in metrics(results, keys, parts=not is_sweep).items()))
         source = HTTPDatasetSource(data.source)
-        mlflow.log_input(MetaDataset(source, name=data.kind or data.benchmark, digest=data.sha256[:16]), "eval")
+        mlflow.log_input(MetaDataset(source, name=data.label, digest=data.sha256[:16]), "eval")
         for path in sorted(folder.path.iterdir()):
             if not path.name.startswith("."):
                 mlflow.log_artifact(str(path))

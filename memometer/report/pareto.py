@@ -44,7 +44,7 @@ def total_tokens(records: Sequence[Record], ingests: Iterable[Record]) -> Result
         which case the mean is a lower bound. None if a record has no token count, as in imported answers.
     """
     last = {ingest["conversation"]: ingest for ingest in ingests}
-    read = [last[c] for c in {record["question_id"].split("#")[0] for record in records} if c in last]
+    read = [last[c] for c in {record["question_id"].rpartition("#")[0] for record in records} if c in last]
     if any(record["prompt_tokens"] is None for record in records):
         return None
     asked = sum(_tokens(record) if record["model"] else record["recall"]["tokens"] for record in records)

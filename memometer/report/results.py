@@ -90,6 +90,7 @@ def compute_results(
         "benchmark": data.benchmark,
         "categories": dict(data.categories),
         "data_kind": data.kind,
+        "data_name": data.name,
         "data_notice": data.notice,
         "missing_share": aggregate.missing_share(records, keys),
         "judge_family": shared_family(facts.get("reader") or "", graders[0].judge) if graders else "",

@@ -368,6 +368,10 @@ def _warnings(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[s
     return [*found, *results.get("warnings", ())]
 
 
+def _data_label(config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    return str(results.get("data_kind") or results.get("data_name") or config.get("benchmark") or "locomo")
+
+
 def _provenance(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[tuple[str, str]]:
     config, identity = manifest["config"], manifest["identity"]
     packages = ", ".join(f"{name} {version}" for name, version in manifest["packages"].items() if version)
@@ -376,7 +380,7 @@ def _provenance(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list
     found = {
         "begun": manifest["created_at"],
         "status": results["status"],
-        "data": f"{results.get('data_kind') or config.get('benchmark') or 'locomo'}, sha256 {identity['data']}",
+        "data": f"{_data_label(config, results)}, sha256 {identity['data']}",
         "split": f"{config['split']}, seed {config['seed']}"
         + (f", a sample of {config['num_test']}" if config["num_test"] else ""),
         "categories": ", ".join(str(c) for c in config["categories"] or ()),

@@ -45,7 +45,7 @@ def data_of(path: Path, manifest: Mapping[str, Any]) -> Dataset:
     """
     try:
         config = evaluation_options(manifest, path)
-        data = benchmarks.load(config.get("benchmark")).load(config.get("data"))
+        data = benchmarks.read(config.get("benchmark"), config.get("data"))
     except ValueError as error:
         raise RunFolderError(f"the data of {path} cannot be read: {error}") from error
     if data.sha256 != (expected := str(manifest["identity"].get("data"))):

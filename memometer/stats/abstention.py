@@ -203,7 +203,7 @@ def fit_run(path: Path, *, system: str, false_abstention: float) -> tuple[Absten
         UserError: The run or its data cannot be read, or has no questions of both kinds.
     """
     config = evaluation_options(read_manifest(path), path)
-    data = benchmarks.load(config.get("benchmark")).load(config.get("data"))
+    data = benchmarks.read(config.get("benchmark"), config.get("data"))
     split = config["split"].rpartition(":")[0] or "default"
     questions = {q.id: q for conversation in data.part(f"{split}:validation") for q in conversation.questions}
     found = [

@@ -182,6 +182,7 @@ class Evaluation:
             "trace": False,
             "fail_on_error": FAILED_SHARE,
             "max_answer_tokens": self.max_tokens,
+            "benchmark": self.data.benchmark,
             "data": None if options.data == "simulated" else options.data,
         }
         return {
@@ -216,7 +217,7 @@ class Evaluation:
             f"without it but with style rules: {len(self.questions)} questions of {', '.join(ids[:12])}, "
             f"{self.budget:,} tokens of memory ({notes['memory']}), {max(1, notes['rounds'])} round(s)."
         )
-        return [line, *self.cautions(), *([self.data.notice] if self.data.kind else [])]
+        return [line, *self.cautions(), *filter(None, [self.data.notice])]
 
 
 def served_decoding(decoding: Mapping[str, Any]) -> dict[str, Any]:

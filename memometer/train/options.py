@@ -112,6 +112,7 @@ class TrainOptions(Options):
     recipe: str = "current"
     seed: int = 0
     # data
+    benchmark: str | None = None
     data: str | None = None
     num_train: int = 600
     num_val: int = 100

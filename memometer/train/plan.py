@@ -133,10 +133,10 @@ def load_data(options: TrainOptions) -> Dataset:
     Raises:
         UserError: The data cannot be used.
     """
-    benchmark = benchmarks.load()
+    benchmark = benchmarks.load(options.benchmark)
     try:
         if options.data != "simulated":
-            return benchmark.load(options.data)
+            return benchmarks.read(options.benchmark, options.data)
     except DataError as error:
         raise UserError(str(error)) from error
     if benchmark.synthesize is None:
@@ -150,7 +150,7 @@ def _prompts(
     """The prompts of one part of the data, and notices about missing questions."""
     conversations: Sequence[Conversation] = data.part(part)
     rankers: dict[str, Ranker] = {}
-    if part == "train" and options.memory == "adaptive" and not data.kind and len(conversations) > 1:
+    if part == "train" and options.memory == "adaptive" and _shipped_weights_saw(data) and len(conversations) > 1:
         # The shipped weights have seen these conversations. Weights fitted on the others show what an unknown
         # conversation would show.
         weights = fit_ranker.folds(data, [c.id for c in conversations], among=conversations)
@@ -185,6 +185,10 @@ def _prompts(
     if unlabelled:
         notices.append(f"{unlabelled} {part} questions without a usable evidence label are left out.")
     return prompts, tuple(notices)
+
+
+def _shipped_weights_saw(data: Dataset) -> bool:
+    return data.benchmark == benchmarks.DEFAULT and not data.kind
 
 
 def _adapter_shape(adapter: Path) -> dict[str, Any]:
@@ -224,7 +228,7 @@ def announcement(plan: TrainingPlan) -> list[str]:
         lines.append(
             f"Prompts per step: {values.prompts_per_step}, each with {values.num_generations} completions; {shown}."
         )
-    return [*lines, *plan.notices, *([plan.data.notice] if plan.data.kind else [])]
+    return [*lines, *plan.notices, *filter(None, [plan.data.notice])]
 
 
 # ---------------------------------------------------------------- carrying it out

@@ -33,7 +33,7 @@ def example_group(options: TrainOptions) -> tuple[str, ReadingPrompt, dict[str, 
     Raises:
         ValueError: There is no such prompt.
     """
-    local_file = benchmarks.load().local_file
+    local_file = benchmarks.load(options.benchmark).local_file
     if options.data is None and local_file:
         options = replace(options, data=str(local_file()))
     data = load_data(options)
