@@ -15,6 +15,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "compare": ("memometer.commands.compare", "compare systems pairwise, within one run or across runs"),
         "view": ("memometer.commands.view", "show runs in the browser, including runs in progress"),
         "rescore": ("memometer.commands.rescore", "grade a run again with another judge, prompt or label set"),
+        "label": ("memometer.commands.label", "label answers by hand, to check the judge of a run"),
         "calibrate": ("memometer.commands.calibrate", "measure a judge's false-accept and false-reject rates"),
         "fit-abstention": ("memometer.commands.fit_abstention", "fit the abstention rule on a validation run"),
         "import-results": ("memometer.commands.import_results", "convert published result files to run folders"),

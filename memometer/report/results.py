@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from memometer.benchmarks.protocol import DataError, Dataset
-from memometer.judging import label_sets, misclassification, sample_scores
+from memometer.judging import human_labels, label_sets, misclassification, sample_scores
 from memometer.judging.graders import Grader, graders_of
 from memometer.judging.judge import shared_family
 from memometer.judging.judge_calibration import Calibration
@@ -44,6 +44,7 @@ def compute_results(
     rounds: Mapping[tuple[str, int], Results] | None = None,
     corrections: LabelCorrections | None = None,
     measurings: Sequence[Record] = (),
+    labels: Sequence[Record] = (),
 ) -> Results:
     """Compute the content of results.json. Calls no model.
 
@@ -58,6 +59,7 @@ def compute_results(
         rounds: (system, budget) -> analysis of multi-round reading.
         corrections: Label corrections; None for the file that the benchmark's environment variable names.
         measurings: Cost of the calibrations that were measured for this run.
+        labels: Human labels of answers.
 
     Returns:
         The results.
@@ -96,6 +98,10 @@ def compute_results(
         "judge_family": shared_family(facts.get("reader") or "", graders[0].judge) if graders else "",
         "judge_calibrations": [{k: v for k, v in found.items() if k != "identity"} for found in calibrations],
         "withheld": withheld,
+        "human_labels": {
+            "systems": human_labels.accuracies(records, labels, data) if labels else [],
+            "agreement": human_labels.agreements(labels),
+        },
         "records": len(records),
         "ingest": aggregate.ingest_cost(ingests),
         "systems": systems,

@@ -7,7 +7,7 @@ from typing import Any
 
 from memometer.benchmarks.protocol import category_label
 from memometer.judging.sample_scores import MEASURES
-from memometer.report.judge_tables import calibration_parts
+from memometer.report.judge_tables import calibration_parts, human_label_parts
 from memometer.report.presenter import Table
 from memometer.report.summary import Measure, Score, Summary, entries_of, scores_of, shown_budget
 from memometer.run import cost
@@ -38,6 +38,7 @@ def all_parts(
         "\n".join(summary.warnings),
         main_table(summary),
         "\n".join(summary.withheld),
+        *human_label_parts(results),
         *_reliability(entries, headline),
         *comparison_tables(headline_comparisons(summary)),
         *_graders(entries, results.get("withheld", {})),

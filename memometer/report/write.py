@@ -97,6 +97,7 @@ def write_results(
         rounds=rounds,
         corrections=corrections,
         measurings=folder.measurings(),
+        labels=folder.labels(),
     )
     folder.write_json("results.json", results)
     run = Run(folder.path.resolve().name, folder.manifest, folder.records(), results, data)

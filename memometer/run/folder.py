@@ -153,6 +153,10 @@ class RunFolder:
         """Append the cost of a judge calibration."""
         self._append("measuring.jsonl", record)
 
+    def append_label(self, record: Record) -> None:
+        """Append a human label of an answer."""
+        self._append("labels.jsonl", record)
+
     def _append(self, name: str, record: Record) -> None:
         # ASCII, because a reply may contain half a surrogate pair, which UTF-8 cannot encode.
         line = json.dumps(record, separators=(",", ":")) + "\n"
@@ -172,6 +176,10 @@ class RunFolder:
     def measurings(self) -> list[Record]:
         """The cost of each judge calibration for this run."""
         return read_lines(self.path / "measuring.jsonl")
+
+    def labels(self) -> list[Record]:
+        """The human labels, in the order in which they were given."""
+        return read_lines(self.path / "labels.jsonl")
 
     def write_json(self, name: str, value: object) -> None:
         """Replace a file atomically."""
@@ -298,10 +306,14 @@ def _upgrade(line: Any) -> None:
 
 
 def _missing(line: Any, name: str) -> str:
-    """The first field that a line of records.jsonl or verdicts.jsonl lacks; empty if it is complete."""
+    """The first field that a line of records.jsonl, verdicts.jsonl or labels.jsonl lacks; empty if it is complete."""
     if not isinstance(line, dict):
         return "fields"
-    fields = {"records.jsonl": FIELDS, "verdicts.jsonl": (*FIELDS[:4], "verdict")}.get(name, ())
+    fields = {
+        "records.jsonl": FIELDS,
+        "verdicts.jsonl": (*FIELDS[:4], "verdict"),
+        "labels.jsonl": (*FIELDS[:4], "label", "labeller"),
+    }.get(name, ())
     if missing := [field for field in fields if field not in line]:
         return missing[0]
     verdicts = line["verdicts"] if name == "records.jsonl" else [line["verdict"]] if "verdict" in line else []
