@@ -72,6 +72,21 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Item:
+    """A result of a search, such as a turn, a chunk or a fact (memometer/systems/plugin.py).
+
+    Attributes:
+        text: what a reader is shown; None for the text of the turns.
+        turn_ids: the turns that it comes from; None if the system does not know.
+        score: as the system returned it; None without one.
+    """
+
+    text: str | None
+    turn_ids: tuple[str, ...] | None
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Recall:
     """The text that a reader is shown for one question.
 
@@ -82,6 +97,10 @@ class Recall:
         ranked: the same turns by rank, if the system ranks turns.
         speaker_gap: how much better the question fits the other speaker's turns than those of the person it names
             (memometer/retrieval/speakers.py). None if it names nobody or both, or if the system scores no turns.
+        items: the items shown, by rank, if the system returns items (memometer/systems/plugin.py).
+        provenance: how exactly the source of the text is known: `turn` if `turn_ids` are exact, `batch` if an item
+            comes from somewhere in several turns (`source_ids`), `none` if it is unknown.
+        source_ids: the turns that the items name, exactly or not.
     """
 
     text: str = ""
@@ -89,6 +108,9 @@ class Recall:
     turn_ids: tuple[str, ...] = ()
     ranked: tuple[str, ...] = ()
     speaker_gap: float | None = None
+    items: tuple[Item, ...] = ()
+    provenance: str = "turn"
+    source_ids: tuple[str, ...] = ()
 
 
 class TurnFormat(Protocol):
@@ -163,6 +185,9 @@ class Memory(Generic[S]):
     shows_turns: ClassVar[bool] = True
     """False for a system that shows text written by a model, which no `TurnFormat` can print."""
 
+    skipped: str = ""
+    """The reason why a system takes no further part in a run; empty if it does."""
+
     form: TurnFormat | None = None
     """How turns are printed; None prints lines under dates."""
 
@@ -192,6 +217,19 @@ class Memory(Generic[S]):
             state.least_line_tokens = min(state.least_line_tokens or cost, cost)
             if turn.day not in state.header_tokens:
                 state.header_tokens[turn.day] = self.count(turn.header)
+
+    def finish(self, state: S) -> None:
+        """Complete an ingest after its last turn. Most memories have nothing to do."""
+
+    def returned(self, state: S, question: str) -> Sequence[Item]:
+        """Return all items that the search for a question found, by rank; empty if the system returns no items."""
+        return ()
+
+    def close(self, state: S) -> None:
+        """Free what `new` opened, such as a memory in another process. Most memories have nothing to do."""
+
+    def stop(self) -> None:
+        """End what the memory started, such as a process. Most memories have nothing to do."""
 
     def recall(self, state: S, question: str, budget_tokens: int) -> Recall:
         """Return the text to show for a question. It does not change the state.

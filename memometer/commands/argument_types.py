@@ -8,6 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 
+class Add(argparse.Action):
+    """Collects the values of an option that may be repeated."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, tuple(dict.fromkeys((*(getattr(namespace, self.dest) or ()), *values))))
+
+
 def count(text: str) -> int:
     """Parse an integer, 0 or more."""
     if not text.strip().isascii() or not text.strip().isdigit():

@@ -18,9 +18,10 @@ from dataclasses import fields
 from pathlib import Path
 
 from memometer.benchmarks.arguments import add_data_arguments
-from memometer.commands.argument_types import integers, names, positive, price
+from memometer.commands.argument_types import Add, integers, names, positive, price
 from memometer.harness.options import EvaluateOptions
 from memometer.run.options import OptionError
+from memometer.systems.specification import split_list
 
 EXIT = {"valid": 0, "failed": 1, "invalid": 3, "stopped": 4}
 CONTEXT_FORMATS = ("lines", "toon", "json", "yaml", "csv")
@@ -45,9 +46,12 @@ def parser() -> argparse.ArgumentParser:
     systems = p.add_argument_group("memory systems")
     systems.add_argument(
         "--systems",
-        type=names,
+        type=split_list,
+        action=Add,
         metavar="A,B,…",
-        help="default recent,full_context,adaptive; the baselines none, refusal and oracle always run",
+        help="default recent,full_context,adaptive; also module:Class?key=value, ./file.py:Class, 'cmd:COMMAND', "
+        "http://HOST:PORT/ and search:NAME, each optionally as LABEL=SYSTEM; the baselines none, refusal and oracle "
+        "always run",
     )
     budget = systems.add_mutually_exclusive_group()
     budget.add_argument(
@@ -103,7 +107,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="retries per failed call (default 4; honours Retry-After, capped at 120 s)",
     )
-    run.add_argument("--timeout-seconds", type=float, metavar="S", help="read timeout per model call (default 120)")
+    run.add_argument(
+        "--timeout-seconds", type=float, metavar="S", help="time limit of a model call or a plug-in's search (120)"
+    )
+    run.add_argument(
+        "--ingest-timeout", type=float, metavar="S", help="a plug-in's time for one conversation (default 3600)"
+    )
     run.add_argument(
         "--fail-on-error", type=float, metavar="SHARE", help="share of failed calls above which a run is invalid (0.02)"
     )
@@ -155,6 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan = make_plan(options)
     plan.announce()
     if args.dry_run:
+        plan.stop()
         return EXIT["valid"]
     return EXIT[Runner(plan, cost_limit=options.cost_limit, verbose=args.verbose).start(args.run_dir)]
 

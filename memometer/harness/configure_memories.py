@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -19,6 +21,16 @@ from memometer.reader.reader import Reader, RefusingReader
 from memometer.retrieval import late_interaction
 from memometer.run.options import OptionError, option_errors
 from memometer.run.progress import eprint
+from memometer.systems import specification as specifications
+from memometer.systems.command import Command
+from memometer.systems.connection import Connection
+from memometer.systems.http_client import Http
+from memometer.systems.in_process import InProcess
+from memometer.systems.plugin import PluginError
+from memometer.systems.plugin_memory import PluginMemory
+from memometer.systems.specification import Specification, SpecificationError
+from memometer.systems.through_search import ThroughSearch
+from memometer.systems.worker import LoadError, check_parameters, load_class
 from memometer.token_counters import TokenCounter
 
 
@@ -58,54 +70,124 @@ def configure_memories(
     rounds = options.rounds or (program.rounds if program else 0)
     reading: dict[str, Any] = {"rounds": rounds, "question_budget": options.question_budget, "abstention": rule}
     _check_url(options.memory_url)
-    encoder: Encoder | None = None
+    build = _Builder(options, count)
     memories: dict[str, Memory[Any]] = {}
     readers: dict[str, Reader] = {}
-    notices: list[str] = []
     # With --recall-only there are no answers, so the refusal baseline would equal `none`.
     baselines = [name for name in systems.BASELINES if name != "refusal" or not options.recall_only]
-    for name in [*options.systems, *baselines]:
-        kind = _class_of(name)
-        if kind.needs_model and options.recall_only:
-            raise OptionError(
-                f"{name} writes its memory with a model, but --recall-only calls no model; leave out one of them."
-            )
-        parts: dict[str, Any] = {}
-        if kind.needs_encoder or (kind.takes_token_encoder and options.encoder):
-            with option_errors(f"{name} needs an encoder: ", EncoderUnavailable):
-                encoder = parts["encoder"] = encoder or load_encoder(options.encoder, log=eprint)
-        if kind.takes_token_encoder and "encoder" in parts:
-            fitted = late_interaction.load(late_interaction.SHIPPED).encoder
-            if not isinstance(encoder, TokenEncoder) or encoder.name != fitted:
-                raise OptionError(
-                    f"{name} has weights for the encoder {fitted} only, not for {parts['encoder'].name}; use --encoder "
-                    "minilm, or leave it out."
-                )
-        elif kind.takes_token_encoder:
-            notices.append(f"{name} matches words only; --encoder minilm adds meaning (83 MB, no key).")
-        if options.memory_url and kind.takes_memory_url:
-            parts["memory_url"] = options.memory_url
-        memories[name] = kind(count=count, **parts)
-        if "memory_url" in parts:
-            with option_errors(f"--memory-url: {name} cannot use it: ", RuntimeError):
-                memories[name].new()
-        readers[name] = RefusingReader() if name == "refusal" else Reader(**(reading if kind.reads_in_rounds else {}))
-        if program and kind.reads_in_rounds:
+    for text in [*options.systems, *baselines]:
+        with option_errors("--systems: ", SpecificationError):
+            specification = specifications.read(text)
+        name = specification.name
+        if name in memories and name not in baselines:
+            raise OptionError(f"--systems: two systems are called {name}; give one a label, as in other={text}.")
+        memory = memories[name] = build(specification)
+        readers[name] = RefusingReader() if name == "refusal" else Reader(**(reading if memory.reads_in_rounds else {}))
+        if program and memory.reads_in_rounds:
             with option_errors("--program: ", ProgramError):
                 program.into(readers[name])
+    named = {name: memory for name, memory in memories.items() if name not in baselines}
+    if named and all(memory.skipped for memory in named.values()):
+        raise OptionError(" ".join(f"{name} cannot be evaluated: {memory.skipped}." for name, memory in named.items()))
+    notices = [f"SKIPPED {name}: {memory.skipped}." for name, memory in memories.items() if memory.skipped]
     if options.memory_url and not any(memory.takes_memory_url for memory in memories.values()):
         raise OptionError("--memory-url needs a system that keeps episodes: name episodic or codebook with --systems.")
     turn_format = _set_format(options.context_format, memories, readers)
     if turn_format:
         notices.append(f"Recalled turns are written into the prompt as {turn_format.name}.")
-    return Systems(memories, readers, encoder, turn_format, tuple(notices))
+    return Systems(memories, readers, build.encoder, turn_format, (*build.notices, *notices))
 
 
-def _class_of(name: str) -> Any:
-    try:
-        return systems.load(name)
-    except KeyError as error:
-        raise OptionError(f"--systems: {error.args[0]}.") from error
+class _Builder:
+    """Builds memory systems; they share an encoder."""
+
+    def __init__(self, options: EvaluateOptions, count: TokenCounter) -> None:
+        self.options, self.count = options, count
+        self.encoder: Encoder | None = None
+        self.notices: list[str] = []
+
+    def __call__(self, specification: Specification) -> Memory[Any]:
+        name, kind = specification.name, specification.kind
+        if kind == specifications.BUILT_IN:
+            return self._of_class(name, systems.load(specification.target), specification.parameters)
+        if kind == specifications.THROUGH_SEARCH:
+            inner = self._of_class(name, systems.load(specification.target), specification.parameters)
+            built = inner if inner.skipped else ThroughSearch(inner, specification.target)
+            return self._plug_in(name, InProcess(specification.target, {}, {}, build=lambda: built))
+        if kind == specifications.COMMAND:
+            return self._plug_in(name, Command(specification.target, {}))
+        if kind == specifications.HTTP:
+            return self._plug_in(name, Http(specification.target))
+        try:
+            with redirect_stdout(sys.stderr):
+                found = load_class(specification.target)
+        except LoadError as error:
+            return _skipped(str(error), self.count)
+        if isinstance(found, type) and issubclass(found, Memory):
+            return self._of_class(name, found, specification.parameters)
+        return self._plug_in(name, InProcess(specification.target, specification.parameters, {}))
+
+    def _plug_in(self, name: str, connection: Connection) -> Memory[Any]:
+        memory = PluginMemory(
+            name,
+            connection,
+            largest_budget=max(self.options.budgets),
+            ingest_seconds=self.options.ingest_timeout,
+            search_seconds=self.options.timeout_seconds,
+            count=self.count,
+        )
+        try:
+            memory.start()
+        except PluginError as error:
+            memory.skipped = str(error)
+            memory.stop()
+        return memory
+
+    def _of_class(self, name: str, kind: Any, parameters: Mapping[str, Any]) -> Memory[Any]:
+        """Build a memory of a class of ours, or of a subclass of Memory."""
+        options = self.options
+        if kind.needs_model and options.recall_only:
+            raise OptionError(
+                f"{name} writes its memory with a model, but --recall-only calls no model; leave out one of them."
+            )
+        parts = self._encoder_for(name, kind)
+        if options.memory_url and kind.takes_memory_url:
+            parts["memory_url"] = options.memory_url
+        if clash := [key for key in parameters if key in {*parts, "count", "encoder", "memory_url"}]:
+            raise OptionError(
+                f"--systems: {name} takes {clash[0]} from the options of the command, not from ?{clash[0]}=."
+            )
+        try:
+            check_parameters(kind, {"count": self.count, **parts, **parameters})
+            memory: Memory[Any] = kind(count=self.count, **parts, **parameters)
+        except (LoadError, TypeError, ValueError) as error:
+            return _skipped(str(error), self.count)
+        if "memory_url" in parts:
+            with option_errors(f"--memory-url: {name} cannot use it: ", RuntimeError):
+                memory.new()
+        return memory
+
+    def _encoder_for(self, name: str, kind: Any) -> dict[str, Any]:
+        if kind.takes_token_encoder and not self.options.encoder and not kind.needs_encoder:
+            self.notices.append(f"{name} matches words only; --encoder minilm adds meaning (83 MB, no key).")
+        if not kind.needs_encoder and not (kind.takes_token_encoder and self.options.encoder):
+            return {}
+        with option_errors(f"{name} needs an encoder: ", EncoderUnavailable):
+            encoder = self.encoder = self.encoder or load_encoder(self.options.encoder, log=eprint)
+        if kind.takes_token_encoder:
+            fitted = late_interaction.load(late_interaction.SHIPPED).encoder
+            if not isinstance(encoder, TokenEncoder) or encoder.name != fitted:
+                raise OptionError(
+                    f"{name} has weights for the encoder {fitted} only, not for {encoder.name}; use --encoder "
+                    "minilm, or leave it out."
+                )
+        return {"encoder": encoder}
+
+
+def _skipped(reason: str, count: TokenCounter) -> Memory[Any]:
+    memory: Memory[Any] = Memory(count=count)
+    memory.skipped = reason
+    return memory
 
 
 def _set_format(name: str, memories: Mapping[str, Memory[Any]], readers: Mapping[str, Reader]) -> TurnFormat | None:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 import dspy
 
-from memometer.benchmarks.protocol import FREE, Conversation, Question
+from memometer.benchmarks.protocol import FREE, Conversation, Question, Session
 from memometer.budget import UNBOUNDED, show
 from memometer.judging.judge import Judge, Verdict
 from memometer.memory import Memory, Recall, State, TurnFormat
@@ -28,7 +30,11 @@ from memometer.models.usage import metered, metered_in
 from memometer.reader.multi_round import inputs_of, prompt_tokens
 from memometer.reader.reader import Reader
 from memometer.run.folder import Key, Record, RunFolder, is_answered, key, latest, needs_verdict
+from memometer.run.progress import bar
+from memometer.run.shown_items import ItemTable
 from memometer.systems.baselines import NoMemory, Oracle
+from memometer.systems.plugin import PluginError
+from memometer.systems.plugin_memory import PluginMemory
 from memometer.token_counters import TokenCounter
 
 
@@ -135,15 +141,24 @@ def run(
     todo = [task for task in tasks if task.key not in found or not is_answered(found[task.key])]
     fatal: list[str] = []
 
+    items = ItemTable(folder)
     outcomes: list[bool] = []  # for each of the first attempts, True if the model answered
 
-    def attempt(task: Task, state: State | None, failed: dict[str, str]) -> None:
+    def attempt(task: Task, state: State | None, failed: dict[str, str], end_of_group: Callable[[], None]) -> None:
+        try:
+            carry_out(task, state, failed)
+        finally:
+            end_of_group()
+
+    def carry_out(task: Task, state: State | None, failed: dict[str, str]) -> None:
         if stop.is_set():
             return
         number = tried[task.key] + 1
         memory = memory_of(task.system, task.question.conversation)
+        if memory.skipped:
+            return
         record, end = _attempt(
-            task, memory, state, failed, number, reader=reader, reading=readers[task.system], judge=judge
+            task, memory, state, failed, number, items, reader=reader, reading=readers[task.system], judge=judge
         )
         folder.append(record)
         progress(record)
@@ -174,8 +189,12 @@ def run(
         for (conversation, system), group in groupby(todo, key=lambda task: (task.question.conversation, task.system)):
             if stop.is_set():
                 break
-            state, failed = _ingest(system, memory_of(system, conversation), by_id[conversation], folder, reader)
-            pending.extend(pool.submit(attempt, task, state, failed) for task in group)
+            memory, here = memory_of(system, conversation), list(group)
+            if memory.skipped:
+                continue
+            state, failed = _ingest(system, memory, by_id[conversation], folder, reader)
+            end_of_group = _after(len(here), partial(_close, memory, state))
+            pending.extend(pool.submit(attempt, task, state, failed, end_of_group) for task in here)
             # Submit few tasks in advance, so that few conversations are in memory at once.
             _until(pending, left=4 * num_threads, stop=stop)
         _until(pending, left=0, stop=stop)
@@ -207,6 +226,26 @@ def _error_fields(problem: Exception, *, before: str = "") -> dict[str, str]:
 NO_FAILURE = {"error": "", "memory_error": ""}
 
 
+def _after(number: int, then: Callable[[], None]) -> Callable[[], None]:
+    """A function that calls `then` when it was called `number` times, from any thread."""
+    left, lock = [number], threading.Lock()
+
+    def one_less() -> None:
+        with lock:
+            left[0] -= 1
+            last = left[0] == 0
+        if last:
+            then()
+
+    return one_less
+
+
+def _close(memory: Memory[Any], state: State | None) -> None:
+    if state is not None:
+        with suppress(PluginError):  # a system that cannot delete has answered all its questions
+            memory.close(state)
+
+
 def _ingest(
     system: str, memory: Memory[Any], conversation: Conversation, folder: RunFolder, reader: Model | None
 ) -> tuple[State | None, dict[str, str]]:
@@ -220,13 +259,28 @@ def _ingest(
     with metered() as usage, dspy.context(lm=lm, adapter=PlainAdapter(), disable_history=True):
         try:
             state = memory.new()
-            for session in conversation.sessions:
+            for session in _shown_progress(system, memory, conversation):
                 memory.observe(state, session.turns)
                 turns += len(session.turns)
+            memory.finish(state)
+        except PluginError as problem:
+            memory.skipped = memory.skipped or f"{conversation.id}: {problem}"
+            state, failed = None, _error_fields(problem, before="ingest: ")
         except Exception as problem:  # noqa: BLE001 - any memory may fail; its questions are recorded as failed
             state, failed = None, _error_fields(problem, before="ingest: ")
     folder.append_ingest({"system": system, "conversation": conversation.id, "turns": turns, **asdict(usage), **failed})
     return state, failed
+
+
+def _shown_progress(system: str, memory: Memory[Any], conversation: Conversation) -> Iterator[Session]:
+    """The sessions of a conversation; a bar shows the progress of a system that needs long for them."""
+    if not (memory.needs_model or isinstance(memory, PluginMemory)):
+        yield from conversation.sessions
+        return
+    with bar(total=len(conversation.turns), desc=f"{system[:30]} {conversation.id}", unit="turn", leave=False) as shown:
+        for session in conversation.sessions:
+            yield session
+            shown.update(len(session.turns))
 
 
 def _attempt(
@@ -235,6 +289,7 @@ def _attempt(
     state: State | None,
     failed: dict[str, str],
     number: int,
+    items: ItemTable,
     *,
     reader: Model | None,
     reading: Reader,
@@ -254,6 +309,7 @@ def _attempt(
                 failed = _error_fields(problem)
             except Exception as problem:  # noqa: BLE001 - a failure is a record, not the end of the run
                 failed = _error_fields(problem)
+    returned = memory.returned(state, question.text) if state is not None else ()
     if judge and answer is not None and question.gold is not None:
         verdict, end = _judge(judge, question, answer)
         verdicts.append(verdict)
@@ -269,10 +325,11 @@ def _attempt(
         "attempt": number,
         "answer": without_keys(answer) if answer else answer,
         "recall": {
-            "turn_ids": recall.turn_ids,
+            "turn_ids": recall.turn_ids if recall.provenance == "turn" else None,
             "ranked": recall.ranked[:RANKED],
             "tokens": recall.tokens,
             "counter": memory.count.name,
+            **items.record(task.system, question.id, recall, returned),
         },
         **signals,
         "verdicts": verdicts,

@@ -60,6 +60,7 @@ class EvaluateOptions(Options):
     num_threads: int | None = None
     retries: int = 4
     timeout_seconds: float = 120.0
+    ingest_timeout: float = 3600.0
     fail_on_error: float = 0.02
     cost_limit: float | None = None
     no_mlflow: bool = False
@@ -73,8 +74,9 @@ class EvaluateOptions(Options):
                 raise OptionError(f"--{name.replace('_', '-')} is {value}; it must be a fraction from 0 to 1.")
         if self.retries < 0:
             raise OptionError(f"--retries is {self.retries}; it must be 0 or more.")
-        if not 0 < self.timeout_seconds < 1e6:
-            raise OptionError(f"--timeout-seconds is {self.timeout_seconds}; it must be above 0 and below a million.")
+        for name in ("timeout_seconds", "ingest_timeout"):
+            if not 0 < (value := getattr(self, name)) < 1e6:
+                raise OptionError(f"--{name.replace('_', '-')} is {value}; it must be above 0 and below a million.")
         if self.api_base and not self.model:
             raise OptionError("--api-base needs --model, for example --model openai/NAME.")
         for name in ("judge_api_base", "judge_price"):

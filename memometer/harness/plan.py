@@ -34,6 +34,8 @@ from memometer.run import cost
 from memometer.run.environment import digest, recalling_code
 from memometer.run.folder import Key
 from memometer.run.options import OptionError, option_errors
+from memometer.systems import BASELINES
+from memometer.systems.plugin_memory import PluginMemory
 from memometer.token_counters import TokenCounter, Utf8Bytes, counter_for
 
 DEFAULT_SYSTEMS = ("recent", "full_context", "adaptive")
@@ -94,6 +96,12 @@ class Plan:
         """The key of every task."""
         return [task.key for task in self.tasks]
 
+    @property
+    def active_keys(self) -> list[Key]:
+        """The key of every task of a system that is not skipped."""
+        skipped = self.skipped()
+        return [key for key in self.keys if key[0] not in skipped]
+
     def memory_of(self, system: str, conversation: str) -> Memory[Any]:
         """The memory that answers about a conversation; a cross-validated one has weights fitted on the others.
 
@@ -117,6 +125,34 @@ class Plan:
         unknown = cost.unknown_cost(self.models.reader, self.models.judge_model, self.systems.memories)
         if dollars is not None and unknown:
             raise OptionError(f"--cost-limit cannot be enforced, because {unknown}, or leave --cost-limit out.")
+
+    # ------------------------------------------------------------ plug-ins
+
+    def plug_ins(self) -> dict[str, Any]:
+        """Return the description of each plug-in, for the manifest and the report."""
+        return {
+            name: {
+                **asdict(memory.description),
+                "notices": memory.notices(),
+                "peak_memory_bytes": memory.connection.peak_memory(),
+            }
+            for name, memory in self.systems.memories.items()
+            if isinstance(memory, PluginMemory)
+        }
+
+    def skipped(self) -> dict[str, str]:
+        """Return the systems that take no further part in the run, with the reasons."""
+        return {name: memory.skipped for name, memory in self.systems.memories.items() if memory.skipped}
+
+    def all_skipped(self) -> str:
+        """Return the reasons if every system but the baselines is skipped; otherwise an empty text."""
+        named = [memory for name, memory in self.systems.memories.items() if name not in BASELINES]
+        return "; ".join(memory.skipped for memory in named) if all(memory.skipped for memory in named) else ""
+
+    def stop(self) -> None:
+        """End the processes of plug-ins."""
+        for memory in self.systems.memories.values():
+            memory.stop()
 
     # ------------------------------------------------------------ output
 
@@ -215,6 +251,9 @@ class Plan:
             identity["program"] = self.program.digest
         if self.rule:
             identity["abstention"] = digest(asdict(self.rule))
+        for name, memory in self.systems.memories.items():
+            if isinstance(memory, PluginMemory) and not memory.skipped:
+                identity[f"system {name}"] = digest(asdict(memory.description))
         if models.judge_model and models.judge:
             identity["judge"] = f"{models.judge_model.name} {models.judge.prompt} {models.judge.prompt_hash}"
         return identity

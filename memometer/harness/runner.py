@@ -63,7 +63,9 @@ def resume_run(path: Path, *, cost_limit: float | None = None, verbose: bool = F
     current = plan.identity()
     if identity.get("configuration") == digest(manifest["config"]):  # as it was saved, maybe by an earlier version
         identity = {**identity, "configuration": current["configuration"]}
-    resume.check(path, identity, current)
+    # A plug-in that could not be started has no description in the manifest.
+    known = {name: value for name, value in current.items() if not name.startswith("system ") or name in identity}
+    resume.check(path, identity, known)
     runner = Runner(plan, cost_limit=cost_limit or options.cost_limit, verbose=verbose)
     plan.announce({key for key, record in latest(read_records(path)).items() if is_answered(record)})
     with option_errors("", OSError):
@@ -123,6 +125,8 @@ class Runner:
             except OSError as error:
                 eprint(f"The run cannot be written: {error}. Continue with: python evaluate.py --resume {folder.path}")
                 return "failed"
+            finally:
+                self.plan.stop()
 
     def _manifest(self) -> dict[str, Any]:
         plan, models = self.plan, self.plan.models
@@ -132,6 +136,7 @@ class Runner:
             "questions": [question.id for question in plan.questions],
             "answer_prompts": plan.answer_prompts(),
             "left_out": plan.left_out,
+            "plug_ins": plan.plug_ins(),
             "cautions": plan.cautions,
             "stand_in": plan.data.kind,
             "reader": models.reader.name if models.reader else None,
@@ -141,7 +146,7 @@ class Runner:
         }
 
     def _ask(self, folder: RunFolder) -> str:
-        plan, keys = self.plan, self.plan.keys
+        plan, keys = self.plan, self.plan.active_keys
         plan.refit()
         already = _answered(folder, keys)
         if already:
@@ -177,6 +182,7 @@ class Runner:
                     stop=stop,
                     progress=progress,
                 )
+            keys = plan.active_keys
             stopped = stop.is_set() and not fatal and _answered(folder, keys) < len(keys)
             if stopped and spending.reached:
                 plan.log(spending.reached)
@@ -225,10 +231,11 @@ class Runner:
     # ------------------------------------------------------------ the end
 
     def _finish(self, folder: RunFolder, fatal: str, *, stopped: bool) -> str:
-        plan, keys, records = self.plan, self.plan.keys, folder.records()
+        plan, keys, records = self.plan, self.plan.active_keys, folder.records()
         share, limit = aggregate.missing_share(records, keys), plan.options.fail_on_error
         repeated = test_set_usage.duplicate_attempts(records)
         invalid = share > limit or bool(repeated)
+        fatal = fatal or plan.all_skipped()
         outcome = "failed" if fatal else "stopped" if stopped else "invalid" if invalid else "valid"
         usage = self._record_test_use(folder, records, outcome)
         facts = {
@@ -240,6 +247,8 @@ class Runner:
             "token_counter": plan.count.name,
             "unit": plan.unit,
             "left_out": plan.left_out,
+            "skipped": plan.skipped(),
+            "plug_ins": plan.plug_ins(),
             "test_set_usage": {"test_scored": asdict(usage) if usage else None, "duplicate_attempts": repeated},
         }
         rounds, lines = self._rounds(records)
@@ -255,7 +264,7 @@ class Runner:
             verbose=self.verbose,
         )
         plan.log(f"\n{table}")
-        for line in self._closing_lines(folder, records, share, outcome, fatal):
+        for line in self._closing_lines(folder, records, keys, share, outcome, fatal):
             plan.log(line)
         if outcome in ("valid", "invalid") and not plan.options.no_mlflow:
             from memometer.report.mlflow import log_run
@@ -264,15 +273,16 @@ class Runner:
         return outcome
 
     def _closing_lines(
-        self, folder: RunFolder, records: list[Record], share: float, outcome: str, fatal: str
+        self, folder: RunFolder, records: list[Record], keys: list[Key], share: float, outcome: str, fatal: str
     ) -> list[str]:
         """Return the lines after the table: the reasons of failures, and the next command."""
-        plan, keys = self.plan, self.plan.keys
+        plan = self.plan
         lines = [f"missing: {reason}" for reason in aggregate.failure_reasons(records, keys)]
         lines += [f"failed, counted as wrong: {reason}" for reason in aggregate.memory_failure_reasons(records, keys)]
         resume_command = f"python evaluate.py --resume {folder.path}"
         if outcome in ("failed", "stopped"):
             reason = f"Stopped, because no call can succeed: {fatal}." if fatal else "Stopped."
+            reason = "Failed, because every system was skipped." if plan.all_skipped() else reason
             lines.append(f"{reason} Continue with: {resume_command}")
         limit = plan.options.fail_on_error
         if share > limit and outcome == "invalid":

@@ -7,7 +7,7 @@ from typing import Any
 
 from memometer.report.presenter import Table
 from memometer.report.summary import Summary
-from memometer.report.tables import difference, headline_comparisons, measure_name, score_cell, side_name
+from memometer.report.tables import difference, headline_comparisons, measure_name, score_cell, side_name, skipped_row
 from memometer.stats.number_format import UNKNOWN, number, p_value, percent
 
 Results = dict[str, Any]
@@ -47,7 +47,7 @@ def _short_table(summary: Summary) -> Table:
     headers = ["system", "budget", "n", headline.short, *(m.short for m in shown), f"context {summary.unit}", "missing"]
     rows = [
         [
-            row.system,
+            f"{row.system} (degraded)" if row.degraded else row.system,
             row.shown_budget,
             number(row.questions),
             score_cell(row.scores, headline),
@@ -57,6 +57,7 @@ def _short_table(summary: Summary) -> Table:
         ]
         for row in summary.rows
     ]
+    rows += [skipped_row(name, len(headers)) for name in summary.skipped]
     names = " and ".join([measure_name(headline) + " with its 95 % interval", *(m.label for m in shown)])
     return Table(f"{summary.scope}, percent: {names}", headers, rows)
 
@@ -70,6 +71,7 @@ def _by_budget(summary: Summary) -> Table:
         [name, *(percent(score.value) if (score := scores.get((name, budget))) else UNKNOWN for budget in budgets)]
         for name in systems
     ]
+    rows += [skipped_row(name, len(budgets) + 1) for name in summary.skipped]
     title = f"{summary.scope}: {measure_name(headline)} in percent by budget ({summary.unit})"
     return Table(title, ["system", *budgets], rows)
 

@@ -65,6 +65,7 @@ class Row:
         budget: Budget in tokens, or in bytes if the tokenizer is unknown.
         shown_budget: The budget as text.
         baseline: True for none, refusal and oracle.
+        degraded: True for a plug-in that lacks something and says so.
         questions: Questions asked.
         missing: Questions without a result because a call failed.
         failed: Questions on which the memory system itself failed; they count as wrong.
@@ -84,6 +85,7 @@ class Row:
     budget: int
     shown_budget: str
     baseline: bool
+    degraded: bool
     questions: int
     missing: int
     failed: int
@@ -113,6 +115,7 @@ class Summary:
         frontier: Measure key -> points of score over tokens, as in results.json.
         areas: Measure key -> system -> area under the budget curve, as in results.json.
         clean_and_flagged: As in results.json.
+        skipped: System -> the reason why it took no further part; it has no rows.
         total: The cost of the whole run, with `dollars` as text; None if unknown.
         withheld: Sentences that say why a judge accuracy is not shown.
         warnings: Sentences to read before the numbers.
@@ -128,6 +131,7 @@ class Summary:
     frontier: dict[str, list[Results]]
     areas: dict[str, Results]
     clean_and_flagged: Results
+    skipped: dict[str, str]
     total: Results | None
     withheld: list[str]
     warnings: list[str]
@@ -157,6 +161,7 @@ def summarize(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> Summar
         frontier={key: points for key, points in cost.get("frontier", {}).items() if key in known},
         areas={key: systems for key, systems in cost.get("areas", {}).items() if key in known},
         clean_and_flagged=results.get("clean_and_flagged", {}),
+        skipped=dict(results.get("skipped") or {}),
         total={**cost["total"], "dollars": dollars(cost["total"])} if cost else None,
         withheld=_withheld(results),
         warnings=_warnings(manifest, results),
@@ -228,6 +233,7 @@ def _rows(results: Mapping[str, Any], measures: list[Measure]) -> Iterable[Row]:
             budget=int(budget),
             shown_budget=shown_budget(int(budget)),
             baseline=name in BASELINES,
+            degraded=bool((results.get("plug_ins") or {}).get(name, {}).get("degraded")),
             questions=entry["questions"],
             missing=entry["missing"],
             failed=entry.get("failed", 0),
@@ -345,6 +351,10 @@ STATUS = {
 def _warnings(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
     config = manifest["config"]
     found = [str(results["data_notice"])] if results.get("data_notice") else []
+    found += [f"SKIPPED {name}: {reason}." for name, reason in (results.get("skipped") or {}).items()]
+    for name, plug_in in (results.get("plug_ins") or {}).items():
+        found += [f"{name} is degraded: {sentence.rstrip('.')}." for sentence in plug_in["degraded"]]
+        found += [f"{name}: {sentence}." for sentence in plug_in["notices"]]
     if results["missing_share"] > (limit := config["fail_on_error"]):
         found.append(f"{results['missing_share']:.1%} of the answers are missing; the limit is {limit:.1%}.")
     if duplicates := (results.get("test_set_usage") or {}).get("duplicate_attempts"):
@@ -393,9 +403,19 @@ def _provenance(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list
         else "",
         "prices": "; ".join(sorted(sources)),
         "left out": "; ".join(f"{name}: {reason}" for name, reason in results["left_out"].items()),
+        **{f"plug-in {name}": _described(found) for name, found in (results.get("plug_ins") or {}).items()},
         "commit": manifest["git"] or "unknown",
         "Python": manifest["python"],
         "packages": packages,
         **{f"identity: {name}": value for name, value in identity.items() if name != "data"},
     }
     return [(name, str(value)) for name, value in found.items() if value]
+
+
+def _described(plug_in: Mapping[str, Any]) -> str:
+    """The name, versions and parameters of a plug-in on one line."""
+    versions = [f"{package} {version}" for package, version in (plug_in["versions"] or {}).items()]
+    parameters = [f"{name}={value}" for name, value in (plug_in["parameters"] or {}).items()]
+    memory = plug_in["peak_memory_bytes"]
+    megabytes = [f"{memory / 1e6:,.0f} MB of memory at most"] if memory else []
+    return "; ".join(filter(None, [plug_in["name"], ", ".join(versions), ", ".join(parameters), *megabytes]))

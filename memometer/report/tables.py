@@ -104,13 +104,20 @@ def main_table(summary: Summary, *, short: bool = False) -> Table:
     headers += [f"context {summary.unit}", *(["tokens with ingest", "calls", "seconds", "dollars"] if answered else [])]
     rows = []
     for row in summary.rows:
-        cells = [row.system, row.shown_budget, number(row.questions), number(row.failed), number(row.missing)]
+        name = f"{row.system} (degraded)" if row.degraded else row.system
+        cells = [name, row.shown_budget, number(row.questions), number(row.failed), number(row.missing)]
         cells += [*(score_cell(row.scores, measure) for measure in measures), number(row.context)]
         if answered:
             cells += [number(row.tokens) + ("+" if row.unreported else ""), number(row.calls, 1)]
             cells += [number(row.seconds, 2), row.stages.get("answer", {}).get("dollars", UNKNOWN)]
         rows.append(cells)
+    rows += [skipped_row(name, len(headers)) for name in summary.skipped]
     return Table(f"{summary.scope}, percent with 95 % intervals clustered by conversation", headers, rows)
+
+
+def skipped_row(system: str, columns: int) -> list[str]:
+    """Return the row of a system that was skipped; the reason is among the warnings."""
+    return [system, "SKIPPED", *[UNKNOWN] * (columns - 2)]
 
 
 def _all_questions(entries: Entries, summary: Summary) -> list[Table]:

@@ -157,13 +157,18 @@ class RunFolder:
         """Append a human label of an answer."""
         self._append("labels.jsonl", record)
 
-    def _append(self, name: str, record: Record) -> None:
+    def append_to(self, name: str, record: Record) -> None:
+        """Append a line to a file whose lines cost nothing; `on_append` is not called."""
+        self._append(name, record, cost=False)
+
+    def _append(self, name: str, record: Record, *, cost: bool = True) -> None:
         # ASCII, because a reply may contain half a surrogate pair, which UTF-8 cannot encode.
         line = json.dumps(record, separators=(",", ":")) + "\n"
         with self._write_lock, (self.path / name).open("ab", buffering=0) as file:
             if file.write(line.encode("ascii")) != len(line):
                 raise OSError(f"{self.path / name} could not be written completely; is the disk full?")
-            self.on_append(name, record)
+            if cost:
+                self.on_append(name, record)
 
     def records(self) -> list[Record]:
         """Every attempt, in the order of completion, with all verdicts on its answer, the latest last."""
