@@ -389,6 +389,8 @@ def test_every_candidate_is_a_nested_run_in_mlflow(server: Server, simulated: Pa
     assert "in mydb.sqlite" in capfd.readouterr().out
     import mlflow
 
+    from memometer.reader import program_file
+
     client = mlflow.MlflowClient(f"sqlite:///{Path('mydb.sqlite').resolve()}")
     experiment = client.get_experiment_by_name("locomo")
     runs = client.search_runs([experiment.experiment_id], max_results=200)
@@ -398,6 +400,15 @@ def test_every_candidate_is_a_nested_run_in_mlflow(server: Server, simulated: Pa
     assert {run.data.params["prompt"] for run in nested} == {candidate["digest"] for candidate in tried}
     assert parent.data.metrics["gain/difference"] == pytest.approx(results()["gain"]["difference"])
     assert max(run.data.metrics["lift"] for run in nested) > 0.5
+    assert len(parent.data.metrics) <= 12
+    (prompt,) = client.search_prompts(f"experiment_id = '{experiment.experiment_id}'")
+    versions = {version.tags["digest"]: version for version in client.search_prompt_versions(prompt.name)}
+    found = program_file.load(Path("optimized_memory_qa.json"))
+    assert [versions[found.digest].version, len(versions)] == [2, 2], "the prompt before the search is the first"
+    assert versions[found.digest].tags["gained"] == "True"
+    assert "{{question}}" in versions[found.digest].template[-1]["content"]
+    linked = json.loads(parent.data.tags["mlflow.linkedPrompts"])
+    assert {(each["name"], each["version"]) for each in linked} == {(prompt.name, "1"), (prompt.name, "2")}
     assert [artifact.path for artifact in client.list_artifacts(nested[0].info.run_id)] == ["prompt.json"]
 
 

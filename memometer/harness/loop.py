@@ -11,7 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby
@@ -94,6 +94,16 @@ def plan_tasks(
     ]
 
 
+Traced = Callable[[str, int, Question, str], AbstractContextManager[Callable[[Record], None]]]
+"""(system, budget in tokens, question, option order) -> a block in which the question is answered. The block calls the
+yielded function with the record."""
+
+
+def untraced(*_: object) -> AbstractContextManager[Callable[[Record], None]]:
+    """Make no trace."""
+    return nullcontext(lambda _: None)
+
+
 RANKED = 50
 """Number of ranked turns in a record. No published metric uses more."""
 
@@ -110,6 +120,7 @@ def run(
     num_threads: int = 4,
     stop: threading.Event | None = None,
     progress: Callable[[Record], None] = lambda _: None,
+    traced: Traced = untraced,
 ) -> str:
     """Carry out every task without a result in the folder, and append a record for each.
 
@@ -126,6 +137,7 @@ def run(
         num_threads: Concurrent calls.
         stop: If it is set, the calls in flight end and no other starts.
         progress: Called with each new record.
+        traced: Makes a trace of each attempt.
 
     Returns:
         An empty text, or the reason why no call can succeed, such as a rejected key; the run then ends early.
@@ -157,9 +169,11 @@ def run(
         memory = memory_of(task.system, task.question.conversation)
         if memory.skipped:
             return
-        record, end = _attempt(
-            task, memory, state, failed, number, items, reader=reader, reading=readers[task.system], judge=judge
-        )
+        with traced(task.system, task.budget_tokens, task.question, task.option_order) as end_trace:
+            record, end = _attempt(
+                task, memory, state, failed, number, items, reader=reader, reading=readers[task.system], judge=judge
+            )
+            end_trace(record)
         folder.append(record)
         progress(record)
         if len(outcomes) < GIVE_UP_AFTER and record["calls"]:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from memometer.harness.loop import run
+from memometer.harness.loop import Traced, run, untraced
 from memometer.harness.options import EvaluateOptions
 from memometer.harness.plan import Plan, make_plan
 from memometer.judging import judge_calibration
@@ -118,8 +118,7 @@ class Runner:
         """
         with folder:
             try:
-                self._trace()
-                return self._ask(folder)
+                return self._ask(folder, self._traced())
             except BrokenPipeError:
                 raise  # standard output was closed; cli.py handles it
             except OSError as error:
@@ -145,7 +144,7 @@ class Runner:
             **provenance(),
         }
 
-    def _ask(self, folder: RunFolder) -> str:
+    def _ask(self, folder: RunFolder, traced: Traced) -> str:
         plan, keys = self.plan, self.plan.active_keys
         plan.refit()
         already = _answered(folder, keys)
@@ -181,6 +180,7 @@ class Runner:
                     num_threads=self._num_threads(plan.models.reader),
                     stop=stop,
                     progress=progress,
+                    traced=traced,
                 )
             keys = plan.active_keys
             stopped = stop.is_set() and not fatal and _answered(folder, keys) < len(keys)
@@ -206,13 +206,13 @@ class Runner:
         self.calibration = judge_calibration.assess(found, max_false_accept=self.plan.options.max_false_accept)
         return ""
 
-    def _trace(self) -> None:
+    def _traced(self) -> Traced:
         if not self.plan.options.trace:
-            return
-        from memometer.report.mlflow import trace_dspy
-
+            return untraced
         try:
-            trace_dspy()
+            from memometer.report.mlflow.traces import question_traces
+
+            return question_traces()
         except ImportError as error:
             raise OptionError(
                 f"--trace needs the complete MLflow ({error}); pip install -c constraints.txt '.[mlflow]'"

@@ -8,14 +8,14 @@ lack the state of its random numbers.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from contextvars import copy_context
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dspy
 
@@ -47,6 +47,9 @@ from memometer.run.environment import provenance
 from memometer.run.folder import RunFolder, new_path
 from memometer.run.interrupts import stopping
 from memometer.run.progress import eprint
+
+if TYPE_CHECKING:
+    from memometer.report.mlflow.prompts import PromptVersion
 
 Outcome = str
 """valid, invalid (too many calls failed), failed (no call can succeed) or stopped."""
@@ -265,11 +268,32 @@ class Search:
         self.folder.write_text("report.txt", "".join(f"{plan.data.prefix}{line}\n" for line in lines))
         if not self.options.no_mlflow:
             from memometer.report.mlflow import log_search
+            from memometer.report.mlflow.prompts import prompt_name
 
-            lines.append(log_search(self.folder, results, found.candidates.nested_runs()))
+            name = prompt_name(plan.data.benchmark, self.options.rounds)
+            versions = self._prompt_versions(found, results)
+            lines.append(
+                log_search(self.folder, results, found.candidates.nested_runs(), prompt=name, versions=versions)
+            )
         for line in lines:
             print(f"{plan.data.prefix}{line}", flush=True)
         return "valid"
+
+    def _prompt_versions(self, found: SearchResult, results: Mapping[str, Any]) -> list[PromptVersion]:
+        """The prompts for MLflow's registry: the unoptimized one, then the best candidate."""
+        from memometer.report.mlflow.prompts import PromptVersion
+
+        gain = results["gain"]["difference"]
+        facts = {name: results[name] for name in ("optimizer", "reader", "gained", "run")} | {"gain": gain}
+        programs: list[tuple[ReadingProgram, str, dict[str, Any]]]
+        programs = [(found.unoptimised, "The prompt before optimization.", {})]
+        if prompt_digest(found.program.read) != prompt_digest(found.unoptimised.read):
+            message = f"Found by {results['optimizer']} for {results['reader']}."
+            programs.append((found.program, message, facts))
+        return [
+            PromptVersion(program.read, program_file.digest_of(program.read), message, tags)
+            for program, message, tags in programs
+        ]
 
     # ------------------------------------------------------------ parts
 

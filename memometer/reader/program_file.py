@@ -47,7 +47,7 @@ class Program:
     @property
     def digest(self) -> str:
         """A hash of instructions and examples, without the notes."""
-        return digest([self.state["signature"], self.state["demos"]])
+        return _digest(self.state)
 
     @property
     def trained_on(self) -> tuple[str, ...]:
@@ -72,6 +72,15 @@ class Program:
             )
         reader.read.load_state(deepcopy(dict(self.state)))
         reader.read.demos = [dspy.Example(**demo) for demo in reader.read.demos]
+
+
+def digest_of(read: dspy.Predict) -> str:
+    """Return the digest that the program of a predictor has after `save` and `load`."""
+    return _digest(read.dump_state())
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    return digest([state["signature"], state["demos"]])
 
 
 def fields(signature: Mapping[str, Any]) -> list[str]:
