@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -75,3 +76,49 @@ def test_over_http_per_tenant(tmp_path: Path) -> None:
             assert reply.headers["content-type"] == "application/problem+json"
         refused = service.post("/mcp", content=json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list"}))
         assert refused.status_code == 401
+
+
+def test_arguments_are_strict_and_tools_annotated(tmp_path: Path) -> None:
+    from memometer.serve.mcp_server import server
+    from memometer.serve.tenants import TenantMemories
+    from tests.conftest import HashEncoder
+
+    memories = TenantMemories("memory:", encoder=HashEncoder())
+
+    async def talk() -> None:
+        async with Client(server(memories, tenant="ada")) as client:
+            tools = {tool.name: tool for tool in (await client.list_tools()).tools}
+            hints = {name: tool.annotations for name, tool in tools.items()}
+            assert [name for name, hint in hints.items() if hint and hint.read_only_hint] == [
+                "recall", "list", "list_memories"
+            ]  # fmt: skip
+            assert hints["forget"]
+            assert hints["forget"].destructive_hint
+            assert all(tool.input_schema["additionalProperties"] is False for tool in tools.values())
+            for name, arguments in (
+                ("remember", {"text": "kayak", "speakr": "Ada"}),
+                ("remember", {"text": "a" * 10_001}),
+                ("remember", {"text": "kayak", "speaker": "a" * 201}),
+                ("recall", {"question": "kayak", "budget_tokens": "60"}),
+                ("recall", {"question": "a" * 10_001}),
+                ("list", {"limit": "5"}),
+                ("list", {"limit": True}),
+                ("forget", {"ids": ["x" * 200]}),
+            ):
+                assert (await client.call_tool(name, arguments)).is_error, (name, arguments)
+            assert not (await client.call_tool("remember", {"text": "a" * 10_000})).is_error
+
+    anyio.run(talk)
+
+
+def test_every_line_gets_an_answer(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "memometer", "mcp", "--memory-url", f"sqlite:///{tmp_path}/memory.db", "--encoder"]
+    call = '{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"remember","arguments":{"text":"\\ud83d"}}}'
+    lines = [call, "no json", "[1]", '{"jsonrpc":"2.0","id":8,"method":"ping"}']
+    done = subprocess.run(
+        [*command, ENCODER], input="\n".join(lines) + "\n", capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    replies = [json.loads(line) for line in done.stdout.splitlines()]
+    errors = [(reply["id"], reply["error"]["code"]) for reply in replies if reply["id"] != 8]
+    assert errors == [(7, -32600), (None, -32700), (None, -32600)]
+    assert [reply["id"] for reply in replies].count(8) == 1

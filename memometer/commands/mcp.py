@@ -17,8 +17,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until standard input is closed."""
     args = parser().parse_args(argv)
-    from memometer.serve.mcp_server import server
+    from memometer.serve.mcp_server import serve_stdio, server
 
     with open_memories(args, create=True) as memories:
-        server(memories, tenant=LOCAL_TENANT).run()
+        serve_stdio(server(memories, tenant=LOCAL_TENANT))
     return 0

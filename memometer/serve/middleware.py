@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Callable, Collection
+from urllib.parse import urlsplit
 
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter, move_on_after, to_thread
 from cachetools import LRUCache
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from memometer.serve.admission import Admission, TooManyRequests
 from memometer.serve.auth import AccessTokens
 from memometer.serve.errors import problem_response
+from memometer.store import deadline
 from memometer.store.episode import StoreError
 
 PUBLIC_PATHS = ("/livez", "/readyz", "/openapi.json", "/docs")
@@ -26,6 +31,18 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 MAX_BODY_BYTES = 2**20
 MAX_CARTRIDGE_BYTES = 2**28
+MAX_BUFFERED_BYTES = 2**26
+"""Bytes of all request bodies in memory."""
+
+BODY_SECONDS = 30
+"""Time for a request body to arrive; for a cartridge, time between two parts."""
+
+GRACE_SECONDS = 2
+"""Time after a deadline in which the work may end by itself."""
+
+SEND_SECONDS = 300
+"""Time to send a response, from the deadline."""
+
 MAX_CALLERS = 10_000
 """Callers in the rate limiter; the least recently seen one is dropped."""
 
@@ -73,12 +90,17 @@ class RateLimiter:
 class RequestGuard:
     """ASGI middleware that refuses a request, or passes it on with its tenant in `request.state.tenant`.
 
+    Health checks pass at once. Every other request is read completely, waits for a slot of its pool, and gets an answer
+    before its deadline.
+
     Args:
         app: the next ASGI application.
         tokens: the accepted tokens; None accepts every request as `tenant`.
         tenant: the tenant of requests if there are no tokens.
         rate: the limit of each tenant, or of each address without a valid token.
         metrics: counts requests.
+        admission: the pools of work.
+        kind_of: returns the kind of work of a request, from its ASGI scope and the length of its body.
         hosts: accepted Host headers if there are no tokens (protection against DNS rebinding); None for any.
         max_requests: requests in progress; further ones get status 503.
     """
@@ -91,6 +113,8 @@ class RequestGuard:
         tenant: str,
         rate: RateLimiter,
         metrics: Metrics,
+        admission: Admission,
+        kind_of: Callable[[Scope, int], str],
         hosts: Collection[str] | None = None,
         max_requests: int = 1000,
     ) -> None:
@@ -99,10 +123,14 @@ class RequestGuard:
         self._tenant = tenant
         self._rate = rate
         self._metrics = metrics
+        self._admission = admission
+        self._kind_of = kind_of
         self._hosts = hosts
         self._max_requests = max_requests
         self._in_progress = 0
+        self._buffered_bytes = 0
         self._token_thread = CapacityLimiter(1)  # token checks must not queue behind requests
+        self._late: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -119,8 +147,7 @@ class RequestGuard:
         self._in_progress += 1
         self._metrics.in_progress.set(self._in_progress)
         try:
-            refusal = await self._refusal(scope)
-            await (refusal or self._app)(scope, _limited(receive, _max_bytes(scope)), send_and_note_status)
+            await self._handle(scope, receive, send_and_note_status)
         finally:
             self._in_progress -= 1
             self._metrics.in_progress.set(self._in_progress)
@@ -129,12 +156,110 @@ class RequestGuard:
             self._metrics.requests.labels(method, route, status).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - started)
 
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if refusal := await self._refusal(scope):
+            await refusal(scope, receive, send)
+        elif scope["path"] in PUBLIC_PATHS:
+            await self._app(scope, receive, send)
+        elif is_upload(scope):  # the route stores the body in a file, and waits for a slot then
+            await self._app(scope, _limited(receive, MAX_CARTRIDGE_BYTES), send)
+        else:
+            try:
+                body = await self._body(receive)
+            except ClientDisconnect:
+                return
+            except HTTPException as error:
+                await problem_response(error.status_code, error.detail)(scope, receive, send)
+                return
+            self._buffered_bytes += len(body)
+            try:
+                await self._admit(scope, _replayed(body, receive), send, len(body))
+            finally:
+                self._buffered_bytes -= len(body)
+
+    async def _body(self, receive: Receive) -> bytes:
+        """Read the body of a request.
+
+        Raises:
+            HTTPException: the body is too large or too slow, or all bodies together need too much memory.
+            ClientDisconnect: the client has gone.
+        """
+        parts: list[bytes] = []
+        limited, is_complete = _limited(receive, MAX_BODY_BYTES), False
+        with move_on_after(BODY_SECONDS):
+            while not is_complete:
+                message = await limited()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                parts.append(message.get("body", b""))
+                is_complete = not message.get("more_body", False)
+                if self._buffered_bytes + sum(map(len, parts)) > MAX_BUFFERED_BYTES:
+                    raise HTTPException(503, "Too many large requests in progress; try again.")
+        if not is_complete:
+            raise HTTPException(408, f"The request body did not arrive within {BODY_SECONDS} seconds; send it again.")
+        return b"".join(parts)
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send, body_bytes: int) -> None:
+        """Run a request in its pool, and answer 503 if it takes longer than the pool allows."""
+        kind = self._kind_of(scope, body_bytes)
+        seconds = self._admission.pools[kind].seconds
+        release = None
+        try:
+            with move_on_after(seconds):
+                release = await self._admission.acquire(kind, scope["state"]["tenant"])
+        except TooManyRequests:
+            detail = "Too many requests of this tenant wait already; send fewer at a time."
+            await problem_response(429, detail)(scope, receive, send)
+            return
+        if release is None:
+            await problem_response(503, "The service is busy; try again later.")(scope, receive, send)
+            return
+        has_started = is_late = False
+
+        async def send_in_time(message: Message) -> None:
+            nonlocal has_started
+            if not is_late:
+                if not has_started:
+                    has_started = True
+                    release()  # the work is done; a slow reader holds no slot
+                await send(message)
+
+        async def run() -> None:
+            await self._app(scope, receive, send_in_time)
+
+        with deadline.deadline(seconds):
+            task = asyncio.create_task(run())
+        task.add_done_callback(lambda _: release())
+        try:
+            await asyncio.wait({task}, timeout=seconds + GRACE_SECONDS)
+            if has_started and not task.done():
+                await asyncio.wait({task}, timeout=SEND_SECONDS)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if task.done():
+            await task
+        elif has_started:
+            task.cancel()
+        else:  # a thread cannot be stopped: it keeps its slot until it ends
+            is_late = True
+            self._late.add(task)
+            task.add_done_callback(self._forget_late)
+            detail = f"The request took longer than {seconds:g} seconds; send less at once, or try again later."
+            await problem_response(503, detail)(scope, receive, send)
+
+    def _forget_late(self, task: asyncio.Task[None]) -> None:
+        self._late.discard(task)
+        if not task.cancelled():
+            task.exception()  # it has been answered already
+
     async def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
-        if self._tokens is None and self._hosts is not None:
-            host = headers.get("host", "").rsplit(":", 1)[0]
-            if host not in self._hosts:
-                return problem_response(403, f"host {host!r} is not accepted; use {', '.join(self._hosts)}.")
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if self._tokens is None and self._hosts is not None and _host_name(host) not in self._hosts:
+            return problem_response(403, f"host {host!r} is not accepted; use {', '.join(self._hosts)}.")
+        if origin is not None and origin.partition("://")[2].lower() != host.lower():  # a page of another site
+            return problem_response(403, f"Requests from pages of {origin!r} are not accepted.")
         if scope["path"] in PUBLIC_PATHS:
             return None
         limit = _max_bytes(scope)
@@ -170,9 +295,21 @@ class RequestGuard:
         return await to_thread.run_sync(tokens.tenant_of, token, limiter=self._token_thread)
 
 
+def _host_name(host: str) -> str:
+    """Return the name in a Host header, without the port; an IPv6 address without brackets."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def is_upload(scope: Scope) -> bool:
+    """Return True if a request uploads a cartridge, whose body is too large for memory."""
+    return scope["method"] == "PUT" and re.fullmatch(r"/v1/memories/[^/]+/cartridge", scope["path"]) is not None
+
+
 def _max_bytes(scope: Scope) -> int:
-    is_cartridge = re.fullmatch(r"/v1/memories/[^/]+/cartridge", scope["path"])
-    return MAX_CARTRIDGE_BYTES if is_cartridge else MAX_BODY_BYTES
+    return MAX_CARTRIDGE_BYTES if is_upload(scope) else MAX_BODY_BYTES
 
 
 def _too_large(limit: int) -> str:
@@ -185,10 +322,28 @@ def _limited(receive: Receive, limit: int) -> Receive:
 
     async def counting() -> Message:
         nonlocal received
-        message = await receive()
+        message: Message | None = None
+        with move_on_after(BODY_SECONDS):
+            message = await receive()
+        if message is None:
+            raise HTTPException(408, f"No part of the request body arrived for {BODY_SECONDS} seconds; send it again.")
         received += len(message.get("body", b""))
         if received > limit:
             raise HTTPException(413, _too_large(limit))
         return message
 
     return counting
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Return a body that was read already, then wait for the end of the connection."""
+    message: Message | None = {"type": "http.request", "body": body, "more_body": False}
+
+    async def replay() -> Message:
+        nonlocal message
+        if message is None:
+            return await receive()
+        first, message = message, None
+        return first
+
+    return replay

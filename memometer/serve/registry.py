@@ -8,12 +8,12 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from memometer.errors import UserError
 from memometer.store.episode import Episode
 from memometer.store.protocol import Store
-from memometer.systems import SYSTEMS, current_name
+from memometer.systems import SYSTEMS, current_name, load
 
 DEFAULT_MEMORY = "default"
 DEFAULT_SYSTEM = "episodic"
@@ -97,6 +97,14 @@ class MemoryRegistry:
         if entry is None:
             raise NotFound(f"there is no memory {name!r}; add a turn to create it, or list the existing memories.")
         return entry
+
+    def uses_model(self, tenant: str, name: str) -> bool:
+        """Return True if a memory's system is known to write with a language model. It does not ask the store."""
+        _, entries = self._entries.get(tenant, (0, {}))
+        if name not in entries:
+            return False
+        system: Any = load(entries[name].system)
+        return bool(system.needs_model)
 
     def create(self, tenant: str, name: str, *, system: str = DEFAULT_SYSTEM) -> tuple[MemoryEntry, bool]:
         """Create a memory unless it exists.

@@ -14,7 +14,7 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import ExitStack, asynccontextmanager, nullcontext
 from datetime import UTC
 from functools import partial
@@ -29,23 +29,27 @@ from fastapi.security import HTTPBearer
 from prometheus_client import generate_latest
 from pydantic import FiniteFloat, TypeAdapter
 from starlette.background import BackgroundTask
+from starlette.types import Scope
 
 from memometer.cartridge.container import CartridgeError
 from memometer.serve import schemas
+from memometer.serve.admission import BULK, MCP, MODEL, POOLS, SEARCH, Admission, Pool
 from memometer.serve.auth import AccessTokens
 from memometer.serve.cartridge_io import export_cartridge, import_cartridge
 from memometer.serve.errors import ProblemDetails, add_error_handlers
 from memometer.serve.glibc_trim import trimmed_heap
 from memometer.serve.middleware import MAX_CARTRIDGE_BYTES, Metrics, RateLimiter, RequestGuard
+from memometer.serve.readiness import Readiness
 from memometer.serve.registry import DEFAULT_MEMORY, InvalidRequest, MemoryEntry, NotFound
 from memometer.serve.schemas import Id, Name, Text
 from memometer.serve.tenants import TenantMemories
+from memometer.store import deadline
 from memometer.store.consolidation import IdleConsolidation
 from memometer.store.url import without_password
 
 BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-THREADS = 16
-"""Requests processed at the same time. More threads would wait for the store and the encoder, and use memory."""
+BULK_BYTES = 100_000
+"""Size of a request from which it counts as bulk work."""
 
 Key = Annotated[str | None, Header(alias="Idempotency-Key", pattern=r"^[\x21-\x7e]{1,200}$")]
 Memory = Annotated[Name, Query()]
@@ -62,6 +66,7 @@ def application(
     tokens: AccessTokens | None = None,
     rate: RateLimiter | None = None,
     hosts: Collection[str] | None = None,
+    pools: Mapping[str, Pool] = POOLS,
 ) -> FastAPI:
     """Return the service as an ASGI application.
 
@@ -71,13 +76,14 @@ def application(
         tokens: the accepted tokens; None accepts every request.
         rate: limit of requests per caller; None for no limit.
         hosts: accepted Host headers if there are no tokens; None for any.
+        pools: limits of each kind of work.
     """
-    metrics = Metrics()
+    metrics, admission = Metrics(), Admission(pools)
     mcp = _mcp_server(memories, tenant)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        to_thread.current_default_thread_limiter().total_tokens = THREADS
+        to_thread.current_default_thread_limiter().total_tokens = admission.threads
         async with mcp.session_manager.run() if mcp else nullcontext():
             yield
 
@@ -89,26 +95,41 @@ def application(
         responses={status: {"model": ProblemDetails} for status in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503)},
     )
     guard: dict[str, Any] = {"tokens": tokens, "tenant": tenant, "rate": rate or RateLimiter(0), "hosts": hosts}
-    app.add_middleware(RequestGuard, metrics=metrics, **guard)
+    kind_of = partial(_kind_of, memories)
+    app.add_middleware(RequestGuard, metrics=metrics, admission=admission, kind_of=kind_of, **guard)
     add_error_handlers(app)
     router = APIRouter(dependencies=[Depends(HTTPBearer(auto_error=False))] if tokens else [])
     _add_default_routes(router, memories)
     _add_memory_routes(router, memories)
     _add_turn_routes(router, memories)
-    _add_cartridge_routes(router, memories)
+    _add_cartridge_routes(router, memories, admission)
     _add_metrics_route(router, metrics)
     app.include_router(router)
     _add_health_routes(app, memories)
     if mcp:
         from mcp.server.transport_security import TransportSecuritySettings
 
-        # RequestGuard checks hosts and tokens already.
+        # RequestGuard checks hosts, origins and tokens already.
         security = TransportSecuritySettings(enable_dns_rebinding_protection=False)
         mcp_app = mcp.streamable_http_app(stateless_http=True, json_response=True, transport_security=security)
         for route in mcp_app.routes:
             route.methods = {"POST"}  # the server sends no notifications; a GET would wait for them for ever
         app.router.routes.extend(mcp_app.routes)
     return app
+
+
+def _kind_of(memories: TenantMemories, scope: Scope, body_bytes: int) -> str:
+    """Return the kind of work of a request (memometer/serve/admission.py)."""
+    path, _, action = scope["path"].rpartition("/")
+    if action in ("cartridge", "consolidate") or body_bytes >= BULK_BYTES:
+        return BULK
+    if scope["path"] == "/mcp":
+        return MCP
+    if action == "answer":
+        return MODEL
+    if action == "recall" and memories.registry.uses_model(scope["state"]["tenant"], path.rpartition("/")[2]):
+        return MODEL
+    return SEARCH
 
 
 def _mcp_server(memories: TenantMemories, tenant: str) -> Any:
@@ -237,8 +258,8 @@ def _add_turn_routes(app: APIRouter, memories: TenantMemories) -> None:
             raise NotFound(f"there is no turn {id!r} in memory {name!r}.")
 
 
-def _add_cartridge_routes(app: APIRouter, memories: TenantMemories) -> None:
-    import_thread = CapacityLimiter(1)  # imports must not queue behind other requests
+def _add_cartridge_routes(app: APIRouter, memories: TenantMemories, admission: Admission) -> None:
+    upload_threads = CapacityLimiter(4)  # uploads must not queue behind other requests
 
     @app.get("/v1/memories/{name}/cartridge", response_class=FileResponse, responses={200: {"content": BINARY}})
     def export(name: Name, tenant: Tenant) -> FileResponse:
@@ -259,14 +280,18 @@ def _add_cartridge_routes(app: APIRouter, memories: TenantMemories) -> None:
         use the old memory."""
         with tempfile.NamedTemporaryFile(suffix=".cartridge") as file:
             async for block in request.stream():
-                await to_thread.run_sync(file.write, block, limiter=import_thread)
-            await to_thread.run_sync(file.flush, limiter=import_thread)
+                await to_thread.run_sync(file.write, block, limiter=upload_threads)
+            await to_thread.run_sync(file.flush, limiter=upload_threads)
             path = Path(file.name)
             put = partial(import_cartridge, memories, tenant, name, path, max_record_bytes=MAX_CARTRIDGE_BYTES)
+            release = await admission.acquire(BULK, tenant)
             try:
-                entry = await to_thread.run_sync(put, limiter=import_thread)
+                with deadline.deadline(admission.pools[BULK].seconds):
+                    entry = await to_thread.run_sync(put)
             except CartridgeError as error:  # the caller does not know the temporary path
                 raise CartridgeError(str(error).replace(str(path), "The request body")) from error
+            finally:
+                release()
             return schemas.MemoryOut.of(entry, memories.store.size(entry.scope))
 
 
@@ -276,11 +301,12 @@ def _add_health_routes(app: FastAPI, memories: TenantMemories) -> None:
         """Check that the process responds."""
         return schemas.HealthOut(status="ok")
 
+    readiness = Readiness(memories)
+
     @app.get("/readyz")
-    def readyz() -> schemas.HealthOut:
-        """Check that the store and the encoder respond."""
-        memories.store.vector_format()
-        memories.encoder.ready()
+    async def readyz() -> schemas.HealthOut:
+        """Check that the store can be written and read. It waits for no other request."""
+        await readiness.check()
         return schemas.HealthOut(status="ok")
 
 
@@ -340,7 +366,7 @@ def serve(
         raise InvalidRequest(f"{url} has no access token; create one with: memometer token NAME --memory-url {url}")
     memories.registry.remove_orphans()
     memories.encoder.ready()  # fail before the first request
-    hosts = ("127.0.0.1", "localhost", "[::1]")
+    hosts = ("127.0.0.1", "localhost", "::1")
     app = application(memories, tenant=tenant, tokens=tokens, rate=RateLimiter(per_second), hosts=hosts)
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)

@@ -39,6 +39,7 @@ ShortText = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
 Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:-]{1,128}$")]
 Tokens = Annotated[int, Field(ge=1, le=200_000), _strictly(int, float)]
+Count = Annotated[int, Field(ge=1, le=1000), _strictly(int)]
 Time = Annotated[datetime, BeforeValidator(_iso_time)]
 
 

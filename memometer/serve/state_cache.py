@@ -14,6 +14,7 @@ from cachetools import LRUCache
 from memometer.memory import Recall, State, Turn
 from memometer.models.encoders import Encoder
 from memometer.serve.answering import AnswerModel
+from memometer.store import deadline
 from memometer.store.protocol import Store
 from memometer.store.turn_conversion import in_time_order, turn_of
 from memometer.systems import load
@@ -21,6 +22,11 @@ from memometer.token_counters import TokenCounter
 
 MAX_STATES = 32
 """States in the cache; the least recently used one is dropped and built again on demand."""
+
+PART_TURNS = 500
+"""Turns that are observed between two checks of the deadline."""
+
+LOCK_SECONDS = 600.0
 
 
 @dataclass
@@ -63,9 +69,13 @@ class StateCache:
         memory = self._system(system)
         with self._lock:
             cached = self._states.setdefault(scope, CachedState())
-        with cached.lock:
+        if not cached.lock.acquire(timeout=deadline.remaining(LOCK_SECONDS)):
+            raise deadline.DeadlineExceeded("the memory is being prepared for its first recall; try again later.")
+        try:
             self._update(cached, scope, memory)
             yield memory, cached.state
+        finally:
+            cached.lock.release()
 
     def drop(self, scope: str) -> None:
         """Remove the state of a scope from the cache."""
@@ -80,8 +90,11 @@ class StateCache:
         state = cached.state
         if state is None or state.turns != turns[: len(state.turns)]:
             state = memory.new()
-        cached.state = None  # if observing fails half-way, the state is rebuilt
-        self._observe(memory, state, turns[len(state.turns) :])
+        while missing := turns[len(state.turns) : len(state.turns) + PART_TURNS]:
+            cached.state = None  # if observing fails half-way, the state is rebuilt
+            self._observe(memory, state, missing)
+            cached.state, cached.changes = state, -1
+            deadline.check()  # the next request continues here
         cached.state, cached.changes = state, changes
 
     def _observe(self, memory: Any, state: State, turns: Sequence[Turn]) -> None:

@@ -25,7 +25,7 @@ from memometer.models.encoders import Encoder
 from memometer.serve.answering import AnswerModel
 from memometer.serve.registry import DEFAULT_SYSTEM, AlreadyExists, InvalidRequest, MemoryEntry, MemoryRegistry
 from memometer.serve.state_cache import StateCache
-from memometer.store import turn_conversion
+from memometer.store import deadline, turn_conversion
 from memometer.store.episode import Conflict, Episode, SearchResult
 from memometer.store.protocol import Consolidated, Store
 from memometer.systems import load
@@ -78,6 +78,7 @@ class TenantMemories:
         self.memory_url = memory_url
         self.store: Store = store.opened(memory_url)
         self.encoder = ConcurrencyLimitedEncoder(encoder)
+        self.encoder.on_part = deadline.check
         self.count: TokenCounter = counter_for(tokenizer=tokenizer) if tokenizer else default_counter()
         self.now = now
         self._always_encode = always_encode
