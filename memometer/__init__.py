@@ -7,10 +7,12 @@
 The names below are imported at first use, so that `import memometer` is fast and needs no optional library.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+TYPE_CHECKING = False  # the module `typing` takes ten milliseconds
 if TYPE_CHECKING:
+    from typing import Any
+
     from memometer.harness.evaluate import evaluate
     from memometer.memory import Memory, Recall, State, Turn
     from memometer.report.compare import compare
@@ -46,6 +48,8 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'memometer' has no attribute {name!r}; it has {', '.join(__all__)}")
+    from importlib import import_module
+
     value = globals()[name] = getattr(import_module(_MODULES[name]), name)
     return value
 

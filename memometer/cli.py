@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os  # few imports: Ctrl-C cannot be handled before they are done
 import sys
-from collections.abc import Sequence
-from importlib import import_module
 
-from memometer.errors import UserError
+from memometer import entry_point
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Measure": {
-        "eval": ("memometer.commands.evaluate", "compare memory systems on a benchmark (also: python evaluate.py)"),
+        "eval": ("memometer.commands.evaluate", "compare memory systems on a benchmark (also: evaluate.py)"),
         "compare": ("memometer.commands.compare", "compare systems pairwise, within one run or across runs"),
         "view": ("memometer.commands.view", "show runs in the browser, including runs in progress"),
         "rescore": ("memometer.commands.rescore", "grade a run again with another judge, prompt or label set"),
@@ -27,8 +29,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "simulate": ("memometer.commands.simulate", "generate synthetic conversations with known evidence"),
     },
     "Improve": {
-        "optimize": ("memometer.commands.optimize", "search for better prompts (also: python optimize.py)"),
-        "train": ("memometer.commands.train", "train the reader's weights (also: python train.py)"),
+        "optimize": ("memometer.commands.optimize", "search for better prompts (also: optimize.py)"),
+        "train": ("memometer.commands.train", "train the reader's weights (also: train.py)"),
         "doctor": ("memometer.commands.doctor", "check that this machine can train"),
     },
     "Remember": {
@@ -48,24 +50,6 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
 }
 """Group -> command -> (module, help text). The module has `main(argv) -> int`; `module:function` names another one."""
 
-EXTRAS = {
-    **dict.fromkeys(("fastapi", "prometheus_client", "uvicorn"), "service"),
-    **dict.fromkeys(
-        ("alembic", "dspy", "litellm", "mlflow", "scipy", "sqlalchemy", "xllamacpp", "yaml", "pydantic"), "eval"
-    ),
-    "mcp": "mcp",
-}
-"""Optional package -> the extra that installs it."""
-
-ENVIRONMENT = {
-    "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # LiteLLM would download its price table on import
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
-"""Defaults of environment variables that other libraries read."""
-
-INTERRUPTED = 130
-STOPPED = 4
-
 
 def usage() -> str:
     """Return the text of `memometer --help`."""
@@ -83,30 +67,10 @@ def main(argv: Sequence[str] | None = None, *, prog: str | None = None) -> int:
         prog: the program name in error messages; None for `memometer COMMAND`.
 
     Returns:
-        The exit code of the subcommand, 2 for an unknown one, 4 if standard output was closed, 130 after Ctrl-C.
+        The exit code of the subcommand, 2 for an unknown one, 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    prog = prog or " ".join(["memometer", *words[:1]])
-    try:
-        try:
-            return _run(words)
-        finally:
-            sys.stdout.flush()
-    except UserError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return error.exit_code
-    except ModuleNotFoundError as error:
-        name = (error.name or "").partition(".")[0]
-        if name not in EXTRAS:
-            raise
-        print(f"{prog}: {name} is not installed; run: pip install 'memometer[{EXTRAS[name]}]'", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # `| head` closed standard output; Python would fail again when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return STOPPED
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted.", file=sys.stderr)
-        return INTERRUPTED
+    return entry_point.run(lambda: _run(words), prog=prog or _prog(words))
 
 
 def _run(words: Sequence[str]) -> int:
@@ -122,9 +86,8 @@ def _run(words: Sequence[str]) -> int:
         print(_unknown(name, list(modules)), file=sys.stderr)
         return 2
     import logging
+    from importlib import import_module
 
-    for variable, value in ENVIRONMENT.items():
-        os.environ.setdefault(variable, value)
     logging.getLogger("dspy.clients.lm").setLevel(logging.ERROR)  # replies end at max_tokens on purpose
     module, _, function = modules[name].partition(":")
     code: int = getattr(import_module(module), function or "main")(rest)
@@ -140,9 +103,14 @@ def script(command: str = "") -> None:
     """
     words = sys.argv[1:]
     if command:
-        sys.exit(main([command, *words], prog=os.path.basename(sys.argv[0])))
-    sys.argv = [f"memometer {words[0]}", *words[1:]] if words else ["memometer"]  # argparse takes its `prog` from here
-    sys.exit(main(words))
+        prog = os.path.basename(sys.argv[0])
+        entry_point.start(lambda: _run([command, *words]), prog=prog)
+    sys.argv = [_prog(words), *words[1:]]  # argparse takes its `prog` from here
+    entry_point.start(lambda: _run(words), prog=_prog(words))
+
+
+def _prog(words: Sequence[str]) -> str:
+    return " ".join(["memometer", *words[:1]])
 
 
 def _version() -> str:

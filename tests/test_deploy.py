@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import importlib.util
 import io
 import json
 import os
@@ -17,22 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from memometer.commands import deploy
 from tests.conftest import ROOT
 from tests.rented import KEY, Account, install_ssh, serving
-
-
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("deploy", ROOT / "arbor" / "deploy.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @dataclass
@@ -66,7 +56,7 @@ def workplace(
         return 200, {"info": {"title": "Arbor API"}}
 
     def run(*argv: str) -> tuple[int, str]:
-        code = script().main([*argv, "--ssh-key", str(key)])
+        code = deploy.main([*argv, "--ssh-key", str(key)], files=ROOT / "arbor")
         said = "".join(capfd.readouterr())
         files = "".join(p.read_text(errors="replace") for p in tmp_path.rglob("*") if p.is_file())
         assert KEY not in said + files, "the key"

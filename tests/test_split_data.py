@@ -69,7 +69,7 @@ def test_a_split_by_question_would_leak(locomo: Any) -> None:
 def test_the_written_files_hold_ids_and_are_what_the_command_writes(
     locomo: Any, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(split_data, "DATA", tmp_path)
+    monkeypatch.setattr("locomo.dataset.DATA", tmp_path)
     assert split_data.main(["--split", name, "--data", str(locomo.path)]) == 0
     assert "would leak: 62%" in capsys.readouterr().out
     written = (tmp_path / "splits" / f"{name}.json").read_text()

@@ -15,7 +15,14 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = [
-    {"memometer.errors", "memometer.memory", "memometer.budget", "memometer.token_counters", "memometer.run"},
+    {
+        "memometer.errors",
+        "memometer.entry_point",
+        "memometer.memory",
+        "memometer.budget",
+        "memometer.token_counters",
+        "memometer.run",
+    },
     {"memometer.retrieval"},
     {"memometer.reader", "memometer.models", "memometer.store"},
     {"memometer.systems"},

@@ -163,7 +163,7 @@ class Plan:
 
     def log_wrapped(self, sentence: str) -> None:
         """Print a sentence in lines that fit a screen."""
-        self.log(presenter.screen([sentence], width=presenter.SCREEN_WIDTH - len(self.data.prefix)))
+        self.log(presenter.screen([sentence], prefix=self.data.prefix))
 
     def announce(self, done: Collection[Key] = ()) -> None:
         """Print the models and the maximum cost, then the questions, systems and notices.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import Counter
@@ -119,8 +120,6 @@ class Runner:
         with folder:
             try:
                 return self._ask(folder, self._traced())
-            except BrokenPipeError:
-                raise  # standard output was closed; cli.py handles it
             except OSError as error:
                 eprint(f"The run cannot be written: {error}. Continue with: python evaluate.py --resume {folder.path}")
                 return "failed"
@@ -162,7 +161,8 @@ class Runner:
                 shown.set_postfix(bad)
             shown.update()
             if done == TIMED_ANSWERS and plan.models.reader:
-                eprint(f"\n{plan.data.prefix}{time_left(time.perf_counter() - started, done, len(keys) - already)}")
+                left = time_left(time.perf_counter() - started, done, len(keys) - already)
+                shown.write(f"{plan.data.prefix}{left}", file=sys.stderr)
 
         with stopping() as stop:
             spending.follow(folder, stop)

@@ -9,9 +9,11 @@ import http.client
 import json
 import os
 import re
+import signal
 import threading
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,7 +160,8 @@ class Embedded:
                 params.cpuparams.n_threads = 1  # decoding is limited by memory bandwidth, prompts by arithmetic
                 params.cpuparams_batch.n_threads = os.cpu_count() or 1
                 try:
-                    self._server = xllamacpp.Server(params)
+                    with _signals_blocked():
+                        self._server = xllamacpp.Server(params)
                 except RuntimeError as error:
                     raise WeightsUnavailable(f"{self.path} cannot be loaded as a GGUF model ({error}).") from error
             return self._server
@@ -217,6 +220,22 @@ class Embedded:
             message=lm15.Message.assistant(choice["text"] if "text" in choice else choice["message"]["content"]),
             usage=lm15.Usage(input_tokens=usage["prompt_tokens"], output_tokens=usage["completion_tokens"]),
         )
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Block Ctrl-C and SIGTERM in the threads that start here: a signal there leaves llama.cpp waiting for ever.
+
+    Signals that arrive in between are handled at the end.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _grammar(request: lm15.Request) -> tuple[str, str]:

@@ -119,8 +119,6 @@ class Search:
                 return reason.outcome
             try:
                 return self._write(found)
-            except BrokenPipeError:
-                raise  # standard output was closed; the command line handles it
             except OSError as error:
                 self._eprint(f"The result cannot be written: {error}. After correcting that, run: {again}")
                 return "failed"

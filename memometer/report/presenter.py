@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from textwrap import wrap
 
 SCREEN_WIDTH = 100
-"""Columns of the default output."""
+"""Columns of the output at most."""
 
 MIN_CELL = 12
 """Cells of the left columns are not cut shorter than this."""
@@ -36,34 +37,55 @@ def text(parts: Iterable[Table | str]) -> str:
     return "\n\n".join(part for part in shown if part)
 
 
-def _text_table(table: Table) -> str:
+def _text_table(table: Table, limit: int | None = None) -> str:
+    """Lay out a table. Columns that do not fit into `limit` characters continue below, after the left columns again."""
     widths = [max(map(len, column)) for column in zip(table.headers, *table.rows, strict=True)]
+    blocks = [list(range(table.left))]
+    for at in range(table.left, len(widths)):
+        if limit and len(blocks[-1]) > table.left and sum(widths[i] + 2 for i in [*blocks[-1], at]) - 2 > limit:
+            blocks.append(list(range(table.left)))
+        blocks[-1].append(at)
 
-    def line(cells: Sequence[str]) -> str:
-        aligned = (
-            cell.ljust(width) if at < table.left else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
+    def line(cells: Sequence[str], block: Sequence[int]) -> str:
+        aligned = (cells[at].ljust(widths[at]) if at < table.left else cells[at].rjust(widths[at]) for at in block)
         return "  ".join(aligned).rstrip()
 
-    lines = [line(table.headers), line(["-" * width for width in widths]), *map(line, table.rows)]
-    return "\n".join([table.title, *lines] if table.title else lines)
+    shown = [
+        "\n".join(line(cells, block) for cells in (table.headers, ["-" * width for width in widths], *table.rows))
+        for block in blocks
+    ]
+    text = "\n\n".join(shown)
+    return f"{table.title}\n{text}" if table.title else text
 
 
-def screen(parts: Iterable[Table | str], *, width: int = SCREEN_WIDTH) -> str:
-    """Lay out tables and notices as plain text in which no line is longer than `width`.
+def screen_width() -> int:
+    """The columns of the terminal, at most `SCREEN_WIDTH`, which is also the width without a terminal."""
+    columns = shutil.get_terminal_size((SCREEN_WIDTH, 24)).columns
+    return max(40, min(SCREEN_WIDTH, columns))
 
-    Long notices are wrapped. In a table that is too wide, cells of the left columns are cut, then columns are dropped
-    from the right.
+
+def screen(parts: Iterable[Table | str], *, prefix: str = "") -> str:
+    """Lay out tables and notices as plain text in which no line is wider than the screen.
+
+    Long notices are wrapped. In a table that is too wide, cells of the left columns are cut, then columns continue
+    below.
+
+    Args:
+        parts: Tables and notices.
+        prefix: The text that the caller puts before each line.
     """
-    return text(_fit(part, width) if isinstance(part, Table) else _wrapped(part, width) for part in parts)
+    width = screen_width() - len(prefix)
+    return text(_fitted(part, width) if isinstance(part, Table) else _wrapped(part, width) for part in parts)
 
 
 def _wrapped(notice: str, width: int) -> str:
-    return "\n".join(part for line in notice.split("\n") for part in wrap(line, width, break_on_hyphens=False) or [""])
+    lines = notice.split("\n")
+    return "\n".join(
+        part for line in lines for part in wrap(line, width, break_on_hyphens=False, break_long_words=False) or [""]
+    )
 
 
-def _fit(table: Table, width: int) -> Table:
+def _fitted(table: Table, width: int) -> str:
     table = replace(table, title=_wrapped(table.title, width))
     most = max((len(cell) for row in table.rows for cell in row[: table.left]), default=0)
     while _width(table) > width and most > MIN_CELL:
@@ -72,9 +94,7 @@ def _fit(table: Table, width: int) -> Table:
             table,
             rows=[[_cut(cell, most) for cell in row[: table.left]] + list(row[table.left :]) for row in table.rows],
         )
-    while _width(table) > width and len(table.headers) > table.left + 1:
-        table = replace(table, headers=table.headers[:-1], rows=[row[:-1] for row in table.rows])
-    return table
+    return _text_table(table, width)
 
 
 def _cut(cell: str, most: int) -> str:

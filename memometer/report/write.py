@@ -170,7 +170,7 @@ def screen(run: Run, notes: Sequence[str], path: Path) -> str:
     """
     rest = f"All tables: {path / 'table.txt'} and {path / 'report.html'}, or --verbose."
     parts = screen_parts(summarize(run.manifest, run.results), notes=notes, rest=rest)
-    return presenter.screen(parts, width=presenter.SCREEN_WIDTH - len(run.data.prefix))
+    return presenter.screen(parts, prefix=run.data.prefix)
 
 
 def _parts(run: Run) -> list[Table | str]:

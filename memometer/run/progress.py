@@ -2,19 +2,72 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from typing import Any, TextIO
+import time
+from collections.abc import Iterator
+from typing import Any
+
+LINE_SECONDS = 30.0
+"""Seconds between two lines of progress where there is no terminal."""
 
 
-def bar(iterable: Any = None, **options: Any) -> Any:
-    """Create a tqdm bar that also works after standard error was closed (`2>&1 | head`).
+def bar(iterable: Any = None, *, total: int | None = None, initial: int = 0, desc: str = "", **options: Any) -> Any:
+    """Create a tqdm bar on a terminal, and `ProgressLines` elsewhere, such as in the log of a CI job.
 
-    When a write fails, tqdm does not release its lock, and the next update of a bar would block.
+    Args:
+        iterable: Steps to iterate over; None if `update` is called for each step.
+        total: Number of steps; None for the length of `iterable`.
+        initial: Steps that are done already.
+        desc: Label.
+        options: Further options of tqdm.
     """
+    if not sys.stderr.isatty():
+        return ProgressLines(iterable, total=total, initial=initial, desc=desc)
     from tqdm import tqdm
 
-    return tqdm(iterable, file=OutputUntilClosed(sys.stderr), mininterval=0.5, **options)
+    return tqdm(
+        iterable, total=total, initial=initial, desc=desc, file=sys.stderr, mininterval=0.5, disable=False, **options
+    )
+
+
+class ProgressLines:
+    """Progress as lines of text on standard error, at most one in `LINE_SECONDS`; with the methods of a tqdm bar."""
+
+    def __init__(self, iterable: Any, *, total: int | None, initial: int, desc: str) -> None:
+        self._iterable = iterable
+        self._total = len(iterable) if total is None and hasattr(iterable, "__len__") else total
+        self._done, self._desc = initial, desc
+        self._postfix: dict[str, Any] = {}
+        self._next = time.monotonic() + LINE_SECONDS
+
+    def __iter__(self) -> Iterator[Any]:
+        for step in self._iterable or ():
+            yield step
+            self.update()
+
+    def __enter__(self) -> ProgressLines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def set_postfix(self, postfix: dict[str, Any]) -> None:
+        """Show further numbers in the next line."""
+        self._postfix = dict(postfix)
+
+    def update(self, steps: int = 1) -> None:
+        """Count steps that are done."""
+        self._done += steps
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + LINE_SECONDS
+            of = f" of {self._total:,}" if self._total else ""
+            more = "".join(f", {value} {name}" for name, value in self._postfix.items())
+            eprint(f"{self._desc}: {self._done:,}{of}{more}")
+
+    @staticmethod
+    def write(text: str, **_: Any) -> None:
+        """Print a line, as `tqdm.write` does."""
+        eprint(text)
 
 
 def eprint(text: str) -> None:
@@ -34,31 +87,3 @@ def time_left(seconds: float, done: int, total: int) -> str:
     hours, minutes = left // 3600, left % 3600 // 60
     remaining = f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{left} s"
     return f"About {remaining} remain (estimated from the first {done} answers)."
-
-
-class OutputUntilClosed:
-    """A stream that ignores all output after its reader was closed."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except BrokenPipeError:
-            self._leave()
-            return len(text)
-
-    def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except BrokenPipeError:
-            self._leave()
-
-    def _leave(self) -> None:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())
-        os.close(nowhere)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from typing import TypeVar
 
+from memometer.run.progress import bar
 from memometer.store.episode import Episode, StoreError, check_same
 from memometer.store.protocol import Store
 
@@ -20,7 +22,7 @@ def migrate(source: Store, target: Store, *, progress: bool = True) -> int:
     Args:
         source: store to read.
         target: store to write. Its other episodes are kept.
-        progress: show a progress bar on a terminal.
+        progress: show the progress on standard error.
 
     Returns:
         The number of episodes in `source`.
@@ -29,17 +31,16 @@ def migrate(source: Store, target: Store, *, progress: bool = True) -> int:
         StoreError: the vector formats differ, an id belongs to another text, or `source` changes faster than it can be
             copied.
     """
-    from tqdm import tqdm
-
     if kind := source.vector_format():
         target.set_vector_format(kind)
     for _ in range(MAX_PASSES):
         sizes = [source.size(scope) for scope in source.scopes()]
         total, changed = sum(size.episodes + size.archived for size in sizes), 0
-        with tqdm(total=total, unit="episode", desc="migrating", disable=None if progress else True) as bar:
+        with bar(total=total, unit="episode", desc="migrating") if progress else nullcontext() as shown:
             for scope in source.scopes():
                 with source.snapshot():
-                    changed += copy(source.scan(scope), target, scope, progress=bar.update)
+                    ticks = {"progress": shown.update} if shown else {}
+                    changed += copy(source.scan(scope), target, scope, **ticks)
         if not changed:
             return total
     raise StoreError("the source store changes faster than it can be copied; stop its writers and migrate again.")
