@@ -12,7 +12,7 @@ A new memory system is a subclass with one method, `recall`, and a line in `memo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from functools import cached_property
@@ -224,6 +224,14 @@ class Memory(Generic[S]):
     def returned(self, state: S, question: str) -> Sequence[Item]:
         """Return all items that the search for a question found, by rank; empty if the system returns no items."""
         return ()
+
+    def take_usage(self, stage: str) -> Mapping[str, int]:
+        """Return the model calls that were made outside this process since the last call, as counts by name.
+
+        Args:
+            stage: `ingest` or `search`.
+        """
+        return {}
 
     def close(self, state: S) -> None:
         """Free what `new` opened, such as a memory in another process. Most memories have nothing to do."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
+import urllib.error
+import urllib.request
 from typing import Any
 
 
@@ -190,3 +193,40 @@ class Floods(Sound):
     def add(self, scope: str, turns: list[dict[str, Any]]) -> None:
         sys.stderr.write("warning: " + "x" * 2_000_000 + "\n")
         super().add(scope, turns)
+
+
+class AsksModel(Sound):
+    """Calls the model of OPENAI_BASE_URL: a chat and an embedding for each session, a stream for each search."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.url, self.key = os.environ["OPENAI_BASE_URL"], os.environ["OPENAI_API_KEY"]
+
+    def post(self, route: str, body: dict[str, Any]) -> str:
+        request = urllib.request.Request(f"{self.url}/{route}", json.dumps(body).encode())
+        request.add_header("Authorization", f"Bearer {self.key}")
+        with urllib.request.urlopen(request) as reply:
+            return str(reply.read().decode())
+
+    def add(self, scope: str, turns: list[dict[str, Any]]) -> None:
+        text = "\n".join(turn["text"] for turn in turns)
+        self.post("chat/completions", {"model": "any", "messages": [{"role": "user", "content": text}]})
+        self.post("embeddings", {"model": "any-encoder", "input": [text]})
+        super().add(scope, turns)
+
+    def search(self, scope: str, question: str, limit: int, at: str) -> Any:
+        messages = [{"role": "user", "content": question}]
+        stream = self.post("chat/completions", {"model": "any", "messages": messages, "stream": True})
+        assert "usage" not in stream, "it did not ask for the usage"
+        assert stream.rstrip().endswith("[DONE]")
+        return super().search(scope, question, limit, at)
+
+
+class RetriesModel(AsksModel):
+    """Asks again after a failed call."""
+
+    def post(self, route: str, body: dict[str, Any]) -> str:
+        try:
+            return super().post(route, body)
+        except urllib.error.HTTPError:
+            return super().post(route, body)

@@ -1,11 +1,12 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["langgraph==1.2.24", "sentence-transformers==6.2.0", "torch==2.13.0"]
+# dependencies = ["langgraph==1.2.24", "langgraph-checkpoint==4.3.2", "sentence-transformers==6.2.0", "torch==2.13.0"]
 # ///
 """LangGraph's InMemoryStore with a MiniLM index: one stored value for each turn."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -61,7 +62,5 @@ class LangGraphStore:
 
 def dated(turn: dict[str, Any]) -> str:
     """The turn with its date and its speaker, as most users would store it."""
-    from datetime import datetime
-
     day = datetime.fromisoformat(turn["said_at"])
     return f"# {day:%a} {day.day} {day:%B %Y}\n{turn['speaker']}: {turn['text']}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -15,6 +17,8 @@ from memometer.harness.options import EvaluateOptions
 from memometer.memory import Memory, TurnFormat
 from memometer.models.encoders import Encoder, EncoderUnavailable, TokenEncoder
 from memometer.models.encoders import load as load_encoder
+from memometer.models.metered_endpoint import ClientUpstream, HttpUpstream, MeteredEndpoint, Upstream
+from memometer.models.resolve_models import Model
 from memometer.reader.abstention import AbstentionRule
 from memometer.reader.program_file import Program, ProgramError
 from memometer.reader.reader import Reader, RefusingReader
@@ -44,6 +48,7 @@ class Systems:
         encoder: The encoder that some of the memories share.
         turn_format: The format of the turns in a prompt; None for plain lines.
         notices: Sentences for the announcement.
+        endpoint: The server through which plug-ins call the model.
     """
 
     memories: dict[str, Memory[Any]]
@@ -51,15 +56,22 @@ class Systems:
     encoder: Encoder | None
     turn_format: TurnFormat | None
     notices: tuple[str, ...]
+    endpoint: MeteredEndpoint
 
 
 def configure_memories(
-    options: EvaluateOptions, *, count: TokenCounter, program: Program | None, rule: AbstentionRule | None
+    options: EvaluateOptions,
+    *,
+    model: Model | None,
+    count: TokenCounter,
+    program: Program | None,
+    rule: AbstentionRule | None,
 ) -> Systems:
     """Build the memory systems that options name, and the baselines.
 
     Args:
         options: Resolved options.
+        model: The model that answers, and that plug-ins may call; None if none is called.
         count: Counts the tokens of a budget.
         program: An optimised prompt for the readers that can use it.
         rule: The abstention rule of those readers.
@@ -70,7 +82,8 @@ def configure_memories(
     rounds = options.rounds or (program.rounds if program else 0)
     reading: dict[str, Any] = {"rounds": rounds, "question_budget": options.question_budget, "abstention": rule}
     _check_url(options.memory_url)
-    build = _Builder(options, count)
+    endpoint = MeteredEndpoint(_upstream(options, model))
+    build = _Builder(options, count, endpoint)
     memories: dict[str, Memory[Any]] = {}
     readers: dict[str, Reader] = {}
     # With --recall-only there are no answers, so the refusal baseline would equal `none`.
@@ -95,14 +108,26 @@ def configure_memories(
     turn_format = _set_format(options.context_format, memories, readers)
     if turn_format:
         notices.append(f"Recalled turns are written into the prompt as {turn_format.name}.")
-    return Systems(memories, readers, build.encoder, turn_format, (*build.notices, *notices))
+    return Systems(memories, readers, build.encoder, turn_format, (*build.notices, *notices), endpoint)
+
+
+def _upstream(options: EvaluateOptions, model: Model | None) -> Upstream | None:
+    """The model behind the endpoint of plug-ins. A server with OpenAI's protocol gets their requests as they are."""
+    if model is None:
+        return None
+    provider, _, name = model.name.partition("/")
+    if provider == "openai" or (provider == "hosted_vllm" and options.api_base):
+        base_url = options.api_base or "https://api.openai.com/v1"
+        key = os.environ.get("OPENAI_API_KEY", "")
+        return HttpUpstream(base_url, key, name, timeout_seconds=options.timeout_seconds)
+    return ClientUpstream(model.lm, model.name)
 
 
 class _Builder:
     """Builds memory systems; they share an encoder."""
 
-    def __init__(self, options: EvaluateOptions, count: TokenCounter) -> None:
-        self.options, self.count = options, count
+    def __init__(self, options: EvaluateOptions, count: TokenCounter, endpoint: MeteredEndpoint) -> None:
+        self.options, self.count, self.endpoint = options, count, endpoint
         self.encoder: Encoder | None = None
         self.notices: list[str] = []
 
@@ -115,7 +140,7 @@ class _Builder:
             built = inner if inner.skipped else ThroughSearch(inner, specification.target)
             return self._plug_in(name, InProcess(specification.target, {}, {}, build=lambda: built))
         if kind == specifications.COMMAND:
-            return self._plug_in(name, Command(specification.target, {}))
+            return self._plug_in(name, Command(specification.target, self.endpoint.environment(name)))
         if kind == specifications.HTTP:
             return self._plug_in(name, Http(specification.target))
         try:
@@ -125,7 +150,8 @@ class _Builder:
             return _skipped(str(error), self.count)
         if isinstance(found, type) and issubclass(found, Memory):
             return self._of_class(name, found, specification.parameters)
-        return self._plug_in(name, InProcess(specification.target, specification.parameters, {}))
+        environment = self.endpoint.environment(name)
+        return self._plug_in(name, InProcess(specification.target, specification.parameters, environment))
 
     def _plug_in(self, name: str, connection: Connection) -> Memory[Any]:
         memory = PluginMemory(
@@ -134,6 +160,8 @@ class _Builder:
             largest_budget=max(self.options.budgets),
             ingest_seconds=self.options.ingest_timeout,
             search_seconds=self.options.timeout_seconds,
+            stage=partial(self.endpoint.set_stage, name),
+            usage=lambda stage: asdict(self.endpoint.take(name, stage)),
             count=self.count,
         )
         try:

@@ -26,9 +26,10 @@ from memometer.memory import Memory, Recall, State, TurnFormat
 from memometer.models.errors import FATAL, GIVE_UP_AFTER, LM_ERROR, describe, is_of_a_model, without_keys
 from memometer.models.plain_adapter import PlainAdapter
 from memometer.models.resolve_models import Model
-from memometer.models.usage import metered, metered_in
+from memometer.models.usage import Usage, metered, metered_in
 from memometer.reader.multi_round import inputs_of, prompt_tokens
 from memometer.reader.reader import Reader
+from memometer.run.cost import COUNTED
 from memometer.run.folder import Key, Record, RunFolder, is_answered, key, latest, needs_verdict
 from memometer.run.progress import bar
 from memometer.run.shown_items import ItemTable
@@ -174,6 +175,8 @@ def run(
                 task, memory, state, failed, number, items, reader=reader, reading=readers[task.system], judge=judge
             )
             end_trace(record)
+        if record["memory_error"] and stop.is_set():
+            return  # a call that was refused at the cost limit is not a failure of the memory
         folder.append(record)
         progress(record)
         if len(outcomes) < GIVE_UP_AFTER and record["calls"]:
@@ -207,6 +210,8 @@ def run(
             if memory.skipped:
                 continue
             state, failed = _ingest(system, memory, by_id[conversation], folder, reader)
+            if state is None and stop.is_set():
+                memory.skipped = ""  # the cost limit, or Ctrl-C; --resume tries again
             end_of_group = _after(len(here), partial(_close, memory, state))
             pending.extend(pool.submit(attempt, task, state, failed, end_of_group) for task in here)
             # Submit few tasks in advance, so that few conversations are in memory at once.
@@ -282,8 +287,17 @@ def _ingest(
             state, failed = None, _error_fields(problem, before="ingest: ")
         except Exception as problem:  # noqa: BLE001 - any memory may fail; its questions are recorded as failed
             state, failed = None, _error_fields(problem, before="ingest: ")
-    folder.append_ingest({"system": system, "conversation": conversation.id, "turns": turns, **asdict(usage), **failed})
+    line = {"system": system, "conversation": conversation.id, "turns": turns}
+    folder.append_ingest({**line, **_with_outside(usage, memory.take_usage("ingest")), **failed})
     return state, failed
+
+
+def _with_outside(usage: Usage, outside: Mapping[str, int]) -> dict[str, Any]:
+    """The fields of a usage with the calls that a plug-in made in its own process (`outside`) added."""
+    fields = asdict(usage)
+    if not any(outside.values()):
+        return fields
+    return {**fields, **{name: fields[name] + outside[name] for name in COUNTED}, "outside": dict(outside)}
 
 
 def _shown_progress(system: str, memory: Memory[Any], conversation: Conversation) -> Iterator[Session]:
@@ -347,7 +361,7 @@ def _attempt(
         },
         **signals,
         "verdicts": verdicts,
-        **asdict(usage),  # includes recall and answer
+        **_with_outside(usage, memory.take_usage("search")),  # includes recall and answer
         "answering": asdict(answering),
         "truncated": bool(reader and answer and usage.completion_tokens >= reader.max_tokens * max(1, usage.calls)),
         "model": reader.name if reader else None,

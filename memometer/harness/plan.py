@@ -142,7 +142,12 @@ class Plan:
 
     def skipped(self) -> dict[str, str]:
         """Return the systems that take no further part in the run, with the reasons."""
-        return {name: memory.skipped for name, memory in self.systems.memories.items() if memory.skipped}
+        refusals = self.systems.endpoint.refusals
+        return {
+            name: memory.skipped + (f"; a model call was refused: {refusals[name]}" if name in refusals else "")
+            for name, memory in self.systems.memories.items()
+            if memory.skipped
+        }
 
     def all_skipped(self) -> str:
         """Return the reasons if every system but the baselines is skipped; otherwise an empty text."""
@@ -153,6 +158,7 @@ class Plan:
         """End the processes of plug-ins."""
         for memory in self.systems.memories.values():
             memory.stop()
+        self.systems.endpoint.stop()
 
     # ------------------------------------------------------------ output
 
@@ -297,7 +303,7 @@ def make_plan(options: EvaluateOptions) -> Plan:
         count = models.reader.count if models.reader else counter_for(tokenizer=options.tokenizer)
     program, notice = _load_program(options, conversations, models, data)
     rule = _load_rule(options, conversations, data)
-    systems = configure_memories(options, count=count, program=program, rule=rule)
+    systems = configure_memories(options, model=models.reader, count=count, program=program, rule=rule)
     made = Plan(options, data, questions, conversations, models, systems, count, program, rule)
     if made.unit == "bytes":
         made.notices.append(

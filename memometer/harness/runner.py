@@ -35,6 +35,7 @@ from memometer.run.folder import (
 )
 from memometer.run.interrupts import stopping
 from memometer.run.options import OptionError, option_errors
+from memometer.run.prices import LOCAL
 from memometer.run.progress import bar, eprint, time_left
 
 TIMED_ANSWERS = 20
@@ -166,6 +167,7 @@ class Runner:
 
         with stopping() as stop:
             spending.follow(folder, stop)
+            self._limit_plug_ins(spending, stop)
             fatal = self._calibrate_judge(folder, stop)
             started = time.perf_counter()
             with bar(total=len(keys), initial=already, desc=f"{plan.data.prefix}asked") as shown:
@@ -187,6 +189,23 @@ class Runner:
             if stopped and spending.reached:
                 plan.log(spending.reached)
             return self._finish(folder, fatal, stopped=stopped)
+
+    def _limit_plug_ins(self, spending: cost.Spending, stop: threading.Event) -> None:
+        """Let plug-ins call the model only while the cost limit is not reached."""
+        endpoint, model = self.plan.systems.endpoint, self.plan.models.reader
+        spending.not_recorded = lambda: asdict(endpoint.not_taken())
+
+        def refusal(route: str) -> str:
+            if spending.limit is None:
+                return ""
+            if reached := spending.reached:
+                stop.set()
+                return reached
+            if route == "embeddings" and not (model and model.price and model.price.source == LOCAL):
+                return "--cost-limit cannot be enforced for an encoder of a provider; leave one of them out."
+            return ""
+
+        endpoint.refusal = refusal
 
     def _calibrate_judge(self, folder: RunFolder, stop: threading.Event) -> str:
         """Find or measure the judge's calibration. Returns the reason if no call to it can succeed."""

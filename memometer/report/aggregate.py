@@ -300,6 +300,20 @@ def ingest_cost(ingests: Iterable[Record]) -> dict[str, Results]:
     return dict(costs)
 
 
+def plug_in_calls(records: Iterable[Record], ingests: Iterable[Record]) -> Results:
+    """Sum the model calls that plug-ins made through the metered endpoint.
+
+    Returns:
+        System -> stage (ingest or search) -> counts by name, as in `memometer.models.metered_endpoint`.
+    """
+    found: dict[str, dict[str, Counter[str]]] = {}
+    for stage, lines in (("ingest", ingests), ("search", records)):
+        for line in lines:
+            if outside := line.get("outside"):
+                found.setdefault(line["system"], {}).setdefault(stage, Counter()).update(outside)
+    return {system: {stage: dict(counts) for stage, counts in stages.items()} for system, stages in found.items()}
+
+
 def _average(values: Iterable[float | None]) -> float | None:
     """The mean of the known values; imported answers come without counts."""
     listed = [value for value in values if value is not None]

@@ -104,6 +104,7 @@ def compute_results(
         },
         "records": len(records),
         "ingest": aggregate.ingest_cost(ingests),
+        "plug_in_calls": aggregate.plug_in_calls(records, ingests),
         "systems": systems,
         "comparisons": pairs,
         "warnings": [

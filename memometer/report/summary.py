@@ -355,6 +355,11 @@ def _warnings(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[s
     for name, plug_in in (results.get("plug_ins") or {}).items():
         found += [f"{name} is degraded: {sentence.rstrip('.')}." for sentence in plug_in["degraded"]]
         found += [f"{name}: {sentence}." for sentence in plug_in["notices"]]
+    for name, stages in (results.get("plug_in_calls") or {}).items():
+        for what in ("failures", "refused"):
+            if count := sum(counts.get(what, 0) for counts in stages.values()):
+                verb = "failed" if what == "failures" else "were refused"
+                found.append(f"{name}: {count:,} of its model calls {verb}.")
     if results["missing_share"] > (limit := config["fail_on_error"]):
         found.append(f"{results['missing_share']:.1%} of the answers are missing; the limit is {limit:.1%}.")
     if duplicates := (results.get("test_set_usage") or {}).get("duplicate_attempts"):

@@ -53,6 +53,7 @@ def all_parts(
         parts += _frontier(summary, measure)
     for found in summary.judge_calibrations:
         parts += calibration_parts(found)
+    parts += _plug_in_calls(results.get("plug_in_calls") or {})
     return [
         *parts,
         *_cost(results.get("cost")),
@@ -384,6 +385,26 @@ def _cost(found: Results | None) -> list[Table]:
             rows.append([system, shown_budget(budget) if budget else "", stage, *cells, cost.dollars(spent)])
     headers = ["system", "budget", "stage", "calls", "prompt tokens", "cached", "reply tokens", "seconds", "dollars"]
     return [Table("Cost of all attempts (+ at least, ? unknown)", headers, rows, left=3)]
+
+
+def _plug_in_calls(found: Mapping[str, Any]) -> list[Table]:
+    names = (
+        "calls",
+        "prompt_tokens",
+        "completion_tokens",
+        "embedding_calls",
+        "embedding_tokens",
+        "failures",
+        "refused",
+    )
+    rows = [
+        [system, stage, *(number(counts.get(name, 0)) for name in names)]
+        for system, stages in found.items()
+        for stage, counts in stages.items()
+    ]
+    headers = ["system", "stage", "calls", "prompt tokens", "reply tokens", "embedding calls", "embedding tokens",
+               "failed", "refused"]  # fmt: skip
+    return [Table("Model calls that plug-ins made through the metered endpoint", headers, rows, 2)] if rows else []
 
 
 def _amount(value: float | None, digits: int = 0) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -191,6 +191,8 @@ def usd(part: Record, model: str | None, known: Prices) -> float | None:
     if part.get("calls") == 0:
         return 0.0
     price = _price(model, known)
+    if (part.get("outside") or {}).get("embedding_calls") and (price is None or price.source != LOCAL):
+        return None  # the price of the encoder is unknown
     prompt, completion = part.get("prompt_tokens"), part.get("completion_tokens")
     if price is None or prompt is None or completion is None:
         return None
@@ -259,6 +261,8 @@ class Spending:
         self.limit = limit
         self.usd = 0.0
         self.has_unreported = False
+        self.not_recorded: Callable[[], Record] = lambda: {"calls": 0}
+        """Returns the usage of plug-ins that no line of the folder has yet."""
 
     def follow(self, folder: RunFolder, stop: threading.Event) -> None:
         """Count the lines of a folder, now and whenever one is appended.
@@ -312,10 +316,11 @@ class Spending:
             return ""
         if self.has_unreported:
             return "--cost-limit cannot be enforced: a server did not report the number of tokens of an answer."
-        if self.usd < self.limit:
+        spent = self.usd + (usd(self.not_recorded(), self.reader, self.known) or 0.0)
+        if spent < self.limit:
             return ""
         return (
-            f"The run has cost ${self.usd:,.4f}, and --cost-limit is ${self.limit:,.4f}; continue with --resume and a "
+            f"The run has cost ${spent:,.4f}, and --cost-limit is ${self.limit:,.4f}; continue with --resume and a "
             "higher --cost-limit."
         )
 

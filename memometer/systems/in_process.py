@@ -7,7 +7,7 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from memometer.systems import worker
@@ -21,7 +21,8 @@ class InProcess:
     Args:
         target: `module:Class`, or `path/to/file.py:Class`.
         parameters: Arguments of the constructor.
-        environment: Environment variables to set while the system works.
+        environment: Environment variables to set while the system is constructed. Later they would reach the calls of
+            the evaluation itself.
         build: Makes the system, in place of the class that `target` names.
     """
 
@@ -64,10 +65,10 @@ class InProcess:
         return reply["result"]
 
     def _reply(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
-        os.environ.update(self.environment)
         try:
             if self._caller is None:
-                self._caller = worker.Caller(self._build())
+                with _variables(self.environment):
+                    self._caller = worker.Caller(self._build())
             return self._caller.reply({"id": 0, "method": method, "params": params})
         except worker.LoadError as error:
             return {"error": str(error)}
@@ -92,6 +93,21 @@ class InProcess:
 
     def peak_memory(self) -> int | None:
         return None
+
+
+@contextlib.contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables, and restore them."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 class _ThreadOutput:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -27,8 +27,8 @@ from memometer.token_counters import TokenCounter
 GIVE_UP_AFTER = 3
 """A system whose search fails this often in a row takes no further part in the run."""
 
-FIRST_LIMIT = 20
-"""A first search asks for one item for this many tokens of the largest budget."""
+FIRST_LIMIT = 1.5
+"""A first search asks for this many times the number of mean turns that fit the largest budget."""
 
 MOST_ITEMS = 100_000
 
@@ -66,6 +66,7 @@ class PluginMemory(Memory[PluginState]):
         ingest_seconds: Time limit of the ingest of one conversation, and of the start of the system.
         search_seconds: Time limit of every other call.
         stage: Called with `ingest` or `search` before the system works, so that its model calls are counted apart.
+        usage: Stage -> the model calls since the last call, as counts by name.
         count: Counts tokens; see Memory.
     """
 
@@ -81,6 +82,7 @@ class PluginMemory(Memory[PluginState]):
         ingest_seconds: float = 3600.0,
         search_seconds: float = 120.0,
         stage: Callable[[str], None] = lambda _: None,
+        usage: Callable[[str], Mapping[str, int]] = lambda _: {},
         count: TokenCounter | None = None,
     ) -> None:
         super().__init__(count=count)
@@ -90,6 +92,7 @@ class PluginMemory(Memory[PluginState]):
         self.ingest_seconds = ingest_seconds
         self.search_seconds = search_seconds
         self.stage = stage
+        self._usage = usage
         self.description = Description()
         self.restarts = 0
         self.searches = 0
@@ -209,7 +212,8 @@ class PluginMemory(Memory[PluginState]):
             self.finish(state)
         self.stage("search")
         budget = self.largest_budget
-        limit = min(max(10, budget // FIRST_LIMIT), MOST_ITEMS)
+        mean_tokens = max(1.0, sum(state.line_tokens) / len(state.line_tokens))
+        limit = min(10 + int(FIRST_LIMIT * budget / mean_tokens), MOST_ITEMS)
         while True:
             items = self._search(state, question, limit)
             left = budget - self.pack(state, items, budget).tokens
@@ -274,6 +278,10 @@ class PluginMemory(Memory[PluginState]):
             provenance={"turn": "turn", "turns": "batch", "unknown": "none"}[grain],
             items=tuple(items[i] for i in chosen),
         )
+
+    def take_usage(self, stage: str) -> Mapping[str, int]:
+        """Return the model calls of the system since the last call."""
+        return self._usage(stage)
 
     def notices(self) -> list[str]:
         """Return sentences for the report about what went wrong without ending the system."""
