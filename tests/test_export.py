@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,14 @@ from memometer.models.plain_adapter import PlainAdapter
 from memometer.token_counters import counter_for
 from memometer.train import prompt_dataset
 from memometer.train.anonymize_speakers import anonymize
-from memometer.train.prompt_dataset import ReadingPrompt, choose_questions, find_leaks, reading_prompts, schedule
+from memometer.train.prompt_dataset import (
+    PromptOrder,
+    ReadingPrompt,
+    choose_questions,
+    find_leaks,
+    reading_prompts,
+    schedule,
+)
 from memometer.train.reward import Case
 from memory_system import MemorySystem
 
@@ -163,6 +171,23 @@ def test_real_prompts_never_share_evidence_in_a_step() -> None:
         assert len({source for n in order[at : at + 8] for source in prompts[n].sources}) == 16
     counts = Counter(order)
     assert max(counts.values()) - min(counts[n] for n in range(120)) <= 2
+
+
+def test_prompts_without_reward_variance_are_left_out_of_the_next_pass() -> None:
+    prompts = [_prompt(n, {n}) for n in range(6)]
+    order = PromptOrder(prompts, per_step=2, seed=0)
+    first = [order.at(position) for position in range(6)]
+    order.drop(4)
+    saved = json.loads(json.dumps(order.as_json()))
+    second = [order.at(position) for position in range(6, 16)]
+    assert set(first) == set(range(6))
+    assert 4 not in second
+    again = PromptOrder(prompts, per_step=2, seed=0)
+    again.restore(saved)
+    assert [again.at(position) for position in range(16)] == first + second
+    for n in range(4):
+        order.drop(n)
+    assert not order.dropped, "too few would be left"
 
 
 def test_speakers_get_other_names_everywhere(sample: Any) -> None:

@@ -14,10 +14,20 @@ from typing import Any
 import pytest
 
 from memometer.commands import train
+from memometer.errors import UserError
 from memometer.models.replay_cache import SearchStopped
 from memometer.run.folder import RunFolder
-from memometer.train import checkpoints, distillation, trl_backend, trl_trainers
-from memometer.train.options import Hyperparameters
+from memometer.train import (
+    adapter_evaluation,
+    checkpoints,
+    distillation,
+    local_model,
+    metrics,
+    results,
+    trl_backend,
+    trl_trainers,
+)
+from memometer.train.options import Hyperparameters, TrainOptions
 from memometer.train.plan import TrainingPlan, identity, make_plan
 from memometer.train.prompt_dataset import ReadingPrompt
 from memometer.train.reward import Case, gold_reply
@@ -62,6 +72,15 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--mode", "sft", "--cost-limit", "1"], "--cost-limit needs --teacher"),
         (["--resume", "nowhere", "--cost-limit", "0"], "--cost-limit"),
         (["--export", "verl", "--loss", "cispo", *SMALL], "--loss cispo"),
+        (["--mode", "evaluate", "--model", "x"], "--model has no effect"),
+        (["--mode", "evaluate", "--num-train", "3"], "--num-train has no effect"),
+        (["--mode", "sft", "--split", "validation"], "--num-test"),
+        (["--mode", "sft", "--run-dir", "x"], "--run-dir has no effect"),
+        (["--mode", "train", "--environment", "x"], "--environment has no effect"),
+        (["--export", "verl", "--merge"], "--merge has no effect"),
+        (["--backend", "arbor", "--patience", "2"], "--patience is for --backend trl"),
+        (["--benchmark", "nothing"], "nothing"),
+        (["--chat-template-kwargs", "[1]"], "--chat-template-kwargs"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(
@@ -266,3 +285,69 @@ def test_a_teacher_is_asked_once_and_its_correct_replies_are_learned(server: Ser
     limited = replace(plan, options=replace(plan.options, cost_limit=1e-6))
     with RunFolder.create(tmp_path / "limited", {}) as folder, pytest.raises(SearchStopped, match="--cost-limit"):
         distillation.teacher_replies(limited, folder)
+
+
+def test_each_mode_has_its_own_files_and_none_scores_the_test_split_unasked() -> None:
+    found = {mode: plan_of("--mode", mode, *extra).options for mode, extra in MODES.items()}
+    for name in ("out", "output_dir"):
+        assert len({getattr(options, name) for options in found.values()}) == len(found)
+    assert {options.num_test for options in found.values()} == {0}
+    assert TrainOptions(mode="evaluate").num_test == 100
+
+
+MODES: dict[str, list[str]] = {"train": [], "sft": [], "distill": ["--teacher", "openai/x"]}
+
+
+def test_the_arms_of_an_evaluation(tmp_path: Path) -> None:
+    """The gain is against the base with examples; what came before GRPO is separate."""
+    supervised, grpo = tmp_path / "sft" / "best", tmp_path / "grpo"
+    supervised.mkdir(parents=True)
+    (supervised / "adapter_config.json").write_text("{}")
+    (supervised / "training.json").write_text(json.dumps({"mode": "sft"}))
+    first = tmp_path / "first"
+    first.mkdir()
+    (first / "adapter_config.json").write_text("{}")
+    checkpoints.copy_start(first, tmp_path / "sft")
+    grpo.mkdir()
+    checkpoints.copy_start(supervised, grpo)
+    starts = adapter_evaluation.starting_adapters(grpo / "best")
+    assert list(starts) == ["starting adapter", "supervised"]
+    arms = ("adapter", "base", "base with examples", "base with style rules", *starts)
+    pairs = [(one, other) for one, other, _ in adapter_evaluation.comparisons(arms)]
+    assert pairs[0] == ("adapter", "base with examples")
+    assert ("adapter", "supervised") in pairs
+    assert ("supervised", "base with examples") in pairs
+
+
+def test_a_best_checkpoint_is_compared_with_step_0(tmp_path: Path) -> None:
+    scores = tmp_path / "scores.jsonl"
+    prompts = plan_of("--mode", "sft").validation
+    for step, reward in ((0, 0.5), (2, 0.25)):
+        metrics.append(scores, {"step": step, "reward": reward, "rewards": [reward] * len(prompts)})
+    gain = checkpoints.gain_over_start(scores, prompts, 2)
+    assert gain is not None
+    assert gain.difference == pytest.approx(-0.25)
+    assert "did not help" in results.describe_gain(gain)
+
+
+def test_a_missing_package_is_installed_by_its_own_name() -> None:
+    with pytest.raises(UserError, match=r"pip install no_such_package$"):
+        local_model.require("no_such_package")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of LiteLLM about its own types
+def test_served_models_decode_as_in_training(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server must not add the sampling values of the model, nor run on after the end token."""
+    import dspy
+
+    decoding = {"stop_token_ids": [7, 8], "chat_template_kwargs": {"enable_thinking": False}}
+    server.answer = lambda number, body: completion("[[ ## answer ## ]]\n2022\n\n[[ ## completed ## ]]")
+    lm = dspy.LM("openai/base", api_base=server.url, api_key="none", temperature=0.0, max_tokens=8, cache=False)
+    lm.kwargs.update(adapter_evaluation.served_decoding(decoding))
+    with dspy.context(lm=lm):
+        assert dspy.Predict("question -> answer")(question="When?") is not None
+    sent = server.requests[0]
+    assert sent["temperature"] == 0.0
+    assert sent["repetition_penalty"] == 1.0
+    assert sent["stop_token_ids"] == [7, 8]
+    assert sent["chat_template_kwargs"] == {"enable_thinking": False}

@@ -107,11 +107,20 @@ def test_an_adapter_is_told_from_its_base_and_merged(model: Path, tmp_path: Path
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["config"]["model"] == str(model), "whose adapter it is, not what --model would be"
     records = [json.loads(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()]
-    assert {record["system"] for record in records} == {"adapter", "base", "base with style rules"}
+    arms = {"adapter", "base", "base with examples", "base with style rules"}
+    assert {record["system"] for record in records} == arms
+    assert not (tmp_path / "grpo_optimized_memory_qa.json").exists(), "another mode's file"
     again = _run(*asked, "--no-mlflow", "--run-dir", "run", cwd=tmp_path)  # nothing is asked twice
     assert len((tmp_path / "run" / "records.jsonl").read_text().splitlines()) == len(records)
     assert "Log-probability" in again
     assert "sample-1" in again
+    # GRPO from there: the supervised adapter is an arm of its own, and its share is separate.
+    flags = ["--mode", "train", "--backend", "trl", "--data", SAMPLE, "--memory", "oracle", "--budgets", "128"]
+    flags += ["--num-train", "4", "--num-val", "2", "--batch-size", "4", "--gradient-accumulation", "1"]
+    flags += ["--num-generations", "4", "--max-completion-tokens", "8", "--num-train-steps", "1", "--no-mlflow"]
+    said = _run(*flags, "--adapter", "sft_checkpoints/best", "--model", str(model), "--num-test", "2", cwd=tmp_path)
+    assert "adapter against supervised" in said
+    assert "supervised against base with examples" in said
 
 
 def test_a_kill_while_the_last_step_is_validated_loses_no_validation(
@@ -165,6 +174,7 @@ class _Letters:
 
     def __init__(self) -> None:
         self.means: list[float] = []
+        self.order = None
 
     def __call__(self, prompts: Any, completions: Any, **_: Any) -> list[float]:
         texts = [said[0]["content"] for said in completions]
@@ -193,3 +203,17 @@ def test_the_reward_rises_where_there_is_something_to_learn(model: Path, tmp_pat
     early, late = letters.means[:15], letters.means[-15:]
     error = (stdev(early) ** 2 / 15 + stdev(late) ** 2 / 15) ** 0.5
     assert fmean(late) - fmean(early) > 3 * error, letters.means
+
+
+def test_a_training_that_does_not_improve_ends_early_and_says_so(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["--mode", "sft", "--data", SAMPLE, "--memory", "oracle", "--budgets", "128", *SIZES, "--no-mlflow"]
+    flags += ["--model", str(model), "--num-train-steps", "8", "--eval-steps", "1", "--patience", "2"]
+    assert commands.train([*flags, "--learning-rate", "1e-9", "--max-completion-tokens", "8"]) == 0
+    assert len(_steps(tmp_path / "sft_checkpoints")) == 2
+    out = capsys.readouterr().out
+    assert "did not help" in out
+    assert json.loads((tmp_path / "sft_checkpoints" / "results.json").read_text())["gain"]["difference"] <= 0
+    assert not (tmp_path / "runs").exists(), "the test split is scored on request only"

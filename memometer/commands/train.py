@@ -10,7 +10,8 @@
     python train.py --mode doctor                                          find problems before renting a GPU
     python train.py --resume grpo_checkpoints                              continue a stopped training
 
-GRPO writes grpo_checkpoints/ and grpo_optimized_memory_qa.json, a prompt for evaluate.py --program.
+GRPO writes grpo_checkpoints/ and grpo_optimized_memory_qa.json, a prompt for evaluate.py --program. The other modes
+write files of their own. The test split is scored only with --num-test or --mode evaluate.
 
 Exit codes: 0 done, 1 failed, 2 usage error, 3 invalid, 4 stopped and resumable.
 """
@@ -26,7 +27,7 @@ from typing import Any
 from memometer import benchmarks
 from memometer.commands.argument_types import count, integers, json_object, number, positive, price
 from memometer.errors import UserError
-from memometer.train.options import NAMES, OUTPUT_FOLDERS, TrainOptions, flag_names
+from memometer.train.options import NAMES, OUTPUT_FOLDERS, PROMPT_FILES, TrainOptions, flag_names, refuse_idle
 
 EXIT = {"valid": 0, "failed": 1, "invalid": 3, "stopped": 4}
 DEFAULT = TrainOptions()
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     _add_training(p.add_argument_group("training"))
     _add_hyperparameters(p.add_argument_group("hyperparameters, in place of the recipe's"))
     doctor = p.add_argument_group("doctor")
+    doctor.add_argument("--check-mode", choices=["train", "sft", "distill"], help="mode to check (default train)")
     doctor.add_argument("--environment", metavar="DIR", help="environment with Arbor (default: this one)")
     _add_evaluation(p.add_argument_group("evaluate"))
     return p
@@ -104,7 +106,13 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     add("--save-steps", type=positive, metavar="N", help=f"steps between checkpoints (default {DEFAULT.save_steps})")
     add("--eval-steps", type=positive, metavar="N", help="steps between validations (default: a tenth of the training)")
     add("--output-dir", metavar="DIR", help=f"training folder (default by mode: {', '.join(OUTPUT_FOLDERS.values())})")
-    add("--out", metavar="FILE", help=f"prompt file (default {DEFAULT.out})")
+    add(
+        "--patience",
+        type=count,
+        metavar="N",
+        help="stop after N validations without a better one (default 0: never; trl)",
+    )
+    add("--out", metavar="FILE", help=f"prompt file (default by mode: {', '.join(PROMPT_FILES.values())})")
     add("--vllm", action=argparse.BooleanOptionalAction, help="sample with vLLM (trl; default on a GPU with vLLM)")
     add("--vllm-memory", type=number(0.05, 0.95), metavar="X", help="share of the GPU for vLLM (trl; default 0.3)")
     add("--inference-gpus", metavar="IDS", help="GPUs that serve (arbor; default 0)")
@@ -142,7 +150,12 @@ def _add_hyperparameters(group: argparse._ArgumentGroup) -> None:
 
 def _add_evaluation(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--num-test", type=count, metavar="N", help="test questions, stratified by category (default 100; 0: none)")
+    add(
+        "--num-test",
+        type=count,
+        metavar="N",
+        help="test questions, stratified by category (default 100; 0 after a training)",
+    )
     add("--split", metavar="PART", help="test, validation, or memory-r1:test … (default test)")
     add("--budget-tokens", type=positive, metavar="N", help="tokens of memory (default: the largest training budget)")
     add("--api-base", metavar="URL", help="server of base model and adapter (vllm --enable-lora)")
@@ -156,7 +169,9 @@ def options_of(given: dict[str, Any]) -> TrainOptions:
     rest = {name: value for name, value in given.items() if name not in NAMES}
     if "budgets" in rest:
         rest["budgets"] = tuple(rest["budgets"])
-    return TrainOptions(**rest, overrides=overrides)
+    options = TrainOptions(**rest, overrides=overrides)
+    refuse_idle(given, options)
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,9 @@
 """Evaluation of an adapter against its base model, on the same questions, memory and budget.
 
-There are three arms: the adapter, the base model with the same prompt, and the base model with a description of the
-gold answers' style. The third arm separates a learned style from learned reading. The result is a run folder like those
+The arms are the adapter, the base model with the same prompt, the base model with the worked examples (as evaluate.py
+reads it), the base model with a description of the gold answers' style, and each adapter from which the training
+started, such as a supervised one before GRPO. The gain of a training is its difference from the base model with
+examples, because without them a base model mostly misses the form of the answer. The result is a run folder like those
 of evaluate.py, so `memometer compare` and `memometer view` read it.
 """
 
@@ -46,6 +48,9 @@ from memometer.train.prompt_dataset import reading_prompts
 from memometer.train.reward import gold_reply
 
 ADAPTER, BASE, STYLED = "adapter", "base", "base with style rules"
+EXAMPLES = "base with examples"
+STARTS = {"sft": "supervised", "distill": "distilled"}
+"""Names of the arms of starting adapters by their training mode; others are called `starting adapter`."""
 FAILED_SHARE = 0.05
 """Share of failed calls above which the result is invalid."""
 
@@ -80,11 +85,18 @@ class Evaluation:
         self.is_served = bool(options.api_base)
         self.max_tokens: int = self.notes["values"]["max_completion_tokens"]
         self.decoding: dict[str, Any] = self.notes.get("decoding") or {}
+        self.starts = {} if self.is_served else starting_adapters(self.adapter)
         self.models = self._served_models() if self.is_served else self._local_models()
         system = Oracle if self.notes["memory"] == "oracle" else AdaptiveMemory
         self.memory: Memory[Any] = system(count=self.count)
-        self.readers = {name: self._reader(name) for name in (ADAPTER, BASE, STYLED)}
+        self.readers = {name: self._reader(name) for name in self.arms}
         self.tasks = loop.plan_tasks(dict.fromkeys(self.readers, self.memory), self.questions, budgets=[self.budget])
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The names of the arms."""
+        examples = () if self.notes["examples"] else (EXAMPLES,)
+        return (ADAPTER, BASE, *examples, STYLED, *self.starts)
 
     def _choose_questions(self) -> tuple[Question, ...]:
         try:
@@ -114,10 +126,15 @@ class Evaluation:
         self.local = base.with_adapter(self.adapter)
         weights = digest([sha256(path) for path in sorted(self.adapter.glob("*.safetensors"))])
         models = {}
-        for name, revision in ((ADAPTER, weights), (BASE, "")):
+        is_embedded = notes["model"].startswith("embedded:") or notes["model"].endswith(".gguf")
+        for name, path in self.starts.items():
+            self.local.add_adapter(path, name.replace(" ", "_"))
+        for name in (ADAPTER, BASE, *self.starts):
+            revision = "" if name == BASE else weights
+            adapter = {ADAPTER: "default", BASE: None}.get(name, name.replace(" ", "_"))
             lm = dspy.LM(
                 f"local/{name}",
-                engine=LocalEngine(self.local, with_adapter=name == ADAPTER),
+                engine=LocalEngine(self.local, adapter=adapter, continues_text=is_embedded and name == BASE),
                 temperature=0.0,
                 max_tokens=self.max_tokens,
                 cache=False,
@@ -148,12 +165,12 @@ class Evaluation:
 
     def _reader(self, arm: str) -> Reader:
         reader = Reader(rounds=0 if self.notes["memory"] == "oracle" else self.notes["rounds"])
-        if not self.notes["examples"]:
+        if not self.notes["examples"] and arm != EXAMPLES:
             reader.read.demos = []
         if arm == STYLED:
             instructions = f"{reader.read.signature.instructions} {STYLE}"
             reader.read.signature = reader.read.signature.with_instructions(instructions)
-        reader.read.lm = self.models[ADAPTER if arm == ADAPTER else BASE].lm
+        reader.read.lm = self.models.get(arm, self.models[BASE]).lm
         return reader
 
     def cautions(self) -> list[str]:
@@ -213,8 +230,8 @@ class Evaluation:
         """Return lines that describe the evaluation."""
         notes, ids = self.notes, [conversation.id for conversation in self.conversations]
         line = (
-            f"{notes['model']} with {self.adapter} (trained on {', '.join(notes['trained_on'])}), without it, and "
-            f"without it but with style rules: {len(self.questions)} questions of {', '.join(ids[:12])}, "
+            f"{notes['model']} with {self.adapter} (trained on {', '.join(notes['trained_on'])}), and the arms "
+            f"{', '.join(self.arms[1:])}: {len(self.questions)} questions of {', '.join(ids[:12])}, "
             f"{self.budget:,} tokens of memory ({notes['memory']}), {max(1, notes['rounds'])} round(s)."
         )
         return [line, *self.cautions(), *filter(None, [self.data.notice])]
@@ -306,9 +323,9 @@ def _finish(evaluation: Evaluation, folder: RunFolder, fatal: str, *, stopped: b
 
 
 def compare_arms(evaluation: Evaluation, records: Sequence[Record]) -> list[str]:
-    """Return lines that compare the adapter with both other arms, paired, with intervals."""
+    """Return lines that compare the adapter with the other arms, paired, with intervals."""
     questions = {question.id: question for question in evaluation.questions}
-    by_arm: dict[str, dict[str, Record]] = {name: {} for name in (ADAPTER, BASE, STYLED)}
+    by_arm: dict[str, dict[str, Record]] = {name: {} for name in evaluation.arms}
     for record in records:
         if is_answered(record) and record["answer"] is not None:
             by_arm[record["system"]][record["question_id"]] = record
@@ -327,14 +344,40 @@ def compare_arms(evaluation: Evaluation, records: Sequence[Record]) -> list[str]
         ("quality, all questions", lambda _: True, lambda question, record: quality(question, Reply.of_record(record))),
     ]
     lines = []
-    for other, meaning in ((BASE, "the effect of training"), (STYLED, "the effect beyond style")):
-        lines.append(f"adapter against {other} ({meaning}):")
+    for one, other, meaning in comparisons(evaluation.arms):
+        lines.append(f"{one} against {other} ({meaning}):")
         for name, counts, score in measures:
-            both = [id for id in by_arm[ADAPTER] if id in by_arm[other] and counts(questions[id])]
-            mine, theirs = ([score(questions[id], by_arm[arm][id]) for id in both] for arm in (ADAPTER, other))
+            both = [id for id in by_arm[one] if id in by_arm[other] and counts(questions[id])]
+            mine, theirs = ([score(questions[id], by_arm[arm][id]) for id in both] for arm in (one, other))
             found = paired(mine, theirs, [questions[id].conversation for id in both])
             lines.append(f"  {name}: {_mean(theirs):.3f} -> {_mean(mine):.3f}, {_describe(found)}")
     return lines
+
+
+def comparisons(arms: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Return the compared arms and the meaning of each comparison, the most important one first."""
+    starts = [arm for arm in arms if arm not in (ADAPTER, BASE, EXAMPLES, STYLED)]
+    found = [(ADAPTER, EXAMPLES, "the gain")] if EXAMPLES in arms else []
+    if starts:
+        found.append((ADAPTER, starts[-1], "the share of the last training"))
+        found += [(start, EXAMPLES, "the gain before the last training") for start in starts if EXAMPLES in arms]
+    found.append((ADAPTER, BASE, "the same prompt without examples, whose form a base model often misses"))
+    return [*found, (ADAPTER, STYLED, "the effect beyond style")]
+
+
+def starting_adapters(adapter: Path) -> dict[str, Path]:
+    """Return the adapters from which a training started, by arm, the first training first.
+
+    A training copies its starting adapter to `start/` next to `best/`, and the adapter before that to `start/start/`.
+    """
+    found: list[tuple[str, Path]] = []
+    path = adapter.parent / "start" if adapter.name == "best" else adapter / "start"
+    while (path / "adapter_config.json").is_file():
+        notes = json.loads((path / "training.json").read_text("utf-8")) if (path / "training.json").exists() else {}
+        found.insert(0, (STARTS.get(notes.get("mode", ""), "starting adapter"), path))
+        path = path / "start"
+    names = [name for name, _ in found]
+    return {name if names.count(name) == 1 else f"{name} {n}": path for n, (name, path) in enumerate(found, start=1)}
 
 
 def _describe(found: Comparison) -> str:

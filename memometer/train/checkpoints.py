@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from memometer.stats.intervals import Comparison, paired
 from memometer.train import metrics
 from memometer.train.local_model import LocalModel
 from memometer.train.plan import TrainingPlan
@@ -37,13 +38,35 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(found, key=step_of, default=None)
 
 
+def copy_start(adapter: Path, folder: Path) -> None:
+    """Copy the adapter from which a training starts to `start/`, with its own starts, for the evaluation."""
+    if (folder / "start").exists():
+        return
+    part = folder / "start.part"
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(adapter, part)
+    if adapter.name == "best" and (adapter.parent / "start").is_dir():
+        shutil.copytree(adapter.parent / "start", part / "start", dirs_exist_ok=True)
+    part.replace(folder / "start")
+
+
 # ---------------------------------------------------------------- validation
 
 
 def validation_record(step: int, grades: Sequence[Grade]) -> dict[str, Any]:
-    """Return the record of one validation. Step 0 is the base model."""
-    reward = fmean(each.reward for each in grades)
-    return {"step": step, "what": "validation", "reward": reward, **metrics.reply_metrics(grades)}
+    """Return the record of one validation. Step 0 is the model before the training."""
+    rewards = [each.reward for each in grades]
+    found = {"step": step, "what": "validation", "reward": fmean(rewards), **metrics.reply_metrics(grades)}
+    return {**found, "rewards": [round(reward, 6) for reward in rewards]}
+
+
+def gain_over_start(scores: Path, validations: Sequence[ReadingPrompt], best: int) -> Comparison | None:
+    """Compare the rewards of the best step with those before the training, paired by prompt; None without them."""
+    found = {line["step"]: line.get("rewards") for line in metrics.read_lines(scores)}
+    before, after = found.get(0), found.get(best)
+    if not before or not after or len(before) != len(after) or len(after) != len(validations):
+        return None
+    return paired(after, before, [prompt.conversation for prompt in validations])
 
 
 def best_reward(scores: Path, *, except_step: int) -> float:
@@ -124,7 +147,7 @@ def training_notes(
         "stand_in": plan.dataset_kind,
         "trained_on": seen("trained_on", plan.train),
         "selected_on": seen("selected_on", plan.validation),
-        "validation": dict(validation),
+        "validation": {name: value for name, value in validation.items() if name != "rewards"},
         "decoding": dict(decoding or {}),
         "licence": plan.licence,
     }

@@ -10,8 +10,8 @@ import importlib.util
 import shutil
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,19 +20,24 @@ from memometer.errors import UserError
 from memometer.models import embedded
 from memometer.models.downloads import models_folder, sha256
 from memometer.run.progress import eprint
-from memometer.train.chat_format import GREEDY, ChatFormat, declared_ends
+from memometer.train.chat_format import GREEDY, ChatFormat, declared_ends, plain_text
 
 if TYPE_CHECKING:
     from dspy import lm15
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "trl")
+IN_EXTRA = (*PACKAGES, "gguf", "pyarrow", "safetensors")
+"""Packages that INSTALL brings. Others, such as bitsandbytes and vllm, are installed by their own names."""
 INSTALL = "pip install torch && pip install -c constraints.txt '.[train]'"
 
 
 def require(*packages: str) -> None:
     """Raise UserError, with the command to run, if a package is not installed."""
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
-        raise UserError(f"training on this machine needs {', '.join(missing)}; install with: {INSTALL}")
+        extra = [name for name in missing if name not in IN_EXTRA]
+        commands = [INSTALL] if len(extra) < len(missing) else []
+        commands += [f"pip install {' '.join(extra)}"] if extra else []
+        raise UserError(f"training on this machine needs {', '.join(missing)}; install with: {' && '.join(commands)}")
 
 
 @dataclass
@@ -69,6 +74,24 @@ class LocalModel:
             raise UserError(f"the adapter {path} does not fit {self.name}: {_first_line(error)}") from error
         expose_head_bias(model)
         return LocalModel(self.name, model, self.format)
+
+    def add_adapter(self, path: Path, name: str) -> None:
+        """Load another saved adapter under a name. `with_adapter` names its adapter `default`."""
+        self.model.load_adapter(str(path), adapter_name=name)
+        expose_head_bias(self.model)
+
+    @contextmanager
+    def using(self, adapter: str | None) -> Iterator[None]:
+        """Use one of the loaded adapters in the block, or the base model for None."""
+        if adapter is None:
+            with self.without_adapter():
+                yield
+            return
+        self.model.set_adapter(adapter, inference_mode=True)
+        try:
+            yield
+        finally:
+            self.model.set_adapter("default", inference_mode=True)
 
     def without_adapter(self) -> AbstractContextManager[Any]:
         """Return a context in which the model is its base model."""
@@ -305,13 +328,15 @@ class LocalEngine:
 
     Args:
         local: The model. Engines that share a model take turns.
-        with_adapter: False answers with the base model.
+        adapter: Name of a loaded adapter; None answers with the base model.
+        continues_text: True sends a prompt with worked examples as plain text and ends the reply with its form, as
+            `memometer.models.embedded` does for the same weights.
     """
 
-    _turn = threading.Lock()  # disabling the adapter changes the shared model
+    _turn = threading.Lock()  # choosing the adapter changes the shared model
 
-    def __init__(self, local: LocalModel, *, with_adapter: bool) -> None:
-        self.local, self.with_adapter = local, with_adapter
+    def __init__(self, local: LocalModel, *, adapter: str | None, continues_text: bool = False) -> None:
+        self.local, self.adapter, self.continues_text = local, adapter, continues_text
 
     def __deepcopy__(self, memo: dict[int, object]) -> LocalEngine:
         return self
@@ -323,14 +348,22 @@ class LocalEngine:
         messages = [{"role": "system", "content": str(request.system)}] if request.system else []
         messages += [{"role": str(message.role), "content": str(message.text)} for message in request.messages]
         max_tokens = request.config.max_tokens or 128
-        prompt = self.local.prompt_ids(messages)
+        replies = [message["content"] for message in messages if message["role"] == "assistant"]
+        as_text = self.continues_text and bool(replies)
+        if as_text:
+            prompt = list(self.local.tokenizer(plain_text(messages))["input_ids"])
+        else:
+            prompt = self.local.prompt_ids(messages)
         window = self.local.context_tokens
         if window and len(prompt) + max_tokens > window:
             raise lm15.ContextLengthError(
                 f"a prompt of {len(prompt):,} tokens and a reply of {max_tokens:,} exceed the window of {window:,}"
             )
-        with self._turn, nullcontext() if self.with_adapter else self.local.without_adapter():
+        with self._turn, self.local.using(self.adapter):
             (reply,) = self.local.generate([prompt], max_tokens=max_tokens)
+        if as_text:
+            end = "\n\n" if any("\n" in text for text in replies) else "\n"
+            reply = reply.lstrip().partition(end)[0]
         written = len(self.local.tokenizer(reply, add_special_tokens=False)["input_ids"])
         return lm15.Response(
             id=None,

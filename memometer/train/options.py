@@ -15,6 +15,14 @@ from typing import Any
 from memometer.run.options import OptionError, Options
 
 OUTPUT_FOLDERS = {"train": "grpo_checkpoints", "sft": "sft_checkpoints", "distill": "distilled_checkpoints"}
+PROMPT_FILES = {
+    "train": "grpo_optimized_memory_qa.json",
+    "sft": "sft_optimized_memory_qa.json",
+    "distill": "distilled_optimized_memory_qa.json",
+}
+"""Default of --out by mode, so that no mode replaces the prompt of another one."""
+TEST_QUESTIONS = 100
+"""Default of --num-test in --mode evaluate. A training scores the test split only if --num-test is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +108,8 @@ def flag_names(names: Iterable[str]) -> str:
 class TrainOptions(Options):
     """Options of train.py, named after its flags.
 
-    An empty `backend` or `output_dir`, `rounds` -1 and `eval_steps` 0 get their value from the other options.
+    An empty `backend`, `output_dir` or `out`, -1 for `rounds` and `num_test`, and 0 for `eval_steps` get their value
+    from the other options.
 
     Raises:
         OptionError: Options contradict each other, or have no effect in this mode. The message is one sentence.
@@ -141,7 +150,8 @@ class TrainOptions(Options):
     save_steps: int = 25
     eval_steps: int = 0
     output_dir: str = ""
-    out: str = "grpo_optimized_memory_qa.json"
+    patience: int = 0
+    out: str = ""
     vllm: bool | None = None
     vllm_memory: float = 0.3
     inference_gpus: str = "0"
@@ -152,8 +162,9 @@ class TrainOptions(Options):
     overrides: Mapping[str, Any] = field(default_factory=dict)
     # doctor
     environment: str | None = None
+    check_mode: str = ""
     # evaluate
-    num_test: int = 100
+    num_test: int = -1
     split: str = "test"
     budget_tokens: int | None = None
     api_base: str | None = None
@@ -163,11 +174,14 @@ class TrainOptions(Options):
     def __post_init__(self) -> None:
         if self.mode in OUTPUT_FOLDERS:
             self._refuse_contradictions()
-        self._resolve("backend", "arbor" if self.mode in ("train", "doctor") and not self.export else "trl")
+        grpo = self.planned_mode == "train" and self.mode != "evaluate"
+        self._resolve("backend", "arbor" if grpo and not self.export else "trl")
         if self.mode in OUTPUT_FOLDERS:
             self._refuse_ineffective()
         self._resolve("rounds", 0 if self.memory == "oracle" else len(self.budgets))
-        self._resolve("output_dir", OUTPUT_FOLDERS.get(self.mode, OUTPUT_FOLDERS["train"]))
+        self._resolve("output_dir", OUTPUT_FOLDERS[self.planned_mode])
+        self._resolve("out", PROMPT_FILES[self.planned_mode])
+        self._resolve("num_test", TEST_QUESTIONS if self.mode == "evaluate" else 0)
         self._resolve("eval_steps", max(1, self.num_train_steps // 10))
         if self.rounds and self.memory == "oracle":
             raise OptionError("--memory oracle shows the evidence and asks for the bare answer; leave out --rounds.")
@@ -175,6 +189,13 @@ class TrainOptions(Options):
             raise OptionError(f"--rounds {self.rounds} needs as many --budgets, and there are {len(self.budgets)}.")
         budgets = sorted(self.budgets)
         object.__setattr__(self, "budgets", tuple(budgets[-1:] if self.memory == "oracle" else budgets))
+
+    @property
+    def planned_mode(self) -> str:
+        """The training mode: in --mode doctor the one to check, in --mode evaluate train."""
+        if self.mode == "doctor":
+            return self.check_mode or "train"
+        return self.mode if self.mode in OUTPUT_FOLDERS else "train"
 
     def _resolve(self, name: str, value: Any) -> None:
         if getattr(self, name) in ("", -1) or (name == "eval_steps" and not self.eval_steps):
@@ -215,8 +236,8 @@ class TrainOptions(Options):
         Raises:
             OptionError: The values do not fit together, or the backend does not support them.
         """
-        values = recipe(self.recipe, mode=self.mode, backend=self.backend, overrides=self.overrides)
-        if self.mode == "train":
+        values = recipe(self.recipe, mode=self.planned_mode, backend=self.backend, overrides=self.overrides)
+        if self.planned_mode == "train":
             _check_groups(values)
             if self.backend == "arbor" and values.loss == "grpo":
                 raise OptionError(
@@ -227,8 +248,48 @@ class TrainOptions(Options):
         return values
 
 
+def refuse_idle(given: Iterable[str], options: TrainOptions) -> None:
+    """Refuse flags that were given and have no effect in the mode.
+
+    Args:
+        given: Names of the options and hyperparameters on the command line.
+        options: The options.
+
+    Raises:
+        OptionError: A flag has no effect. The message names it.
+    """
+    known = {f.name for f in fields(TrainOptions)} | set(NAMES)
+    if options.mode == "evaluate":
+        idle = known - _FOR_EVALUATION
+        advice = "the adapter's own notes decide; leave it out"
+    else:
+        idle = set(_ONLY_EVALUATION)
+        advice = "leave it out, or use --mode evaluate"
+        if options.mode != "doctor":
+            idle |= {"environment", "check_mode"}
+            idle |= set() if options.num_test else {"split", "budget_tokens"}
+            idle |= _NOT_FOR_EXPORT if options.export else set()
+        if options.export:
+            advice = "leave it out"
+        elif options.mode != "doctor" and {"split", "budget_tokens"} & set(given):
+            advice = "add --num-test N, which evaluates the trained adapter"
+    if found := [name for name in given if name in idle]:
+        where = f"with --export {options.export}" if options.export else f"in --mode {options.mode}"
+        raise OptionError(f"{flag_names(found)} has no effect {where}; {advice}.")
+
+
+_FOR_EVALUATION = {
+    "mode", "benchmark", "data", "seed", "adapter", "output_dir", "attn", "unsloth", "num_test", "split",
+    "budget_tokens", "api_base", "adapter_name", "run_dir", "no_mlflow",
+}  # fmt: skip
+_ONLY_EVALUATION = ("run_dir", "api_base", "adapter_name")
+_NOT_FOR_EXPORT = {
+    "merge", "push_to_hub", "no_mlflow", "out", "patience", "num_test", "teacher", "packing", "unsloth", "attn",
+    "quantize", "adapter",
+}  # fmt: skip
+
 _FOR_BACKEND = dict.fromkeys(("inference_gpus", "training_gpus", "arbor_url", "arbor_config"), "arbor") | dict.fromkeys(
-    ("attn", "packing", "unsloth", "vllm", "vllm_memory"), "trl"
+    ("attn", "packing", "unsloth", "vllm", "vllm_memory", "patience"), "trl"
 )
 """Options that only one backend uses."""
 

@@ -248,18 +248,79 @@ def find_leaks(prompts: Iterable[ReadingPrompt], held_out: HeldOut) -> list[Leak
 # ---------------------------------------------------------------- order
 
 
-def schedule(prompts: Sequence[ReadingPrompt], *, per_step: int, steps: int, seed: int) -> list[int]:
-    """Return the order of the training prompts.
+class PromptOrder:
+    """The order of the training prompts, made as the training needs it.
 
-    All prompts are used in each pass, shuffled. Prompts of one step share no question and no evidence turn, unless
-    too few others are left. The order depends on the arguments only, so a resumed training continues with the same
+    All prompts are used in each pass, shuffled. Prompts of one step share no question and no evidence turn, unless too
+    few others are left. A prompt whose completions all earned the same teaches nothing, and later passes leave it out.
+    The order depends on the arguments and on the dropped prompts only, so a resumed training continues with the same
     data.
 
     Args:
         prompts: The prompts.
         per_step: Prompts per training step.
-        steps: Number of training steps.
         seed: Seed of the shuffles.
+
+    Raises:
+        ValueError: There are no prompts.
+    """
+
+    def __init__(self, prompts: Sequence[ReadingPrompt], *, per_step: int, seed: int) -> None:
+        if not prompts:
+            raise ValueError("there are no prompts to order")
+        self.prompts, self.per_step, self.seed = prompts, per_step, seed
+        self.order: list[int] = []
+        self.dropped: set[int] = set()
+        self._queue: list[int] = []
+        self._passes = 0
+
+    def at(self, position: int) -> int:
+        """Return the prompt at a position of the order."""
+        while len(self.order) <= position:
+            self._add_step()
+        return self.order[position]
+
+    def drop(self, prompt: int) -> None:
+        """Leave a prompt out of later passes."""
+        self.dropped.add(prompt)
+        if len(self.prompts) - len(self.dropped) < self.per_step:
+            self.dropped.clear()
+
+    def _add_step(self) -> None:
+        step: list[int] = []
+        used: set[str] = set()
+        queue = self._queue
+        while len(step) < self.per_step:
+            found = next((n for n in queue if n not in step and not self.prompts[n].sources & used), None)
+            if found is None and len(queue) < len(self.prompts) + self.per_step:
+                again = [n for n in range(len(self.prompts)) if n not in self.dropped]
+                random.Random(f"{self.seed}/order/{self._passes}").shuffle(again)
+                self._passes += 1
+                queue += again
+                continue
+            found = queue[0] if found is None else found
+            queue.remove(found)
+            step.append(found)
+            used |= self.prompts[found].sources
+        self.order += step
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the state, for a checkpoint."""
+        return {
+            "order": self.order,
+            "queue": self._queue,
+            "passes": self._passes,
+            "dropped": sorted(self.dropped),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Set the state from a checkpoint."""
+        self.order, self._queue, self._passes = list(state["order"]), list(state["queue"]), int(state["passes"])
+        self.dropped = set(state["dropped"])
+
+
+def schedule(prompts: Sequence[ReadingPrompt], *, per_step: int, steps: int, seed: int) -> list[int]:
+    """Return the order of the prompts for a number of steps, without dropping any.
 
     Returns:
         Positions in `prompts`, shape (steps x per_step,).
@@ -267,24 +328,6 @@ def schedule(prompts: Sequence[ReadingPrompt], *, per_step: int, steps: int, see
     Raises:
         ValueError: There are no prompts.
     """
-    if not prompts:
-        raise ValueError("there are no prompts to order")
-    generator = random.Random(f"{seed}/order")
-    queue: list[int] = []
-    order: list[int] = []
-    for _ in range(steps):
-        step: list[int] = []
-        used: set[str] = set()
-        while len(step) < per_step:
-            found = next((n for n in queue if n not in step and not prompts[n].sources & used), None)
-            if found is None and len(queue) < len(prompts) + per_step:
-                again = list(range(len(prompts)))
-                generator.shuffle(again)
-                queue += again
-                continue
-            found = queue[0] if found is None else found
-            queue.remove(found)
-            step.append(found)
-            used |= prompts[found].sources
-        order += step
-    return order
+    order = PromptOrder(prompts, per_step=per_step, seed=seed)
+    order.at(per_step * steps - 1)
+    return order.order

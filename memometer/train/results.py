@@ -11,7 +11,9 @@ from typing import Any
 from memometer.models.errors import describe
 from memometer.reader import program_file
 from memometer.run.folder import RunFolder
+from memometer.stats.intervals import Comparison
 from memometer.train import merge_lora, metrics
+from memometer.train.checkpoints import gain_over_start
 from memometer.train.plan import Outcome, TrainingPlan
 
 
@@ -28,21 +30,27 @@ def finish(plan: TrainingPlan, folder: RunFolder) -> Outcome:
     steps = metrics.read_lines(folder.path / metrics.STEPS)
     validations = metrics.read_lines(folder.path / metrics.VALIDATIONS)
     notes = json.loads((best / "training.json").read_text(encoding="utf-8"))
+    before = next((line for line in validations if line["step"] == 0), None)
+    gain = gain_over_start(folder.path / metrics.VALIDATIONS, plan.validation, notes["validation"]["step"])
     results = {
         "mode": options.mode,
         "model": options.model,
         "steps": len(steps),
         "best": notes["validation"],
-        "before": next((line for line in validations if line["step"] == 0), None),
+        "before": before,
+        "gain": None if gain is None else {"difference": gain.difference, "low": gain.low, "high": gain.high},
         "alarm": metrics.reward_hacking_alarm(steps),
         "finite": all(abs(step.get("loss", 0.0)) < float("inf") for step in steps),
     }
     folder.write_json("results.json", results)
     write_program(plan, notes)
     plan.print(f"Best at step {notes['validation']['step']:,}: {best}")
-    if results["before"]:
-        plan.print(metrics.format_line(results["before"], "validation of the base model, step"))
+    if before:
+        name = "starting adapter" if options.adapter else "base model"
+        plan.print(metrics.format_line(before, f"validation of the {name}, step"))
     plan.print(metrics.format_line(notes["validation"], "validation of the best adapter, step"))
+    if gain is not None:
+        plan.print(describe_gain(gain))
     if results["alarm"]:
         plan.print(results["alarm"])
     if options.merge:
@@ -58,6 +66,17 @@ def finish(plan: TrainingPlan, folder: RunFolder) -> Outcome:
     from memometer.train.adapter_evaluation import evaluate
 
     return evaluate(replace(options, mode="evaluate", adapter=str(best), run_dir=None))
+
+
+def describe_gain(gain: Comparison) -> str:
+    """Return a sentence on the validation reward of the best adapter against step 0."""
+    difference = gain.difference or 0.0
+    interval = f" [{gain.low:+.3f}, {gain.high:+.3f}]" if gain.low is not None and gain.high is not None else ""
+    if difference <= 0:
+        return f"No checkpoint is better than step 0 ({difference:+.3f}{interval}): this training did not help."
+    significant = bool(gain.low and gain.low > 0)
+    note = "" if significant else ", not significant"
+    return f"Validation reward against step 0: {difference:+.3f}{interval}, n = {gain.n}{note}. It was selected there."
 
 
 def write_program(plan: TrainingPlan, notes: Mapping[str, Any]) -> None:

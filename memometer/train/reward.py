@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError
@@ -46,6 +46,9 @@ from memometer.benchmarks.reward import (
 from memometer.models.plain_adapter import PlainAdapter
 from memometer.reader.signatures import ABSTENTION, Answer, CitedAnswer, MultiRound
 from memometer.token_counters import counter_for
+
+if TYPE_CHECKING:
+    from memometer.train.prompt_dataset import PromptOrder
 
 UNPARSEABLE = -1.0
 MORE = 0.45
@@ -211,6 +214,8 @@ def gold_reply(case: Case) -> str:
 
 # ---------------------------------------------------------------- as a trainer calls it
 
+SAME_REWARD = 1e-9
+"""Largest difference of rewards that count as equal."""
 RECENT, MIN_RECENT = 256, 64
 """Number of a round's rewards in its mean, and the number needed before the mean replaces MORE."""
 
@@ -234,6 +239,8 @@ class RewardFunction:
         self.recent: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
         """Recent rewards by number of halvings, which identifies the round."""
         self.grades: list[Grade] = []
+        self.order: PromptOrder | None = None
+        """The order of the prompts, from which those without reward variance are dropped."""
 
     def more(self, case: Case) -> float:
         """Return the reward of a needed request for more memory."""
@@ -241,9 +248,15 @@ class RewardFunction:
         return max(0.0, fmean(seen)) if len(seen) >= MIN_RECENT else MORE
 
     def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[Any], case: Sequence[str], trainer_state: Any, **_: Any
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        case: Sequence[str],
+        trainer_state: Any,
+        number: Sequence[int] = (),
+        **_: Any,
     ) -> list[float]:
-        """Return the rewards of a batch. `case` has the cases as JSON texts."""
+        """Return the rewards of a batch. `case` has the cases as JSON texts, `number` the prompts' positions."""
         cases = [Case.of_json(json.loads(text)) for text in case]
         progress = min(1.0, trainer_state.global_step / self.steps)
         texts = [reply if isinstance(reply, str) else reply[0]["content"] for reply in completions]
@@ -253,7 +266,13 @@ class RewardFunction:
             self.recent[c.halvings].append(each.reward)
         self.grades += grades
         self.log_reply({"step": trainer_state.global_step + 1, "reward": grades[0].reward, "reply": texts[0]})
-        return [each.reward for each in grades]
+        rewards = [each.reward for each in grades]
+        size = self.num_generations
+        for at in range(0, len(number), size) if self.order else ():
+            group = rewards[at : at + size]
+            if max(group) - min(group) < SAME_REWARD and self.order:
+                self.order.drop(number[at])
+        return rewards
 
     def take_grades(self) -> list[Grade]:
         """Return the grades since the last call."""
@@ -263,9 +282,13 @@ class RewardFunction:
     def save(self, folder: Path) -> None:
         """Save the recent rewards to a checkpoint."""
         recent = {str(halvings): list(rewards) for halvings, rewards in self.recent.items()}
-        (folder / "rewards.json").write_text(json.dumps(recent), encoding="ascii")
+        state = {"recent": recent, "order": self.order.as_json() if self.order else None}
+        (folder / "rewards.json").write_text(json.dumps(state), encoding="ascii")
 
     def restore(self, folder: Path) -> None:
         """Load the recent rewards from a checkpoint."""
-        for halvings, rewards in json.loads((folder / "rewards.json").read_text(encoding="ascii")).items():
+        state = json.loads((folder / "rewards.json").read_text(encoding="ascii"))
+        for halvings, rewards in state["recent"].items():
             self.recent[int(halvings)].extend(rewards)
+        if self.order and state["order"]:
+            self.order.restore(state["order"])

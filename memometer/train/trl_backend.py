@@ -23,6 +23,7 @@ from memometer.train.checkpoints import Validation
 from memometer.train.local_model import LocalModel
 from memometer.train.options import Hyperparameters
 from memometer.train.plan import Outcome, TrainingPlan
+from memometer.train.prompt_dataset import PromptOrder
 from memometer.train.results import finish
 from memometer.train.reward import RewardFunction
 from memometer.train.trl_trainers import grpo_trainer, sft_trainer
@@ -181,12 +182,17 @@ def _fit(plan: TrainingPlan, folder: RunFolder, local: LocalModel, stop: threadi
         num_generations=plan.hyperparameters.num_generations,
         log_reply=lambda record: metrics.append(folder.path / metrics.REPLIES, record),
     )
+    if plan.options.mode == "train":
+        per_step = plan.hyperparameters.prompts_per_step
+        reward.order = PromptOrder(plan.train, per_step=per_step, seed=plan.options.seed)
     if newest:
         plan.eprint(f"Continuing after step {step:,}.")
         if plan.options.mode == "train":
             reward.restore(newest)
-    if step >= plan.steps:
+    if step >= plan.steps or _is_patient_enough(plan, folder.path):
         return "valid"
+    if plan.options.adapter:
+        checkpoints.copy_start(Path(plan.options.adapter), folder.path)
     validation = Validation(plan, folder.path, local)
     callback = _callback(plan, folder.path, reward, validation, stop)
     if plan.options.mode == "train":
@@ -194,7 +200,7 @@ def _fit(plan: TrainingPlan, folder: RunFolder, local: LocalModel, stop: threadi
     else:
         trainer = sft_trainer(plan, folder, local, callback)
     trainer.remove_callback(PrinterCallback)
-    if not newest:
+    if 0 not in [line["step"] for line in metrics.read_lines(folder.path / metrics.VALIDATIONS)]:
         validation.run(0)
     trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     return callback.outcome or "valid"
@@ -245,10 +251,22 @@ def _callback(
             reward.save(checkpoint)
             if validates(state.global_step):
                 validation.run(state.global_step)
+                if _is_patient_enough(plan, folder):
+                    control.should_training_stop = True
             # Last: after a kill before this, training resumes at the checkpoint before and validates again.
             checkpoints.mark_complete(checkpoint)
 
     return Callback()
+
+
+def _is_patient_enough(plan: TrainingPlan, folder: Path) -> bool:
+    """True if the last --patience validations were not better than an earlier one."""
+    rewards = [line["reward"] for line in metrics.read_lines(folder / metrics.VALIDATIONS)]
+    patience = plan.options.patience
+    if not patience or len(rewards) <= patience or max(rewards[-patience:]) > max(rewards[:-patience]):
+        return False
+    plan.eprint(f"The last {patience} validations are not better than an earlier one, so the training ends.")
+    return True
 
 
 def explain_out_of_memory(error: BaseException, values: Hyperparameters) -> str:

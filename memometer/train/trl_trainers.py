@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from memometer.run.folder import RunFolder
 from memometer.train import distillation
 from memometer.train.local_model import LocalModel
 from memometer.train.plan import TrainingPlan
-from memometer.train.prompt_dataset import ReadingPrompt, schedule
+from memometer.train.prompt_dataset import PromptOrder, ReadingPrompt, schedule
 from memometer.train.reward import RewardFunction, gold_reply
 
 EPSILON = 0.2
@@ -31,14 +32,20 @@ def grpo_trainer(plan: TrainingPlan, folder: Path, local: LocalModel, reward: Re
     vllm = options.vllm
     if vllm is None:  # TRL does not send the trained rows of an embedding to vLLM
         vllm = on_gpu and importlib.util.find_spec("vllm") is not None and not local.format.end_is_new
-    order = schedule(plan.train, per_step=values.prompts_per_step, steps=plan.steps, seed=options.seed)
-    rows = [
-        {
-            "prompt": local.format.as_trained(prompt.messages),
-            "case": json.dumps(prompt.case.as_json()),
+    order = reward.order or PromptOrder(plan.train, per_step=values.prompts_per_step, seed=options.seed)
+    prompts = [local.format.as_trained(prompt.messages) for prompt in plan.train]
+    cases = [json.dumps(prompt.case.as_json()) for prompt in plan.train]
+
+    def rows(batch: Mapping[str, Sequence[int]]) -> dict[str, list[Any]]:
+        """The prompts at positions of the order. Only when the trainer needs them: later ones are not decided yet."""
+        numbers = [order.at(position) for position in batch["position"]]
+        return {
+            "prompt": [prompts[n] for n in numbers],
+            "case": [cases[n] for n in numbers],
+            "number": numbers,
         }
-        for prompt in (plan.train[n] for n in order)
-    ]
+
+    positions = Dataset.from_dict({"position": range(values.prompts_per_step * plan.steps)}).with_transform(rows)
     tied = bool(getattr(local.model.config, "tie_word_embeddings", False))
     arguments = GRPOConfig(
         **_shared_arguments(plan, folder, on_gpu=on_gpu),
@@ -54,7 +61,7 @@ def grpo_trainer(plan: TrainingPlan, folder: Path, local: LocalModel, reward: Re
         mask_truncated_completions=values.mask_truncated,
         importance_sampling_level=values.importance_sampling,
         cast_lm_head_to_fp32=on_gpu and values.precision == "bf16" and not tied,
-        shuffle_dataset=False,  # `schedule` sets the order
+        shuffle_dataset=False,  # `order` does
         remove_unused_columns=False,
         chat_template_kwargs=dict(local.format.template_kwargs) or None,
         use_vllm=vllm,
@@ -64,7 +71,7 @@ def grpo_trainer(plan: TrainingPlan, folder: Path, local: LocalModel, reward: Re
         model=local.model,
         reward_funcs=reward,
         args=arguments,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=positions,
         processing_class=local.tokenizer,
         callbacks=[callback],
     )
