@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError
@@ -46,9 +46,6 @@ from memometer.benchmarks.reward import (
 from memometer.models.plain_adapter import PlainAdapter
 from memometer.reader.signatures import ABSTENTION, Answer, CitedAnswer, MultiRound
 from memometer.token_counters import counter_for
-
-if TYPE_CHECKING:
-    from memometer.train.prompt_dataset import PromptOrder
 
 UNPARSEABLE = -1.0
 MORE = 0.45
@@ -220,6 +217,19 @@ RECENT, MIN_RECENT = 256, 64
 """Number of a round's rewards in its mean, and the number needed before the mean replaces MORE."""
 
 
+class DroppableOrder(Protocol):
+    """The order of the prompts (memometer.train.prompt_dataset.PromptOrder), as far as the reward uses it."""
+
+    def drop(self, prompt: int) -> None:
+        """Leave a prompt out of later passes."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the state, for a checkpoint."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Set the state from a checkpoint."""
+
+
 class RewardFunction:
     """The reward as TRL calls it, with the grades of the current step.
 
@@ -239,7 +249,7 @@ class RewardFunction:
         self.recent: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
         """Recent rewards by number of halvings, which identifies the round."""
         self.grades: list[Grade] = []
-        self.order: PromptOrder | None = None
+        self.order: DroppableOrder | None = None
         """The order of the prompts, from which those without reward variance are dropped."""
 
     def more(self, case: Case) -> float:

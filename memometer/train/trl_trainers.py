@@ -32,7 +32,9 @@ def grpo_trainer(plan: TrainingPlan, folder: Path, local: LocalModel, reward: Re
     vllm = options.vllm
     if vllm is None:  # TRL does not send the trained rows of an embedding to vLLM
         vllm = on_gpu and importlib.util.find_spec("vllm") is not None and not local.format.end_is_new
-    order = reward.order or PromptOrder(plan.train, per_step=values.prompts_per_step, seed=options.seed)
+    order = reward.order
+    if not isinstance(order, PromptOrder):
+        order = PromptOrder(plan.train, per_step=values.prompts_per_step, seed=options.seed)
     prompts = [local.format.as_trained(prompt.messages) for prompt in plan.train]
     cases = [json.dumps(prompt.case.as_json()) for prompt in plan.train]
 
