@@ -5,7 +5,7 @@ Source: the evaluation code published with LOCOMO. All functions are pure, so a 
 
 from __future__ import annotations
 
-from memometer.benchmarks.metrics import abstains, token_f1
+from memometer.benchmarks.metrics import abstains, parts_f1, token_f1
 from memometer.benchmarks.protocol import FREE, Question
 
 NOT_MENTIONED = "Not mentioned in the conversation"
@@ -24,9 +24,7 @@ def official_f1(question: Question, prediction: str) -> float:
     if question.gold is None:
         return float(abstains(prediction))
     if question.category == "1":
-        parts = [part.strip() for part in prediction.split(",")]
-        golds = [gold.strip() for gold in question.gold.split(",")]
-        return sum(max(token_f1(part, gold) for part in parts) for gold in golds) / len(golds)
+        return parts_f1(prediction, question.gold)
     return token_f1(prediction, reference(question))
 
 

@@ -18,6 +18,7 @@ from memometer.benchmarks.metrics import evidence_recall
 from memometer.benchmarks.own import schema
 from memometer.benchmarks.own.read import examine, load
 from memometer.benchmarks.protocol import DataError
+from memometer.benchmarks.splits import SeededSplits
 from tests.conftest import sampled
 
 Change = Callable[[dict[str, Any]], object]
@@ -333,8 +334,6 @@ def test_the_evidence_recall_of_a_small_file_is_measured(tmp_path: Path, capsys:
 @sampled(30)
 @given(ids=st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=12, unique=True), seed=st.integers(0, 99))
 def test_splits_by_conversation_are_seeded_partitions(ids: list[str], seed: int) -> None:
-    from memometer.benchmarks.own.read import SeededSplits
-
     split = SeededSplits(ids)[f"seed-{seed}"]
     assert sorted(id for part in split.values() for id in part) == sorted(ids)
     assert split == SeededSplits(ids)[f"seed-{seed}"]

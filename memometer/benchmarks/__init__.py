@@ -20,6 +20,9 @@ OWN = "own"
 
 BENCHMARKS = {
     "locomo": "locomo.evaluate:BENCHMARK",
+    "longmemeval": "memometer.benchmarks.longmemeval:BENCHMARK",
+    "realtalk": "memometer.benchmarks.realtalk:BENCHMARK",
+    "beam": "memometer.benchmarks.beam:BENCHMARK",
     "own": "memometer.benchmarks.own:BENCHMARK",
 }
 """Name -> module and attribute. A new benchmark is one folder and one line here."""

@@ -153,3 +153,66 @@ def files_of(folder: Path) -> tuple[list[Path], list[str]]:
     if not chosen:
         raise DataError(f"the folder {folder} has no file that ends in {', '.join(SUFFIXES)}.")
     return chosen, [path.name for path in entries if path not in chosen]
+
+
+def items(path: Path, *, max_bytes: int = MAX_BYTES, chunk: int = 16 << 20) -> Iterator[tuple[int, Any]]:
+    """Yield the items of a JSON array one by one, so that a file of gigabytes is never in memory as a whole.
+
+    Args:
+        path: The file.
+        max_bytes: Limit for its size.
+        chunk: Characters to read at a time.
+
+    Yields:
+        The position of an item, from 0, and the item.
+
+    Raises:
+        DataError: The file cannot be read or is not a JSON array.
+    """
+    decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+    if not path.is_file():
+        raise DataError(f"{path} is not a regular file.")
+    if (size := path.stat().st_size) > max_bytes:
+        raise DataError(f"{path} has {size:,} bytes; the limit is {max_bytes:,} bytes.")
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(chunk).lstrip()
+            if not text.startswith("["):
+                raise DataError(f"{path} is not a JSON array.")
+            text, n, ended = text[1:], 0, False
+            while True:
+                text = text.lstrip().removeprefix(",").lstrip()
+                if text.startswith("]"):
+                    return
+                try:
+                    item, end = decoder.raw_decode(text)
+                    # A number or word could go on in the next chunk; an object or text has its own end.
+                    if end == len(text) and not ended and text[-1] not in '}]"':
+                        raise json.JSONDecodeError("incomplete", text, end)
+                except json.JSONDecodeError as error:
+                    if more := file.read(max(chunk, len(text))):
+                        text += more
+                        continue
+                    if not ended:
+                        ended = True
+                        continue
+                    raise DataError(f"{path}, item {n}: not valid JSON ({error.msg}). It may be truncated.") from error
+                yield n, item
+                n, text = n + 1, text[end:]
+                if not text.strip() and not ended:
+                    text = file.read(chunk)
+                    ended = not text
+    except OSError as error:
+        raise DataError(f"cannot read {str(path)!r} ({error.strerror or error}).") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{path} is not UTF-8 text, or nested too deeply ({type(error).__name__}).") from error
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is not valid JSON ({error}).") from error
+
+
+def file_sha256(path: Path) -> str:
+    """The digest of a file that is too large to be in memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

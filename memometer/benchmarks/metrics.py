@@ -47,6 +47,13 @@ def list_f1(prediction: str, gold: str) -> float:
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
+def parts_f1(prediction: str, gold: str) -> float:
+    """The published F1 of lists: the mean over the comma-separated gold parts of the best F1 with a predicted part."""
+    parts = [part.strip() for part in prediction.split(",")]
+    golds = [part.strip() for part in gold.split(",")]
+    return sum(max(token_f1(part, one) for part in parts) for one in golds) / len(golds)
+
+
 def abstains(answer: str) -> bool:
     """True if an answer contains one of the two phrases that count as an abstention."""
     lowered = answer.lower()

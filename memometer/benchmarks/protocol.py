@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -99,8 +99,16 @@ class Question:
         return None
 
     def options(self, order: str) -> str:
-        """The text that lists the answer options in one order; empty for `FREE`."""
+        """The text that follows the question in a prompt: the answer options in one order; empty for `FREE`."""
         return ""
+
+    def ranking_metrics(self, ranked: Sequence[str]) -> Mapping[str, float]:
+        """Metrics of a ranking that the benchmark publishes, by name.
+
+        Args:
+            ranked: Ids of the turns that were shown, the best first.
+        """
+        return {}
 
     def score(self, answer: str, order: str = FREE) -> float:
         """The benchmark's deterministic score of an answer.
@@ -240,11 +248,23 @@ def category_label(key: str, names: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class JudgePrompt:
-    """Instructions for a judge model and a description of the rule that they express."""
+    """Instructions for a judge model and a description of the rule that they express.
+
+    Attributes:
+        name: The name for `--judge`.
+        instructions: The instructions; all of them, if they depend on the question.
+        rule: When an answer is correct, in a few words.
+        text: (question, gold, answer) -> the whole prompt, for published prompts that depend on the question. None
+            sends the instructions and the three texts as fields.
+        rubric: The items that an answer is graded for, one call each, in place of the gold answer. The score is the
+            share of items that it meets.
+    """
 
     name: str
     instructions: str
     rule: str
+    text: Callable[[Question, str, str], str] | None = None
+    rubric: Callable[[Question], Sequence[str]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from memometer.benchmarks.protocol import Conversation
 from memometer.budget import show
 from memometer.harness.loop import Task, prompt_overhead
+from memometer.judging.judge import Judge
 from memometer.memory import State, TurnFormat
 from memometer.models.resolve_models import Model
 from memometer.reader.reader import Reader, RefusingReader
@@ -22,6 +23,7 @@ def estimate(
     *,
     model: Model,
     judge_model: Model | None,
+    judge: Judge | None = None,
     readers: Mapping[str, Reader],
     memory_tokens: Callable[[Task], int],
 ) -> str:
@@ -33,6 +35,7 @@ def estimate(
         tasks: The tasks of the evaluation.
         model: The model that answers.
         judge_model: The model that judges.
+        judge: The judge, whose prompt may need several calls per answer.
         readers: The reader of each system.
         memory_tokens: The tokens of memory in the prompt of a task, at most.
 
@@ -51,11 +54,15 @@ def estimate(
     cost = accounting.forecast(model, prompts, replies)
     if judge_model:
         graded = [task.question for task in tasks if task.question.answerable]
-        grading = sum(JUDGE_PROMPT_TOKENS + judge_model.count(f"{q.text}{q.gold}") + model.max_tokens for q in graded)
-        calls += len(graded)
+        needed = [judge.calls(question) if judge else 1 for question in graded]
+        grading = sum(
+            n * (JUDGE_PROMPT_TOKENS + judge_model.count(f"{q.text}{q.gold}") + model.max_tokens)
+            for n, q in zip(needed, graded, strict=True)
+        )
+        calls += sum(needed)
         prompts += grading
-        replies += len(graded) * judge_model.max_tokens
-        extra = accounting.forecast(judge_model, grading, len(graded) * judge_model.max_tokens)
+        replies += sum(needed) * judge_model.max_tokens
+        extra = accounting.forecast(judge_model, grading, sum(needed) * judge_model.max_tokens)
         cost = None if cost is None or extra is None else cost + extra
     money = accounting.money(cost, model, judge_model)
     return f"{calls:,} calls, {prompts + replies:,} tokens, {money} without retries"

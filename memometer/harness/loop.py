@@ -408,7 +408,7 @@ def _ask(
 def _judge(judge: Judge, question: Question, answer: str) -> tuple[dict[str, Any], str]:
     end, started = "", time.perf_counter()
     try:
-        verdict = judge(question.text, question.gold or "", answer)
+        verdict = judge(question.text, question.gold or "", answer, of=question)
     except FATAL as problem:
         end = f"judge: {describe(problem)}"
         verdict = Verdict("missing", reason=describe(problem))

@@ -184,6 +184,7 @@ class Plan:
                 [task for task in self.tasks if task.key not in done],
                 model=self.models.reader,
                 judge_model=self.models.judge_model,
+                judge=self.models.judge,
                 readers=self.systems.readers,
                 memory_tokens=partial(
                     memory_bound,
@@ -203,7 +204,7 @@ class Plan:
         self.log_wrapped(
             f"{len(self.questions)} questions of {conversations} ({self.options.split}; "
             + ", ".join(
-                f"{counts[key]} {f'of category {key}' if name == key else name}"
+                f"{counts[key]} {f'of category {key}' if key.isdecimal() and name == key else name}"
                 for key, name in self.data.categories.items()
                 if counts[key]
             )

@@ -68,8 +68,9 @@ class Calibrator:
     @property
     def calls(self) -> int:
         """Number of calls of a measurement, without retries."""
-        n = sum(map(len, self.sets.values()))
-        return n + min(judge_calibration.REPEATED_ANSWERS, n) * (self.repeats - 1)
+        needed = [self.judge.calls(answer.question) for drawn in self.sets.values() for answer in drawn]
+        repeated = sorted(needed, reverse=True)[: judge_calibration.REPEATED_ANSWERS]
+        return sum(needed) + sum(repeated) * (self.repeats - 1)
 
     def cached(self) -> Calibration | None:
         """Return the valid calibration in the cache, if there is one."""

@@ -67,7 +67,7 @@ def score(record: Record, grader: Grader, *, rule: Rule = "mean") -> float | Non
     labels: dict[int, float] = {}
     for verdict in record["verdicts"]:
         if grader_of(verdict) == grader and verdict["label"] != "missing":
-            labels.setdefault(verdict.get("repeat", 0), float(verdict["label"] == "correct"))
+            labels.setdefault(verdict.get("repeat", 0), verdict.get("score", float(verdict["label"] == "correct")))
     if not labels:
         return None
     mean = sum(labels.values()) / len(labels)
@@ -159,7 +159,7 @@ def grade_pending(
         if stop.is_set() or abandoned.is_set():
             return
         try:
-            verdict = judge(item.question.text, item.gold, item.record["answer"])
+            verdict = judge(item.question.text, item.gold, item.record["answer"], of=item.question)
         except FATAL as problem:
             fatal.append(describe(problem))
             abandoned.set()

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import dspy
 
-from memometer.benchmarks.protocol import JudgePrompt
+from memometer.benchmarks.protocol import JudgePrompt, Question
 from memometer.models.embedded import TIERS
 from memometer.models.errors import FATAL, describe, without_keys
 from memometer.models.plain_adapter import PlainAdapter
@@ -43,6 +43,7 @@ class Verdict:
         prompt_tokens: Tokens of the prompt.
         completion_tokens: Tokens of the reply.
         unreported: Calls whose tokens the server did not report.
+        score: Share of the rubric's items that the answer meets; None without a rubric.
     """
 
     label: Label
@@ -51,6 +52,7 @@ class Verdict:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     unreported: int = 0
+    score: float | None = None
 
 
 class Judge:
@@ -70,19 +72,25 @@ class Judge:
         self.parse = parse_label
         self._grade = dspy.Predict(Grade.with_instructions(prompt.instructions))
         self._grade.lm = self.lm
+        self._text, self._rubric = prompt.text, prompt.rubric
 
     @property
     def prompt_hash(self) -> str:
         """A hash of the instructions."""
         return hashlib.sha256(self.instructions.encode()).hexdigest()[:16]
 
-    def __call__(self, question: str, gold: str, answer: str) -> Verdict:
+    def calls(self, question: Question) -> int:
+        """The calls for one answer: one, or one per item of the question's rubric."""
+        return max(1, len(self._rubric(question))) if self._rubric else 1
+
+    def __call__(self, question: str, gold: str, answer: str, *, of: Question | None = None) -> Verdict:
         """Grade an answer.
 
         Args:
             question: The question.
             gold: The gold answer.
             answer: The answer to grade.
+            of: The question of the benchmark, for prompts that depend on it.
 
         Returns:
             The verdict; a failed call gives a missing label with the reason.
@@ -90,10 +98,28 @@ class Judge:
         Raises:
             Exception: Errors that every further call would raise too, such as a rejected key.
         """
+        items = self._rubric(of) if self._rubric and of else ()
+        if not items:
+            return self._verdict(question, gold, answer, of)
+        verdicts = [self._verdict(question, item, answer, of) for item in items]
+        missing = next((verdict for verdict in verdicts if verdict.label == "missing"), None)
+        score = sum(verdict.label == "correct" for verdict in verdicts) / len(verdicts)
+        return Verdict(
+            missing.label if missing else "correct" if score == 1 else "wrong",
+            "\n".join(verdict.raw for verdict in verdicts),
+            missing.reason if missing else "",
+            *(sum(getattr(verdict, name) for verdict in verdicts) for name in _COUNTS),
+            score=None if missing else score,
+        )
+
+    def _verdict(self, question: str, gold: str, answer: str, of: Question | None) -> Verdict:
         raw, reason = "", ""
         with metered() as usage, dspy.context(adapter=PlainAdapter(), disable_history=True):
             try:
-                raw = self._grade(question=question, gold=gold, answer=answer).verdict
+                if self._text and of:
+                    raw = _text_of(self.lm(messages=[{"role": "user", "content": self._text(of, gold, answer)}]))
+                else:
+                    raw = self._grade(question=question, gold=gold, answer=answer).verdict
             except FATAL:
                 raise
             except Exception as error:  # noqa: BLE001 - a failure of the judge is a missing label, never a wrong answer
@@ -115,7 +141,19 @@ class Judge:
             The record.
         """
         named = {"judge": self.lm.model, "prompt": self.prompt, "prompt_hash": self.prompt_hash}
-        return {**named, "label_set": label_set, "repeat": repeat, **asdict(verdict)}
+        fields = asdict(verdict)
+        if verdict.score is None:
+            del fields["score"]
+        return {**named, "label_set": label_set, "repeat": repeat, **fields}
+
+
+_COUNTS = ("prompt_tokens", "completion_tokens", "unreported")
+
+
+def _text_of(outputs: Any) -> str:
+    """The text of a model's first reply, which is a string, or an object with further fields."""
+    first = outputs[0]
+    return str(first["text"] if isinstance(first, dict) else first)
 
 
 FAMILIES = {

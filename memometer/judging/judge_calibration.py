@@ -100,7 +100,7 @@ def measure(
     def grade(item: CalibrationAnswer) -> Label | None:
         if stop.is_set() or abandoned.is_set():
             return None
-        verdict = judge(item.question.text, item.question.gold or "", item.answer)
+        verdict = judge(item.question.text, item.question.gold or "", item.answer, of=item.question)
         verdicts.append(verdict)
         failures.append(verdict.reason if verdict.reason.startswith(LM_ERROR) else "")
         if len(failures) >= GIVE_UP_AFTER and all(failures):

@@ -322,7 +322,7 @@ class Search:
         scores = {"correct": 1.0, "wrong": 0.0}
 
         def score(question: Question, answer: str) -> float | None:
-            return scores.get(judge(question.text, question.gold or "", answer).label)
+            return scores.get(judge(question.text, question.gold or "", answer, of=question).label)
 
         return score
 

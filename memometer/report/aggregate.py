@@ -278,7 +278,17 @@ def _ranking(done: Sequence[tuple[Question, Record]]) -> Results:
         "recall_at_10": _average(evidence_recall(q.evidence, ids[:10]) or 0.0 for q, ids in ranked),
         "mrr": _average(firsts),
         "session_at_5": _average(_session_hit(q, ids) for q, ids in ranked),
+        **_published(ranked),
     }
+
+
+def _published(ranked: Sequence[tuple[Question, Sequence[str]]]) -> Results:
+    """The mean of the metrics that a benchmark publishes for rankings; empty if it has none."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for question, ids in ranked:
+        for name, value in question.ranking_metrics(ids).items():
+            values[name].append(value)
+    return {"published_ranking": {name: _average(of) for name, of in values.items()}} if values else {}
 
 
 def _session_hit(question: Question, ranked: Iterable[str], k: int = 5) -> float | None:

@@ -288,7 +288,23 @@ def _ranking(entries: Entries) -> list[Table]:
         return [percent(entry[name]) for name in ("recall_at_10", "mrr", "session_at_5")]
 
     title = "Ranking of the turns that the budget shows, answerable questions"
-    return _by_system(title, ["turn recall@10", "MRR", "any evidence session in the top 5"], entries, cells)
+    ours = _by_system(title, ["turn recall@10", "MRR", "any evidence session in the top 5"], entries, cells)
+    return [*ours, *_published_ranking(entries)]
+
+
+def _published_ranking(entries: Entries) -> list[Table]:
+    names = list(dict.fromkeys(name for *_, entry in entries for name in entry.get("published_ranking", ())))
+    title = "Published metrics of the ranking of the turns that the budget shows, answerable questions"
+    tables = []
+    for group in dict.fromkeys(name.partition("@")[0] for name in names):
+        chosen = [name for name in names if name.partition("@")[0] == group]
+
+        def cells(entry: Results, chosen: Sequence[str] = chosen) -> list[str] | None:
+            found = entry.get("published_ranking")
+            return [percent(found.get(name)) for name in chosen] if found else None
+
+        tables += _by_system(f"{title}: {group}", [f"@{name.partition('@')[2]}" for name in chosen], entries, cells)
+    return tables
 
 
 def _conversations(entries: Entries) -> list[Table]:

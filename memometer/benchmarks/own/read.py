@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
 from pathlib import Path
@@ -15,47 +14,14 @@ from memometer.benchmarks.own.check import Checked, check
 from memometer.benchmarks.own.question import Question
 from memometer.benchmarks.own.schema import OwnConversation, OwnQuestion
 from memometer.benchmarks.own.times import instant
-from memometer.benchmarks.protocol import PARTS, Conversation, DataError, Dataset, Session, Split
+from memometer.benchmarks.protocol import Conversation, DataError, Dataset, Session
+from memometer.benchmarks.splits import SeededSplits
 from memometer.memory import Turn
 
 PAUSE = timedelta(hours=6)
 """A longer pause starts a new session, unless the turns have session labels."""
 
 UNCATEGORIZED = "uncategorized"
-
-
-class SeededSplits(Mapping[str, Split]):
-    """Splits by conversation: `default`, and `seed-N` for any N. They depend on the ids and the seed only.
-
-    Five or more conversations are divided 4:2:4. With four the parts have 1, 1 and 2, with three 1 each; two are a
-    training and a test part, and one is the test part.
-    """
-
-    def __init__(self, ids: Sequence[str]) -> None:
-        self._ids = tuple(ids)
-
-    def __getitem__(self, name: str) -> Split:
-        seed = "0" if name == "default" else name.removeprefix("seed-")
-        if name != "default" and not (name.startswith("seed-") and seed.isdecimal() and len(seed) < 10):
-            raise KeyError(name)
-        shuffled = random.Random(f"split/{int(seed)}").sample(sorted(self._ids), len(self._ids))
-        n = len(shuffled)
-        train, validation = (round(0.4 * n), round(0.2 * n)) if n > 4 else (int(n > 1), int(n > 2))
-        bounds = {"train": (0, train), "validation": (train, train + validation), "test": (train + validation, n)}
-        return {part: tuple(id for id in self._ids if id in shuffled[slice(*bounds[part])]) for part in PARTS}
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(("default", "seed-N"))
-
-    def __len__(self) -> int:
-        return 2
-
-    def __contains__(self, name: object) -> bool:
-        try:
-            self[str(name)]
-        except KeyError:
-            return False
-        return True
 
 
 def examine(path: str | Path) -> tuple[Checked, dict[str, str], str, Path]:
@@ -113,6 +79,34 @@ def _has_id(entry: Any) -> bool:
     return isinstance(entry, dict) and isinstance(entry.get("id", entry.get("sample_id")), str | int)
 
 
+Transform = Callable[[Question, Mapping[str, Any]], Question]
+"""(question, further fields of its entry) -> the question of a benchmark with its own rules."""
+
+
+def conversations_of(
+    entries: Iterable[tuple[str, Any]], transform: Transform = lambda question, _: question
+) -> Iterator[Conversation]:
+    """Check conversations in the documented shape and yield them, for benchmarks that convert their files to it.
+
+    Args:
+        entries: Each conversation with its place for messages.
+        transform: Makes the benchmark's own kind of question.
+
+    Raises:
+        DataError: A conversation has a fault.
+    """
+    ids: set[str] = set()
+    for where, entry in entries:
+        found = check([(where, entry)])
+        if found.faults:
+            raise DataError(found.faults[0])
+        for own, times in found.conversations:
+            if own.id in ids:
+                raise DataError(f"{where}: two conversations have the id {own.id}.")
+            ids.add(own.id)
+            yield _conversation(own, times, transform)
+
+
 def load(path: str | Path | None) -> Dataset:
     """Load own conversations.
 
@@ -129,7 +123,7 @@ def load(path: str | Path | None) -> Dataset:
         more = len(found.faults) - 1
         rest = f" {more:,} more fault{'s' if more > 1 else ''}: memometer data check {path}" if more else ""
         raise DataError(found.faults[0] + rest)
-    conversations = tuple(_conversation(*each) for each in found.conversations)
+    conversations = tuple(_conversation(*each, lambda question, _: question) for each in found.conversations)
     keys = list(dict.fromkeys(q.category for c in conversations for q in c.questions))
     keys.sort(key=lambda key: (not key.isdecimal(), int(key) if key.isdecimal() else 0))
     name = about.get("name") or path.stem
@@ -148,7 +142,7 @@ def load(path: str | Path | None) -> Dataset:
     )
 
 
-def _conversation(own: OwnConversation, times: Sequence[datetime]) -> Conversation:
+def _conversation(own: OwnConversation, times: Sequence[datetime], transform: Transform) -> Conversation:
     turns = [
         Turn(turn.id, turn.speaker, turn.text, session, time, turn.caption or None, turn.role)
         for turn, time, session in zip(own.turns, times, _session_numbers(own, times), strict=True)
@@ -161,7 +155,10 @@ def _conversation(own: OwnConversation, times: Sequence[datetime]) -> Conversati
         id=own.id,
         speakers=tuple(own.speakers or dict.fromkeys(turn.speaker for turn in own.turns)),
         sessions=sessions,
-        questions=tuple(_question(own.id, n, question) for n, question in enumerate(own.questions)),
+        questions=tuple(
+            transform(_question(own.id, n, question), question.model_extra or {})
+            for n, question in enumerate(own.questions)
+        ),
     )
 
 
