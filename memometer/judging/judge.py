@@ -108,7 +108,9 @@ class Judge:
             missing.label if missing else "correct" if score == 1 else "wrong",
             "\n".join(verdict.raw for verdict in verdicts),
             missing.reason if missing else "",
-            *(sum(getattr(verdict, name) for verdict in verdicts) for name in _COUNTS),
+            sum(verdict.prompt_tokens for verdict in verdicts),
+            sum(verdict.completion_tokens for verdict in verdicts),
+            sum(verdict.unreported for verdict in verdicts),
             score=None if missing else score,
         )
 
@@ -145,9 +147,6 @@ class Judge:
         if verdict.score is None:
             del fields["score"]
         return {**named, "label_set": label_set, "repeat": repeat, **fields}
-
-
-_COUNTS = ("prompt_tokens", "completion_tokens", "unreported")
 
 
 def _text_of(outputs: Any) -> str:
