@@ -8,35 +8,11 @@ prompt `rubric` grades each item, and the score of an answer is the mean.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from memometer.benchmarks import judge_prompts, metrics
-from memometer.benchmarks.own.question import Question as OwnQuestion
+from memometer.benchmarks.beam.question import CATEGORIES, LICENCE, Question
 from memometer.benchmarks.protocol import Benchmark, Dataset, JudgePrompt
-
-LICENCE = "BEAM's repository states no licence: use it where you may, and do not redistribute it."
-ABILITIES = (
-    "abstention",
-    "contradiction_resolution",
-    "event_ordering",
-    "information_extraction",
-    "instruction_following",
-    "knowledge_update",
-    "multi_session_reasoning",
-    "preference_following",
-    "summarization",
-    "temporal_reasoning",
-)
-CATEGORIES = {ability: ability.replace("_", " ") for ability in ABILITIES}
-
-
-@dataclass(frozen=True, slots=True)
-class Question(OwnQuestion):
-    """A question with its rubric: what an answer should contain, item by item."""
-
-    rubric: tuple[str, ...] = ()
-
 
 _RUBRIC = JudgePrompt(
     "rubric",
@@ -64,5 +40,5 @@ BENCHMARK = Benchmark(
     load=_load,
     question_type=Question,
     judge_prompts={_RUBRIC.name: _RUBRIC, **judge_prompts.PROMPTS},
-    scoring_files=(Path(__file__), Path(str(metrics.__file__))),
+    scoring_files=(Path(__file__), Path(__file__).with_name("question.py"), Path(str(metrics.__file__))),
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from memometer.benchmarks import json_files
-from memometer.benchmarks.beam import ABILITIES, CATEGORIES, LICENCE, Question
+from memometer.benchmarks.beam.question import ABILITIES, CATEGORIES, LICENCE, Question
 from memometer.benchmarks.own.question import Question as OwnQuestion
 from memometer.benchmarks.own.read import conversations_of
 from memometer.benchmarks.protocol import DataError, Dataset

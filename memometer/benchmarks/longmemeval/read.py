@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from memometer.benchmarks import json_files
-from memometer.benchmarks.longmemeval import LICENCE, TYPES, Question
+from memometer.benchmarks.longmemeval.question import LICENCE, TYPES, Question
 from memometer.benchmarks.own.question import Question as OwnQuestion
 from memometer.benchmarks.own.read import conversations_of
 from memometer.benchmarks.protocol import DataError, Dataset

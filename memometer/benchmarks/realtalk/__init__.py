@@ -7,42 +7,11 @@ The folder has the files Chat_*.json of the repository's `data`. Scores are the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from memometer.benchmarks import judge_prompts, metrics, protocol
-from memometer.benchmarks.metrics import abstains, parts_f1, token_f1
-from memometer.benchmarks.own.question import Question as OwnQuestion
+from memometer.benchmarks import judge_prompts, metrics
 from memometer.benchmarks.protocol import Benchmark, Dataset
-
-LICENCE = "REALTALK's repository states no licence: use it where you may, and do not redistribute it."
-CATEGORIES = {"1": "multi-hop", "2": "temporal", "3": "commonsense"}
-
-
-@dataclass(frozen=True, slots=True)
-class Question(OwnQuestion):
-    """A question with REALTALK's published score, which is LOCOMO's."""
-
-    @property
-    def gold_is_list(self) -> bool:
-        """True in category 1."""
-        return self.category == "1"
-
-    @property
-    def reference(self) -> str:
-        """The gold answer; in category 3 its part before the first semicolon."""
-        gold = self.gold or ""
-        return gold.split(";")[0].strip() if self.category == "3" else gold
-
-    def session_of(self, turn_id: str) -> str:
-        """The day that a turn's id names: `D3` for `D3:4`."""
-        return turn_id.partition(":")[0]
-
-    def score(self, answer: str, order: str = protocol.FREE) -> float:
-        """The published F1 of an answer: over lists in category 1."""
-        if self.gold is None:
-            return float(abstains(answer))
-        return parts_f1(answer, self.gold) if self.category == "1" else token_f1(answer, self.reference)
+from memometer.benchmarks.realtalk.question import CATEGORIES, LICENCE, Question
 
 
 def _load(path: str | Path | None) -> Dataset:
@@ -65,6 +34,6 @@ BENCHMARK = Benchmark(
     load=_load,
     question_type=Question,
     judge_prompts=judge_prompts.PROMPTS,
-    scoring_files=(Path(__file__), Path(str(metrics.__file__))),
+    scoring_files=(Path(__file__).with_name("question.py"), Path(str(metrics.__file__))),
     verify=_verify,
 )

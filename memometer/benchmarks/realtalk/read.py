@@ -17,7 +17,7 @@ from memometer.benchmarks import json_files
 from memometer.benchmarks.own.question import Question as OwnQuestion
 from memometer.benchmarks.own.read import conversations_of
 from memometer.benchmarks.protocol import DataError, Dataset
-from memometer.benchmarks.realtalk import CATEGORIES, LICENCE, Question
+from memometer.benchmarks.realtalk.question import CATEGORIES, LICENCE, Question
 from memometer.benchmarks.splits import SeededSplits
 from memometer.benchmarks.user_files import digest_of, in_shape, locate
 
