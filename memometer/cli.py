@@ -26,6 +26,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "contamination": ("memometer.commands.contamination", "search files for held-out questions and answers"),
         "test-usage": ("memometer.commands.test_usage", "show how often the test split has been evaluated"),
         "data": ("memometer.commands.data", "find or download a benchmark's data and verify them"),
+        "new-system": ("memometer.commands.new_system", "write a memory system of your own with its contract test"),
         "simulate": ("memometer.commands.simulate", "generate synthetic conversations with known evidence"),
     },
     "Improve": {

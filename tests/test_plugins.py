@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from memometer.cli import main
 from memometer.systems import worker
+from memometer.systems.contract import check
 from tests.conftest import ROOT
 from tests.evaluation import evaluate, records, results
 
@@ -206,6 +208,15 @@ def test_facts_without_ids_have_no_evidence_recall(tmp_path: Path) -> None:
     assert found["systems"]["facts"]["budgets"]["120"]["evidence_recall"] is None
     assert found["systems"]["batches"]["budgets"]["120"]["evidence_recall"] is None
     assert found["systems"]["facts"]["budgets"]["120"]["max_tokens"] <= 120
+    facts, batches, exact, oracle = (
+        found["fact_recall"][name]["120"] for name in ("facts", "batches", "worse", "oracle")
+    )
+    assert (facts["provenance"], batches["provenance"], exact["provenance"]) == ("none", "batch", "turn")
+    assert facts["batch_recall"] is None
+    assert batches["batch_recall"] == batches["batch_chance"] == 1.0, "all batches fit the budget"
+    assert batches["coverage"] == 0.0, "They talked."
+    assert 0 < facts["coverage"] <= facts["coverage_oracle"] == oracle["coverage"] < 1.01
+    assert exact["coverage"] > exact["coverage_chance"]
     text = (tmp_path / "run" / "table.txt").read_text()
     assert "worse (degraded)" in text
     assert "spaCy is missing" in text
@@ -260,3 +271,39 @@ def test_a_command_gets_no_keys_and_no_data_paths(tmp_path: Path) -> None:
     assert "LOCOMO_PATH" not in found
     assert found["OPENAI_BASE_URL"]
     assert found["PATH"] == os.environ["PATH"]
+
+
+@pytest.mark.parametrize("own_process", [False, True])
+def test_new_system_writes_a_system_that_keeps_the_contract(tmp_path: Path, own_process: bool) -> None:
+    words = ["new-system", "my_memory", *(["--command"] if own_process else [])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert main(words) == 0
+        assert main(words) == 2, "it overwrites nothing"
+    folder = tmp_path / "my_memory" if own_process else tmp_path
+    assert (folder / "my_memory.py").exists()
+    inside = f"{folder}/my_memory.py:MyMemory?smallest=4"
+    system = f"cmd:{sys.executable} {folder}/worker.py {inside}" if own_process else inside
+    assert check(system) == []
+    test: dict[str, Any] = {"__file__": str(folder / "test_my_memory.py")}
+    exec((folder / "test_my_memory.py").read_text(), test)
+    test["test_my_memory_keeps_the_contract"]()
+
+
+@pytest.mark.parametrize("name", ["../up", "1st", "a b", ""])
+def test_new_system_refuses_other_names(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["new-system", name]) == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [*list(BAD.items())[:5], ("UnknownId", "no such turn"), ("Shares", "scope")]
+)
+def test_the_contract_finds_bad_systems(name: str, reason: str) -> None:
+    assert any(reason in fault for fault in check(in_process(name))), check(in_process(name))
+
+
+def test_the_contract_holds_for_sound_systems() -> None:
+    for name in ("Sound", "Asynchronous", "Facts", "Batches"):
+        assert check(in_process(name)) == [], name

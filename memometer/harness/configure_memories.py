@@ -26,9 +26,8 @@ from memometer.retrieval import late_interaction
 from memometer.run.options import OptionError, option_errors
 from memometer.run.progress import eprint
 from memometer.systems import specification as specifications
-from memometer.systems.command import Command
+from memometer.systems.connect import connect
 from memometer.systems.connection import Connection
-from memometer.systems.http_client import Http
 from memometer.systems.in_process import InProcess
 from memometer.systems.plugin import PluginError
 from memometer.systems.plugin_memory import PluginMemory
@@ -139,10 +138,9 @@ class _Builder:
             inner = self._of_class(name, systems.load(specification.target), specification.parameters)
             built = inner if inner.skipped else ThroughSearch(inner, specification.target)
             return self._plug_in(name, InProcess(specification.target, {}, {}, build=lambda: built))
-        if kind == specifications.COMMAND:
-            return self._plug_in(name, Command(specification.target, self.endpoint.environment(name)))
-        if kind == specifications.HTTP:
-            return self._plug_in(name, Http(specification.target))
+        environment = {} if kind == specifications.HTTP else self.endpoint.environment(name)
+        if kind in (specifications.COMMAND, specifications.HTTP):
+            return self._plug_in(name, connect(specification, environment))
         try:
             with redirect_stdout(sys.stderr):
                 found = load_class(specification.target)
@@ -150,8 +148,7 @@ class _Builder:
             return _skipped(str(error), self.count)
         if isinstance(found, type) and issubclass(found, Memory):
             return self._of_class(name, found, specification.parameters)
-        environment = self.endpoint.environment(name)
-        return self._plug_in(name, InProcess(specification.target, specification.parameters, environment))
+        return self._plug_in(name, connect(specification, environment))
 
     def _plug_in(self, name: str, connection: Connection) -> Memory[Any]:
         memory = PluginMemory(

@@ -63,13 +63,14 @@ def _score(question: Question, record: Record, measure: str, grader: Grader | No
         return None
     if measure == "judge":
         return score(record, grader, rule=rule) if grader else None
+    if measure == "evidence_recall" and record["recall"]["turn_ids"] is None:
+        return None  # imported answers, and systems that do not show exact turns
     if failed(record):
         return (
             0.0 if measure not in ("f1", "balanced_f1") or record["model"] else None
         )  # without a reader nothing was to be answered
     if measure == "evidence_recall":
-        shown = record["recall"]["turn_ids"]  # None in imported answers
-        return None if shown is None else evidence_recall(question.evidence, set(shown))
+        return evidence_recall(question.evidence, set(record["recall"]["turn_ids"]))
     answer, order = record["answer"], record["option_order"]
     if answer is None:
         return None

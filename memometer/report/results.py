@@ -14,7 +14,7 @@ from memometer.judging.graders import Grader, graders_of
 from memometer.judging.judge import shared_family
 from memometer.judging.judge_calibration import Calibration
 from memometer.judging.label_sets import LabelCorrections
-from memometer.report import aggregate, comparisons, pareto
+from memometer.report import aggregate, comparisons, fact_recall, pareto
 from memometer.run import cost
 from memometer.run.folder import Key, Record, RunFolderError
 
@@ -44,6 +44,7 @@ def compute_results(
     rounds: Mapping[tuple[str, int], Results] | None = None,
     corrections: LabelCorrections | None = None,
     measurings: Sequence[Record] = (),
+    items: fact_recall.Items | None = None,
     labels: Sequence[Record] = (),
 ) -> Results:
     """Compute the content of results.json. Calls no model.
@@ -59,6 +60,7 @@ def compute_results(
         rounds: (system, budget) -> analysis of multi-round reading.
         corrections: Label corrections; None for the file that the benchmark's environment variable names.
         measurings: Cost of the calibrations that were measured for this run.
+        items: The items that plug-ins returned (`memometer.run.shown_items.texts`).
         labels: Human labels of answers.
 
     Returns:
@@ -105,6 +107,7 @@ def compute_results(
         "records": len(records),
         "ingest": aggregate.ingest_cost(ingests),
         "plug_in_calls": aggregate.plug_in_calls(records, ingests),
+        "fact_recall": fact_recall.measure(records, data, keys, items or {}),
         "systems": systems,
         "comparisons": pairs,
         "warnings": [

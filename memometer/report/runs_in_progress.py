@@ -8,6 +8,7 @@ from typing import Any
 
 from memometer.report import viewer_data, write
 from memometer.report.results import Run, compute_results, read_results
+from memometer.run import shown_items
 from memometer.run.folder import (
     Key,
     Record,
@@ -121,6 +122,7 @@ class FollowedRun:
             facts,
             calibrations=written.get("judge_calibrations", []),
             measurings=read_lines(self.path / "measuring.jsonl"),
+            items=shown_items.texts(self.path),
         )
 
 

@@ -44,6 +44,7 @@ def all_parts(
         *_graders(entries, results.get("withheld", {})),
         *_label_sets(summary),
         *_all_questions(entries, summary),
+        *_fact_recall(results.get("fact_recall") or {}),
         *_ranking(entries),
         *(_conversations(entries) if by_conversation else []),
         *(_categories(summary, measure, categories) for measure in summary.measures),
@@ -278,6 +279,32 @@ def _label_sets(summary: Summary) -> list[Table]:
     ]
     title = "J on questions with a correct label (clean) and with a wrong one (flagged); majority: of repeated verdicts"
     headers = ["system", "clean", "majority", "n", "flagged", "majority", "n"]
+    return [Table(title, headers, rows)] if rows else []
+
+
+def _fact_recall(found: Mapping[str, Any]) -> list[Table]:
+    rows = []
+    for system, budgets in found.items():
+        for budget, entry in budgets.items():
+            batch, gold = entry["batch_interval"] or (), entry["coverage_interval"] or ()
+            rows.append(
+                [
+                    system,
+                    shown_budget(budget),
+                    {"turn": "exact turns", "batch": "batches of turns", "none": "unknown"}[entry["provenance"]],
+                    rate(entry["batch_recall"], *batch) if entry["batch_recall"] is not None else UNKNOWN,
+                    percent(entry["batch_chance"]),
+                    rate(entry["coverage"], *gold) if entry["coverage"] is not None else UNKNOWN,
+                    percent(entry["coverage_chance"]),
+                    percent(entry["coverage_oracle"]),
+                ]
+            )
+    title = (
+        "Sources of the text shown. Batch recall: evidence in the batches that the text comes from; chance: the share "
+        "of the conversation that they cover. Gold words: words of the gold answer in the text, single-hop questions; "
+        "chance: in the texts for other questions; oracle: in the evidence"
+    )
+    headers = ["system", "budget", "source", "batch recall", "chance", "gold words", "chance", "oracle"]
     return [Table(title, headers, rows)] if rows else []
 
 

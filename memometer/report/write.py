@@ -25,6 +25,7 @@ from memometer.report.results import Results, Run, compute_results, read_results
 from memometer.report.screen import screen_parts
 from memometer.report.summary import summarize
 from memometer.report.tables import all_parts, main_table
+from memometer.run import shown_items
 from memometer.run.folder import Key, RunFolder, RunFolderError, evaluation_options
 
 SCRIPTS = ("data.js", "parts.js", "plots.js", "tables.js", "detail.js", "questions.js", "page.js")
@@ -97,6 +98,7 @@ def write_results(
         rounds=rounds,
         corrections=corrections,
         measurings=folder.measurings(),
+        items=shown_items.texts(folder.path),
         labels=folder.labels(),
     )
     folder.write_json("results.json", results)

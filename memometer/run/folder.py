@@ -244,8 +244,18 @@ def evaluation_options(manifest: Mapping[str, Any], path: Path) -> dict[str, Any
 def read_records(path: Path) -> list[Record]:
     """Return the records as `RunFolder.records` does, without a lock. The run may be in progress."""
     records = read_lines(path / "records.jsonl")
+    _only_exact_turns(records)
     add_verdicts(latest(records), read_lines(path / "verdicts.jsonl"))
     return records
+
+
+def _only_exact_turns(records: Iterable[Record]) -> None:
+    """If a system did not always name exact turns, none of its records has `turn_ids`, and so none a recall."""
+    records = list(records)
+    inexact = {r["system"] for r in records if r["recall"].get("provenance", "turn") != "turn"}
+    for record in records:
+        if record["system"] in inexact:
+            record["recall"]["turn_ids"] = None
 
 
 def add_verdicts(counting: Mapping[Key, Record], lines: Iterable[Record]) -> None:

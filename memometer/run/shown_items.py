@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from memometer.memory import Item, Recall
 from memometer.run.folder import Record, RunFolder, read_lines
@@ -77,25 +76,3 @@ def texts(path: Path) -> dict[tuple[str, str], Record]:
         path: The run folder.
     """
     return {(line["system"], line["key"]): line for line in read_lines(path / ITEMS)}
-
-
-def shown_text(record: Record, items: Mapping[tuple[str, str], Record], lines: Mapping[str, str]) -> str:
-    """Return the text that a record's reader was shown, without date lines.
-
-    Args:
-        record: A record of a run.
-        items: The result of `texts`.
-        lines: Turn id -> its line, of the conversation.
-    """
-    recall: dict[str, Any] = record["recall"]
-    if recall["turn_ids"] is not None:
-        return "".join(lines[id] for id in _in_order(recall["turn_ids"], lines))
-    shown = (items[record["system"], key] for key in recall.get("items", ()))
-    return "".join(
-        f"{item['text']}\n" if item["text"] is not None else "".join(lines[id] for id in item["turn_ids"])
-        for item in shown
-    )
-
-
-def _in_order(ids: Iterable[str], lines: Mapping[str, str]) -> list[str]:
-    return [id for id in ids if id in lines]

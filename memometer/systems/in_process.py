@@ -81,6 +81,8 @@ class InProcess:
                     replies.put(function())
                 except BaseException as error:  # noqa: BLE001 - a system may raise anything; the run goes on
                     replies.put({"error": f"{type(error).__name__}: {error}"})
+            if self._caller:
+                self._caller.stop()
 
     def stop(self) -> None:
         self._tasks.put(None)

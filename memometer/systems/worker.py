@@ -11,7 +11,6 @@ for a reply. The methods may be coroutines. The process ends at the end of stand
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import hashlib
 import importlib
@@ -19,6 +18,7 @@ import importlib.util
 import inspect
 import json
 import os
+import re
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -172,6 +172,12 @@ class Caller:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a system may raise anything
             return {"id": number, "error": _sentence(error)}
 
+    def stop(self) -> None:
+        """Close the event loop of coroutines."""
+        if self._loop:
+            self._loop.close()
+            self._loop = None
+
     def call(self, method: str, params: dict[str, Any]) -> Any:
         """Call a method and return its result as plain JSON values."""
         if method not in METHODS + OPTIONAL_METHODS:
@@ -229,17 +235,18 @@ def files_digest(path: Path) -> str:
 
 
 def _imports(content: bytes) -> list[str]:
-    try:
-        tree = ast.parse(content)
-    except (SyntaxError, ValueError):
-        return []
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            found += [node.module] if node.module else [alias.name for alias in node.names]
-    return found
+    """Return the names of modules that Python code may import."""
+    # Not with `ast`, which fails in threads under some versions of Python 3.11.
+    found = re.findall(
+        rb"^[ \t]*(?:from[ \t]+\.*([\w.]+)[ \t]+import\b|import[ \t]+([\w., \t]+))", content, re.MULTILINE
+    )
+    found += [
+        (name, b"")
+        for names in re.findall(rb"^[ \t]*from[ \t]+\.+[ \t]+import[ \t]+([\w, \t]+)", content, re.M)
+        for name in names.split(b",")
+    ]
+    names = [name for module, several in found for name in (module or several).split(b",")]
+    return [name.decode("ascii", "ignore").split()[0] for name in names if name.strip(b" .")]
 
 
 class _Unavailable:
