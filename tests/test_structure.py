@@ -27,7 +27,7 @@ FLOORS = [
     {"memometer.reader", "memometer.models", "memometer.store"},
     {"memometer.systems"},
     {"memometer.benchmarks", "memometer.cartridge"},
-    {"memometer.judging", "memometer.stats"},
+    {"memometer.judging", "memometer.stats", "memometer.transcripts"},
     {"memometer.report"},
     {"memometer.harness"},
     {"memometer.optimize", "memometer.train", "memometer.serve", "memory_system"},

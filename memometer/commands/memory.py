@@ -111,9 +111,16 @@ def _turns(count: int) -> str:
 
 
 def add(argv: Sequence[str] | None = None) -> int:
-    """Store text as turns."""
-    parser = memory_options("Store text as turns of a memory.")
-    parser.add_argument("text", nargs="+", type=utf8_text, help="words of one turn; - reads a turn per line from stdin")
+    """Store text as turns, or import a transcript."""
+    parser = memory_options("Store text as turns of a memory, or import a transcript.")
+    parser.add_argument("text", nargs="*", type=utf8_text, help="words of one turn; - reads a turn per line from stdin")
+    parser.add_argument(
+        "--from", dest="file", type=Path, metavar="FILE",
+        help="import a transcript: JSON, JSON Lines, a WhatsApp or Slack export, or plain text; again adds what is new",
+    )  # fmt: skip
+    parser.add_argument(
+        "--date-order", choices=["dmy", "mdy", "ymd"], help="order of the dates of a WhatsApp export (default: found)"
+    )
     parser.add_argument("--speaker", type=utf8_text, default="user", metavar="NAME", help="default: %(default)s")
     parser.add_argument(
         "--at", type=_time, metavar="TIME", help="time of the turns, as 2024-05-08T14:30 (default: now)"
@@ -122,6 +129,8 @@ def add(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     from memometer.serve.tenants import MAX_TURNS, NewTurn
 
+    if args.file:
+        return _add_transcript(args)
     texts = [" ".join(args.text)]
     if texts == ["-"]:
         try:
@@ -141,6 +150,33 @@ def add(argv: Sequence[str] | None = None) -> int:
             ids += memories.observe(LOCAL_TENANT, args.memory, turns)
     stored = _turns(len(ids)) if len(ids) > 1 else f"turn {ids[0]}"
     print_result(args, {"ids": ids}, f"Stored {stored} in memory {args.memory}.")
+    return 0
+
+
+def _add_transcript(args: argparse.Namespace) -> int:
+    """Import a transcript, and report its format and what was left out."""
+    from memometer.serve.tenants import MAX_TURNS, NewTurn
+    from memometer.transcripts.read import read_transcript
+
+    if args.text:
+        raise UserError("--from FILE imports a transcript; leave out the text.")
+    found = read_transcript(args.file, speaker=args.speaker, order=args.date_order)
+    turns = [
+        NewTurn(message.text, message.speaker, message.said_at or args.at, caption=message.caption, id=id)
+        for message, id in zip(found.messages, found.ids(), strict=True)
+    ]
+    ids: list[str] = []
+    with open_memories(args, create=True) as memories:
+        if args.system:
+            memories.registry.create(LOCAL_TENANT, args.memory, system=args.system)
+        memories.registry.ensure(LOCAL_TENANT, args.memory)
+        for start in range(0, len(turns), MAX_TURNS):
+            ids += memories.observe(LOCAL_TENANT, args.memory, turns[start : start + MAX_TURNS])
+    lines = [f"Stored {_turns(len(ids))} of {args.file} ({found.format}) in memory {args.memory}."]
+    if found.left_out:
+        lines.append("Left out: " + ", ".join(f"{kind} ({n:,})" for kind, n in found.left_out.items()) + ".")
+    data = {"ids": ids, "format": found.format, "left_out": dict(found.left_out), "notices": found.notices}
+    print_result(args, data, "\n".join([*lines, *found.notices]))
     return 0
 
 

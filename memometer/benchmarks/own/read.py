@@ -107,6 +107,24 @@ def conversations_of(
             yield _conversation(own, times, transform)
 
 
+def conversations_in(path: Path) -> tuple[Conversation, ...]:
+    """The conversations of a file, with or without questions.
+
+    Raises:
+        DataError: The file has a fault.
+    """
+    found, *_ = examine(path)
+    _refuse_faults(found, path)
+    return tuple(_conversation(*each, lambda question, _: question) for each in found.conversations)
+
+
+def _refuse_faults(found: Checked, path: Path) -> None:
+    if found.faults:
+        more = len(found.faults) - 1
+        rest = f" {more:,} more fault{'s' if more > 1 else ''}: memometer data check {path}" if more else ""
+        raise DataError(found.faults[0] + rest)
+
+
 def load(path: str | Path | None) -> Dataset:
     """Load own conversations.
 
@@ -119,10 +137,7 @@ def load(path: str | Path | None) -> Dataset:
     if path is None:
         raise DataError("own conversations need --data FILE; docs/how-to/own-data.md describes the file.")
     found, about, digest, path = examine(path)
-    if found.faults:
-        more = len(found.faults) - 1
-        rest = f" {more:,} more fault{'s' if more > 1 else ''}: memometer data check {path}" if more else ""
-        raise DataError(found.faults[0] + rest)
+    _refuse_faults(found, path)
     conversations = tuple(_conversation(*each, lambda question, _: question) for each in found.conversations)
     keys = list(dict.fromkeys(q.category for c in conversations for q in c.questions))
     keys.sort(key=lambda key: (not key.isdecimal(), int(key) if key.isdecimal() else 0))
