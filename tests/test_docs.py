@@ -199,8 +199,8 @@ def test_commands_and_options_exist(page: Path) -> None:
             assert options_of(words[0]) <= known | SCRIPT_OPTIONS, f"{line}: no parser has it"
 
 
-SCRIPTS = (*ROOT.glob("benchmarks/*.py"), ROOT / "memometer/commands/deploy.py")
-SCRIPT_OPTIONS = options_of("".join(path.read_text(encoding="utf-8") for path in SCRIPTS))
+SOURCES = (*ROOT.glob("benchmarks/*.py"), ROOT / "memometer/commands/deploy.py")
+SCRIPT_OPTIONS = options_of("".join(path.read_text(encoding="utf-8") for path in SOURCES))
 """Those of arbor/deploy.py and the benchmarks."""
 
 

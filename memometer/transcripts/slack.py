@@ -102,11 +102,13 @@ def _users(content: bytes, where: str) -> dict[str, dict[str, Any]]:
     found = {}
     for user in value:
         if isinstance(user, Mapping) and isinstance(user.get("id"), str):
-            profile = user.get("profile") if isinstance(user.get("profile"), Mapping) else {}
+            given = user.get("profile")
+            profile: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
             names = (profile.get("display_name"), user.get("real_name"), profile.get("real_name"), user.get("name"))
             offset = user.get("tz_offset")
-            usable = isinstance(offset, int) and not isinstance(offset, bool) and abs(offset) < 86_400
-            zone = timezone(timedelta(seconds=offset)) if usable else UTC
+            zone = UTC
+            if isinstance(offset, int) and abs(offset) < 86_400:
+                zone = timezone(timedelta(seconds=offset))
             found[user["id"]] = {"name": next((str(name) for name in names if name), user["id"]), "zone": zone}
     return found
 
