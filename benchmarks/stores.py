@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from memometer.store import hybrid_scoring, open_store
-from memometer.store.episode import Episode, SearchResult
+from memometer.store.episode import Columns, Episode, SearchResult
 from memometer.store.hybrid_scoring import DEFAULT, MAX_NEIGHBOUR_DISTANCE, Weights
 
 DIMENSIONS = 384
@@ -200,13 +200,12 @@ def rescored(
 ) -> list[str]:
     """Return the ids of all episodes, ranked by their scores with float32 vectors."""
     lexical = {hit.episode.id: hit.lexical for hit in hits}
-    dense = {id: float(vector @ query) for id, vector in exact.items()}
-    fits = {n: weights.lexical * lexical[e.id] + weights.dense * dense[e.id] for n, e in enumerate(made)}
-    windows = {
-        n: range(max(0, n - MAX_NEIGHBOUR_DISTANCE), min(len(made), n + MAX_NEIGHBOUR_DISTANCE + 1)) for n in fits
-    }
-    nearby = hybrid_scoring.neighbour_scores(fits, {n: episode.at for n, episode in enumerate(made)}, windows)
-    return [made[n].id for n in sorted(fits, key=lambda n: (-(fits[n] + weights.neighbours * nearby[n]), made[n].id))]
+    matches = np.array([weights.lexical * lexical[e.id] + weights.dense * float(exact[e.id] @ query) for e in made])
+    rows = np.arange(len(made))
+    columns = Columns.of(rows.tolist(), made, None, None)
+    windows = rows[:, None] + np.arange(-MAX_NEIGHBOUR_DISTANCE, MAX_NEIGHBOUR_DISTANCE + 1)
+    scores = matches + weights.neighbours * hybrid_scoring.neighbour_scores(columns, matches, windows)
+    return [made[n].id for n in sorted(rows.tolist(), key=lambda n: (-scores[n], made[n].id))]
 
 
 def missed(measures: Measures) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from anyio import CapacityLimiter
 
@@ -33,12 +33,15 @@ class Pool:
 
 
 POOLS: Mapping[str, Pool] = {
-    SEARCH: Pool(slots=8, per_tenant=2, waiting=500, seconds=30),  # search, recall, storing of a few turns
+    SEARCH: Pool(slots=8, per_tenant=1, waiting=500, seconds=30),  # search, recall, storing of a few turns
     MODEL: Pool(slots=16, per_tenant=4, waiting=50, seconds=120),  # calls of a language model
     BULK: Pool(slots=2, per_tenant=1, waiting=20, seconds=600),  # exports, imports, consolidation, many turns
     MCP: Pool(slots=8, per_tenant=2, waiting=100, seconds=120),  # tools, of which some may call a model
 }
-"""The pools by kind of work."""
+"""The pools by kind of work. Searches compute, so more than one of a tenant would only take time from the others."""
+
+SINGLE_TENANT_POOLS = {kind: replace(pool, per_tenant=pool.slots) for kind, pool in POOLS.items()}
+"""The pools of a service without tokens."""
 
 
 class TooManyRequests(Exception):

@@ -13,6 +13,7 @@ import base64
 import json
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import ExitStack, asynccontextmanager, nullcontext
@@ -33,7 +34,7 @@ from starlette.types import Scope
 
 from memometer.cartridge.container import CartridgeError
 from memometer.serve import schemas
-from memometer.serve.admission import BULK, MCP, MODEL, POOLS, SEARCH, Admission, Pool
+from memometer.serve.admission import BULK, MCP, MODEL, POOLS, SEARCH, SINGLE_TENANT_POOLS, Admission, Pool
 from memometer.serve.auth import AccessTokens
 from memometer.serve.cartridge_io import export_cartridge, import_cartridge
 from memometer.serve.errors import ProblemDetails, add_error_handlers
@@ -51,6 +52,10 @@ BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "strin
 BULK_BYTES = 100_000
 """Size of a request from which it counts as bulk work."""
 
+SWITCH_SECONDS = 0.0005
+"""Time after which Python lets another thread run. With the default of 5 ms, each read of a short request waits that
+long for a thread that computes."""
+
 Key = Annotated[str | None, Header(alias="Idempotency-Key", pattern=r"^[\x21-\x7e]{1,200}$")]
 Memory = Annotated[Name, Query()]
 Limit = Annotated[int, Query(ge=1, le=1000)]
@@ -66,7 +71,7 @@ def application(
     tokens: AccessTokens | None = None,
     rate: RateLimiter | None = None,
     hosts: Collection[str] | None = None,
-    pools: Mapping[str, Pool] = POOLS,
+    pools: Mapping[str, Pool] | None = None,
 ) -> FastAPI:
     """Return the service as an ASGI application.
 
@@ -76,9 +81,9 @@ def application(
         tokens: the accepted tokens; None accepts every request.
         rate: limit of requests per caller; None for no limit.
         hosts: accepted Host headers if there are no tokens; None for any.
-        pools: limits of each kind of work.
+        pools: limits of each kind of work; None for the default ones.
     """
-    metrics, admission = Metrics(), Admission(pools)
+    metrics, admission = Metrics(), Admission(pools or (SINGLE_TENANT_POOLS if tokens is None else POOLS))
     mcp = _mcp_server(memories, tenant)
 
     @asynccontextmanager
@@ -374,6 +379,7 @@ def serve(
         reason = os.strerror(error.errno or 0)
         raise InvalidRequest(f"cannot listen on {host}:{port} ({reason}); choose another --port.") from error
     print(f"Serving on http://{host}:{port} (API reference: /docs; stop with Ctrl-C)", flush=True)
+    sys.setswitchinterval(SWITCH_SECONDS)
     with ExitStack() as stack:
         stack.enter_context(trimmed_heap())
         if consolidate_after_seconds:

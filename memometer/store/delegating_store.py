@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from memometer.store.episode import Episode, ScopeSize
+from memometer.store.episode import Columns, Episode, ScopeSize
 from memometer.store.protocol import Postings, Store
 
 
@@ -36,11 +36,11 @@ class DelegatingStore(Store):
     def newest(self, scope: str, k: int, before: tuple[float, str] | None = None) -> list[int]:
         return self.source(scope).newest(scope, k, before)
 
-    def neighbours(self, scope: str, rows: Sequence[int], distance: int) -> dict[int, list[int]]:
+    def neighbours(self, scope: str, rows: np.ndarray, distance: int) -> np.ndarray:
         return self.source(scope).neighbours(scope, rows, distance)
 
-    def rows(self, scope: str, rows: Sequence[int]) -> dict[int, Episode]:
-        return self.source(scope).rows(scope, rows)
+    def columns(self, scope: str, rows: np.ndarray, query: np.ndarray | None, *, uses: bool = False) -> Columns:
+        return self.source(scope).columns(scope, rows, query, uses=uses)
 
     def ids(self, scope: str, rows: Sequence[int]) -> list[str]:
         return self.source(scope).ids(scope, rows)

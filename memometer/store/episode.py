@@ -5,6 +5,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
+
+import numpy as np
 
 from memometer.errors import UserError
 from memometer.store.quantise import Quantiser, quantiser
@@ -62,6 +65,46 @@ class SearchResult:
     lexical: float
     dense: float
     recency: float
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Values of episodes that ranking needs, one array element per episode.
+
+    Args:
+        rows: rows, ascending.
+        at: times, in Unix seconds.
+        importance: importance.
+        uses: numbers of uses.
+        dense: cosine with the question's vector; 0 without a vector.
+    """
+
+    rows: np.ndarray
+    at: np.ndarray
+    importance: np.ndarray
+    uses: np.ndarray
+    dense: np.ndarray
+
+    @classmethod
+    def of(
+        cls, rows: Sequence[int], episodes: Sequence[Episode], kind: VectorFormat | None, query: np.ndarray | None
+    ) -> Self:
+        """Collect the columns of episodes.
+
+        Args:
+            rows: row of each episode, ascending.
+            episodes: the episodes; their texts are not used.
+            kind: format of the vectors.
+            query: result of `Quantiser.query`; None for no cosines.
+        """
+        dense = np.zeros(len(rows))
+        encoded = [n for n, episode in enumerate(episodes) if episode.codes]
+        if kind and query is not None and encoded:
+            matrix = kind.quantiser.matrix([episodes[n].codes for n in encoded])
+            dense[encoded] = kind.quantiser.cosines(matrix, kind.quantiser.norms(matrix), query)
+        values = ((e.at, e.importance, e.uses) for e in episodes)
+        at, importance, uses = np.array(list(values), float).reshape(-1, 3).T
+        return cls(np.array(rows, np.int64), at, importance, uses, dense)
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from memometer.store import deadline
-from memometer.store.episode import Episode, SearchResult
+from memometer.store.episode import Columns, Episode
 from memometer.store.quantise import Quantiser
 
 HOUR = 3_600.0
@@ -76,61 +76,46 @@ def recency(episode_at: float, at: float, weights: Weights) -> float:
     return math.exp(-max(0.0, at - episode_at) / DAY / weights.recency_days)
 
 
-def ranked(
-    episodes: Mapping[int, Episode],
-    weights: Weights,
-    at: float,
-    *,
-    lexical: Mapping[int, float],
-    dense: Mapping[int, float],
-    windows: Mapping[int, Sequence[int]],
-) -> list[SearchResult]:
-    """Return the episodes with their scores, the best first. Ties are broken by the smaller id.
+def scores(
+    columns: Columns, weights: Weights, at: float, *, lexical: np.ndarray, windows: np.ndarray | None
+) -> np.ndarray:
+    """Return the score of each episode, higher is better.
 
     Args:
-        episodes: candidates by row.
+        columns: the candidates.
         weights: weights of the signals.
         at: time of the question, in Unix seconds.
-        lexical: BM25 by row, as a share of the best score; 0 for other rows.
-        dense: cosine by row.
-        windows: rows around each row; empty if neighbours do not count.
+        lexical: BM25 of each candidate, as a share of the best score in the scope.
+        windows: rows around each candidate (`Store.neighbours`); None if neighbours do not count.
     """
-    matches = {row: weights.lexical * lexical.get(row, 0.0) + weights.dense * dense[row] for row in episodes}
-    nearby = neighbour_scores(matches, {row: episode.at for row, episode in episodes.items()}, windows)
-    results = []
-    for row, episode in episodes.items():
-        days = max(0.0, at - episode.at) / DAY
-        recent = recency(episode.at, at, weights)
-        score = (
-            weights.lexical * lexical.get(row, 0.0)
-            + weights.dense * dense[row]
-            + weights.neighbours * nearby.get(row, 0.0)
-            + weights.recency * recent
-            + weights.importance * episode.importance * weights.decay**days
-            + weights.use * math.log2(1 + episode.uses) / 10
-        )
-        results.append(SearchResult(episode, score, lexical.get(row, 0.0), dense[row], recent))
-    return sorted(results, key=lambda result: (-result.score, result.episode.id))
+    days = np.maximum(0.0, at - columns.at) / DAY
+    matches = weights.lexical * lexical + weights.dense * columns.dense
+    total = matches + weights.recency * np.exp(-days / weights.recency_days)
+    total += weights.importance * columns.importance * weights.decay**days
+    total += weights.use * np.log2(1 + columns.uses) / 10
+    if windows is not None:
+        total += weights.neighbours * neighbour_scores(columns, matches, windows)
+    return total
 
 
-def neighbour_scores(
-    matches: Mapping[int, float], times: Mapping[int, float], windows: Mapping[int, Sequence[int]]
-) -> dict[int, float]:
-    """Return for each row the sum of its neighbours' scores, each divided by its distance.
+def neighbour_scores(columns: Columns, matches: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """Return for each candidate the sum of its neighbours' scores, each divided by its distance.
 
     Args:
-        matches: lexical and dense score by row.
-        times: Unix seconds by row.
-        windows: rows around each row, in insertion order.
+        columns: the candidates.
+        matches: lexical and dense score of each.
+        windows: rows around each candidate, shape (candidates, 2 * distance + 1). Rows that are not candidates do not
+            count.
     """
-    sums = {}
-    for row, window in windows.items():
-        place = window.index(row)
-        sums[row] = sum(
-            matches[other] / abs(n - place)
-            for n, other in enumerate(window)
-            if other != row and other in matches and abs(times[other] - times[row]) <= HOUR
-        )
+    sums = np.zeros(len(matches))
+    if not len(matches):
+        return sums
+    middle = windows.shape[1] // 2
+    for n in range(windows.shape[1]):
+        if n != middle:
+            places = np.minimum(np.searchsorted(columns.rows, windows[:, n]), len(matches) - 1)
+            counts = (columns.rows[places] == windows[:, n]) & (np.abs(columns.at[places] - columns.at) <= HOUR)
+            sums += np.where(counts, matches[places] / abs(n - middle), 0.0)
     return sums
 
 

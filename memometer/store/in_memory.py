@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from memometer.retrieval.tokenize import terms
-from memometer.store.episode import Episode, ScopeSize, StoreError, VectorFormat, check_same, merged
+from memometer.store.episode import Columns, Episode, ScopeSize, StoreError, VectorFormat, check_same, merged
 from memometer.store.protocol import Change, Postings, Store
 
 
@@ -128,14 +128,16 @@ class InMemory(Store):
         after = (-before[0], before[1]) if before else None
         return [row for at, id, row in placed if after is None or (at, id) > after][:k]
 
-    def neighbours(self, scope: str, rows: Sequence[int], distance: int) -> dict[int, list[int]]:
-        live = self._scope(scope).live
-        places = {row: place for place, row in enumerate(live)}
-        return {row: live[max(0, places[row] - distance) : places[row] + distance + 1] for row in rows if row in places}
+    def neighbours(self, scope: str, rows: np.ndarray, distance: int) -> np.ndarray:
+        live = np.array(self._scope(scope).live, np.int64)
+        places = np.searchsorted(live, rows)[:, None] + np.arange(-distance, distance + 1)
+        inside = (places >= 0) & (places < len(live))
+        return np.where(inside, live[np.clip(places, 0, max(0, len(live) - 1))], -1) if len(live) else -1 + 0 * places
 
-    def rows(self, scope: str, rows: Sequence[int]) -> dict[int, Episode]:
+    def columns(self, scope: str, rows: np.ndarray, query: np.ndarray | None, *, uses: bool = False) -> Columns:
         episodes = self._scope(scope).episodes
-        return {row: episodes[row] for row in rows if not episodes[row].archived}
+        numbers = rows.tolist()
+        return Columns.of(numbers, [episodes[row] for row in numbers], self.kind, query)
 
     def ids(self, scope: str, rows: Sequence[int]) -> list[str]:
         return [self._scope(scope).episodes[row].id for row in rows]

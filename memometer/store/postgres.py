@@ -19,7 +19,16 @@ import numpy as np
 
 from memometer.retrieval.tokenize import terms
 from memometer.store import deadline
-from memometer.store.episode import Episode, ScopeSize, StoreError, VectorFormat, change_mark, check_same, merged
+from memometer.store.episode import (
+    Columns,
+    Episode,
+    ScopeSize,
+    StoreError,
+    VectorFormat,
+    change_mark,
+    check_same,
+    merged,
+)
 from memometer.store.protocol import DEFAULT_BITS, Change, Postings, Store
 
 FORMAT = 1
@@ -292,7 +301,7 @@ class Postgres(Store):
         with self.snapshot():
             return [row for (row,) in self._query(query, self._number(scope), *at, k)]
 
-    def neighbours(self, scope: str, rows: Sequence[int], distance: int) -> dict[int, list[int]]:
+    def neighbours(self, scope: str, rows: np.ndarray, distance: int) -> np.ndarray:
         side = (
             "ARRAY(SELECT row FROM memory_episodes e WHERE scope = %s AND NOT archived AND e.row {} r.row "
             "ORDER BY e.row {} LIMIT %s)"
@@ -300,17 +309,22 @@ class Postgres(Store):
         query = f"SELECT r.row, {side.format('<', 'DESC')}, {side.format('>', 'ASC')} FROM unnest(%s::bigint[]) r(row)"
         with self.snapshot():
             number = self._number(scope)
-            found = self._query(query, number, distance, number, distance, list(rows))
-        return {row: [*reversed(before), row, *after] for row, before, after in found}
+            found = self._query(query, number, distance, number, distance, rows.tolist())
+        around = {
+            row: [*(distance - len(before)) * [-1], *reversed(before), row, *after, *(distance - len(after)) * [-1]]
+            for row, before, after in found
+        }
+        return np.array([around[row] for row in rows.tolist()], np.int64).reshape(-1, 2 * distance + 1)
 
-    def rows(self, scope: str, rows: Sequence[int]) -> dict[int, Episode]:
-        query = (
-            "SELECT row, id, at, importance, uses, codes FROM memory_episodes "
-            "WHERE row = ANY(%s) AND scope = %s AND NOT archived ORDER BY row"
-        )
+    def columns(self, scope: str, rows: np.ndarray, query: np.ndarray | None, *, uses: bool = False) -> Columns:
+        kind = self.vector_format()
+        columns = "row, at, importance, uses, codes"
         with self.snapshot():
-            found = self._query(query, list(rows), self._number(scope))
-        return {row: Episode(id, "", at, weight, uses, bytes(codes)) for row, id, at, weight, uses, codes in found}
+            found = self._query(
+                f"SELECT {columns} FROM memory_episodes WHERE row = ANY(%s) ORDER BY row", rows.tolist()
+            )
+        episodes = [Episode("", "", at, weight, uses, bytes(codes)) for _, at, weight, uses, codes in found]
+        return Columns.of([row for row, *_ in found], episodes, kind, query)
 
     def ids(self, scope: str, rows: Sequence[int]) -> list[str]:
         with self.snapshot():

@@ -23,8 +23,8 @@ import numpy as np
 
 from memometer.retrieval.bm25 import idf, saturation
 from memometer.retrieval.tokenize import terms
-from memometer.store import hybrid_scoring
-from memometer.store.episode import Episode, ScopeSize, SearchResult, VectorFormat
+from memometer.store import deadline, hybrid_scoring
+from memometer.store.episode import Columns, Episode, ScopeSize, SearchResult, VectorFormat
 from memometer.store.hybrid_scoring import DEFAULT, MAX_NEIGHBOUR_DISTANCE, Weights
 
 DEFAULT_BITS = 2
@@ -143,12 +143,23 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def neighbours(self, scope: str, rows: Sequence[int], distance: int) -> dict[int, list[int]]:
-        """Return for each row itself and up to `distance` rows before and after it, in insertion order."""
+    def neighbours(self, scope: str, rows: np.ndarray, distance: int) -> np.ndarray:
+        """Return for each row itself and the rows before and after it, in insertion order.
+
+        Returns:
+            Shape (rows, 2 * distance + 1); the row itself is in the middle, and -1 stands for no row.
+        """
 
     @abstractmethod
-    def rows(self, scope: str, rows: Sequence[int]) -> dict[int, Episode]:
-        """Return the episodes by row, without archived ones. Texts and details may be empty."""
+    def columns(self, scope: str, rows: np.ndarray, query: np.ndarray | None, *, uses: bool = False) -> Columns:
+        """Return the values of rows that ranking needs.
+
+        Args:
+            scope: scope to read.
+            rows: rows that are not archived, ascending.
+            query: result of `Quantiser.query`; None for no cosines.
+            uses: whether the numbers of uses are needed; without, they may be 0.
+        """
 
     @abstractmethod
     def ids(self, scope: str, rows: Sequence[int]) -> list[str]:
@@ -299,23 +310,37 @@ class Store(ABC):
         pool = max(MIN_CANDIDATES, 2 * k)
         with self.snapshot():
             bm25_rows, bm25 = self._bm25(scope, question)
-            candidates = set(self.top_rows(scope, bm25_rows, bm25, pool))
+            found = [self.top_rows(scope, bm25_rows, bm25, pool)]
             kind = self.vector_format()
             query = kind.quantiser.query(vector) if kind and vector is not None else None
             if query is not None:
-                candidates.update(self.nearest(scope, query, pool))
-            if weights.uses_time or len(candidates) < k:
-                candidates.update(self.newest(scope, pool))
+                found.append(self.nearest(scope, query, pool))
+            rows = np.unique(np.array([row for part in found for row in part], np.int64))
+            if weights.uses_time or len(rows) < k:
+                rows = np.union1d(rows, np.array(self.newest(scope, pool), np.int64))
+            windows = None
             if weights.neighbours:
-                windows = self.neighbours(scope, list(candidates), MAX_NEIGHBOUR_DISTANCE)
-                candidates.update(row for window in windows.values() for row in window)
-            episodes = self.rows(scope, sorted(candidates))
-            dense = _cosines(kind, query, episodes)
-            lexical = dict(zip(bm25_rows.tolist(), (bm25 / max(bm25.max(initial=0.0), 1e-30)).tolist(), strict=True))
-            windows = self.neighbours(scope, list(episodes), MAX_NEIGHBOUR_DISTANCE) if weights.neighbours else {}
-            best = hybrid_scoring.ranked(episodes, weights, at, lexical=lexical, dense=dense, windows=windows)[:k]
-            whole = {episode.id: episode for episode in self.get(scope, [hit.episode.id for hit in best])}
-        return [replace(hit, episode=whole[hit.episode.id]) for hit in best]
+                around = self.neighbours(scope, rows, MAX_NEIGHBOUR_DISTANCE)
+                rows = np.unique(around[around >= 0])
+                windows = self.neighbours(scope, rows, MAX_NEIGHBOUR_DISTANCE)
+            deadline.check()
+            columns = self.columns(scope, rows, query, uses=weights.use > 0)
+            lexical = _aligned(rows, bm25_rows, bm25 / max(bm25.max(initial=0.0), 1e-30))
+            scores = hybrid_scoring.scores(columns, weights, at, lexical=lexical, windows=windows)
+            best = np.searchsorted(rows, np.sort(np.array(self.top_rows(scope, rows, scores, k), np.int64)))
+            ids = self.ids(scope, rows[best].tolist())
+            order = sorted(range(len(best)), key=lambda n: (-scores[best[n]], ids[n]))
+            whole = {episode.id: episode for episode in self.get(scope, ids)}
+        return [
+            SearchResult(
+                whole[ids[n]],
+                float(scores[best[n]]),
+                float(lexical[best[n]]),
+                float(columns.dense[best[n]]),
+                hybrid_scoring.recency(float(columns.at[best[n]]), at, weights),
+            )
+            for n in order
+        ]
 
     def _bm25(self, scope: str, question: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows that contain a term of the question, and their scores."""
@@ -367,12 +392,10 @@ class Store(ABC):
         return Consolidated(merged, forgotten)
 
 
-def _cosines(kind: VectorFormat | None, query: np.ndarray | None, episodes: Mapping[int, Episode]) -> dict[int, float]:
-    """Return the cosine of each episode; 0 for those without a vector."""
-    cosines = dict.fromkeys(episodes, 0.0)
-    encoded = [row for row, episode in episodes.items() if episode.codes]
-    if kind and query is not None and encoded:
-        quantiser = kind.quantiser
-        matrix = quantiser.matrix([episodes[row].codes for row in encoded])
-        cosines |= zip(encoded, quantiser.cosines(matrix, quantiser.norms(matrix), query).tolist(), strict=True)
-    return cosines
+def _aligned(rows: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the value of each row; 0 for rows that are not known. Both arrays of rows are ascending."""
+    aligned = np.zeros(len(rows))
+    shared, places, positions = np.intersect1d(rows, known, assume_unique=True, return_indices=True)
+    del shared
+    aligned[places] = values[positions]
+    return aligned

@@ -12,16 +12,16 @@ import json
 import os
 import threading
 from array import array
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from cachetools import LRUCache
 
-from memometer.store.episode import VectorFormat
+from memometer.store.episode import Columns, VectorFormat
 from memometer.store.quantise import Quantiser
+from memometer.store.serialization import DEFAULT_IMPORTANCE
 from memometer.store.sqlite_file import SQLiteFile
 
 SIDECAR_FROM = 50_000
@@ -66,10 +66,20 @@ class ScanView:
         with self._cache.lock:
             return self._cache.lengths_of(rows)
 
-    def neighbours(self, rows: Sequence[int], distance: int) -> dict[int, list[int]]:
-        """Return for each row itself and up to `distance` rows before and after it."""
+    def neighbours(self, rows: np.ndarray, distance: int) -> np.ndarray:
+        """Return for each row the rows around it; see `Store.neighbours`."""
         with self._cache.lock:
             return self._cache.neighbours(rows, distance, self._live)
+
+    def columns(self, rows: np.ndarray, query: np.ndarray | None) -> Columns:
+        """Return the columns of rows, without uses."""
+        with self._cache.lock:
+            return self._cache.columns(rows, query)
+
+    def newest(self, k: int, before: float | None) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows and times of at least the k latest rows with `at <= before`, in any order."""
+        with self._cache.lock:
+            return self._cache.newest(k, before, self._live)
 
     def cosines(self, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows that have a vector, and the cosine of each with a `Quantiser.query`."""
@@ -92,10 +102,17 @@ class ScanCache:
         self.state = (number, rewrites, vectors)
         self.number = number
         self._vectors = vectors
-        self._identity = {"scope": number, "rewrites": rewrites, "store": store, "vectors": vectors and asdict(vectors)}
+        self._identity = {
+            "version": 2,
+            "scope": number,
+            "rewrites": rewrites,
+            "store": store,
+            "vectors": vectors and asdict(vectors),
+        }
         self._path = sidecar_of(path, number)
         self._sidecar: IO[bytes] | None = None
         self._rows, self._lengths, self._with_vector = array("q"), array("i"), array("b")
+        self._at, self._importance = array("d"), array("d")
         self._norms = array("f")
         self._in_file = 0  # number of vectors in the sidecar; they come first
         self._start = 0  # offset of the vectors in the sidecar
@@ -130,12 +147,15 @@ class ScanCache:
         last = self._rows[-1] if self._rows else 0
         # All rows are read by the scope's index; new ones are at the end of the table.
         scope, codes = "+scope" if last else "scope", "codes" if self._vectors else "NULL"
-        query = f"SELECT row, length, {codes} FROM episodes WHERE {scope} = ? AND row > ? AND NOT archived ORDER BY row"
+        where = f"{scope} = ? AND row > ? AND NOT archived ORDER BY row"
+        query = f"SELECT row, length, at, importance, {codes} FROM episodes WHERE {where}"
         cursor = file.execute(query, self.number, last)
         while batch := cursor.fetchmany(_BATCH):
-            for row, length, code in batch:
+            for row, length, at, importance, code in batch:
                 self._rows.append(row)
                 self._lengths.append(length)
+                self._at.append(at)
+                self._importance.append(DEFAULT_IMPORTANCE if importance is None else importance)
                 self._with_vector.append(code is not None)
                 self._tail += code or b""
             if self._vectors:
@@ -153,13 +173,52 @@ class ScanCache:
         known = np.frombuffer(self._rows, np.int64)
         return np.frombuffer(self._lengths, np.int32)[np.searchsorted(known, rows)].astype(float)
 
-    def neighbours(self, rows: Sequence[int], distance: int, live: int) -> dict[int, list[int]]:
-        """Return for each row itself and up to `distance` rows before and after it, of the first `live` rows."""
-        places = np.searchsorted(np.frombuffer(self._rows, np.int64), np.array(rows, np.int64)).tolist()
-        return {
-            row: self._rows[max(0, place - distance) : min(live, place + distance + 1)].tolist()
-            for row, place in zip(rows, places, strict=True)
-        }
+    def _places_of(self, rows: np.ndarray) -> np.ndarray:
+        return np.searchsorted(np.frombuffer(self._rows, np.int64), rows)
+
+    def neighbours(self, rows: np.ndarray, distance: int, live: int) -> np.ndarray:
+        """Return for each row the rows around it among the first `live` rows; see `Store.neighbours`."""
+        if not len(rows):
+            return np.zeros((0, 2 * distance + 1), np.int64)
+        places = self._places_of(rows)[:, None] + np.arange(-distance, distance + 1)
+        known = np.frombuffer(self._rows, np.int64)
+        return np.where((places >= 0) & (places < live), known[np.clip(places, 0, live - 1)], -1)
+
+    def columns(self, rows: np.ndarray, query: np.ndarray | None) -> Columns:
+        """Return the columns of rows, without uses."""
+        places = self._places_of(rows)
+        at, importance = (np.frombuffer(column, float)[places] for column in (self._at, self._importance))
+        dense = np.zeros(len(rows))
+        has_vector = np.array(self._with_vector, bool)
+        chosen = np.flatnonzero(has_vector[places])
+        if query is not None and self._vectors and len(chosen):
+            number = places if has_vector.all() else np.cumsum(has_vector)[places] - 1
+            vectors = number[chosen]
+            norms = np.frombuffer(self._norms, np.float32)[vectors]
+            dense[chosen] = self._vectors.quantiser.cosines(self._codes(vectors), norms, query)
+        return Columns(rows, at, importance, np.zeros(len(rows)), dense)
+
+    def _codes(self, vectors: np.ndarray) -> np.ndarray:
+        """Return the codes of vectors, by their numbers, ascending."""
+        assert self._vectors
+        in_file = int(np.searchsorted(vectors, self._in_file))
+        tail = self._tail_matrix(self._vectors.quantiser)[vectors[in_file:] - self._in_file]
+        if not in_file:
+            return tail
+        assert self._sidecar
+        size = (self._in_file, self._vectors.quantiser.bytes)
+        mapped = np.memmap(self._sidecar, np.uint8, "r", self._start, size)
+        return np.concatenate([mapped[vectors[:in_file]], tail])
+
+    def newest(self, k: int, before: float | None, live: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows and times of at least the k latest of the first `live` rows with `at <= before`."""
+        rows, at = np.array(self._rows[:live], np.int64), np.array(self._at[:live], float)
+        if before is not None:
+            rows, at = rows[at <= before], at[at <= before]
+        if len(rows) > k:
+            enough = at >= np.partition(at, -k)[-k]
+            rows, at = rows[enough], at[enough]
+        return rows, at
 
     def cosines(self, query: np.ndarray, live: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows of the first `live` ones that have a vector, and the cosine of each with a query."""
@@ -207,7 +266,7 @@ class ScanCache:
             digest = hashlib.sha256(line)
             head = json.loads(line)
             count, with_vector = head.pop("count"), head.pop("with_vector")
-            parts = [file.read(size) for size in (8 * count, 4 * count, count, 4 * with_vector)]
+            parts = [file.read(size) for size in (8 * count, 4 * count, count, 8 * count, 8 * count, 4 * with_vector)]
             for part in parts:
                 digest.update(part)
             start = file.tell()
@@ -224,8 +283,13 @@ class ScanCache:
         self._rows.frombytes(parts[0])
         self._lengths.frombytes(parts[1])
         self._with_vector.frombytes(parts[2])
-        self._norms.frombytes(parts[3])
+        self._at.frombytes(parts[3])
+        self._importance.frombytes(parts[4])
+        self._norms.frombytes(parts[5])
         self._sidecar, self._start, self._in_file = file, start, with_vector
+
+    def _columns(self) -> tuple[array[Any], ...]:
+        return self._rows, self._lengths, self._with_vector, self._at, self._importance, self._norms
 
     def _write_sidecar(self) -> None:
         """Move all vectors to a new sidecar."""
@@ -242,7 +306,7 @@ class ScanCache:
                     file.write(part)
 
                 put(json.dumps(head).encode() + b"\n")
-                for column in (self._rows, self._lengths, self._with_vector, self._norms):
+                for column in self._columns():
                     put(column.tobytes())
                 start = file.tell()
                 for first in range(0, self._in_file, _BLOCK_ROWS):

@@ -13,7 +13,7 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,27 @@ import numpy as np
 from memometer.retrieval.tokenize import terms
 from memometer.store import deadline, inverted_index, maintenance, scan_cache, sqlite_schema
 from memometer.store import url as store_url
-from memometer.store.episode import Episode, ScopeSize, StoreError, VectorFormat, change_mark, check_same, merged
+from memometer.store.episode import (
+    Columns,
+    Episode,
+    ScopeSize,
+    StoreError,
+    VectorFormat,
+    change_mark,
+    check_same,
+    merged,
+)
 from memometer.store.protocol import DEFAULT_BITS, Change, Postings, Store
 from memometer.store.scan_cache import ScanCache, ScanView
 from memometer.store.serialization import (
     DEFAULT_IMPORTANCE,
     from_payload,
-    to_episode,
     to_payload,
-    without_text,
 )
 from memometer.store.sqlite_file import SQLiteFile
 
 COLUMNS = "id, at, importance, uses, codes, archived, sources, kind, payload, checksum"
+SCAN_ROWS = 500  # read at a time
 
 
 class SQLite(Store):
@@ -212,20 +220,33 @@ class SQLite(Store):
             return self._get(self._number(scope), ids)
 
     def _get(self, scope: int, ids: Sequence[str]) -> list[Episode]:
-        query = f"SELECT {COLUMNS} FROM episodes WHERE scope = ? AND id = ?"
-        found = (self.file.one(query, scope, id) for id in ids)
-        return [self._episode(row) for row in found if row]
+        if len(ids) == 1:
+            where, values = "scope = ? AND id = ?", (scope, ids[0])
+        else:
+            where, values = "scope = ? AND id IN (SELECT value FROM json_each(?))", (scope, json.dumps(list(ids)))
+        found = {episode.id: episode for _, episode in self._episodes(where, *values)}
+        return [found[id] for id in ids if id in found]
+
+    def _episodes(self, where: str, *values: Any) -> list[tuple[int, Episode]]:
+        """Return rows and episodes in one value, because Python yields to other threads at each row of a result."""
+        names = "row, id, quote(at), quote(importance), uses, archived, sources, kind, checksum"
+        listed, codes, payloads = self.file.one(
+            f"SELECT json_group_array(json_array({names})), group_concat(hex(coalesce(codes, ''))), "
+            f"group_concat(hex(payload)) FROM (SELECT * FROM episodes WHERE {where})",
+            *values,
+        )
+        columns = zip(json.loads(listed), (codes or "").split(","), (payloads or "").split(","), strict=False)
+        return [(fields[0], self._episode([*fields[1:], code, payload])) for fields, code, payload in columns]
 
     def scan(self, scope: str) -> Iterator[Episode]:
         last = 0
-        query = f"SELECT row, {COLUMNS} FROM episodes WHERE +scope = ? AND row > ? ORDER BY row LIMIT 1000"
         while True:
             with self.snapshot():
-                found = self.file.execute(query, self._number(scope), last).fetchall()
-                episodes = [self._episode(row[1:]) for row in found]
+                number = self._number(scope)
+                found = self._episodes("+scope = ? AND row > ? ORDER BY row LIMIT ?", number, last, SCAN_ROWS)
             if not found:
                 return
-            yield from episodes
+            yield from (episode for _, episode in found)
             last = found[-1][0]
 
     def postings(self, scope: str, words: Sequence[str]) -> Postings:
@@ -244,25 +265,40 @@ class SQLite(Store):
             return self.top_rows(scope, rows, cosines, k)
 
     def newest(self, scope: str, k: int, before: tuple[float, str] | None = None) -> list[int]:
-        after, at = ("AND (-at, id) > (?, ?)", (-before[0], before[1])) if before else ("", ())
-        query = f"SELECT row FROM episodes WHERE scope = ? AND NOT archived {after} ORDER BY at DESC, id LIMIT ?"
         with self.snapshot():
-            return [row for (row,) in self.file.execute(query, self._number(scope), *at, k)]
+            # Of the time of `before` there may be any number of rows; those with smaller ids are on earlier pages.
+            count = k + (self._count_at(scope, before[0]) if before else 0)
+            rows, at = self._view(scope).newest(count, before[0] if before else None)
+            ids = self.ids(scope, rows.tolist())
+        placed = sorted(zip((-at).tolist(), ids, rows.tolist(), strict=True))
+        after = (-before[0], before[1]) if before else None
+        return [row for time, id, row in placed if after is None or (time, id) > after][:k]
 
-    def neighbours(self, scope: str, rows: Sequence[int], distance: int) -> dict[int, list[int]]:
+    def _count_at(self, scope: str, at: float) -> int:
+        query = "SELECT count(*) FROM episodes WHERE scope = ? AND at = ?"
+        return int(self.file.one(query, self._number(scope), at)[0])
+
+    def neighbours(self, scope: str, rows: np.ndarray, distance: int) -> np.ndarray:
         with self.snapshot():
             return self._view(scope).neighbours(rows, distance)
 
-    def rows(self, scope: str, rows: Sequence[int]) -> dict[int, Episode]:
-        query = "SELECT id, at, importance, uses, codes FROM episodes WHERE row = ? AND scope = ? AND NOT archived"
+    def columns(self, scope: str, rows: np.ndarray, query: np.ndarray | None, *, uses: bool = False) -> Columns:
         with self.snapshot():
-            number = self._number(scope)
-            found = ((row, self.file.one(query, row, number)) for row in rows)
-            return {row: without_text(*columns) for row, columns in found if columns}
+            columns = self._view(scope).columns(rows, query)
+            if uses:
+                used = self._listed("json_array(row, uses)", "row", rows.tolist())
+                columns = replace(columns, uses=np.array([count for _, count in sorted(used)], float))
+            return columns
 
     def ids(self, scope: str, rows: Sequence[int]) -> list[str]:
         with self.snapshot():
-            return [self.file.one("SELECT id FROM episodes WHERE row = ?", row)[0] for row in rows]
+            found = dict(self._listed("json_array(row, id)", "row", rows))
+            return [found[row] for row in rows]
+
+    def _listed(self, value: str, column: str, wanted: Sequence[Any]) -> list[Any]:
+        query = f"SELECT json_group_array({value}) FROM episodes WHERE {column} IN (SELECT value FROM json_each(?))"
+        listed: list[Any] = json.loads(self.file.one(query, json.dumps(list(wanted)))[0])
+        return listed
 
     def snapshot(self) -> AbstractContextManager[None]:
         return self.file.snapshot()
@@ -304,11 +340,14 @@ class SQLite(Store):
         return view
 
     def _episode(self, columns: Sequence[Any]) -> Episode:
-        *others, kind, payload, expected = columns
-        id, at, _, _, codes, *_ = others
-        if sqlite_schema.checksum(id, at, codes, kind, payload) != expected:
+        id, at, importance, uses, archived, sources, kind, checksum, codes, payload = columns
+        packed, quantised = bytes.fromhex(payload), bytes.fromhex(codes)
+        if sqlite_schema.checksum(id, float(at), quantised, kind, packed) != checksum:
             raise StoreError(f"the row of {id!r} in {self.file.path} is damaged; restore the file from a copy.")
-        return to_episode(others, self.file.unpack(kind, payload))
+        text, details = from_payload(self.file.unpack(kind, packed))
+        weight = DEFAULT_IMPORTANCE if importance == "NULL" else float(importance)
+        merged_ids = tuple(json.loads(sources)) if sources else ()
+        return Episode(id, text, float(at), weight, uses, quantised, merged_ids, bool(archived), details)
 
 
 def from_url(url: str) -> SQLite:

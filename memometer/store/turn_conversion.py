@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import groupby
 
+import numpy as np
+
 from memometer.budget import pack
 from memometer.memory import Recall, State, Turn, TurnFormat
 from memometer.models.encoders import Encoder
@@ -145,15 +147,16 @@ def recall(
         return Recall()
     vector = encoder([question])[0]
     with store.snapshot():
-        newest = store.rows(scope, store.newest(scope, 1))
+        newest = store.newest(scope, 1)
         if not newest:
             return Recall()
+        latest = float(store.columns(scope, np.array(newest), None).at[0])
         found = store.retrieve_similar(
             scope,
             question,
             vector,
             max(MIN_EPISODES, budget_tokens // 4),
-            at=next(iter(newest.values())).at if at is None else at,
+            at=latest if at is None else at,
             weights=weights,
         )
     shown = in_time_order(hit.episode for hit in found)
