@@ -40,6 +40,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "ask": ("memometer.commands.memory:ask", "answer a question with a language model, from recalled turns"),
         "list": ("memometer.commands.memory:list_turns", "list the latest turns, or the memories"),
         "forget": ("memometer.commands.memory:forget", "archive or delete turns"),
+        "restore": ("memometer.commands.memory:restore", "restore archived turns"),
         "export": ("memometer.commands.memory:export", "write a memory to a cartridge file"),
         "import": ("memometer.commands.memory:import_", "create a memory from a cartridge file"),
         "serve": ("memometer.commands.serve", "serve memories over REST and MCP"),

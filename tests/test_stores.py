@@ -457,3 +457,15 @@ def test_deleted_texts_are_not_in_the_cache(redis_url: str, tmp_path: Path) -> N
         client = redis.Redis(unix_socket_path=redis_url.removeprefix("redis+unix://"))
         assert not [key for key in client.keys("memory:*") if b"secret" in client.get(key)]
         assert store.get("agent", ["1"]) == []
+
+
+def test_a_question_of_another_encoder_is_refused(opened: Open) -> None:
+    store = opened()
+    store.store_episodes("agent", [Episode("1", "a kayak", 0.0)], np.ones((1, 8)), encoder="one")
+    assert store.retrieve_similar("agent", "kayak", np.ones(8), 1, at=0.0, encoder="one")
+    for vector, encoder in ((np.ones(9), ""), (np.ones(9), "one"), (np.ones(8), "two")):
+        with pytest.raises(StoreError, match=r"one \(8 dimensions.*cannot be searched"):
+            store.retrieve_similar("agent", "kayak", vector, 1, at=0.0, encoder=encoder)
+    with pytest.raises(StoreError, match="2 vectors for 1 texts"):
+        store.store_episodes("agent", [Episode("2", "a bowl", 0.0)], np.ones((2, 8)), encoder="one")
+    assert store.size("agent").episodes == 1

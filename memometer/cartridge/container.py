@@ -83,7 +83,10 @@ def write(
         small[SIGNATURE] = sign(content)
     if sum(about["bytes"] for about in files.values()) + len(content) + 4096 > MAX_FILE_BYTES:
         raise CartridgeError("it would exceed 2 GiB, the limit of a cartridge; save fewer memories in one file")
+    if path.exists() and not path.is_file():
+        raise CartridgeError("it exists and is not a regular file; name another file")
     part = folder / "unfinished.cartridge"
+    part.touch(mode=0o600)
     with part.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
         for name in NAMES:
             if name in small or name in entries:

@@ -38,6 +38,7 @@ def save_cartridge(
     provenance: Mapping[str, str] | None = None,
     parents: Sequence[str] = (),
     sign_with: Path | None = None,
+    archived: bool = True,
 ) -> None:
     """Write a cartridge completely or not at all. The same arguments give the same bytes.
 
@@ -45,6 +46,7 @@ def save_cartridge(
         path: file to write.
         memory: memory of a registered system. Its parameters and prompts are stored.
         state: state of the memory. If its episodes are in a store, they are read from there.
+        archived: whether to store the archived episodes of a store.
         reader: reader of the memory. Its parameters and prompt are stored; None for the default reader.
         adapter: folder of a LoRA adapter as PEFT saves it (adapter_config.json, adapter_model.safetensors).
         persona: free text.
@@ -72,7 +74,7 @@ def save_cartridge(
                 draft.columns.arrays["goal"] = np.array(goal, np.float32).reshape(-1)
             if isinstance(memory, Episodic):
                 assert isinstance(state, EpisodicState)
-                manifest |= draft.add_episodes(memory.store(state), state.scope)
+                manifest |= draft.add_episodes(memory.store(state), state.scope, archived=archived)
             else:
                 manifest |= draft.add_state(memory, state)
             draft.add_prompts(memory, reader)
@@ -135,11 +137,11 @@ class _Draft:
         }
         return {"holds": "state", "records": written, "embedding": embedding, "scope": ""}
 
-    def add_episodes(self, store: Store, scope: str) -> dict[str, Any]:
+    def add_episodes(self, store: Store, scope: str, *, archived: bool) -> dict[str, Any]:
         codes: list[bytes] = []
 
         def rows() -> Iterator[records.Row]:
-            for episode in store.scan(scope):
+            for episode in (e for e in store.scan(scope) if archived or not e.archived):
                 if episode.codes:
                     codes.append(episode.codes)
                 yield records.episode_to_row(episode)

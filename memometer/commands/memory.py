@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,9 @@ def store_options(description: str) -> argparse.ArgumentParser:
         "--memory-url", metavar="URL", help="URL of the store (default: MEMOMETER_URL, or a file in ~/.local/share)"
     )
     parser.add_argument("--encoder", metavar="NAME", help="embedding model (default: minilm)")
+    parser.add_argument(
+        "--timezone", metavar="NAME", help="the speakers' time zone, as Europe/Berlin (default: that of this machine)"
+    )
     return parser
 
 
@@ -68,7 +72,15 @@ def open_memories(args: argparse.Namespace, *, create: bool = False) -> Iterator
     if not args.memory_url and (notice := former_default_notice()):
         print(notice, file=sys.stderr)
     model, api_base = getattr(args, "model", None), getattr(args, "api_base", None)
-    memories = TenantMemories(args.memory_url or default_url(), encoder=args.encoder, model=model, api_base=api_base)
+    memories = TenantMemories(
+        args.memory_url or default_url(),
+        encoder=args.encoder,
+        model=model,
+        api_base=api_base,
+        timezone=args.timezone,
+    )
+    if getattr(args, "at", None) and args.at.tzinfo is None:
+        args.at = memories.with_zone(args.at)
     try:
         yield memories
     finally:
@@ -77,7 +89,12 @@ def open_memories(args: argparse.Namespace, *, create: bool = False) -> Iterator
 
 def print_result(args: argparse.Namespace, data: Any, text: str) -> None:
     """Print a result as text, or as JSON with --json."""
-    print(json.dumps(data, ensure_ascii=False) if args.json else text)
+    print(json.dumps(data) if args.json else printable(text))
+
+
+def printable(text: str) -> str:
+    """Return a text with control characters as escapes, because a terminal would obey them."""
+    return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda m: f"\\u{ord(m[0]):04x}", text)
 
 
 def utf8_text(text: str) -> str:
@@ -183,9 +200,13 @@ def _add_transcript(args: argparse.Namespace) -> int:
 def recall(argv: Sequence[str] | None = None) -> int:
     """Show the turns that best match a question."""
     parser = _question_options("Show the turns that best match a question.")
+    parser.add_argument("--at", type=_time, metavar="TIME", help="recall only turns until this time (default: all)")
     args = parser.parse_args(argv)
     with open_memories(args) as memories:
-        found = memories.recall(LOCAL_TENANT, args.memory, " ".join(args.question), budget_tokens=args.budget_tokens)
+        at = args.at.timestamp() if args.at else None
+        found = memories.recall(
+            LOCAL_TENANT, args.memory, " ".join(args.question), budget_tokens=args.budget_tokens, at=at
+        )
     data = {"text": found.text, "tokens": found.tokens, "ids": list(found.turn_ids)}
     print_result(args, data, found.text.rstrip("\n") or "No matching turns.")
     return 0 if found.text else 1
@@ -221,6 +242,7 @@ def list_turns(argv: Sequence[str] | None = None) -> int:
     parser = memory_options("List the newest turns of a memory, or all memories.")
     parser.add_argument("--limit", type=limit, default=20, metavar="N", help="number of turns (default: %(default)s)")
     parser.add_argument("--memories", action="store_true", help="list the memories")
+    parser.add_argument("--archived", action="store_true", help="list the archived turns, which are not recalled")
     args = parser.parse_args(argv)
     with open_memories(args) as memories:
         if args.memories:
@@ -231,11 +253,14 @@ def list_turns(argv: Sequence[str] | None = None) -> int:
             ]
             lines = [f"{entry.name:<20} {size.episodes:>9,} turns  {entry.system}" for entry, size in rows]
         else:
-            found = memories.newest(LOCAL_TENANT, args.memory, k=args.limit)
-            times = [datetime.fromtimestamp(episode.at, UTC) for episode in found]
+            from memometer.store.turn_conversion import turn_of
+
+            show = memories.archived if args.archived else memories.newest
+            found = show(LOCAL_TENANT, args.memory, k=args.limit)
+            times = [memories.with_zone(turn_of(episode).said_at) for episode in found]
             data = [
-                {"id": episode.id, "text": episode.text, "at": time.isoformat(), "uses": episode.uses}
-                for episode, time in zip(found, times, strict=True)
+                {"id": e.id, "text": e.text, "at": datetime.fromtimestamp(e.at, UTC).isoformat(), "uses": e.uses}
+                for e in found
             ]
             lines = [f"{t:%Y-%m-%d %H:%M}  {e.id}  {e.text}" for e, t in zip(found, times, strict=True)]
     print_result(args, data, "\n".join(lines) or f"No {'memories' if args.memories else 'turns'}.")
@@ -265,11 +290,25 @@ def forget(argv: Sequence[str] | None = None) -> int:
     return 1 if missing else 0
 
 
+def restore(argv: Sequence[str] | None = None) -> int:
+    """Restore archived turns."""
+    parser = memory_options("Restore archived turns, so that they are recalled again.")
+    parser.add_argument("ids", nargs="+", type=utf8_text, metavar="ID", help="ids from `memometer list --archived`")
+    args = parser.parse_args(argv)
+    with open_memories(args) as memories:
+        back = memories.restore(LOCAL_TENANT, args.memory, args.ids)
+    missing = [id for id in args.ids if id not in back]
+    text = f"Restored: {', '.join(back) or 'nothing'}." + (f" Not archived: {', '.join(missing)}." if missing else "")
+    print_result(args, {"restored": back, "not_archived": missing}, text)
+    return 1 if missing else 0
+
+
 def export(argv: Sequence[str] | None = None) -> int:
     """Write a memory to a cartridge file."""
     parser = memory_options("Write a memory to a cartridge file.")
     parser.add_argument("file", type=Path)
     parser.add_argument("--sign-with", metavar="PEM", type=Path, help="sign with this Ed25519 private key")
+    parser.add_argument("--with-archived", action="store_true", help="write archived turns as well")
     args = parser.parse_args(argv)
     from memometer.cartridge.container import CartridgeError
     from memometer.cartridge.load import open_manifest
@@ -281,7 +320,9 @@ def export(argv: Sequence[str] | None = None) -> int:
         except CartridgeError as error:
             raise UserError(f"{args.file} exists and is not a cartridge; choose another file.") from error
     with open_memories(args) as memories:
-        export_cartridge(memories, LOCAL_TENANT, args.memory, args.file, sign_with=args.sign_with)
+        export_cartridge(
+            memories, LOCAL_TENANT, args.memory, args.file, sign_with=args.sign_with, archived=args.with_archived
+        )
     size = args.file.stat().st_size
     print_result(args, {"file": str(args.file), "bytes": size}, f"Wrote {args.memory} to {args.file} ({size:,} bytes).")
     return 0

@@ -191,7 +191,10 @@ class ProviderEncoder:
         """
         try:
             # Providers reject an empty text.
-            return _unit(self._embed([text if text.strip() else "." for text in texts]))
+            vectors = _unit(self._embed([text if text.strip() else "." for text in texts]))
+            if vectors.ndim != 2 or len(vectors) != len(texts):
+                raise ValueError(f"{len(vectors)} vectors for {len(texts)} texts")
+            return vectors
         except Exception as error:  # clients of providers raise many types
             from dspy.utils.exceptions import LMProviderError
 

@@ -16,7 +16,13 @@ from memometer.systems.episodic import Episodic, EpisodicState
 
 
 def export_cartridge(
-    memories: TenantMemories, tenant: str, name: str, path: Path, *, sign_with: Path | None = None
+    memories: TenantMemories,
+    tenant: str,
+    name: str,
+    path: Path,
+    *,
+    sign_with: Path | None = None,
+    archived: bool = False,
 ) -> None:
     """Write a memory to a cartridge file.
 
@@ -26,6 +32,7 @@ def export_cartridge(
         name: the memory.
         path: the file to write.
         sign_with: Ed25519 private key in PEM; None writes no signature.
+        archived: whether to write archived turns.
 
     Raises:
         NotFound: there is no memory of this name.
@@ -33,7 +40,7 @@ def export_cartridge(
     """
 
     def write(entry: MemoryEntry) -> None:
-        save = partial(save_cartridge, path, provenance={"name": name}, sign_with=sign_with)
+        save = partial(save_cartridge, path, provenance={"name": name}, sign_with=sign_with, archived=archived)
         if entry.system == DEFAULT_SYSTEM:
             memory = Episodic(count=memories.count, encoder=memories.encoder)
             state: Any = EpisodicState(scope=entry.scope)

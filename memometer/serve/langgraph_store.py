@@ -140,7 +140,9 @@ class LangGraphStore(BaseStore):
                 # The store cannot filter by value, so with a filter every item is retrieved.
                 k = self._store.size(scope).episodes if op.filter else op.offset + op.limit
                 weights = IN_ONE_NAMESPACE if len(spaces) == 1 else ACROSS_NAMESPACES
-                hits = self._store.retrieve_similar(scope, op.query, vector, k, at=self._now(), weights=weights)
+                hits = self._store.retrieve_similar(
+                    scope, op.query, vector, k, at=self._now(), weights=weights, encoder=self._encoder.name
+                )
                 scores = {hit.episode.id: hit.score for hit in hits if hit.episode.text}
                 episodes: Iterable[Episode] = [hit.episode for hit in hits]
             else:

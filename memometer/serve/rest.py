@@ -256,6 +256,18 @@ def _add_turn_routes(app: APIRouter, memories: TenantMemories) -> None:
         following = _encoded(page[-1].at, page[-1].id) if len(found) > limit else None
         return schemas.TurnsOut(turns=[schemas.TurnOut.of(episode) for episode in page], next=following)
 
+    @app.get("/v1/memories/{name}/archived")
+    def archived(name: Name, tenant: Tenant, limit: Limit = 100) -> schemas.ArchivedOut:
+        """List the newest archived turns, which are not recalled."""
+        found = memories.archived(tenant, name, k=limit)
+        return schemas.ArchivedOut(turns=[schemas.TurnOut.of(episode) for episode in found])
+
+    @app.post("/v1/memories/{name}/turns/{id}/restore", status_code=204)
+    def restore(name: Name, id: Id, tenant: Tenant) -> None:
+        """Restore an archived turn, so that it is recalled again."""
+        if not memories.restore(tenant, name, [id]):
+            raise NotFound(f"there is no archived turn {id!r} in memory {name!r}.")
+
     @app.delete("/v1/memories/{name}/turns/{id}", status_code=204)
     def forget(name: Name, id: Id, tenant: Tenant, archive: bool = False) -> None:
         """Delete a turn permanently, or archive it (`archive=true`), which excludes it from recall."""
@@ -267,12 +279,13 @@ def _add_cartridge_routes(app: APIRouter, memories: TenantMemories, admission: A
     upload_threads = CapacityLimiter(4)  # uploads must not queue behind other requests
 
     @app.get("/v1/memories/{name}/cartridge", response_class=FileResponse, responses={200: {"content": BINARY}})
-    def export(name: Name, tenant: Tenant) -> FileResponse:
-        """Download the memory as a cartridge file, which can be imported into any store."""
+    def export(name: Name, tenant: Tenant, archived: bool = False) -> FileResponse:
+        """Download the memory as a cartridge file, which can be imported into any store. Archived turns are left out
+        unless `archived=true`."""
         folder = tempfile.TemporaryDirectory()
         try:
             path = Path(folder.name) / f"{name}.cartridge"
-            export_cartridge(memories, tenant, name, path)
+            export_cartridge(memories, tenant, name, path, archived=archived)
         except BaseException:  # without a response, no background task cleans up
             folder.cleanup()
             raise

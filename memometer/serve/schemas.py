@@ -197,5 +197,9 @@ class TurnsOut(BaseModel):
     next: str | None
 
 
+class ArchivedOut(BaseModel):
+    turns: list[TurnOut]
+
+
 class HealthOut(BaseModel):
     status: str

@@ -57,8 +57,22 @@ class StateCache:
         self._states: LRUCache[str, CachedState] = LRUCache(MAX_STATES)
         self._system = cache(self._build_system)
 
-    def recall(self, scope: str, system: str, question: str, budget_tokens: int) -> Recall:
-        """Return the system's recall for a question, at most `budget_tokens` long."""
+    def recall(self, scope: str, system: str, question: str, budget_tokens: int, *, at: float | None = None) -> Recall:
+        """Return the system's recall for a question, at most `budget_tokens` long.
+
+        Args:
+            scope: the memory's scope.
+            system: its memory system.
+            question: the question.
+            budget_tokens: upper limit of the text.
+            at: recall from turns until this time only, in Unix seconds; None recalls from all.
+        """
+        if at is not None and any(e.at > at for e in self._store.scan(scope) if not e.archived):
+            memory, state = self._system(system), self._system(system).new()
+            episodes = (e for e in self._store.scan(scope) if not e.archived and e.at <= at)
+            self._observe(memory, state, [turn_of(e) for e in in_time_order(episodes)])
+            past: Recall = memory.checked_recall(state, question, budget_tokens)
+            return past
         with self.of(scope, system) as (memory, state):
             recall: Recall = memory.checked_recall(state, question, budget_tokens)
             return recall

@@ -16,7 +16,9 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from heapq import nlargest
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from memometer import store
 from memometer.memory import Recall, Turn
@@ -61,6 +63,8 @@ class TenantMemories:
         api_base: URL of an OpenAI-compatible server for `model`.
         always_encode: store a vector with every turn. If False, only turns of systems that need an encoder get one,
             and `retrieve` finds the others by words alone.
+        timezone: name of the speakers' time zone, such as Pacific/Auckland; None for that of this machine. It decides
+            the date of turns without a time.
         now: returns the current time in Unix seconds.
     """
 
@@ -73,6 +77,7 @@ class TenantMemories:
         model: str | None = None,
         api_base: str | None = None,
         always_encode: bool = True,
+        timezone: str | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.memory_url = memory_url
@@ -81,6 +86,7 @@ class TenantMemories:
         self.encoder.on_part = deadline.check
         self.count: TokenCounter = counter_for(tokenizer=tokenizer) if tokenizer else default_counter()
         self.now = now
+        self._zone = None if timezone is None else _zone(timezone)
         self._always_encode = always_encode
         self.on_observed: Callable[[str], object] = lambda _: None
         """Called with the scope after each `observe` (memometer/store/consolidation.py)."""
@@ -149,12 +155,12 @@ class TenantMemories:
             name: the memory.
             question: any text.
             budget_tokens: upper limit of `Recall.tokens`.
-            at: time of the question in Unix seconds; None for the time of the newest turn.
+            at: time of the question in Unix seconds; later turns are not recalled. None recalls from all turns.
         """
 
         def read(entry: MemoryEntry) -> Recall:
             if entry.system != DEFAULT_SYSTEM:
-                return self.states.recall(entry.scope, entry.system, question, budget_tokens)
+                return self.states.recall(entry.scope, entry.system, question, budget_tokens, at=at)
             return turn_conversion.recall(
                 self.store, entry.scope, question, budget_tokens, encoder=self.encoder, count=self.count, at=at
             )
@@ -166,7 +172,9 @@ class TenantMemories:
         vector = self.encoder([question])[0]
 
         def read(entry: MemoryEntry) -> list[SearchResult]:
-            return self.store.retrieve_similar(entry.scope, question, vector, k, at=self.now())
+            return self.store.retrieve_similar(
+                entry.scope, question, vector, k, at=self.now(), encoder=self.encoder.name
+            )
 
         return self.registry.apply(tenant, name, read)
 
@@ -199,6 +207,26 @@ class TenantMemories:
 
         return self.registry.apply(tenant, name, read)
 
+    def archived(self, tenant: str, name: str, *, k: int) -> list[Episode]:
+        """Return the k newest archived turns as episodes, newest first."""
+
+        def read(entry: MemoryEntry) -> list[Episode]:
+            found = (episode for episode in self.store.scan(entry.scope) if episode.archived)
+            return nlargest(k, found, key=lambda episode: episode.at)
+
+        return self.registry.apply(tenant, name, read)
+
+    def restore(self, tenant: str, name: str, ids: Sequence[str]) -> list[str]:
+        """Restore archived turns, so that they are recalled again. Returns the ids that were archived."""
+
+        def write(entry: MemoryEntry) -> list[str]:
+            found = [e.id for e in self.store.get(entry.scope, list(dict.fromkeys(ids))) if e.archived]
+            if found:
+                self.store.change(entry.scope, restore=found)
+            return found
+
+        return self.registry.apply(tenant, name, write)
+
     def forget(self, tenant: str, name: str, ids: Sequence[str], *, permanent: bool = False) -> list[str]:
         """Archive turns, which excludes them from recall, or delete them permanently.
 
@@ -226,9 +254,18 @@ class TenantMemories:
         system: Any = load(entry.system)
         return self.encoder if self._always_encode or system.needs_encoder else None
 
+    def with_zone(self, time: datetime) -> datetime:
+        """Return a time with the speakers' zone if it has none."""
+        if time.tzinfo is not None:
+            return time
+        return time.replace(tzinfo=self._zone) if self._zone else time.astimezone()
+
+    def _local_time(self) -> datetime:
+        return datetime.fromtimestamp(self.now(), UTC).astimezone(self._zone)
+
     def _turn(self, new: NewTurn, id: str, known: Episode | None) -> Turn:
         """Complete a new turn, and check it against the stored turn with the same id."""
-        said_at = new.said_at or datetime.fromtimestamp(self.now() if known is None else known.at, UTC)
+        said_at = new.said_at or (turn_conversion.turn_of(known).said_at if known else self._local_time())
         if not 1 < said_at.year < 9999:
             raise InvalidRequest(f"said_at is in the year {said_at.year}; expected a year from 2 to 9998.")
         session = said_at.toordinal() if new.session is None else new.session
@@ -243,6 +280,13 @@ class TenantMemories:
         if known and (known.text != turn.line.rstrip("\n") or at not in (None, known.at)):
             raise AlreadyExists(f"id {id!r} or its idempotency key belongs to another turn; use a new one.")
         return turn
+
+
+def _zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise InvalidRequest(f"unknown time zone {name!r}; use a name such as Europe/Berlin or UTC.") from error
 
 
 def _new_id(tenant: str, key: str | None, index: int) -> str:

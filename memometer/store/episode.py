@@ -124,6 +124,14 @@ class VectorFormat:
         if self.quantiser and known not in (None, self):
             raise StoreError(f"the store holds vectors of {known} and cannot take those of {self}; use another store.")
 
+    def check_question(self, vector: np.ndarray, encoder: str) -> None:
+        """Raise StoreError if a question's vector is from another encoder; an empty name is not compared."""
+        if vector.shape[-1] != self.dimensions or (encoder and self.encoder and encoder != self.encoder):
+            asked = f"{encoder or 'an unnamed encoder'} ({vector.shape[-1]} dimensions)"
+            raise StoreError(
+                f"the store holds vectors of {self} and cannot be searched with {asked}; name its encoder."
+            )
+
     def __str__(self) -> str:
         return f"{self.encoder or 'an unnamed encoder'} ({self.dimensions} dimensions, {self.bits} bits)"
 

@@ -24,7 +24,7 @@ import numpy as np
 from memometer.retrieval.bm25 import idf, saturation
 from memometer.retrieval.tokenize import terms
 from memometer.store import deadline, hybrid_scoring
-from memometer.store.episode import Columns, Episode, ScopeSize, SearchResult, VectorFormat
+from memometer.store.episode import Columns, Episode, ScopeSize, SearchResult, StoreError, VectorFormat
 from memometer.store.hybrid_scoring import DEFAULT, MAX_NEIGHBOUR_DISTANCE, Weights
 
 DEFAULT_BITS = 2
@@ -278,6 +278,10 @@ class Store(ABC):
         if kind is None or (encoder and kind.encoder != encoder) or kind.dimensions != vectors.shape[1]:
             kind = VectorFormat(encoder, vectors.shape[1], kind.bits if kind else self.default_bits)
             self.set_vector_format(kind)
+        if len(vectors) != len(episodes):
+            raise StoreError(
+                f"the encoder returned {len(vectors)} vectors for {len(episodes)} texts; nothing was stored."
+            )
         codes = kind.quantiser.encode(vectors)
         return [replace(e, codes=row.tobytes()) for e, row in zip(episodes, codes, strict=True)]
 
@@ -294,6 +298,8 @@ class Store(ABC):
         *,
         at: float,
         weights: Weights = DEFAULT,
+        encoder: str = "",
+        until: float | None = None,
     ) -> list[SearchResult]:
         """Return the k best episodes for a question, the best first. Nothing is written.
 
@@ -306,13 +312,21 @@ class Store(ABC):
             k: number of results; fewer only if the scope holds fewer. Ties are broken by the smaller id.
             at: time of the question, in Unix seconds.
             weights: weights of the signals.
+            encoder: name of the encoder of `vector`; empty if it is not known.
+            until: leave out episodes that are later, in Unix seconds; None leaves out none. It compares all episodes.
+
+        Raises:
+            StoreError: the vector is from another encoder than those of the store.
         """
-        pool = max(MIN_CANDIDATES, 2 * k)
         with self.snapshot():
+            pool = max(MIN_CANDIDATES, 2 * k, 0 if until is None else self.size(scope).episodes)
             bm25_rows, bm25 = self._bm25(scope, question)
             found = [self.top_rows(scope, bm25_rows, bm25, pool)]
             kind = self.vector_format()
-            query = kind.quantiser.query(vector) if kind and vector is not None else None
+            query = None
+            if kind and vector is not None:
+                kind.check_question(vector, encoder)
+                query = kind.quantiser.query(vector)
             if query is not None:
                 found.append(self.nearest(scope, query, pool))
             rows = np.unique(np.array([row for part in found for row in part], np.int64))
@@ -325,6 +339,10 @@ class Store(ABC):
                 windows = self.neighbours(scope, rows, MAX_NEIGHBOUR_DISTANCE)
             deadline.check()
             columns = self.columns(scope, rows, query, uses=weights.use > 0)
+            if until is not None and (columns.at > until).any():
+                rows = rows[columns.at <= until]
+                columns = self.columns(scope, rows, query, uses=weights.use > 0)
+                windows = None if windows is None else self.neighbours(scope, rows, MAX_NEIGHBOUR_DISTANCE)
             lexical = _aligned(rows, bm25_rows, bm25 / max(bm25.max(initial=0.0), 1e-30))
             scores = hybrid_scoring.scores(columns, weights, at, lexical=lexical, windows=windows)
             best = np.searchsorted(rows, np.sort(np.array(self.top_rows(scope, rows, scores, k), np.int64)))

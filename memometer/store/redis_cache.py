@@ -73,13 +73,17 @@ class RedisCache(DelegatingStore):
         *,
         at: float,
         weights: Weights = DEFAULT,
+        encoder: str = "",
+        until: float | None = None,
     ) -> list[SearchResult]:
         numbers = None if vector is None else np.asarray(vector, np.float64).tolist()
         # The same question is asked at another time: the time is part of the key only if the score depends on it.
-        query = json.dumps([question, numbers, k, at if weights.uses_time else None, asdict(weights)])
+        query = json.dumps([question, numbers, k, at if weights.uses_time else None, asdict(weights), encoder, until])
 
         def compute() -> str:
-            found = self._behind.retrieve_similar(scope, question, vector, k, at=at, weights=weights)
+            found = self._behind.retrieve_similar(
+                scope, question, vector, k, at=at, weights=weights, encoder=encoder, until=until
+            )
             return json.dumps([{**vars(hit), "episode": _to_json(hit.episode)} for hit in found])
 
         with self.snapshot():

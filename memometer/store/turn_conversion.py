@@ -140,7 +140,7 @@ def recall(
         encoder: encodes the question.
         count: token counter.
         weights: weights of the signals.
-        at: time of the question in Unix seconds; None for the time of the newest episode.
+        at: time of the question in Unix seconds, which excludes later episodes; None for the time of the newest one.
         form: format of the turns; None for lines.
     """
     if not store.size(scope).episodes:
@@ -158,6 +158,8 @@ def recall(
             max(MIN_EPISODES, budget_tokens // 4),
             at=latest if at is None else at,
             weights=weights,
+            encoder=encoder.name,
+            until=at,
         )
     shown = in_time_order(hit.episode for hit in found)
     places = {episode.id: place for place, episode in enumerate(shown)}
@@ -176,7 +178,7 @@ def _state_of(episodes: Sequence[Episode], count: TokenCounter) -> State:
     for episode in episodes:
         session = int(episode.details.get("session", 0))
         turn = Turn(episode.id, "", "", session, _said_at(episode))
-        line = episode.text + "\n"
+        line = " ".join(episode.text.split()) + "\n"  # a text of several lines could forge dates and speakers
         state.turns.append(turn)
         state.lines.append(line)
         state.line_tokens.append(count(line))
