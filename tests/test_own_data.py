@@ -19,7 +19,7 @@ from memometer.benchmarks.own import schema
 from memometer.benchmarks.own.read import examine, load
 from memometer.benchmarks.protocol import DataError
 from memometer.benchmarks.splits import SeededSplits
-from tests.conftest import sampled
+from tests.conftest import Server, sampled
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -355,3 +355,17 @@ def test_the_shipped_schema_agrees_with_the_check(tmp_path: Path) -> None:
         entry = copy.deepcopy(sound())
         FAULTS[name][0](entry)
         assert not validator.is_valid({"conversations": [entry]}), name
+
+
+def test_one_conversation_is_the_test_part_and_its_judge_accuracy_is_withheld(
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path / "mine.json", sound())
+    words = ["--data", str(path), "--systems", "bm25", "--budget-tokens", "60", "--no-mlflow",
+             "--tokenizer", "o200k_base", "--model", "openai/m", "--api-base", server.url, "--context-window", "4000", "--retries", "0",
+             "--judge-model", "openai/judge", "--judge-api-base", server.url]  # fmt: skip
+    assert cli.main(["eval", *words, "--run-dir", str(tmp_path / "run")]) == 0
+    assert "Judge accuracy is withheld" in capsys.readouterr().out
+    for command in (["optimize", "--dry-run", "--model", "embedded:tiny"], ["optimize", "--target", "retrieval"]):
+        assert cli.main([*command, "--data", str(path), "--out", str(tmp_path / "out")]) == 2
+        assert capsys.readouterr().err.count("\n") == 1

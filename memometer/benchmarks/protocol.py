@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -182,6 +183,14 @@ class Dataset:
     def questions(self) -> tuple[Question, ...]:
         """The questions of all conversations."""
         return tuple(question for conversation in self.conversations for question in conversation.questions)
+
+    def counted(self, keys: Iterable[str]) -> str:
+        """Count keys of categories, in words: `3 temporal, 4 of category 2`."""
+        counts = Counter(keys)
+        names = [(counts[key], key, name) for key, name in self.categories.items() if counts[key]]
+        return ", ".join(
+            f"{n} of category {key}" if name == key and key.isdecimal() else f"{n} {name}" for n, key, name in names
+        )
 
     def question_at(self, conversation: int, index: int) -> Question | None:
         """Find a question by its position, which is part of the ids in other projects' files.

@@ -14,7 +14,7 @@ import numpy as np
 
 from memometer import budget, memory, retrieval
 from memometer.benchmarks.metrics import evidence_recall
-from memometer.benchmarks.protocol import Conversation, Dataset
+from memometer.benchmarks.protocol import Conversation, DataError, Dataset
 from memometer.budget import pack
 from memometer.models.downloads import models_folder
 from memometer.models.encoders import TokenEncoder
@@ -103,6 +103,8 @@ def fit(
             labelled += [e for c in part for e in examples(c, similarities(training_examples[c.id], unseen))]
         fitted = late_interaction_fit.fit([training_examples[id] for id in names], seed=seed)
         projection = replace(fitted, fitted_on=names, encoder=encoder, made_by=made_by)
+    if not labelled:
+        raise DataError(f"no question about {', '.join(names)} has evidence, so the ranking cannot be fitted to them.")
     weights = ranker.fit(labelled, seed=seed, fitted_on=names)
     return replace(weights, encoder=encoder, made_by=made_by), projection
 

@@ -8,7 +8,6 @@ Making a plan calls no model.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -23,6 +22,7 @@ from memometer.harness.cost_estimate import estimate, memory_bound
 from memometer.harness.loop import Task, conversation_tokens, plan_tasks, window_budget
 from memometer.harness.models import Models, default_names, load_models
 from memometer.harness.options import EvaluateOptions
+from memometer.judging.calibrate import NOT_POSSIBLE
 from memometer.judging.judge_calibration import assess, sentence
 from memometer.memory import DEFAULT_BUDGET_TOKENS, Memory
 from memometer.reader.abstention import AbstentionRule
@@ -199,16 +199,11 @@ class Plan:
                 f"{self.models.judge_name or 'nobody'} judges; forecast: at most {bound}."
             )
             self._announce_judge()
-        counts = Counter(question.category for question in self.questions)
         conversations = "1 conversation" if len(self.conversations) == 1 else f"{len(self.conversations)} conversations"
+        kinds = self.data.counted(question.category for question in self.questions)
+        systems = ", ".join(dict.fromkeys(task.system for task in self.tasks))
         self.log_wrapped(
-            f"{len(self.questions)} questions of {conversations} ({self.options.split}; "
-            + ", ".join(
-                f"{counts[key]} {f'of category {key}' if key.isdecimal() and name == key else name}"
-                for key, name in self.data.categories.items()
-                if counts[key]
-            )
-            + f") to {', '.join(dict.fromkeys(task.system for task in self.tasks))}."
+            f"{len(self.questions)} questions of {conversations} ({self.options.split}; {kinds}) to {systems}."
         )
         for notice in [*self.notices, *filter(None, [self.data.notice])]:
             self.log_wrapped(notice)
@@ -300,12 +295,16 @@ def make_plan(options: EvaluateOptions) -> Plan:
     asked = {question.conversation for question in questions}
     conversations = tuple(c for c in data.conversations if c.id in asked)
     models = load_models(options, benchmark, data)
+    uncalibrated = models.calibrator is not None and not options.no_calibration and not models.calibrator.possible
+    options = replace(options, no_calibration=options.no_calibration or uncalibrated)
     with option_errors(""):
         count = models.reader.count if models.reader else counter_for(tokenizer=options.tokenizer)
     program, notice = _load_program(options, conversations, models, data)
     rule = _load_rule(options, conversations, data)
     systems = configure_memories(options, model=models.reader, count=count, program=program, rule=rule)
     made = Plan(options, data, questions, conversations, models, systems, count, program, rule)
+    if uncalibrated:
+        made.notices.append(f"Judge accuracy is withheld: {NOT_POSSIBLE}.")
     if made.unit == "bytes":
         made.notices.append(
             "The model's tokenizer is unknown, so budgets count UTF-8 bytes: never fewer than its tokens. For exact "

@@ -22,6 +22,12 @@ FIELD_NAME_TOKENS = 24
 """Tokens of a judge's prompt beyond its instructions and fields: the field names and a chat template."""
 
 
+NOT_POSSIBLE = (
+    "the training and validation conversations have no question with a gold answer, and a judge is not calibrated on "
+    "test questions; use data with more conversations"
+)
+
+
 class Calibrator:
     """Finds the calibration of a judge, or measures it.
 
@@ -64,6 +70,11 @@ class Calibrator:
     def sets(self) -> dict[str, list[CalibrationAnswer]]:
         """The calibration set."""
         return draw(self.data, self.per_set, wrong_answers=self._wrong_answers)
+
+    @property
+    def possible(self) -> bool:
+        """True if there are gold answers to calibrate with."""
+        return bool(self.sets["gold"])
 
     @property
     def calls(self) -> int:
@@ -111,6 +122,8 @@ class Calibrator:
             Exception: Errors that every further call would raise too, such as a rejected key.
         """
         prefix = self.data.prefix
+        if not self.possible:
+            raise judge_calibration.CalibrationError(NOT_POSSIBLE)
         with progress.bar(total=self.calls, desc=f"{prefix}calibrating") as bar:
             found = judge_calibration.measure(
                 self.judge, self.sets, repeats=self.repeats, num_threads=num_threads, stop=stop, progress=bar.update

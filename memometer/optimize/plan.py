@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -116,8 +115,7 @@ class SearchPlan:
         money = cost.money(expected.usd, *self.models.values())
         judge = f", {self.models['judge'].name} judges" if "judge" in self.models else ""
         stored = f"; {done:,} of them are stored already" if done else ""
-        counts = Counter(question.category for question in self.train)
-        kinds = ", ".join(f"{counts[key]} {name}" for key, name in self.data.categories.items() if counts[key])
+        kinds = self.data.counted(question.category for question in self.train)
         held_out = f"; held out: {_ids(self.held_out)}" if self.held_out else ""
         lines = [
             f"{options.optimizer} ({options.auto}): {reader} reads, {'the same model' if writer == reader else writer} "

@@ -55,13 +55,17 @@ class ProgressLines:
         """Show further numbers in the next line."""
         self._postfix = dict(postfix)
 
+    def set_postfix_str(self, text: str, **_: Any) -> None:
+        """Show further text in the next line."""
+        self._postfix = {text: ""} if text else {}
+
     def update(self, steps: int = 1) -> None:
         """Count steps that are done."""
         self._done += steps
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + LINE_SECONDS
             of = f" of {self._total:,}" if self._total else ""
-            more = "".join(f", {value} {name}" for name, value in self._postfix.items())
+            more = "".join(f", {f'{value} {name}'.strip()}" for name, value in self._postfix.items())
             eprint(f"{self._desc}: {self._done:,}{of}{more}")
 
     @staticmethod

@@ -14,7 +14,6 @@ A backend carries the plan out in a training folder:
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
@@ -212,8 +211,7 @@ def _sources(options: TrainOptions) -> tuple[dict[str, Any], ...]:
 def announcement(plan: TrainingPlan) -> list[str]:
     """Return lines that describe the training."""
     options, values = plan.options, plan.hyperparameters
-    counts = Counter(prompt.case.category for prompt in plan.train)
-    kinds = ", ".join(f"{counts[key]} {name}" for key, name in plan.data.categories.items() if counts[key])
+    kinds = plan.data.counted(prompt.case.category for prompt in plan.train)
     complete = sum(prompt.case.complete for prompt in plan.train) / len(plan.train)
     budgets = ", ".join(f"{budget:,}" for budget in options.budgets)
     lines = [
