@@ -19,7 +19,7 @@ from memometer.benchmarks.own import schema
 from memometer.benchmarks.own.read import examine, load
 from memometer.benchmarks.protocol import DataError
 from memometer.benchmarks.splits import SeededSplits
-from tests.conftest import Server, sampled
+from tests.conftest import Server, completion, sampled
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -361,9 +361,10 @@ def test_one_conversation_is_the_test_part_and_its_judge_accuracy_is_withheld(
     tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = written(tmp_path / "mine.json", sound())
+    server.answer = lambda number, body: completion("yes")
     words = ["--data", str(path), "--systems", "bm25", "--budget-tokens", "60", "--no-mlflow",
-             "--tokenizer", "o200k_base", "--model", "openai/m", "--api-base", server.url, "--context-window", "4000", "--retries", "0",
-             "--judge-model", "openai/judge", "--judge-api-base", server.url]  # fmt: skip
+             "--tokenizer", "o200k_base", "--model", "openai/m", "--api-base", server.url, "--retries", "0",
+             "--context-window", "4000", "--judge-model", "openai/judge", "--judge-api-base", server.url]  # fmt: skip
     assert cli.main(["eval", *words, "--run-dir", str(tmp_path / "run")]) == 0
     assert "Judge accuracy is withheld" in capsys.readouterr().out
     for command in (["optimize", "--dry-run", "--model", "embedded:tiny"], ["optimize", "--target", "retrieval"]):
