@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Measure": {
         "eval": ("memometer.commands.evaluate", "compare memory systems on a benchmark (also: evaluate.py)"),
+        "check": ("memometer.commands.check", "check a model server before a run: window, usage, speed"),
         "compare": ("memometer.commands.compare", "compare systems pairwise, within one run or across runs"),
         "view": ("memometer.commands.view", "show runs in the browser, including runs in progress"),
         "rescore": ("memometer.commands.rescore", "grade a run again with another judge, prompt or label set"),

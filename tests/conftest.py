@@ -207,12 +207,19 @@ def failure(status: int, message: str = "scripted failure", **headers: str) -> R
 
 @dataclass
 class Server:
-    """A loopback server; `answer` maps (number of the request, its body) to a reply."""
+    """A loopback server; `answer` maps (number of the request, its body) to a reply.
+
+    The first call that checks a model before a run is answered and not counted; tests/test_servers.py is about it.
+    """
 
     answer: Callable[[int, dict[str, Any]], Reply] = lambda number, body: completion("Sourdough")
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     url: str = ""
+
+
+CHECK = "Where does Ann live?"
+"""The question of the first call."""
 
 
 @pytest.fixture
@@ -228,11 +235,15 @@ def server() -> Iterator[Server]:
             assert self.path.endswith(("/chat/completions", "/embeddings")), self.path
             assert body["model"]
             assert all(message["role"] in ("system", "user", "assistant") for message in body.get("messages", ()))
-            with lock:
-                script.requests.append(body)
-                script.headers.append(dict(self.headers))
-                number = len(script.requests)
-            status, headers, content = script.answer(number, body)
+            if CHECK in str(body.get("messages")):
+                judged = "Verdict:" in body["messages"][-1]["content"]
+                status, headers, content = completion("yes" if judged else "Oslo")
+            else:
+                with lock:
+                    script.requests.append(body)
+                    script.headers.append(dict(self.headers))
+                    number = len(script.requests)
+                status, headers, content = script.answer(number, body)
             try:
                 self.send_response(status)
                 for name, value in headers.items():

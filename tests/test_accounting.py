@@ -249,7 +249,7 @@ def test_the_certificate_is_paid_for_by_the_run_that_measured_it(
     monkeypatch.setenv("EMBEDDED_MODELS_DIR", str(here / "models"))
     server.answer = lambda number, body: completion("yes")
     judge = ["--judge-model", "openai/judge", "--judge-api-base", server.url, "--judge-price", "1000,0"]
-    args = remote(server, "--systems", "recent", "--price", "1000,0", *judge)
+    args = remote(server, "--systems", "recent", "--price", "1000,0", *judge, "--allow-failed-calibration")
     assert commands.evaluate([*args, "--cost-limit", "1", "--run-dir", "run"]) == 4
     assert "The run has cost $8.1000" in capsys.readouterr().out
     assert len(server.requests) == 81, "the judge was measured, and no question was asked"

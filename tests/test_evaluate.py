@@ -121,8 +121,15 @@ def test_judged_answers_are_counted_exactly(server: Server, tmp_path: Path) -> N
 
 def test_a_judge_that_accepts_everything_shows_no_score(server: Server, tmp_path: Path) -> None:
     server.answer = lambda number, body: completion("yes")
-    done = evaluate(*judged(server), cwd=tmp_path, EMBEDDED_MODELS_DIR=str(tmp_path / "models"))
+    cache = {"EMBEDDED_MODELS_DIR": str(tmp_path / "models")}
+    done = evaluate(*judged(server), cwd=tmp_path, **cache)
+    assert done.returncode == 1, "the run ends before an answer is paid for"
+    assert "--allow-failed-calibration" in done.stdout
+    assert not any(body["model"] == "scripted" for body in server.requests)
+    measured = len(server.requests)
+    done = evaluate("--resume", "run", "--allow-failed-calibration", cwd=tmp_path, **cache)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert len(server.requests) == measured + 3 * 13 + 4 * 11, "the calibration is known, and every answer is graded"
     assert "failed its calibration" in (tmp_path / "run" / "table.txt").read_text()
     assert "it accepts 100.0 [" in (tmp_path / "run" / "table.txt").read_text()
     found = results(tmp_path / "run")

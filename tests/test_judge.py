@@ -64,8 +64,8 @@ def test_the_prompts_have_different_hashes() -> None:
     ("reply", "reason", "raw"),
     [
         (failure(500), "LMServerError", ""),
-        (completion(""), "AdapterParseError", ""),
-        ((200, {"Content-Type": "application/json"}, b"<html>"), "LMProviderError", ""),
+        (completion(""), "the reply is empty", ""),
+        ((200, {"Content-Type": "application/json"}, b"<html>"), "LMServerError", ""),
         (completion("I think so"), "the reply is not a label", "I think so"),
     ],
     ids=["500", "empty", "garbage", "prose"],

@@ -234,9 +234,8 @@ def coin(number: int, body: dict[str, Any]) -> Reply:
         (coin, 0.5, 0.5, "of wrong answers"),
         (lambda number, body: completion("INCORRECT"), None, None, "100.0 % of its replies are not a label"),
         (lambda number, body: completion("The answer is correct: yes, it is."), None, None, "are not a label"),
-        (lambda number, body: completion(""), None, None, "are not a label"),
     ],
-    ids=["perfect", "accepts everything", "rejects everything", "coin", "INCORRECT", "prose", "silent"],
+    ids=["perfect", "accepts everything", "rejects everything", "coin", "INCORRECT", "prose"],
 )
 def test_each_judge_gets_the_right_certificate(
     server: Server, answer: Any, accepts: float | None, rejects: float | None, reason: str
@@ -294,8 +293,9 @@ def test_repeats_are_asked_for_and_not_replayed(server: Server) -> None:
     assert len({json.dumps(body) for body in server.requests}) == 70
 
 
-def test_a_judge_that_cannot_be_reached_is_not_measured(server: Server) -> None:
-    server.answer = lambda number, body: failure(500)
+@pytest.mark.parametrize("reply", [failure(500), completion("")], ids=["500", "silent"])
+def test_a_judge_that_does_not_answer_is_not_measured(server: Server, reply: Reply) -> None:
+    server.answer = lambda number, body: reply
     with pytest.raises(judge_calibration.CalibrationError, match="calls to the judge failed"):
         measure(judge(server), SETS, num_threads=4)
     assert len(server.requests) < 20

@@ -125,7 +125,7 @@ def test_nobody_waits_for_a_daily_quota(server: Server, monkeypatch: pytest.Monk
     with pytest.raises(dspy.LMRateLimitError) as raised:
         lm("hello")
     assert waited == [120.0] * 3
-    assert describe(raised.value).endswith("quota ?"), "and it can be printed"
+    assert "quota ?" in describe(raised.value), "and it can be printed"
 
 
 def test_no_secret_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from memometer.commands.argument_types import positive
-from memometer.commands.judge_arguments import add_judge_arguments, judge_threads, load_judge, repeats
+from memometer.commands.judge_arguments import add_judge_arguments, first_call, judge_threads, load_judge, repeats
 
 
 def parser() -> argparse.ArgumentParser:
@@ -75,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = None if args.again else calibrator.cached()
     if found is None:
         eprint(f"{data.prefix}Measuring {judge.lm.model} ({judge.prompt}): {calibrator.estimate()}.")
+        if failure := first_call(model, judge, args):
+            print(f"memometer calibrate: {failure}; nothing was cached.", file=sys.stderr)
+            return 1
         with stopping() as stop:
             try:
                 found = calibrator.measure(num_threads=judge_threads(args), stop=stop)

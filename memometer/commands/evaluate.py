@@ -60,6 +60,9 @@ def parser() -> argparse.ArgumentParser:
     budget.add_argument("--budgets", type=integers, metavar="N,M,…", help="several budgets in one run")
     systems.add_argument("--encoder", metavar="NAME", help="adaptive also matches by meaning (minilm: no key, 83 MB)")
     systems.add_argument(
+        "--encoder-api-base", metavar="URL", help="an OpenAI-compatible server for --encoder openai/NAME"
+    )
+    systems.add_argument(
         "--rounds", type=positive, metavar="N", help="adaptive cites lines and may ask for more memory N - 1 times"
     )
     systems.add_argument("--question-budget", type=positive, metavar="N", help="tokens of all rounds of a question")
@@ -77,14 +80,25 @@ def parser() -> argparse.ArgumentParser:
     systems.add_argument("--recall-only", action="store_true", help="measure the recall, without a model")
     models = p.add_argument_group("models")
     models.add_argument("--model", metavar="NAME", help="a DSPy model string, or embedded:tiny|small|base|FILE.gguf")
-    models.add_argument("--api-base", metavar="URL", help="an OpenAI-compatible server for --model")
+    models.add_argument(
+        "--api-base", metavar="URL,…", help="an OpenAI-compatible server for --model; several share the calls"
+    )
     models.add_argument("--tokenizer", metavar="NAME", help="count with o200k_base, cl100k_base or a tokenizer.json")
     models.add_argument("--context-window", type=positive, metavar="N", help="tokens, if the model's window is unknown")
-    models.add_argument("--max-answer-tokens", type=positive, metavar="N", help="default 64")
+    models.add_argument(
+        "--max-answer-tokens", type=positive, metavar="N", help="default 64, more if the model writes thoughts first"
+    )
     models.add_argument("--price", type=price, metavar="P,R", help="dollars per million tokens of prompt and reply")
     models.add_argument("--judge-model", metavar="NAME", help="judge model; 'none' disables judging")
-    models.add_argument("--judge-api-base", metavar="URL", help="an OpenAI-compatible server for --judge-model")
+    models.add_argument(
+        "--judge-api-base",
+        metavar="URL,…",
+        help="an OpenAI-compatible server for --judge-model (default: that of --model if it is the same model)",
+    )
     models.add_argument("--judge-price", type=price, metavar="P,R", help="as --price, for the judge model")
+    models.add_argument(
+        "--judge-max-tokens", type=positive, metavar="N", help="default 16, more if the judge writes thoughts first"
+    )
     models.add_argument("--judge", metavar="PROMPT", help="judge prompt of the benchmark (default: its first)")
     models.add_argument(
         "--max-false-accept",
@@ -95,6 +109,11 @@ def parser() -> argparse.ArgumentParser:
     )
     models.add_argument(
         "--no-calibration", action="store_true", help="do not calibrate the judge; judge accuracy is then withheld"
+    )
+    models.add_argument(
+        "--allow-failed-calibration",
+        action="store_true",
+        help="go on if the judge fails its calibration; judge accuracy is then withheld",
     )
     models.add_argument(
         "--wrong-answers", metavar="FILE", help="further wrong answers for the calibration (see the benchmark)"
@@ -157,7 +176,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _refuse_other_options(options, args)
         from memometer.harness.runner import resume_run
 
-        return EXIT[resume_run(args.resume, cost_limit=options.cost_limit, verbose=args.verbose)]
+        outcome = resume_run(
+            args.resume,
+            cost_limit=options.cost_limit,
+            allow_failed_calibration=options.allow_failed_calibration,
+            verbose=args.verbose,
+        )
+        return EXIT[outcome]
     from memometer.harness.plan import make_plan
     from memometer.harness.runner import Runner
 
@@ -170,9 +195,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refuse_other_options(options: EvaluateOptions, args: argparse.Namespace) -> None:
-    """Raise OptionError if --resume is combined with any option but --cost-limit."""
-    given = [f.name for f in fields(options) if f.name != "cost_limit" and getattr(options, f.name) != f.default]
+    """Raise OptionError if --resume is combined with an option that it does not take."""
+    taken = ("cost_limit", "allow_failed_calibration")
+    given = [f.name for f in fields(options) if f.name not in taken and getattr(options, f.name) != f.default]
     given += [name for name in ("run_dir", "dry_run") if getattr(args, name)]
     if given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise OptionError(f"--resume uses the saved options and takes only --cost-limit; leave out {flags}.")
+        raise OptionError(
+            f"--resume uses the saved options and takes only --cost-limit and "
+            f"--allow-failed-calibration; leave out {flags}."
+        )

@@ -20,6 +20,12 @@ def add_judge_arguments(options: argparse.ArgumentParser) -> None:
     """Add the arguments of a judge and of the data to a parser."""
     options.add_argument("--judge-model", required=True, metavar="NAME", help="DSPy model string, or embedded:base")
     options.add_argument("--judge-api-base", metavar="URL", help="OpenAI-compatible server")
+    options.add_argument(
+        "--judge-max-tokens",
+        type=positive,
+        metavar="N",
+        help="limit of a verdict (default 16, more if the judge writes thoughts first)",
+    )
     options.add_argument("--judge", metavar="PROMPT", help="judge prompt of the benchmark (default: its first)")
     add_data_arguments(options)
     options.add_argument(
@@ -62,6 +68,7 @@ def load_judge(args: argparse.Namespace) -> tuple[Model, Judge]:
         UserError: The model, its weights or the prompt are not available.
     """
     from memometer import benchmarks
+    from memometer.harness.models import JUDGE_FLAGS, JUDGE_TOKENS
     from memometer.judging.judge import Judge
     from memometer.models import resolve_models
     from memometer.run.progress import eprint
@@ -70,9 +77,10 @@ def load_judge(args: argparse.Namespace) -> tuple[Model, Judge]:
         model = resolve_models.load(
             args.judge_model,
             api_base=args.judge_api_base,
-            max_tokens=16,
+            max_tokens=args.judge_max_tokens or JUDGE_TOKENS,
             timeout_seconds=args.timeout_seconds,
             retries=args.retries,
+            flags=JUDGE_FLAGS,
             log=eprint,
         )
     except ValueError as error:
@@ -80,6 +88,26 @@ def load_judge(args: argparse.Namespace) -> tuple[Model, Judge]:
     return model, Judge(
         model.lm, benchmarks.load(benchmarks.read(args.benchmark, args.data).benchmark).judge_prompt(args.judge)
     )
+
+
+def room(model: Model, args: argparse.Namespace) -> int:
+    """Return the tokens for a verdict if the judge writes thoughts first; 0 if the user set the limit."""
+    from memometer.harness.model_check import room_for_thoughts
+
+    return 0 if args.judge_max_tokens else room_for_thoughts(model.context_tokens)
+
+
+def first_call(model: Model, judge: Judge, args: argparse.Namespace) -> str:
+    """Let a remote judge grade one answer before it is paid for many. Returns the failure, or an empty text."""
+    from memometer.harness.model_check import check_judge
+    from memometer.run.progress import eprint
+
+    if not model.is_remote:
+        return ""
+    found = check_judge(model, judge, room=room(model, args))
+    for line in [] if found.failure else found.findings():
+        eprint(line)
+    return found.failure
 
 
 def judge_threads(args: argparse.Namespace) -> int:

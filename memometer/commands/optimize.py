@@ -88,9 +88,10 @@ def _add_models(group: argparse._ArgumentGroup) -> None:
     add("--judge-model", metavar="NAME", help="judge that guides the search; it needs a calibration")
     add("--judge-api-base", metavar="URL", help="server for --judge-model")
     add("--judge-price", type=price, metavar="P,R", help="prices of --judge-model")
+    add("--judge-max-tokens", type=positive, metavar="N", help="limit of a verdict (default 16)")
     add("--tokenizer", metavar="NAME", help="o200k_base, cl100k_base, or a tokenizer.json")
     add("--context-window", type=positive, metavar="N", help="tokens, if the model's window is not known")
-    add("--max-answer-tokens", type=positive, metavar="N", help="limit of a reply (default 64)")
+    add("--max-answer-tokens", type=positive, metavar="N", help="limit of a reply (default 64, more for thoughts)")
 
 
 def _add_execution(group: argparse._ArgumentGroup) -> None:

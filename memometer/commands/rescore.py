@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from memometer.commands.argument_types import positive
-from memometer.commands.judge_arguments import add_judge_arguments, judge_threads, load_judge, repeats
+from memometer.commands.judge_arguments import add_judge_arguments, judge_threads, load_judge, repeats, room
 from memometer.errors import UserError
 
 
@@ -84,5 +84,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         wrong_answers=args.wrong_answers,
         address=args.judge_api_base,
         num_threads=judge_threads(args),
+        room=room(model, args),
         verbose=args.verbose,
     ).run()

@@ -21,10 +21,11 @@ import dspy
 
 from memometer.benchmarks.protocol import FREE, Conversation, Question, Session
 from memometer.budget import UNBOUNDED, show
-from memometer.judging.judge import Judge, Verdict
+from memometer.judging.judge import NOT_A_LABEL, Judge, Verdict
 from memometer.memory import Memory, Recall, State, TurnFormat
-from memometer.models.errors import FATAL, GIVE_UP_AFTER, LM_ERROR, describe, is_of_a_model, without_keys
+from memometer.models.errors import FATAL, TOO_LONG, EarlyStop, describe, is_of_a_model, without_keys
 from memometer.models.plain_adapter import PlainAdapter
+from memometer.models.replies import Reply, observed_replies
 from memometer.models.resolve_models import Model
 from memometer.models.usage import Usage, metered, metered_in
 from memometer.reader.multi_round import inputs_of, prompt_tokens
@@ -155,7 +156,7 @@ def run(
     fatal: list[str] = []
 
     items = ItemTable(folder)
-    outcomes: list[bool] = []  # for each of the first attempts, True if the model answered
+    early, early_judge = EarlyStop(), EarlyStop()
 
     def attempt(task: Task, state: State | None, failed: dict[str, str], end_of_group: Callable[[], None]) -> None:
         try:
@@ -179,17 +180,21 @@ def run(
             return  # a call that was refused at the cost limit is not a failure of the memory
         folder.append(record)
         progress(record)
-        if len(outcomes) < GIVE_UP_AFTER and record["calls"]:
-            outcomes.append(not record["error"].startswith(LM_ERROR))
-            if len(outcomes) == GIVE_UP_AFTER and not any(outcomes):
-                end = f"the first {GIVE_UP_AFTER} calls failed, the last with {record['error']}"
+        if record["calls"]:
+            end = end or early.add(record["error"], of_prompt=record["error"].startswith(TOO_LONG))
+        for verdict in record["verdicts"]:
+            end = end or judge_ends(verdict)
         give_up(end)
 
     def grade(task: Task, judge: Judge, answer: str) -> None:
         if not stop.is_set():
             verdict, end = _judge(judge, task.question, answer)
             folder.append_verdict(task.key, verdict)
-            give_up(end)
+            give_up(end or judge_ends(verdict))
+
+    def judge_ends(verdict: Mapping[str, Any]) -> str:
+        why = early_judge.add("" if verdict["reason"] == NOT_A_LABEL else verdict["reason"])
+        return why and f"judge: {why}"
 
     def give_up(why: str) -> None:
         if why:
@@ -328,7 +333,7 @@ def _attempt(
     recall, answer, end = Recall(), None, ""
     signals: dict[str, Any] = {}
     verdicts: list[dict[str, Any]] = []
-    with metered() as usage, metered_in(reading.read) as answering:
+    with observed_replies() as replies, metered() as usage, metered_in(reading.read) as answering:
         if state is not None:
             try:
                 recall, answer, signals = _ask(task, memory, state, reader, reading)
@@ -363,12 +368,20 @@ def _attempt(
         "verdicts": verdicts,
         **_with_outside(usage, memory.take_usage("search")),  # includes recall and answer
         "answering": asdict(answering),
-        "truncated": bool(reader and answer and usage.completion_tokens >= reader.max_tokens * max(1, usage.calls)),
+        "truncated": bool(answer) and _is_cut(reader, replies, usage),
+        "finish_reason": replies[-1].finish_reason if replies else "",
         "model": reader.name if reader else None,
         **failed,
         "at": round(time.time(), 3),
     }
     return record, end
+
+
+def _is_cut(reader: Model | None, replies: Sequence[Reply], usage: Usage) -> bool:
+    """True if the model reached the limit of a reply. A client that tells no reason is judged by the tokens."""
+    if replies:
+        return any(reply.finish_reason == "length" for reply in replies)
+    return bool(reader and usage.completion_tokens >= reader.max_tokens * max(1, usage.calls))
 
 
 def _ask(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from memometer.benchmarks.protocol import Benchmark, Dataset
@@ -11,11 +11,14 @@ from memometer.judging.calibrate import Calibrator
 from memometer.judging.judge import Judge, shared_family
 from memometer.models.downloads import WeightsUnavailable
 from memometer.models.resolve_models import Model
+from memometer.models.server_errors import Flags
 from memometer.run.options import option_errors
 from memometer.run.progress import eprint
 
 JUDGE_TOKENS = 16
 """Tokens of a judge's reply at most: it is one word."""
+
+JUDGE_FLAGS = Flags("--judge-model", "--judge-api-base", "--judge-max-tokens")
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,11 @@ def load_models(options: EvaluateOptions, benchmark: Benchmark, data: Dataset) -
             api_base=options.api_base,
             tokenizer=options.tokenizer,
             context_tokens=options.context_window,
-            max_tokens=options.max_answer_tokens,
+            max_tokens=options.max_answer_tokens or resolve_models.MAX_ANSWER_TOKENS,
             price=options.price,
             **calls,
         )
+        reader = _with_listed_window(reader)
         if options.judge_model in (None, NO_JUDGE):
             return Models(
                 reader, no_judge="no judge was named; add --judge-model embedded:base, or any DSPy model string."
@@ -98,8 +102,9 @@ def load_models(options: EvaluateOptions, benchmark: Benchmark, data: Dataset) -
         judge_model = resolve_models.load(
             str(options.judge_model),
             api_base=options.judge_api_base,
-            max_tokens=JUDGE_TOKENS,
+            max_tokens=options.judge_max_tokens or JUDGE_TOKENS,
             price=options.judge_price,
+            flags=JUDGE_FLAGS,
             **calls,
         )
     judge = Judge(judge_model.lm, prompt)
@@ -107,3 +112,12 @@ def load_models(options: EvaluateOptions, benchmark: Benchmark, data: Dataset) -
         data, judge_model, judge, address=options.judge_api_base, wrong_answers=options.wrong_answers
     )
     return Models(reader, judge_model, judge, calibrator, no_judge="no answer was graded.")
+
+
+def _with_listed_window(model: Model) -> Model:
+    """The model with the context window that its server reports, if no other source knows it."""
+    if model.context_tokens is not None or not model.addresses:
+        return model
+    from memometer.models.server_facts import listed_window
+
+    return replace(model, context_tokens=listed_window(model))

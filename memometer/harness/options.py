@@ -24,6 +24,7 @@ class EvaluateOptions(Options):
     """
 
     RENAMED: ClassVar[Mapping[str, str]] = {"no_certificate": "no_calibration"}
+    ADDED: ClassVar[tuple[str, ...]] = ("judge_max_tokens", "allow_failed_calibration", "encoder_api_base")
 
     benchmark: str | None = None
     data: str | None = None
@@ -36,6 +37,7 @@ class EvaluateOptions(Options):
     budget_tokens: int | None = None
     budgets: tuple[int, ...] = ()
     encoder: str | None = None
+    encoder_api_base: str | None = None
     rounds: int | None = None
     question_budget: int | None = None
     abstention: Path | None = None
@@ -48,11 +50,13 @@ class EvaluateOptions(Options):
     api_base: str | None = None
     tokenizer: str | None = None
     context_window: int | None = None
-    max_answer_tokens: int = 64
+    max_answer_tokens: int | None = None
     price: Price | None = None
     judge_model: str | None = None
     judge_api_base: str | None = None
     judge_price: Price | None = None
+    judge_max_tokens: int | None = None
+    allow_failed_calibration: bool = False
     judge: str | None = None
     max_false_accept: float = 0.15
     no_calibration: bool = False
@@ -84,6 +88,8 @@ class EvaluateOptions(Options):
             if getattr(self, name) and without_judge:
                 flag = f"--{name.replace('_', '-')}"
                 raise OptionError(f"{flag} needs --judge-model, for example --judge-model openai/NAME.")
+        if self.encoder_api_base and not self.encoder:
+            raise OptionError("--encoder-api-base needs --encoder, for example --encoder openai/NAME.")
         if self.question_budget and not (self.rounds or self.program):
             raise OptionError("--question-budget limits the tokens of all rounds; it needs --rounds.")
         if self.recall_only:

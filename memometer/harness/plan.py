@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from memometer import benchmarks
@@ -20,10 +19,11 @@ from memometer.harness import contamination
 from memometer.harness.configure_memories import Systems, configure_memories
 from memometer.harness.cost_estimate import estimate, memory_bound
 from memometer.harness.loop import Task, conversation_tokens, plan_tasks, window_budget
+from memometer.harness.model_check import room_for_thoughts
 from memometer.harness.models import Models, default_names, load_models
 from memometer.harness.options import EvaluateOptions
 from memometer.judging.calibrate import NOT_POSSIBLE
-from memometer.judging.judge_calibration import assess, sentence
+from memometer.judging.judge_calibration import Calibration, assess, sentence
 from memometer.memory import DEFAULT_BUDGET_TOKENS, Memory
 from memometer.reader.abstention import AbstentionRule
 from memometer.reader.program_file import Program, ProgramError, load_for
@@ -171,34 +171,20 @@ class Plan:
         """Print a sentence in lines that fit a screen."""
         self.log(presenter.screen([sentence], prefix=self.data.prefix))
 
-    def announce(self, done: Collection[Key] = ()) -> None:
+    def announce(self, done: Collection[Key] | None = None) -> None:
         """Print the models and the maximum cost, then the questions, systems and notices.
 
         Args:
-            done: The tasks that an earlier part of a resumed run has answered.
+            done: The tasks that an earlier part of a resumed run has answered; None for a new run.
         """
         if self.models.reader is None:
             self.log_wrapped(f"Budgets count {self.unit} ({self.count.name}). No model is called.")
         else:
-            bound = estimate(
-                [task for task in self.tasks if task.key not in done],
-                model=self.models.reader,
-                judge_model=self.models.judge_model,
-                judge=self.models.judge,
-                readers=self.systems.readers,
-                memory_tokens=partial(
-                    memory_bound,
-                    conversations={conversation.id: conversation for conversation in self.conversations},
-                    conversation_tokens=self.conversation_tokens,
-                    count=self.count,
-                    turn_format=self.systems.turn_format,
-                ),
-            )
             self.log_wrapped(
                 f"Budgets count {self.unit} ({self.count.name}). {self.models.reader.name} answers, "
-                f"{self.models.judge_name or 'nobody'} judges; forecast: at most {bound}."
+                f"{self.models.judge_name or 'nobody'} judges; forecast: at most {self.forecast(done or ())}."
             )
-            self._announce_judge()
+            self._announce_judge(resumed=done is not None)
         conversations = "1 conversation" if len(self.conversations) == 1 else f"{len(self.conversations)} conversations"
         kinds = self.data.counted(question.category for question in self.questions)
         systems = ", ".join(dict.fromkeys(task.system for task in self.tasks))
@@ -208,7 +194,54 @@ class Plan:
         for notice in [*self.notices, *filter(None, [self.data.notice])]:
             self.log_wrapped(notice)
 
-    def _announce_judge(self) -> None:
+    def forecast(self, done: Collection[Key] = ()) -> str:
+        """Estimate the cost of the tasks that are not done, in words. A model must answer."""
+        assert self.models.reader
+        return estimate(
+            [task for task in self.tasks if task.key not in done],
+            model=self.models.reader,
+            judge_model=self.models.judge_model,
+            judge=self.models.judge,
+            readers=self.systems.readers,
+            memory_tokens=self.memory_tokens,
+        )
+
+    def memory_tokens(self, task: Task) -> int:
+        """Bound the tokens of memory in a task's prompt."""
+        return memory_bound(
+            task,
+            conversations={conversation.id: conversation for conversation in self.conversations},
+            conversation_tokens=self.conversation_tokens,
+            count=self.count,
+            turn_format=self.systems.turn_format,
+        )
+
+    def room_for_thoughts(self) -> int:
+        """Return the tokens that a reply may have if the reader writes thoughts; 0 if the user set the limit."""
+        reader = self.models.reader
+        if reader is None or self.options.max_answer_tokens:
+            return 0
+        left = window_budget(reader, self.questions, self.systems.readers.values())
+        if left is None:
+            return room_for_thoughts(None)
+        longest = max(map(self.memory_tokens, self.tasks), default=0)
+        room = room_for_thoughts(left + reader.max_tokens, needed=longest)
+        budget, rounds = self.options.question_budget, self.options.rounds or 1
+        return min(room, budget // (2 * rounds)) if budget else room
+
+    def calibration(self, *, resumed: bool) -> Calibration | None:
+        """Return the judge's cached calibration. A resumed run measures a judge again that failed.
+
+        Args:
+            resumed: True if the run was started before.
+        """
+        found = self.models.calibrator.cached() if self.models.calibrator else None
+        if found is None:
+            return None
+        found = assess(found, max_false_accept=self.options.max_false_accept)
+        return None if resumed and not found["passed"] and not self.options.allow_failed_calibration else found
+
+    def _announce_judge(self, *, resumed: bool) -> None:
         if family := self.models.family:
             self.log_wrapped(
                 f"Judge and reader are both of the family {family}, so the judge may favour the reader's answers."
@@ -216,8 +249,8 @@ class Plan:
         calibrator = self.models.calibrator
         if calibrator is None or self.options.no_calibration:
             return
-        if found := calibrator.cached():
-            self.log_wrapped(sentence(assess(found, max_false_accept=self.options.max_false_accept)))
+        if found := self.calibration(resumed=resumed):
+            self.log_wrapped(sentence(found))
         else:
             self.log_wrapped(f"The judge is not calibrated; it is measured first: {calibrator.estimate()}.")
 
@@ -289,6 +322,10 @@ def make_plan(options: EvaluateOptions) -> Plan:
         judge=benchmark.judge_prompt(options.judge).name,
         model=model,
         judge_model=judge_model,
+        # The same model is behind the same address.
+        judge_api_base=options.judge_api_base or (options.api_base if judge_model == model else None),
+        # A judge that the user did not name must not end the run.
+        allow_failed_calibration=options.allow_failed_calibration or options.judge_model is None,
     )
     questions = chosen_questions(options, data)
     _refuse_too_few(options, data, questions)
@@ -297,6 +334,11 @@ def make_plan(options: EvaluateOptions) -> Plan:
     models = load_models(options, benchmark, data)
     uncalibrated = models.calibrator is not None and not options.no_calibration and not models.calibrator.possible
     options = replace(options, no_calibration=options.no_calibration or uncalibrated)
+    if models.reader and models.reader.addresses:
+        # A server's list and the environment may change before the run is resumed.
+        options = replace(
+            options, context_window=models.reader.context_tokens, api_base=",".join(models.reader.addresses)
+        )
     with option_errors(""):
         count = models.reader.count if models.reader else counter_for(tokenizer=options.tokenizer)
     program, notice = _load_program(options, conversations, models, data)

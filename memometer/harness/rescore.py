@@ -12,6 +12,7 @@ from memometer import benchmarks
 from memometer.benchmarks.protocol import FREE, Dataset
 from memometer.benchmarks.sampling import sample
 from memometer.budget import UNBOUNDED
+from memometer.harness.model_check import check_judge
 from memometer.harness.options import EvaluateOptions
 from memometer.harness.plan import chosen_questions
 from memometer.judging import judge_calibration, judge_sensitivity, label_sets
@@ -168,6 +169,7 @@ class Rescoring:
         wrong_answers: The file of specific wrong answers for the calibration.
         address: The API base of the judge.
         num_threads: Concurrent calls.
+        room: Tokens for a verdict if the judge writes thoughts first; 0 leaves the limit.
         verbose: True to print all tables.
     """
 
@@ -188,6 +190,7 @@ class Rescoring:
         wrong_answers: str | None,
         address: str | None,
         num_threads: int,
+        room: int = 0,
         verbose: bool = False,
     ) -> None:
         self.paths, self.data, self.model = paths, data, model
@@ -197,7 +200,7 @@ class Rescoring:
         self.all_prompts, self.label_set, self.repeats, self.limit = all_prompts, label_set, repeats, limit
         self.calibrate = calibrate and not all_prompts
         self.max_false_accept, self.wrong_answers, self.address = max_false_accept, wrong_answers, address
-        self.num_threads, self.verbose = num_threads, verbose
+        self.num_threads, self.room, self.verbose = num_threads, room, verbose
         self.golds: Mapping[str, str] = label_sets.load(label_set, label_corrections, data=data)
         self.corrections = label_sets.read(label_corrections, data=data) if label_corrections else None
         self.folders: list[RunFolder] = []
@@ -228,9 +231,11 @@ class Rescoring:
         pending = {judge.prompt: self._pending(judge) for judge in self.judges}
         n = sum(map(len, pending.values()))
         self._print(f"{self.judges[0].lm.model}: {n:,} verdicts ({', '.join(pending)}; label set {self.label_set}).")
-        fatal, calibrations = "", []
+        fatal, calibrations = self._first_call() if n else "", []
         with stopping() as stop:
             for judge in self.judges:
+                if fatal:
+                    break
                 if self.calibrate:
                     found, fatal = self._calibration(judge, stop)
                     calibrations += [found] if found else []
@@ -254,6 +259,15 @@ class Rescoring:
             self._print(f"INVALID: {left:,} labels are missing. Repeat the same command to retry them.")
             return 3
         return 0
+
+    def _first_call(self) -> str:
+        """Let a remote judge grade one answer. Returns its failure, or an empty text."""
+        if not self.model.is_remote:
+            return ""
+        found = check_judge(self.model, self.judges[0], room=self.room)
+        for line in [] if found.failure else found.findings():
+            self._print(line)
+        return found.failure
 
     def _print(self, text: str) -> None:
         for line in text.split("\n"):

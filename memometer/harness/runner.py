@@ -6,12 +6,13 @@ import sys
 import threading
 import time
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from memometer.harness.loop import Traced, run, untraced
+from memometer.harness.model_check import ModelCheck, check_judge, check_reader, room_for_thoughts
 from memometer.harness.options import EvaluateOptions
 from memometer.harness.plan import Plan, make_plan
 from memometer.judging import judge_calibration
@@ -29,6 +30,7 @@ from memometer.run.folder import (
     failed,
     is_answered,
     latest,
+    needs_verdict,
     new_path,
     read_manifest,
     read_records,
@@ -42,12 +44,15 @@ TIMED_ANSWERS = 20
 """The time that remains is estimated once, after this many answers."""
 
 
-def resume_run(path: Path, *, cost_limit: float | None = None, verbose: bool = False) -> str:
+def resume_run(
+    path: Path, *, cost_limit: float | None = None, allow_failed_calibration: bool = False, verbose: bool = False
+) -> str:
     """Continue the evaluation in a run folder.
 
     Args:
         path: The run folder.
         cost_limit: Dollars, in place of the saved limit.
+        allow_failed_calibration: True goes on with a judge that failed its calibration, also if the run did not.
         verbose: True prints all tables at the end, not only those that fit a screen.
 
     Returns:
@@ -68,7 +73,9 @@ def resume_run(path: Path, *, cost_limit: float | None = None, verbose: bool = F
     # A plug-in that could not be started has no description in the manifest.
     known = {name: value for name, value in current.items() if not name.startswith("system ") or name in identity}
     resume.check(path, identity, known)
-    runner = Runner(plan, cost_limit=cost_limit or options.cost_limit, verbose=verbose)
+    if allow_failed_calibration:
+        plan.options = replace(plan.options, allow_failed_calibration=True)
+    runner = Runner(plan, cost_limit=cost_limit or options.cost_limit, verbose=verbose, resumed=True)
     plan.announce({key for key, record in latest(read_records(path)).items() if is_answered(record)})
     with option_errors("", OSError):
         folder = RunFolder.reopen(path)
@@ -82,15 +89,19 @@ class Runner:
         plan: The plan.
         cost_limit: Dollars at which the run stops; None for no limit.
         verbose: True prints all tables at the end, not only those that fit a screen.
+        resumed: True if the run was started before.
 
     Raises:
         OptionError: There is a cost limit, but the cost of the run cannot be known.
     """
 
-    def __init__(self, plan: Plan, *, cost_limit: float | None = None, verbose: bool = False) -> None:
-        self.plan, self.verbose = plan, verbose
+    def __init__(
+        self, plan: Plan, *, cost_limit: float | None = None, verbose: bool = False, resumed: bool = False
+    ) -> None:
+        self.plan, self.verbose, self.resumed = plan, verbose, resumed
         self.cost_limit = cost_limit
         self.calibration: judge_calibration.Calibration | None = None
+        self.judge_failed = False
         plan.check_cost_limit(cost_limit)
 
     def start(self, path: Path | None = None) -> str:
@@ -168,7 +179,8 @@ class Runner:
         with stopping() as stop:
             spending.follow(folder, stop)
             self._limit_plug_ins(spending, stop)
-            fatal = self._calibrate_judge(folder, stop)
+            unanswered = len(keys) - already
+            fatal = self._check_models(unanswered, folder) or self._calibrate_judge(folder, stop)
             started = time.perf_counter()
             with bar(total=len(keys), initial=already, desc=f"{plan.data.prefix}asked") as shown:
                 fatal = fatal or run(
@@ -207,23 +219,59 @@ class Runner:
 
         endpoint.refusal = refusal
 
+    def _check_models(self, unanswered: int, folder: RunFolder) -> str:
+        """Make a first call to each remote model that the run needs. Returns the reason if a model does not answer."""
+        plan, models = self.plan, self.plan.models
+        if unanswered and models.reader and models.reader.is_remote:
+            found = check_reader(models.reader, room=plan.room_for_thoughts())
+            if found.room:
+                plan.models = models = replace(models, reader=replace(models.reader, max_tokens=found.room))
+            if why := self._report(found):
+                return why
+        if models.judge and models.judge_model and models.judge_model.is_remote and self._needs_judge(folder):
+            room = 0 if plan.options.judge_max_tokens else room_for_thoughts(models.judge_model.context_tokens)
+            if why := self._report(check_judge(models.judge_model, models.judge, room=room)):
+                return f"judge: {why}"
+        return ""
+
+    def _report(self, found: ModelCheck) -> str:
+        """Print what a run must know of a first call; returns its failure."""
+        if not found.failure:
+            for line in found.findings():
+                self.plan.log_wrapped(line)
+        return found.failure
+
+    def _needs_judge(self, folder: RunFolder) -> bool:
+        """True if an answer will be graded: one is missing, or one has no verdict."""
+        current = aggregate.current(folder.records(), self.plan.keys)
+        gradable = {question.id for question in self.plan.questions if question.gold is not None}
+        return len(current) < len(self.plan.keys) or any(
+            not is_answered(record) or (record["question_id"] in gradable and needs_verdict(record))
+            for record in current
+        )
+
     def _calibrate_judge(self, folder: RunFolder, stop: threading.Event) -> str:
-        """Find or measure the judge's calibration. Returns the reason if no call to it can succeed."""
-        calibrator = self.plan.models.calibrator
-        if calibrator is None or self.plan.options.no_calibration:
+        """Find or measure the judge's calibration. Returns the reason if the run must end before its answers."""
+        plan, calibrator = self.plan, self.plan.models.calibrator
+        if calibrator is None or plan.options.no_calibration:
             return ""
+        needed = self._needs_judge(folder)
+        found = plan.calibration(resumed=self.resumed and needed)
         try:
-            found = calibrator.cached() or calibrator.measure(
-                num_threads=self._num_threads(self.plan.models.judge_model),
-                stop=stop,
-                folder=folder,
-            )
+            if found is None:
+                measured = calibrator.measure(
+                    num_threads=self._num_threads(plan.models.judge_model), stop=stop, folder=folder
+                )
+                found = judge_calibration.assess(measured, max_false_accept=plan.options.max_false_accept)
         except FATAL as error:
             return f"judge: {describe(error)}"
         except judge_calibration.CalibrationError as error:
             return "" if stop.is_set() else f"judge: {error}"
-        self.calibration = judge_calibration.assess(found, max_false_accept=self.plan.options.max_false_accept)
-        return ""
+        self.calibration = found
+        if found["passed"] or plan.options.allow_failed_calibration or not needed or stop.is_set():
+            return ""
+        self.judge_failed = True
+        return judge_calibration.sentence(found).rstrip(".")
 
     def _traced(self) -> Traced:
         if not self.plan.options.trace:
@@ -300,9 +348,14 @@ class Runner:
         lines += [f"failed, counted as wrong: {reason}" for reason in aggregate.memory_failure_reasons(records, keys)]
         resume_command = f"python evaluate.py --resume {folder.path}"
         if outcome in ("failed", "stopped"):
-            reason = f"Stopped, because no call can succeed: {fatal}." if fatal else "Stopped."
+            because = "the judge's scores would be withheld" if self.judge_failed else "no call can succeed"
+            reason = f"Stopped, because {because}: {fatal}." if fatal else "Stopped."
             reason = "Failed, because every system was skipped." if plan.all_skipped() else reason
             lines.append(f"{reason} Continue with: {resume_command}")
+            if self.judge_failed:
+                lines.append(
+                    "That measures the judge again. To go on without judge accuracy, add --allow-failed-calibration."
+                )
         limit = plan.options.fail_on_error
         if share > limit and outcome == "invalid":
             lines.append(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from memometer.benchmarks.protocol import Dataset, Question
 from memometer.judging.judge import Judge
-from memometer.models.errors import FATAL, GIVE_UP_AFTER, LM_ERROR, describe
+from memometer.models.errors import FATAL, EarlyStop, describe
 from memometer.run.folder import Record, RunFolder, RunFolderError, failed, is_answered, key, latest
 
 Rule = Literal["mean", "majority"]
@@ -153,6 +153,7 @@ def grade_pending(
     abandoned, lock = threading.Event(), threading.Lock()
     fatal: list[str] = []
     failures: list[str] = []  # the error of each finished call, empty for a success
+    early = EarlyStop()
     held: list[tuple[PendingVerdict, Record]] = []  # failures before the first success are not written
 
     def grade(item: PendingVerdict) -> None:
@@ -165,12 +166,13 @@ def grade_pending(
             abandoned.set()
             return
         with lock:
-            failures.append(verdict.reason if verdict.reason.startswith(LM_ERROR) else "")
+            failures.append(verdict.failure)
+            end = early.add(verdict.failure)
             held.append((item, judge.record(verdict, label_set=label_set, repeat=item.repeat)))
             if not all(failures):
                 write()
-            elif len(failures) >= GIVE_UP_AFTER:
-                fatal.append(f"the first {len(failures)} calls failed, the last with {failures[-1]}")
+            if end:
+                fatal.append(end)
                 abandoned.set()
         progress()
 

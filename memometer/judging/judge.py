@@ -17,7 +17,10 @@ from memometer.benchmarks.protocol import JudgePrompt, Question
 from memometer.models.embedded import TIERS
 from memometer.models.errors import FATAL, describe, without_keys
 from memometer.models.plain_adapter import PlainAdapter
+from memometer.models.replies import observed_replies
 from memometer.models.usage import metered
+
+NOT_A_LABEL = "the reply is not a label"
 
 Label = Literal["correct", "wrong", "missing"]
 """A label is missing if the call failed or the reply is not a label."""
@@ -40,6 +43,7 @@ class Verdict:
         label: The label.
         raw: The raw reply.
         reason: The reason if the label is missing.
+        finish_reason: Why the model ended its reply; empty without one.
         prompt_tokens: Tokens of the prompt.
         completion_tokens: Tokens of the reply.
         unreported: Calls whose tokens the server did not report.
@@ -53,6 +57,13 @@ class Verdict:
     completion_tokens: int = 0
     unreported: int = 0
     score: float | None = None
+    finish_reason: str = ""
+    reasoning_tokens: int = 0
+
+    @property
+    def failure(self) -> str:
+        """The description of the error if the call failed or its reply was cut; empty for any complete reply."""
+        return "" if self.reason == NOT_A_LABEL else self.reason
 
 
 class Judge:
@@ -112,11 +123,17 @@ class Judge:
             sum(verdict.completion_tokens for verdict in verdicts),
             sum(verdict.unreported for verdict in verdicts),
             score=None if missing else score,
+            finish_reason=verdicts[-1].finish_reason,
+            reasoning_tokens=sum(verdict.reasoning_tokens for verdict in verdicts),
         )
 
     def _verdict(self, question: str, gold: str, answer: str, of: Question | None) -> Verdict:
         raw, reason = "", ""
-        with metered() as usage, dspy.context(adapter=PlainAdapter(), disable_history=True):
+        with (
+            observed_replies() as replies,
+            metered() as usage,
+            dspy.context(adapter=PlainAdapter(), disable_history=True),
+        ):
             try:
                 if self._text and of:
                     raw = _text_of(self.lm(messages=[{"role": "user", "content": self._text(of, gold, answer)}]))
@@ -127,9 +144,24 @@ class Judge:
             except Exception as error:  # noqa: BLE001 - a failure of the judge is a missing label, never a wrong answer
                 reason = describe(error)
         label = self.parse(raw)
+        finish = replies[-1].finish_reason if replies else ""
         if label == "missing" and not reason:
-            reason = "the reply is not a label"
-        return Verdict(label, without_keys(raw), reason, usage.prompt_tokens, usage.completion_tokens, usage.unreported)
+            reason = self._cut() if finish == "length" else NOT_A_LABEL
+        return Verdict(
+            label,
+            without_keys(raw),
+            reason,
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            usage.unreported,
+            finish_reason=finish,
+            reasoning_tokens=usage.reasoning_tokens,
+        )
+
+    def _cut(self) -> str:
+        limit, flag = getattr(self.lm, "max_tokens", 0), getattr(self.lm, "token_flag", "")
+        advice = f"; raise {flag} (now {limit:,})" if flag else ""
+        return f"LMNoAnswerError: the judge's reply was cut before a label{advice}"
 
     def record(self, verdict: Verdict, *, label_set: str = "original", repeat: int = 0) -> dict[str, Any]:
         """Build the record of a verdict for the run folder.

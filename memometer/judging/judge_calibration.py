@@ -25,7 +25,7 @@ from memometer.errors import UserError
 from memometer.judging.calibration_set import RIGHT, SEED, WRONG, CalibrationAnswer
 from memometer.judging.judge import Judge, Label, Verdict
 from memometer.models.downloads import models_folder
-from memometer.models.errors import GIVE_UP_AFTER, LM_ERROR
+from memometer.models.errors import EarlyStop
 from memometer.run.environment import digest
 from memometer.stats.intervals import clustered_mean, wilson
 from memometer.stats.number_format import percent, rate
@@ -94,6 +94,7 @@ def measure(
     repeated = random.Random(SEED).sample(answers, min(REPEATED_ANSWERS, len(answers)))
     asked = [*answers, *(answer for answer in repeated for _ in range(repeats - 1))]
     failures: list[str] = []  # the error of each finished call, empty for a success
+    early = EarlyStop()
     verdicts: list[Verdict] = []
     started = time.perf_counter()
 
@@ -102,8 +103,8 @@ def measure(
             return None
         verdict = judge(item.question.text, item.question.gold or "", item.answer, of=item.question)
         verdicts.append(verdict)
-        failures.append(verdict.reason if verdict.reason.startswith(LM_ERROR) else "")
-        if len(failures) >= GIVE_UP_AFTER and all(failures):
+        failures.append(verdict.failure)
+        if early.add(verdict.failure):
             abandoned.set()
         progress()
         return verdict.label
@@ -116,7 +117,7 @@ def measure(
             abandoned.set()  # otherwise the pool would make all pending calls before it ends
             raise
     failed = [failure for failure in failures if failure]
-    if len(failed) > MAX_MISSING * len(asked) or (failed and all(failures)):
+    if len(failed) > MAX_MISSING * len(asked) or (failed and abandoned.is_set()):
         raise CalibrationError(
             f"{len(failed)} of {len(failures)} calls to the judge failed, the last with {failed[-1]}"
         )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 
 from dspy.utils.exceptions import (
     AdapterParseError,
+    ContextWindowExceededError,
     LMAuthError,
     LMBillingError,
     LMError,
@@ -14,8 +16,10 @@ from dspy.utils.exceptions import (
     LMUnsupportedModelError,
 )
 
-LM_ERROR = "LM"
-"""Prefix of the description of a failed call to a language model."""
+TOO_LONG = ContextWindowExceededError.__name__
+"""Prefix of the description of a call whose prompt did not fit."""
+
+MAX_DESCRIPTION = 600
 
 FATAL = (LMAuthError, LMBillingError, LMNotConfiguredError, LMUnsupportedModelError)
 """Errors that every further call would repeat: a rejected key, an empty account, an unknown model."""
@@ -23,6 +27,40 @@ FATAL = (LMAuthError, LMBillingError, LMNotConfiguredError, LMUnsupportedModelEr
 
 GIVE_UP_AFTER = 8
 """If this many calls fail at the start and none succeeds, the run ends: the address or the model is wrong."""
+
+GIVE_UP_IN_A_ROW = 16
+"""If this many calls fail one after the other later, the run ends: the server has stopped."""
+
+
+class EarlyStop:
+    """Counts failed calls and tells when further ones are pointless. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._has_answer = False
+        self._in_a_row = 0
+
+    def add(self, failure: str, *, of_prompt: bool = False) -> str:
+        """Count a finished call.
+
+        Args:
+            failure: the description of its error; empty for an answer.
+            of_prompt: True if the prompt was too long. Later in a run, that says nothing about other prompts.
+
+        Returns:
+            The reason to end the run, or an empty text.
+        """
+        with self._lock:
+            if not failure:
+                self._has_answer, self._in_a_row = True, 0
+                return ""
+            if self._has_answer and of_prompt:
+                return ""
+            self._in_a_row += 1
+            if self._in_a_row < (GIVE_UP_IN_A_ROW if self._has_answer else GIVE_UP_AFTER):
+                return ""
+            calls = f"{self._in_a_row} calls in a row" if self._has_answer else f"the first {self._in_a_row} calls"
+            return f"{calls} failed, the last with {failure}"
 
 
 def is_of_a_model(error: BaseException | None) -> bool:
@@ -41,10 +79,11 @@ def is_of_a_model(error: BaseException | None) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """Return `Type: first line of the message`, at most 300 printable characters, with secrets replaced."""
+    """Return `Type: first line of the message`, at most MAX_DESCRIPTION printable characters, without secrets."""
     message = str(error).encode("utf-8", "replace").decode()  # a server may send an unpaired surrogate
     first = next((line for line in message.splitlines() if line.strip()), "")
-    return redact(" ".join(f"{type(error).__name__}: {first}".split()))[:300]
+    printable = "".join(char if char.isprintable() else " " for char in first)
+    return redact(" ".join(f"{type(error).__name__}: {printable}".split()))[:MAX_DESCRIPTION].rstrip(" .")
 
 
 def redact(text: str) -> str:
@@ -54,12 +93,18 @@ def redact(text: str) -> str:
     """
     text = without_keys(text)
     text = re.sub(
-        r"(?i)\b(authorization|x-api-key|api[-_]key)(['\"]?\s*[:=]\s*['\"]?)(bearer\s+)?[^\s'\",;}]+",
+        r"(?i)\b(authorization|x-api-key|api[-_ ]?key|(?:access|auth|api)[-_ ]?token|secret|password|(?<=[?&])key)"
+        r"(\\?['\"]?\s*[:=]\s*\\?['\"]?)(bearer\s+|basic\s+)?[^\s'\",;}&\\]+",
         r"\1\2[redacted]",
         text,
     )
     text = re.sub(r"(?i)\bbearer\s+[^\s'\",;}]+", "Bearer [redacted]", text)
-    text = re.sub(r"\b(sk|tgp|hf|rpa|key)[-_][A-Za-z0-9_\-]{8,}", "[redacted]", text)
+    text = re.sub(
+        r"\b((sk|tgp|hf|rpa|key|gsk|xai|nvapi|r8|ghp|gho|github_pat|pplx|csk|fw|pk|dop|glpat)[-_][A-Za-z0-9_\-]{8,}"
+        r"|AIza[\w-]{20,}|A[KS]IA[A-Z0-9]{12,}|eyJ[\w-]{8,}\.[\w-]+(\.[\w-]*)?)",
+        "[redacted]",
+        text,
+    )
     return re.sub(r"(https?://)[^/\s@]+@", r"\1[redacted]@", text)
 
 

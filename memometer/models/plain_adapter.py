@@ -21,6 +21,8 @@ from typing import Any, Literal, get_args, get_origin
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
+from memometer.models.replies import without_fence, without_thoughts, without_wrappers
+
 
 class PlainAdapter(dspy.Adapter):
     """Formats the instructions as the system message, and the inputs as `Field: value` paragraphs.
@@ -70,9 +72,9 @@ class PlainAdapter(dspy.Adapter):
             AdapterParseError: the reply has no answer.
         """
         outputs = _outputs(signature)
-        # A reasoning model may write its thoughts first. If the reply ends within them, there is no answer.
-        reply = completion.rpartition("</think>")[2].strip()
-        if not reply or reply.startswith("<think>"):
+        reply = without_thoughts(completion)
+        reply = without_wrappers(reply) if len(outputs) == 1 else without_fence(reply)
+        if not reply:
             raise AdapterParseError("PlainAdapter", signature, completion, message="the reply contains no answer")
         if len(outputs) == 1:
             return dict.fromkeys(outputs, reply)

@@ -31,14 +31,14 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
 
 from memometer.models.bounded_retries import BoundedRetryLM
-from memometer.models.errors import FATAL, describe
+from memometer.models.chat_servers import ChatServers
+from memometer.models.errors import FATAL, GIVE_UP_AFTER, describe
+from memometer.models.replies import EmptyReplyError, LMNoAnswerError
 from memometer.models.usage import Usage, metered
 
 CLIENT = {"api_key", "api_base", "base_url", "timeout", "headers", "extra_headers"}
 """Parameters that do not influence a reply; the address is part of `identity`."""
 
-GIVE_UP_AFTER = 8
-"""A search ends if this many calls fail at the start and none succeeds."""
 MIN_CALLS = 20
 """The share of failed calls is checked from this number of calls on."""
 
@@ -81,6 +81,8 @@ class CallStore:
         self.spent: dict[str, Usage] = defaultdict(Usage)  # by role, of all stored calls
         self.made = 0  # calls of this process
         self.failed: Counter[str] = Counter()  # failed calls of this process, by reason
+        self.answered = 0  # calls of this process with an answer
+        self.empty = 0  # calls of this process without an answer, which a prompt may have caused
         self.failed_before: Counter[str] = Counter()  # failed calls of earlier processes
         self._known: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
@@ -162,12 +164,17 @@ class CallStore:
             raise self._stop(why)
         with self._lock:
             self.made += 1
+        usage = Usage()
         try:
             with metered() as usage:
                 # The same value as when it is read from the file, without unpaired surrogates.
                 outputs = json.loads(json.dumps(call(), ensure_ascii=False).encode("utf-8", "replace"))
-        except ContextWindowExceededError:
-            raise  # the prompt is too long, which is not the provider's fault
+        except EmptyReplyError as error:
+            outputs = [""]  # the prompt's reader finds no answer in it, and the prompt gets its score
+            self._count_empty(error)
+        except ContextWindowExceededError as error:  # the prompt's fault, unless every prompt is too long
+            self._count_empty(error)
+            raise
         except FATAL as error:
             raise self._stop(f"no call can succeed: {describe(error)}", outcome="failed") from error
         except Exception as error:  # any error is counted and raised again
@@ -178,6 +185,7 @@ class CallStore:
             self._append(record)
             self._known[key] = record
             self.spent[role].add(usage)
+            self.answered += outputs != [""]
             self.on_call()
         return record
 
@@ -190,13 +198,24 @@ class CallStore:
         except OSError as error:  # a call that cannot be stored must not be paid for
             raise self._stop(f"{self.path} cannot be written: {error}", outcome="failed") from error
 
+    def _count_empty(self, error: Exception) -> None:
+        with self._lock:
+            self.empty += 1
+            self._check_failures(describe(error))
+
     def _count_failure(self, reason: str) -> None:
         with self._lock:
             self._append({"failed": reason})
             self.failed[reason] += 1
-            failed, made = self.failed.total(), self.made
-        if (made >= GIVE_UP_AFTER and failed == made) or (made >= MIN_CALLS and failed > self.fail_share * made):
-            raise self._stop(f"{failed} of {made} calls failed, the last with {reason}", outcome="invalid")
+            self._check_failures(reason)
+
+    def _check_failures(self, reason: str) -> None:
+        failed, made = self.failed.total(), self.made
+        without_answer = failed + self.empty
+        if (without_answer >= GIVE_UP_AFTER and not self.answered) or (
+            made >= MIN_CALLS and failed > self.fail_share * made
+        ):
+            raise self._stop(f"{without_answer} of {made} calls failed, the last with {reason}", outcome="invalid")
 
 
 class StoredLM(BoundedRetryLM):
@@ -218,7 +237,7 @@ class StoredLM(BoundedRetryLM):
             identity: distinguishes models of the same name by weights, adapter and address.
         """
         stored = cls.__new__(cls)
-        stored.__dict__.update(lm.copy(cache=False).__dict__)
+        stored.__dict__.update({"refused": {}, "log": lambda _: None, **lm.copy(cache=False).__dict__})
         stored.store, stored.role, stored.identity = store, role, identity
         return stored
 
@@ -233,7 +252,7 @@ class StoredLM(BoundedRetryLM):
         sampling = {name: value for name, value in {**self.kwargs, **kwargs}.items() if name not in CLIENT}
         content = [self.identity, prompt, messages, sampling, self.draw]
         key = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:32]
-        if sampling.get("temperature") and not isinstance(self.engine, str):
+        if sampling.get("temperature") and not isinstance(self.engine, str | ChatServers):
             kwargs["seed"] = int(key[:7], 16)  # an engine in this process samples the same for the same seed
         return self.store.reply(
             key, self.role, lambda: super(StoredLM, self).__call__(prompt, messages=messages, **kwargs)
@@ -242,4 +261,4 @@ class StoredLM(BoundedRetryLM):
 
 def caused_by_program(error: BaseException) -> bool:
     """Return True if the program caused an error: its prompt is too long, or its reply does not parse."""
-    return isinstance(error, AdapterParseError | ContextWindowExceededError)
+    return isinstance(error, AdapterParseError | ContextWindowExceededError) and not isinstance(error, LMNoAnswerError)

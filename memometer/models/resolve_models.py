@@ -1,7 +1,7 @@
 """Language models by name: any DSPy model string, a local server, or an embedded model.
 
 openai/gpt-4o-mini            a provider that DSPy knows, with its key in the environment
-openai/NAME with an api base  any OpenAI-compatible server
+openai/NAME with an api base  any OpenAI-compatible server, or several of the same model: URL,URL,…
 embedded:tiny|small|base      runs in this process without a key; embedded:/path/model.gguf loads another GGUF file
 """
 
@@ -10,15 +10,16 @@ from __future__ import annotations
 import os
 import urllib.parse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import dspy
 from dspy.utils.exceptions import LMConfigurationError
 
 from memometer.models import embedded
 from memometer.models.bounded_retries import BoundedRetryLM
-from memometer.run.prices import Price, price_of, published
+from memometer.models.chat_servers import ChatServers
+from memometer.models.server_errors import Flags
+from memometer.run.prices import Price, is_loopback, price_of, published
 from memometer.token_counters import TokenCounter, counter_for
 
 PROVIDER_DEFAULTS = {
@@ -28,6 +29,14 @@ PROVIDER_DEFAULTS = {
 """The first key found in the environment selects the default model of reader and judge."""
 
 NO_KEY_DEFAULT = "embedded:tiny"
+
+CHAT_PROVIDERS = {"openai", "hosted_vllm", "lm_studio", "llamafile", "ollama", "ollama_chat", "openai_like",
+                  "custom_openai", "litellm_proxy"}  # fmt: skip
+"""Prefixes of servers that speak OpenAI's chat protocol at an address of their own."""
+
+MAX_ANSWER_TOKENS = 64
+REASONING_TOKENS = 16_000
+"""Upper bounds on the tokens of a reply: of an answer, and of a reasoning model, which also writes its thoughts."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +51,22 @@ class Model:
         max_tokens: upper bound on the tokens of a reply.
         price: None if unknown.
         revision: distinguishes weights of the same name, if they are on this machine.
+        addresses: of its servers; empty for a provider's own.
     """
 
     name: str
-    lm: dspy.LM
+    lm: BoundedRetryLM
     count: TokenCounter
     context_tokens: int | None
     max_tokens: int
     price: Price | None
     revision: str = ""
+    addresses: tuple[str, ...] = ()
+
+    @property
+    def is_remote(self) -> bool:
+        """True if calls leave this process."""
+        return not self.name.startswith("embedded:")
 
 
 def default_model() -> str:
@@ -64,63 +80,115 @@ def load(
     api_base: str | None = None,
     tokenizer: str | None = None,
     context_tokens: int | None = None,
-    max_tokens: int = 64,
+    max_tokens: int = MAX_ANSWER_TOKENS,
     timeout_seconds: float = 120.0,
     retries: int = 4,
     price: tuple[float, float] | None = None,
+    flags: Flags | None = None,
     log: Callable[[str], None] = print,
 ) -> Model:
     """Load a model for calls at temperature 0, without DSPy's cache, so that the model really gives every answer.
 
     Args:
         name: as in this module's documentation.
-        api_base: URL of an OpenAI-compatible server.
+        api_base: URL of an OpenAI-compatible server; several URLs separated by commas share the calls.
         tokenizer: as in `counter_for`; None derives it from `name`.
         context_tokens: the context window; None looks it up.
         max_tokens: upper bound on the tokens of a reply.
         timeout_seconds: read timeout per call.
         retries: retries per failed call, with bounded waits.
         price: dollars per million tokens of prompt and reply; None looks it up.
-        log: receives progress messages.
+        flags: the options that error messages name; None for those of the reader.
+        log: receives progress messages, and once each parameter that the server refuses.
 
     Raises:
         ValueError: the name, the URL or the tokenizer is not valid.
         WeightsUnavailable: the weights of an embedded model cannot be fetched.
     """
-    _check_address(api_base)
+    flags = flags or Flags()
+    addresses = addresses_of(name, api_base)
+    options: dict[str, Any] = {"max_tokens": max_tokens, "cache": False, "token_flag": flags.tokens, "log": log}
     if name.startswith("embedded:"):
-        if api_base:
+        if addresses:
             raise ValueError(f"{name} runs in this process and takes no API base; omit the model or the API base.")
         path = embedded.weights(name.removeprefix("embedded:"), log=log)
         if tokenizer:
             raise ValueError(f"{name} uses its own tokenizer; omit --tokenizer.")
         engine = embedded.Embedded(path, context_tokens=context_tokens or embedded.CONTEXT_TOKENS)
         engine("")  # reject a broken file now, not at the first question
-        lm = BoundedRetryLM(
-            name.replace(":", "/", 1), engine=engine, temperature=0.0, max_tokens=max_tokens, cache=False, retries=0
-        )
+        lm = BoundedRetryLM(name.replace(":", "/", 1), engine=engine, temperature=0.0, retries=0, **options)
         tier = embedded.TIERS.get(name.removeprefix("embedded:"))
         revision = tier.sha256 if tier else embedded.sha256(path)
         return Model(name, lm, engine, engine.context_tokens, max_tokens, price_of(name, named=price), revision[:12])
     _check_provider(name)
-    client: dict[str, Any] = {"timeout": timeout_seconds}
-    if api_base:
-        client["api_base"] = api_base
-        if name.startswith("openai/") and not os.environ.get("OPENAI_API_KEY"):
-            client["api_key"] = "none"  # local servers need no key, but the client requires one
+    options |= {"retries": retries, **_client(name, addresses, timeout_seconds, flags)}
     try:
-        lm = BoundedRetryLM(name, temperature=0.0, max_tokens=max_tokens, cache=False, retries=retries, **client)
+        lm = BoundedRetryLM(name, temperature=0.0, **options)
     except LMConfigurationError:  # a reasoning model sets its own temperature; its reasoning is part of the reply
-        max_tokens = 16_000
-        lm = BoundedRetryLM(name, temperature=None, max_tokens=max_tokens, cache=False, retries=retries, **client)
+        max_tokens = REASONING_TOKENS
+        lm = BoundedRetryLM(name, temperature=None, **{**options, "max_tokens": max_tokens})
     return Model(
         name=name,
         lm=lm,
         count=counter_for(name, tokenizer=tokenizer),
         context_tokens=context_tokens or published(name).get("max_input_tokens"),
         max_tokens=max_tokens,
-        price=price_of(name, api_base=api_base, named=price),
+        price=price_of(name, api_base=",".join(addresses) or None, named=price),
+        addresses=addresses,
     )
+
+
+def addresses_of(name: str, api_base: str | None) -> tuple[str, ...]:
+    """Return the addresses of a model's servers: those of the option, or of the provider's environment variable.
+
+    Args:
+        name: as in this module's documentation.
+        api_base: URLs separated by commas; None for the variable, such as OPENAI_BASE_URL or OPENAI_API_BASE.
+
+    Returns:
+        The addresses; empty for a provider's own.
+
+    Raises:
+        ValueError: a URL is not valid.
+    """
+    provider = name.partition("/")[0]
+    if api_base is None and provider in CHAT_PROVIDERS:
+        names = (f"{provider.upper()}_{suffix}" for suffix in ("BASE_URL", "API_BASE"))
+        api_base = next((value for name in names if (value := os.environ.get(name))), None)
+    found = [part.strip() for part in (api_base or "").split(",") if part.strip()]
+    for address in found:
+        _check_address(address)
+        bypass_proxy(address)
+    if provider.startswith("ollama"):  # Ollama's own clients name the server without the path
+        found = [address if urllib.parse.urlsplit(address).path.strip("/") else f"{address.rstrip('/')}/v1"
+                 for address in found]  # fmt: skip
+    return tuple(dict.fromkeys(found))
+
+
+def _client(name: str, addresses: tuple[str, ...], timeout_seconds: float, flags: Flags) -> dict[str, Any]:
+    """Return the options of `dspy.LM` that choose and configure its client."""
+    provider, _, model = name.partition("/")
+    if not addresses:
+        return {"timeout": timeout_seconds}
+    if provider not in CHAT_PROVIDERS:
+        if len(addresses) > 1:
+            raise ValueError(f"several API bases need a model such as openai/NAME; {name} takes one.")
+        return {"timeout": timeout_seconds, "api_base": addresses[0]}
+    variable = f"{provider.upper()}_API_KEY"
+    key = os.environ.get(variable) or "none"  # local servers need no key, but the client requires one
+    flags = replace(flags, key=variable)
+    return {"engine": ChatServers(model, addresses, api_key=key, timeout_seconds=timeout_seconds, flags=flags)}
+
+
+def bypass_proxy(address: str) -> None:
+    """Let no HTTP client of this process use a proxy for a server on this machine."""
+    host = urllib.parse.urlsplit(address).hostname or ""
+    if not is_loopback(address):
+        return
+    for variable in ("no_proxy", "NO_PROXY"):
+        hosts = [part for part in os.environ.get(variable, "").split(",") if part]
+        if host not in hosts:
+            os.environ[variable] = ",".join([*hosts, host])
 
 
 def _check_provider(name: str) -> None:

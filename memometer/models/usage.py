@@ -22,6 +22,7 @@ class Usage:
         prompt_tokens: as the provider reports them.
         completion_tokens: as the provider reports them.
         cached_tokens: prompt tokens that the provider read from its cache.
+        reasoning_tokens: completion tokens that are thoughts, if the provider reports them.
         seconds: wall time.
     """
 
@@ -30,6 +31,7 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
     seconds: float = 0.0
 
     @property
@@ -97,10 +99,16 @@ class _ModuleMeter(_CallCounter):
 def _reported(tracker: Any, calls: int) -> Usage:
     """Return the usage that DSPy's tracker recorded for a number of calls."""
     entries = [entry for of_model in tracker.usage_data.values() for entry in of_model]
+    entries = [entry for entry in entries if entry.get("prompt_tokens")]  # zero is no report: every prompt has tokens
     return Usage(
         calls=calls,
         unreported=calls - len(entries),
         prompt_tokens=sum(entry.get("prompt_tokens") or 0 for entry in entries),
         completion_tokens=sum(entry.get("completion_tokens") or 0 for entry in entries),
-        cached_tokens=sum((entry.get("prompt_tokens_details") or {}).get("cached_tokens") or 0 for entry in entries),
+        cached_tokens=_details(entries, "prompt_tokens_details", "cached_tokens"),
+        reasoning_tokens=_details(entries, "completion_tokens_details", "reasoning_tokens"),
     )
+
+
+def _details(entries: list[dict[str, Any]], group: str, name: str) -> int:
+    return sum((entry.get(group) or {}).get(name) or 0 for entry in entries)

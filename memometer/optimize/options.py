@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from memometer.run.options import OptionError, Options
 
@@ -19,6 +20,8 @@ class OptimizeOptions(Options):
     Raises:
         OptionError: Options contradict each other.
     """
+
+    ADDED: ClassVar[tuple[str, ...]] = ("judge_max_tokens",)
 
     benchmark: str | None = None
     data: str | None = None
@@ -45,9 +48,10 @@ class OptimizeOptions(Options):
     judge_model: str | None = None
     judge_api_base: str | None = None
     judge_price: tuple[float, float] | None = None
+    judge_max_tokens: int | None = None
     tokenizer: str | None = None
     context_window: int | None = None
-    max_answer_tokens: int = 64
+    max_answer_tokens: int | None = None
     # execution
     num_threads: int | None = None
     retries: int = 4

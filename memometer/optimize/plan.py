@@ -16,6 +16,8 @@ from memometer.benchmarks.reward import Objective
 from memometer.benchmarks.sampling import sample
 from memometer.errors import UserError
 from memometer.harness.loop import prompt_overhead
+from memometer.harness.model_check import room_for_thoughts
+from memometer.harness.models import JUDGE_FLAGS, JUDGE_TOKENS
 from memometer.judging.calibrate import Calibrator
 from memometer.judging.judge import Judge
 from memometer.judging.judge_calibration import assess, sentence
@@ -24,6 +26,7 @@ from memometer.models.encoders import TokenEncoder
 from memometer.models.encoders import load as load_encoder
 from memometer.models.replay_cache import CallStore
 from memometer.models.resolve_models import Model
+from memometer.models.server_errors import Flags
 from memometer.optimize.optimizers import Size, size
 from memometer.optimize.options import OptimizeOptions
 from memometer.reader.reader import Reader
@@ -165,6 +168,16 @@ class SearchPlan:
             total += price.usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
         return total
 
+    def room_for_thoughts(self, role: str) -> int:
+        """Return the tokens that a reply may have if the model of a role writes thoughts; 0 if the user set them."""
+        chosen = {"reader": self.options.max_answer_tokens, "judge": self.options.judge_max_tokens}
+        if chosen.get(role):
+            return 0
+        prompt = (self.reader.question_budget or 0) if role == "reader" else PROPOSAL_PROMPT_TOKENS
+        room = room_for_thoughts(self.models[role].context_tokens, needed=prompt)
+        chosen_budget = self.options.question_budget if role == "reader" else None
+        return min(room, chosen_budget // (2 * self.options.rounds)) if chosen_budget else room
+
     def identity(self) -> dict[str, str]:
         """Return digests of everything that must not change between a search and its continuation."""
         scoring = [Path(reward.__file__), *benchmarks.load(self.data.benchmark).scoring_files]
@@ -270,7 +283,7 @@ def _load_models(options: OptimizeOptions, data: Dataset) -> tuple[dict[str, Mod
     addresses = {
         "reader": options.api_base,
         "prompt model": options.prompt_api_base or (options.api_base if same else None),
-        "judge": options.judge_api_base,
+        "judge": options.judge_api_base or (options.api_base if options.judge_model == name else None),
     }
     shared: dict[str, Any] = {
         "timeout_seconds": options.timeout_seconds,
@@ -284,7 +297,7 @@ def _load_models(options: OptimizeOptions, data: Dataset) -> tuple[dict[str, Mod
                 api_base=addresses["reader"],
                 tokenizer=options.tokenizer,
                 context_tokens=options.context_window,
-                max_tokens=options.max_answer_tokens,
+                max_tokens=options.max_answer_tokens or resolve_models.MAX_ANSWER_TOKENS,
                 price=options.price,
                 **shared,
             ),
@@ -293,6 +306,7 @@ def _load_models(options: OptimizeOptions, data: Dataset) -> tuple[dict[str, Mod
                 api_base=addresses["prompt model"],
                 max_tokens=proposal_tokens,
                 price=options.prompt_price or (options.price if same else None),
+                flags=Flags("--prompt-model", "--prompt-api-base", tokens=""),
                 **shared,
             ),
         }
@@ -300,8 +314,9 @@ def _load_models(options: OptimizeOptions, data: Dataset) -> tuple[dict[str, Mod
             judge = resolve_models.load(
                 str(options.judge_model),
                 api_base=addresses["judge"],
-                max_tokens=16,
+                max_tokens=options.judge_max_tokens or JUDGE_TOKENS,
                 price=options.judge_price,
+                flags=JUDGE_FLAGS,
                 **shared,
             )
             _require_calibration(data, judge, addresses["judge"])

@@ -7,6 +7,7 @@ lack the state of its random numbers.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from memometer import benchmarks
 from memometer.benchmarks.protocol import Question
 from memometer.errors import UserError
 from memometer.harness import contamination
+from memometer.harness.model_check import check_judge, check_reader
 from memometer.judging.judge import Judge
 from memometer.models.errors import describe, is_of_a_model
 from memometer.models.replay_cache import CallStore, SearchStopped, StoredLM
@@ -113,6 +115,7 @@ class Search:
                 self._eprint(line)
             again = f"python optimize.py --resume {self.folder.path}"
             try:
+                self._check_models()
                 found = self._search()
             except SearchStopped as reason:
                 self._eprint(f"Stopped: {reason}. Continue with: {again}")
@@ -124,6 +127,52 @@ class Search:
                 return "failed"
 
     # ------------------------------------------------------------ the search
+
+    def _check_models(self) -> None:
+        """Make a first call to each remote model, once in a run folder.
+
+        The limits of replies are part of the keys of stored calls, so a resumed search takes them from the folder.
+
+        Raises:
+            SearchStopped: a model does not answer.
+        """
+        plan, file = self.plan, self.folder.path / "model_checks.json"
+        if file.exists():
+            for role, room in json.loads(file.read_bytes()).items():
+                self._give_room(role, room)
+            return
+        if len(self.store):  # a search of an earlier version; its replies may be all that it needs
+            return
+        rooms: dict[str, int] = {}
+        for role, model in plan.models.items():
+            if not model.is_remote or self._reason_to_stop():
+                continue
+            room = plan.room_for_thoughts(role)
+            if role == "judge":
+                found = check_judge(model, self._judge(model.lm), room=room)
+            elif role == "prompt model" and plan.model_identity(role) == plan.model_identity("reader"):
+                rooms[role] = room if rooms["reader"] else 0
+                self._give_room(role, rooms[role])
+                continue
+            else:
+                found = check_reader(model, room=room)
+            if found.failure:
+                reason = f"{'' if role == 'reader' else f'{role}: '}{found.failure}"
+                raise SearchStopped(reason, outcome="failed" if found.is_fatal else "invalid")
+            rooms[role] = found.room
+            self._give_room(role, found.room)
+            for line in found.findings():
+                self._eprint(line)
+        self.folder.write_json(file.name, rooms)
+
+    def _give_room(self, role: str, tokens: int) -> None:
+        """Raise the limit of a reply. A question budget that the user did not choose grows with it."""
+        if not tokens:
+            return
+        model, reader, options = self.plan.models[role], self.plan.reader, self.options
+        model.lm.give_room(tokens)
+        if role == "reader" and options.question_budget is None and reader.question_budget:
+            reader.question_budget += options.rounds * (tokens - model.max_tokens)
 
     def _search(self) -> SearchResult:
         plan = self.plan
@@ -139,6 +188,8 @@ class Search:
         adapter = ProposalAdapter()
         with dspy.context(lm=lms["reader"], adapter=adapter, disable_history=True), self._progress(candidates):
             before = self._score(unoptimised, (*plan.confirmation, *plan.selection, *plan.train), candidates)
+            if not len(self.store):
+                raise SearchStopped("no prompt fits the question budget; raise --question-budget", outcome="failed")
             candidates.base = dict(before.scores)
             train, selection, confirmation = (
                 [question for question in questions if question.id in before.scores]
@@ -317,8 +368,11 @@ class Search:
         found = contamination.scan(contamination.texts_in("", prompt), self._held_out)
         return [f"a {leak.kind} ({leak.of})" for leak in found]
 
+    def _judge(self, lm: dspy.LM) -> Judge:
+        return Judge(lm, benchmarks.load(self.plan.data.benchmark).judge_prompt())
+
     def _judge_scores(self, lm: StoredLM) -> Callable[[Question, str], float | None]:
-        judge = Judge(lm, benchmarks.load(self.plan.data.benchmark).judge_prompt())
+        judge = self._judge(lm)
         scores = {"correct": 1.0, "wrong": 0.0}
 
         def score(question: Question, answer: str) -> float | None:

@@ -380,7 +380,8 @@ def _settings(a: _Run, b: _Run, systems: Sequence[SystemScores], measure: str) -
         settings |= {
             "reader": both("identity", "reader"),
             "answer prompt": _prompts(a, b),
-            "max answer tokens": both("config", "max_answer_tokens"),
+            # None is the default of 64, which a model that writes thoughts first may exceed.
+            "max answer tokens": tuple(limit or 64 for limit in both("config", "max_answer_tokens")),  # type: ignore[dict-item]
         }
     code, commits = both("identity", "systems"), (a.manifest.get("git"), b.manifest.get("git"))
     settings["code"] = code if commits[0] == commits[1] or code[0] == code[1] else commits

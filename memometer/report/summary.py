@@ -375,7 +375,7 @@ def _warnings(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[s
     if family := results.get("judge_family"):
         found.append(f"Judge and reader are of the same model family ({family}); the judge may favour its answers.")
     if cut := sum(entry["all_questions"].get("truncated") or 0 for _, _, entry in entries_of(results)):
-        found.append(f"{cut:,} replies were cut at {config['max_answer_tokens']} tokens; raise --max-answer-tokens.")
+        found.append(f"{cut:,} replies were cut at the limit of their tokens; raise --max-answer-tokens.")
     if unmetered := manifest.get("unmetered"):
         found.append(f"Encoder calls of {', '.join(unmetered)} to a provider are not part of the cost.")
     if str(manifest.get("git") or "").endswith("+"):

@@ -35,7 +35,7 @@ class Model(Protocol):
 
 Prices = Mapping[str, Price | None]
 
-COUNTED = ("calls", "unreported", "prompt_tokens", "completion_tokens", "cached_tokens")
+COUNTED = ("calls", "unreported", "prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens")
 
 
 def prices(*models: Model | None) -> dict[str, Any]:
@@ -101,8 +101,8 @@ def summarize(
         calibrations were cached. `total` is the sum of all stages.
 
         A stage has `calls`, `unreported`, `prompt_tokens`, `completion_tokens`, `cached_tokens` (part of the prompt
-        tokens), `seconds` (null if not measured), `usd` (null if unknown) and `local` (true if it cost nothing because
-        the model runs on this machine).
+        tokens), `reasoning_tokens` (part of the completion tokens), `seconds` (null if not measured), `usd` (null if
+        unknown) and `local` (true if it cost nothing because the model runs on this machine).
     """
     known, unmetered = prices_in(manifest), set(manifest.get("unmetered", ()))
     records, ingests = list(records), list(ingests)
@@ -149,7 +149,7 @@ def _stages(records: Sequence[Record], known: Prices) -> Results:
         answering = record.get("answering")
         answers.append((answering or record, record["model"]))
         if answering:
-            rest = {name: record.get(name, 0) - answering[name] for name in (*COUNTED, "seconds")}
+            rest = {name: record.get(name, 0) - answering.get(name, 0) for name in (*COUNTED, "seconds")}
             recalls.append((rest, record["model"]))
     verdicts = [_call(verdict) for record in records for verdict in record["verdicts"]]
     stages = {

@@ -26,6 +26,9 @@ class Options:
     RENAMED: ClassVar[Mapping[str, str]] = {}
     """Field name of an earlier version -> field name of this version."""
 
+    ADDED: ClassVar[tuple[str, ...]] = ()
+    """Fields that earlier versions lack. With its default such a field is not saved, so digests of saved runs hold."""
+
     @classmethod
     def of_args(cls, args: argparse.Namespace) -> Self:
         """Make the options from parsed arguments.
@@ -59,7 +62,11 @@ class Options:
 
     def as_json(self) -> dict[str, Any]:
         """The options as JSON holds them, for a manifest: paths as text, tuples as lists."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        return {
+            field.name: _plain(value)
+            for field in fields(self)
+            if (value := getattr(self, field.name)) != field.default or field.name not in self.ADDED
+        }
 
 
 def _plain(value: Any) -> Any:

@@ -51,7 +51,7 @@ def price_of(name: str, *, api_base: str | None = None, named: tuple[float, floa
     if named is not None:
         prompt, completion = (dollars / 1e6 for dollars in named)
         return Price(prompt, prompt, completion, "named")
-    if name.startswith(("embedded:", "embedded/")) or (api_base and _is_loopback(api_base)):
+    if name.startswith(("embedded:", "embedded/")) or (api_base and is_loopback(api_base)):
         return Price(0.0, 0.0, 0.0, LOCAL)
     if api_base:
         return None
@@ -81,7 +81,10 @@ def table() -> str:
     return f"LiteLLM's table {found['snapshot_version']} in dspy {version('dspy')}{kind}"
 
 
-def _is_loopback(url: str) -> bool:
+def is_loopback(url: str) -> bool:
+    """Return True if a URL, or each of several separated by commas, names this machine."""
+    if "," in url:
+        return all(map(is_loopback, url.split(",")))
     host = urllib.parse.urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
