@@ -21,7 +21,7 @@ class OptimizeOptions(Options):
         OptionError: Options contradict each other.
     """
 
-    ADDED: ClassVar[tuple[str, ...]] = ("judge_max_tokens",)
+    ADDED: ClassVar[tuple[str, ...]] = ("judge_max_tokens", "benchmark")
 
     benchmark: str | None = None
     data: str | None = None
