@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["txtai==9.14.0", "torch==2.13.0"]
+# dependencies = ["txtai==9.14.0", "sentence-transformers==6.2.0", "torch==2.13.0"]
 # ///
 """txtai: a hybrid index of BM25 and MiniLM."""
 

@@ -185,19 +185,21 @@ class Command:
         if self._process:
             self._peak = max(self._peak, _resident_bytes(self._process.pid))
 
-    def _end(self) -> None:
-        """End the process and its children."""
+    def _end(self, *, patience: float = 0.0) -> None:
+        """End the process and its children, after `patience` seconds in which it may end by itself."""
         process, self._process = self._process, None
         if process is None:
             return
         with contextlib.suppress(OSError, ValueError):
             if process.stdin:
                 process.stdin.close()
-        for number, patience in ((signal.SIGTERM, 2.0), (signal.SIGKILL, 5.0)):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=patience)
+        for number, limit in ((signal.SIGTERM, 2.0), (signal.SIGKILL, 5.0)):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=patience)
+                process.wait(timeout=limit)
                 break
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)  # children that ignored the first signal
@@ -208,7 +210,7 @@ class Command:
 
     def stop(self) -> None:
         atexit.unregister(self.stop)
-        self._end()
+        self._end(patience=5.0)
 
     def source(self) -> str:
         try:

@@ -19,6 +19,7 @@ import inspect
 import json
 import os
 import re
+import signal
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -328,6 +329,7 @@ def serve_http(target: str, port: int) -> None:
 
 def main(words: list[str]) -> int:
     """Serve the system that the command line names; returns the exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what the system opened is closed at exit
     if len(words) == 3 and words[1] == "--http" and words[2].isdigit():
         serve_http(words[0], int(words[2]))
     elif len(words) == 1 and not words[0].startswith("-"):
