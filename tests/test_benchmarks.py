@@ -321,3 +321,18 @@ def test_an_unknown_benchmark_is_one_sentence(name: str, capsys: pytest.CaptureF
     err = capsys.readouterr().err
     assert name.partition(":")[0] in err
     assert err.count("\n") == 1
+
+
+def test_an_installed_package_registers_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package, about = tmp_path / "installed_diary", tmp_path / "installed_diary-0.1.dist-info"
+    package.mkdir()
+    about.mkdir()
+    (package / "__init__.py").write_text(FOLDER.replace("from .words import ENTRY", WORDS))
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: installed-diary\nVersion: 0.1\n")
+    (about / "entry_points.txt").write_text(
+        "[memometer.benchmarks]\ninstalled = installed_diary:BENCHMARK\nlocomo = installed_diary:BENCHMARK\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert benchmarks.load("installed").title == "Diary"
+    assert benchmarks.read("installed").benchmark == "installed"
+    assert benchmarks.load("locomo").title == "LOCOMO", "a built-in name wins"
