@@ -302,7 +302,7 @@ def _with_outside(usage: Usage, outside: Mapping[str, int]) -> dict[str, Any]:
     fields = asdict(usage)
     if not any(outside.values()):
         return fields
-    return {**fields, **{name: fields[name] + outside[name] for name in COUNTED}, "outside": dict(outside)}
+    return {**fields, **{name: fields[name] + outside.get(name, 0) for name in COUNTED}, "outside": dict(outside)}
 
 
 def _shown_progress(system: str, memory: Memory[Any], conversation: Conversation) -> Iterator[Session]:

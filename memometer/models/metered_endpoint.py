@@ -34,6 +34,7 @@ class MeteredUsage:
         prompt_tokens: As the server reports them.
         completion_tokens: As the server reports them.
         cached_tokens: The part of the prompt tokens that the provider read from its cache.
+        reasoning_tokens: The part of the completion tokens that the model spent on reasoning.
         embedding_calls: Calls of an encoder.
         embedding_tokens: As the server reports them.
         failures: Calls that the server answered with an error, or not at all.
@@ -45,6 +46,7 @@ class MeteredUsage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
     embedding_calls: int = 0
     embedding_tokens: int = 0
     failures: int = 0
@@ -355,12 +357,14 @@ def _counted(route: str, status: int, counts: Mapping[str, Any] | None) -> Meter
     if route == "embeddings":
         return MeteredUsage(embedding_calls=1, embedding_tokens=prompt or 0, unreported=int(prompt is None))
     details = counts.get("prompt_tokens_details") or counts.get("input_tokens_details") or {}
+    reasoning = counts.get("completion_tokens_details") or counts.get("output_tokens_details") or {}
     return MeteredUsage(
         calls=1,
         unreported=int(prompt is None),
         prompt_tokens=prompt or 0,
         completion_tokens=counts.get("completion_tokens", counts.get("output_tokens")) or 0,
         cached_tokens=details.get("cached_tokens") or 0,
+        reasoning_tokens=reasoning.get("reasoning_tokens") or 0,
     )
 
 
