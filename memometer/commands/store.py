@@ -34,6 +34,8 @@ def parser() -> argparse.ArgumentParser:
         "--weights", choices=["default", "seed"], default="default", help="parameters of merging and forgetting"
     )
     verb.add_argument("--at", type=float, metavar="SECONDS", help="present time in Unix seconds (default: now)")
+    verb.add_argument("--dry-run", action="store_true", help="print what would be merged and forgotten")
+    verb.add_argument("--undo", action="store_true", help="restore what the last consolidation archived")
     for name, help in (("compact", "reduce disk use"), ("check", "compare the index with the texts")):
         verbs.add_parser(name, help=help).add_argument("source", metavar="URL")
     return made
@@ -73,10 +75,20 @@ def _migrate(store: Store, args: argparse.Namespace) -> int:
 
 def _consolidate(store: Store, args: argparse.Namespace) -> int:
     from memometer.store.hybrid_scoring import NAMED
+    from memometer.store.migrate import OWN_SCOPES
 
     at = time.time() if args.at is None else args.at
-    for scope in [args.scope] if args.scope else store.scopes():
-        done = store.consolidate(scope, at=at, weights=NAMED[args.weights])
+    for scope in [args.scope] if args.scope else [s for s in store.scopes() if s not in OWN_SCOPES]:
+        if args.undo:
+            print(f"{scope}: {len(store.undo_consolidation(scope))} restored.")
+            continue
+        done = store.consolidate(scope, at=at, weights=NAMED[args.weights], dry_run=args.dry_run)
         merged = sum(map(len, done.merged.values()))
-        print(f"{scope}: {merged} merged into {len(done.merged)}, {len(done.forgotten)} forgotten.")
+        would = " (dry run; nothing was changed)" if args.dry_run else ""
+        print(f"{scope}: {merged} merged into {len(done.merged)}, {len(done.forgotten)} forgotten{would}.")
+        if args.dry_run:
+            for first, others in done.merged.items():
+                print(f"  {first} <- {', '.join(others)}")
+            for id in done.forgotten:
+                print(f"  {id} forgotten")
     return 0

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from memometer.errors import UserError
 from memometer.store.episode import Episode
-from memometer.store.protocol import Store
+from memometer.store.protocol import CONSOLIDATIONS, Store
 from memometer.systems import SYSTEMS, current_name, load
 
 DEFAULT_MEMORY = "default"
@@ -212,6 +212,7 @@ class MemoryRegistry:
         while batch := [episode.id for episode in islice(self._store.scan(scope), 500)]:
             removed += self._store.delete(scope, batch)
         if removed:
+            self._store.delete(CONSOLIDATIONS, [scope])
             self._on_cleared()
         return removed
 

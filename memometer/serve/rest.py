@@ -44,8 +44,10 @@ from memometer.serve.readiness import Readiness
 from memometer.serve.registry import DEFAULT_MEMORY, InvalidRequest, MemoryEntry, NotFound
 from memometer.serve.schemas import Id, Name, Text
 from memometer.serve.tenants import TenantMemories
+from memometer.serve.upkeep import Upkeep
 from memometer.store import deadline
 from memometer.store.consolidation import IdleConsolidation
+from memometer.store.hybrid_scoring import NAMED
 from memometer.store.url import without_password
 
 BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
@@ -126,7 +128,7 @@ def application(
 def _kind_of(memories: TenantMemories, scope: Scope, body_bytes: int) -> str:
     """Return the kind of work of a request (memometer/serve/admission.py)."""
     path, _, action = scope["path"].rpartition("/")
-    if action in ("cartridge", "consolidate") or body_bytes >= BULK_BYTES:
+    if action in ("cartridge", "consolidate", "undo") or body_bytes >= BULK_BYTES:
         return BULK
     if scope["path"] == "/mcp":
         return MCP
@@ -178,7 +180,9 @@ def _add_default_routes(app: APIRouter, memories: TenantMemories) -> None:
     @app.post("/memory/consolidate")
     def consolidate(body: schemas.ConsolidateIn, tenant: Tenant) -> schemas.ConsolidatedOut:
         """Merge near-duplicate turns and archive faded ones. Idempotent."""
-        return schemas.ConsolidatedOut.of(body.memory, memories.consolidate(tenant, body.memory))
+        return schemas.ConsolidatedOut.of(
+            body.memory, memories.consolidate(tenant, body.memory, weights=NAMED[body.weights], dry_run=body.dry_run)
+        )
 
     @app.get("/memory/stats")
     def stats(tenant: Tenant) -> schemas.StatsOut:
@@ -234,9 +238,14 @@ def _add_memory_routes(app: APIRouter, memories: TenantMemories) -> None:
         return schemas.AnswerOut(answer=text, recall=schemas.RecallOut.of(recall))
 
     @app.post("/v1/memories/{name}/consolidate")
-    def consolidate_one(name: Name, tenant: Tenant) -> schemas.ConsolidatedOut:
-        """Same as /memory/consolidate."""
-        return schemas.ConsolidatedOut.of(name, memories.consolidate(tenant, name))
+    def consolidate_one(name: Name, tenant: Tenant, dry_run: bool = False) -> schemas.ConsolidatedOut:
+        """Same as /memory/consolidate, with the default weights."""
+        return schemas.ConsolidatedOut.of(name, memories.consolidate(tenant, name, dry_run=dry_run))
+
+    @app.post("/v1/memories/{name}/consolidate/undo")
+    def undo_consolidation(name: Name, tenant: Tenant) -> schemas.RestoredOut:
+        """Restore the turns that the last consolidation archived."""
+        return schemas.RestoredOut(memory=name, restored=memories.undo_consolidation(tenant, name))
 
 
 def _add_turn_routes(app: APIRouter, memories: TenantMemories) -> None:
@@ -395,6 +404,7 @@ def serve(
     sys.setswitchinterval(SWITCH_SECONDS)
     with ExitStack() as stack:
         stack.enter_context(trimmed_heap())
+        stack.enter_context(Upkeep(memories))
         if consolidate_after_seconds:
             idle = IdleConsolidation(memories.store, after_seconds=consolidate_after_seconds, now=memories.now)
             memories.on_observed = stack.enter_context(idle).touch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -84,7 +84,11 @@ class RecallIn(AnswerIn):
 
 
 class ConsolidateIn(_Body):
+    """`weights` are those of merging and forgetting: `default` forgets nothing. `dry_run` changes nothing."""
+
     memory: Name = DEFAULT_MEMORY
+    weights: Literal["default", "seed"] = "default"
+    dry_run: Annotated[bool, _strictly(bool)] = False
 
 
 class StoredOut(BaseModel):
@@ -147,6 +151,11 @@ class RecallOut(BaseModel):
 class AnswerOut(BaseModel):
     answer: str
     recall: RecallOut
+
+
+class RestoredOut(BaseModel):
+    memory: str
+    restored: list[str]
 
 
 class ConsolidatedOut(BaseModel):

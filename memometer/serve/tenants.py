@@ -11,9 +11,12 @@ demand, so several processes can share one store. Tenants cannot see each other'
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from heapq import nlargest
@@ -28,7 +31,8 @@ from memometer.serve.answering import AnswerModel
 from memometer.serve.registry import DEFAULT_SYSTEM, AlreadyExists, InvalidRequest, MemoryEntry, MemoryRegistry
 from memometer.serve.state_cache import StateCache
 from memometer.store import deadline, turn_conversion
-from memometer.store.episode import Conflict, Episode, SearchResult
+from memometer.store.episode import Conflict, Episode, SearchResult, StoreError
+from memometer.store.hybrid_scoring import DEFAULT, Weights
 from memometer.store.protocol import Consolidated, Store
 from memometer.systems import load
 from memometer.token_counters import TokenCounter, counter_for, default_counter
@@ -92,6 +96,8 @@ class TenantMemories:
         """Called with the scope after each `observe` (memometer/store/consolidation.py)."""
         self.on_deleted: Callable[[], object] = self.store.erase
         """Called after each permanent deletion."""
+        self._uses: dict[str, Counter[str]] = {}
+        self._uses_lock = threading.Lock()
         self._model = AnswerModel(model, api_base=api_base)
         self.states = StateCache(self.store, self.encoder, self.count, self._model)
         self.registry = MemoryRegistry(
@@ -99,7 +105,9 @@ class TenantMemories:
         )
 
     def close(self) -> None:
-        """Close the store."""
+        """Write the counted uses and close the store."""
+        with suppress(StoreError):  # uses are not worth an error, for example of a read-only store
+            self.flush_uses()
         store.close(self.memory_url)
 
     def observe(
@@ -160,10 +168,13 @@ class TenantMemories:
 
         def read(entry: MemoryEntry) -> Recall:
             if entry.system != DEFAULT_SYSTEM:
-                return self.states.recall(entry.scope, entry.system, question, budget_tokens, at=at)
-            return turn_conversion.recall(
-                self.store, entry.scope, question, budget_tokens, encoder=self.encoder, count=self.count, at=at
-            )
+                found = self.states.recall(entry.scope, entry.system, question, budget_tokens, at=at)
+            else:
+                found = turn_conversion.recall(
+                    self.store, entry.scope, question, budget_tokens, encoder=self.encoder, count=self.count, at=at
+                )
+            self._count_uses(entry.scope, found.turn_ids)
+            return found
 
         return self.registry.apply(tenant, name, read)
 
@@ -172,9 +183,11 @@ class TenantMemories:
         vector = self.encoder([question])[0]
 
         def read(entry: MemoryEntry) -> list[SearchResult]:
-            return self.store.retrieve_similar(
+            found = self.store.retrieve_similar(
                 entry.scope, question, vector, k, at=self.now(), encoder=self.encoder.name
             )
+            self._count_uses(entry.scope, (hit.episode.id for hit in found))
+            return found
 
         return self.registry.apply(tenant, name, read)
 
@@ -246,9 +259,30 @@ class TenantMemories:
 
         return self.registry.apply(tenant, name, write)
 
-    def consolidate(self, tenant: str, name: str) -> Consolidated:
-        """Merge near-duplicate turns and archive faded ones."""
-        return self.registry.apply(tenant, name, lambda entry: self.store.consolidate(entry.scope, at=self.now()))
+    def consolidate(self, tenant: str, name: str, *, weights: Weights = DEFAULT, dry_run: bool = False) -> Consolidated:
+        """Merge near-duplicate turns and archive faded ones; with `dry_run`, only say which."""
+        self.flush_uses()
+
+        def write(entry: MemoryEntry) -> Consolidated:
+            return self.store.consolidate(entry.scope, at=self.now(), weights=weights, dry_run=dry_run)
+
+        return self.registry.apply(tenant, name, write)
+
+    def undo_consolidation(self, tenant: str, name: str) -> list[str]:
+        """Restore the turns that the last consolidation archived, and return their ids."""
+        return self.registry.apply(tenant, name, lambda entry: self.store.undo_consolidation(entry.scope))
+
+    def flush_uses(self) -> None:
+        """Write the uses that were counted since the last call."""
+        with self._uses_lock:
+            uses, self._uses = self._uses, {}
+        for scope, counts in uses.items():
+            if self.store.size(scope).episodes:
+                self.store.change(scope, uses=counts)
+
+    def _count_uses(self, scope: str, ids: Iterable[str]) -> None:
+        with self._uses_lock:
+            self._uses.setdefault(scope, Counter()).update(ids)
 
     def _encoder_of(self, entry: MemoryEntry) -> Encoder | None:
         system: Any = load(entry.system)

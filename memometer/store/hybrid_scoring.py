@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from memometer.store import deadline
-from memometer.store.episode import Columns, Episode
-from memometer.store.quantise import Quantiser
+from memometer.store.episode import Columns
 
 HOUR = 3_600.0
 DAY = 24 * HOUR
 MAX_NEIGHBOUR_DISTANCE = 2
 """Largest distance of neighbours, in episodes."""
-
-_BLOCK = 1024  # episodes compared at a time
 
 
 @dataclass(frozen=True)
@@ -34,7 +29,7 @@ class Weights:
         use: weight of log2(1 + uses) / 10, which is 1 at 1,023 uses.
         neighbours: weight of the neighbours' lexical and dense scores. Neighbours two episodes away count half, and
             only those within an hour count.
-        merge_above: cosine above which two episodes are near-duplicates; None merges nothing.
+        merge_above: cosine of the full vectors above which two episodes are near-duplicates; None merges nothing.
         prune_below: an episode is forgotten if its decayed importance is below this; None forgets nothing.
         prune_after_days: an episode is never forgotten before this age, in days.
         prune_uses: an episode with at least this number of uses is never forgotten.
@@ -117,42 +112,3 @@ def neighbour_scores(columns: Columns, matches: np.ndarray, windows: np.ndarray)
             counts = (columns.rows[places] == windows[:, n]) & (np.abs(columns.at[places] - columns.at) <= HOUR)
             sums += np.where(counts, matches[places] / abs(n - middle), 0.0)
     return sums
-
-
-def has_decayed(weights: Weights, episode: Episode, at: float) -> bool:
-    """Return True if an episode should be forgotten at a time in Unix seconds."""
-    if weights.prune_below is None:
-        return False
-    days = (at - episode.at) / DAY
-    return (
-        days > weights.prune_after_days
-        and episode.uses < weights.prune_uses
-        and episode.importance * weights.decay**days < weights.prune_below
-    )
-
-
-def near_duplicates(quantiser: Quantiser, episodes: Sequence[Episode], above: float) -> list[list[Episode]]:
-    """Return groups of two or more episodes whose cosine with the first of the group is above a threshold.
-
-    The first of a group has the longest text. Each episode is in at most one group: longer texts choose first; ties are
-    broken by the smaller id.
-    """
-    order = sorted((episode for episode in episodes if episode.codes), key=lambda e: (-len(e.text), e.id))
-    codes = quantiser.matrix([episode.codes for episode in order])
-    norms = quantiser.norms(codes)
-    starts = range(0, len(order), _BLOCK)
-    groups: dict[int, list[int]] = {}
-    taken = np.zeros(len(order), bool)
-    for start in starts:
-        levels = quantiser.levels(codes[start : start + _BLOCK])
-        deadline.check()
-        for other in starts[start // _BLOCK :]:  # the block itself comes first and decides which of it are taken
-            products = levels @ quantiser.levels(codes[other : other + _BLOCK]).T
-            near = products / np.outer(norms[start : start + _BLOCK], norms[other : other + _BLOCK]) > above
-            near = np.triu(near, 1) if other == start else near
-            for row in np.flatnonzero(near.any(axis=1)).tolist():
-                if not taken[start + row]:
-                    chosen = other + np.flatnonzero(near[row] & ~taken[other : other + _BLOCK])
-                    groups.setdefault(start + row, []).extend(chosen.tolist())
-                    taken[chosen] = True
-    return [[order[n], *(order[other] for other in others)] for n, others in sorted(groups.items()) if others]

@@ -14,6 +14,8 @@ from memometer.store.protocol import Store
 
 BATCH = 500
 MAX_PASSES = 20
+OWN_SCOPES = ("health:", "consolidations:")
+"""Scopes with notes of a store about itself, which are not copied."""
 
 
 def migrate(source: Store, target: Store, *, progress: bool = True) -> int:
@@ -34,10 +36,11 @@ def migrate(source: Store, target: Store, *, progress: bool = True) -> int:
     if kind := source.vector_format():
         target.set_vector_format(kind)
     for _ in range(MAX_PASSES):
-        sizes = [source.size(scope) for scope in source.scopes()]
+        scopes = [scope for scope in source.scopes() if scope not in OWN_SCOPES]
+        sizes = [source.size(scope) for scope in scopes]
         total, changed = sum(size.episodes + size.archived for size in sizes), 0
         with bar(total=total, unit="episode", desc="migrating") if progress else nullcontext() as shown:
-            for scope in source.scopes():
+            for scope in scopes:
                 with source.snapshot():
                     ticks = {"progress": shown.update} if shown else {}
                     changed += copy(source.scan(scope), target, scope, **ticks)

@@ -12,6 +12,7 @@ seconds; nothing here reads the clock.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,11 +26,16 @@ from memometer.retrieval.bm25 import idf, saturation
 from memometer.retrieval.tokenize import terms
 from memometer.store import deadline, hybrid_scoring
 from memometer.store.episode import Columns, Episode, ScopeSize, SearchResult, StoreError, VectorFormat
+from memometer.store.episode import merged as merged_episode
 from memometer.store.hybrid_scoring import DEFAULT, MAX_NEIGHBOUR_DISTANCE, Weights
+from memometer.store.near_duplicates import has_decayed, near_duplicates
 
 DEFAULT_BITS = 2
 """Bits per dimension in a new store. Half the size of 4 bits; with words and neighbours, the evidence recall on
 LOCOMO is the same (benchmarks/stores.py)."""
+
+CONSOLIDATIONS = "consolidations:"
+"""The scope that holds, for each consolidated scope, the ids that were archived."""
 
 MIN_CANDIDATES = 50
 """Least number of candidates from each of words, vectors and time."""
@@ -387,27 +393,42 @@ class Store(ABC):
         chosen: list[int] = rows.tolist()
         return chosen
 
-    def consolidate(self, scope: str, *, at: float, weights: Weights = DEFAULT) -> Consolidated:
+    def consolidate(self, scope: str, *, at: float, weights: Weights = DEFAULT, dry_run: bool = False) -> Consolidated:
         """Merge near-duplicates and archive decayed episodes. Nothing is deleted; a second call changes nothing.
 
         Args:
             scope: scope to consolidate.
             at: present time, in Unix seconds.
             weights: `merge_above` and the `prune_…` fields are used. The longest text of near-duplicates remains.
+            dry_run: change nothing.
         """
         live = [episode for episode in self.scan(scope) if not episode.archived]
         kind = self.vector_format()
-        groups = (
-            hybrid_scoring.near_duplicates(kind.quantiser, live, weights.merge_above)
-            if kind and weights.merge_above
-            else []
-        )
+        groups = near_duplicates(kind.quantiser, live, weights.merge_above) if kind and weights.merge_above else []
+        groups = [group for group in groups if not has_decayed(weights, merged_episode(group[0], group[1:]), at)]
         merged = {first.id: tuple(episode.id for episode in others) for first, *others in groups}
         gone = {id for others in merged.values() for id in others}
-        forgotten = tuple(e.id for e in live if e.id not in gone and hybrid_scoring.has_decayed(weights, e, at))
-        if merged or forgotten:
-            self.change(scope, merge=merged, archive=forgotten)
+        forgotten = tuple(e.id for e in live if e.id not in {*gone, *merged} and has_decayed(weights, e, at))
+        if (merged or forgotten) and not dry_run:
+            ids = json.dumps([*gone, *forgotten])
+            with self.transaction():
+                self.change(scope, merge=merged, archive=forgotten)
+                self.replace(CONSOLIDATIONS, Episode(scope, "", at, details={"archived": ids}))
         return Consolidated(merged, forgotten)
+
+    def undo_consolidation(self, scope: str) -> list[str]:
+        """Restore what the last consolidation of a scope archived; return the ids.
+
+        Remaining episodes keep the sources and uses that they gained.
+        """
+        with self.transaction():
+            known = self.get(CONSOLIDATIONS, [scope])
+            ids: list[str] = json.loads(str(known[0].details["archived"])) if known else []
+            back = [episode.id for episode in self.get(scope, ids) if episode.archived]
+            if known:
+                self.change(scope, restore=back)
+                self.delete(CONSOLIDATIONS, [scope])
+        return back
 
 
 def _aligned(rows: np.ndarray, known: np.ndarray, values: np.ndarray) -> np.ndarray:

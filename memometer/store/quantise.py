@@ -7,6 +7,7 @@ exact in any order of summation, and all back ends compute the same cosine to th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache, cached_property
 
@@ -81,6 +82,22 @@ class Quantiser:
             block = codes[start : start + _BLOCK_ROWS]
             dots[start : start + len(block)] = self._decoded(block) @ padded
         return dots / (norms * max(float(np.linalg.norm(query)), 1e-30))
+
+    def code_cosine(self, cosine: float) -> float:
+        """Return the expected cosine of two vectors' levels if the vectors themselves have the given cosine.
+
+        The rotation makes numbers nearly normal, so it is that of two quantised normal variables.
+        """
+        count, step = 2**self.bits, STEP[self.bits]
+        edges = np.concatenate([[-np.inf], step * np.arange(1 - count // 2, count // 2), [np.inf]])
+        levels = np.arange(1 - count, count, 2)
+        x = np.linspace(-6, 6, 2401)
+        density = np.exp(-x * x / 2)
+        of_x = levels[np.searchsorted(edges, x, "right") - 1]
+        spread = max(1e-6, math.sqrt(max(0.0, 1 - cosine * cosine)))
+        below = np.vectorize(math.erf)((edges[:, None] - cosine * x) / (spread * math.sqrt(2)))
+        of_y = (np.diff(below, axis=0) / 2 * levels[:, None]).sum(axis=0)
+        return float((density * of_x * of_y).sum() / (density * of_x * of_x).sum())
 
     def _decoded(self, codes: np.ndarray) -> np.ndarray:
         items = _levels_of_bytes(self.bits).take(codes, mode="clip")
