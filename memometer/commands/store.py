@@ -1,8 +1,11 @@
-"""Migrate, consolidate, compact or check a store.
+"""Migrate, back up, restore, consolidate, compact, check or salvage a store.
 
     memometer store migrate sqlite:///memory.db postgresql://user@host/name     copy all episodes; both may be in use
     memometer store consolidate sqlite:///memory.db --scope agent-1             merge near-duplicates
     memometer store compact sqlite:///memory.db                                 reduce disk use
+    memometer store backup postgresql://user@host/name backup.db                one moment of a store, as one file
+    memometer store restore backup.db sqlite:///new.db                          into an empty store
+    memometer store salvage damaged.db sqlite:///new.db                         what can be read of a damaged file
     memometer store check sqlite:///memory.db                                   compare the index with the texts
 
 An interrupted migration continues when the command is repeated.
@@ -15,6 +18,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,6 +31,16 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("migrate", help="copy all episodes to another store")
     verb.add_argument("source", metavar="FROM_URL")
     verb.add_argument("target", metavar="TO_URL")
+    verb = verbs.add_parser("backup", help="write one moment of a store to a file, and verify it")
+    verb.add_argument("source", metavar="URL")
+    verb.add_argument("file", type=Path)
+    for name, help in (
+        ("restore", "copy a backup into an empty store, and verify it"),
+        ("salvage", "copy what can be read of a damaged SQLite file into an empty store"),
+    ):
+        verb = verbs.add_parser(name, help=help)
+        verb.add_argument("file", type=Path)
+        verb.add_argument("target", metavar="URL")
     verb = verbs.add_parser("consolidate", help="merge near-duplicates and archive forgotten episodes")
     verb.add_argument("source", metavar="URL")
     verb.add_argument("--scope", help="scope to consolidate (default: all)")
@@ -46,10 +60,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     from memometer.store import open_store
     from memometer.store.url import check_exists
 
+    if args.verb in ("restore", "salvage"):
+        return _restore(args)
     check_exists(args.source)
     with open_store(args.source) as store:
         if args.verb == "migrate":
             return _migrate(store, args)
+        if args.verb == "backup":
+            from memometer.store.backup import backup
+
+            print(f"{args.file} holds the store; SHA-256 of its content: {backup(store, args.file)}.")
+            return 0
         if args.verb == "consolidate":
             return _consolidate(store, args)
         if args.verb == "compact":
@@ -58,6 +79,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         problems = store.check()
         print("\n".join(problems) or "The index matches the texts.")
         return 1 if problems else 0
+
+
+def _restore(args: argparse.Namespace) -> int:
+    """Restore a backup, or salvage a damaged file: 1 if something was lost."""
+    from memometer.store import open_store
+    from memometer.store.backup import restore, salvage
+    from memometer.store.episode import StoreError
+    from memometer.store.url import without_password
+
+    if not args.file.is_file():
+        raise StoreError(f"{args.file} is not a file; name a backup or a SQLite store.")
+    with open_store(args.target) as target:
+        if args.verb == "restore":
+            print(f"{without_password(args.target)} is restored; SHA-256 of its content: {restore(args.file, target)}.")
+            return 0
+        saved, lost = salvage(args.file, target)
+    print(f"Saved {saved:,} episodes; lost {lost:,}.")
+    return 1 if lost else 0
 
 
 def _migrate(store: Store, args: argparse.Namespace) -> int:

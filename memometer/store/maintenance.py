@@ -136,10 +136,10 @@ def _terms_of_rows(file: SQLiteFile, problems: list[str]) -> Iterator[tuple[int,
     for row, scope, id, archived, length, expected, at, codes, kind, payload in file.execute(query).fetchall():
         try:
             if checksum(id, at, codes, kind, payload) != expected:
-                raise StoreError(f"the row of {id!r} is damaged; restore the file from a copy.")
+                raise StoreError("its checksum is wrong; restore the file from a copy")
             words = terms(from_payload(file.unpack(kind, payload))[0])
-        except StoreError as error:
-            problems.append(str(error))
+        except (StoreError, ValueError, TypeError) as error:
+            problems.append(f"The row of {id!r} cannot be read ({str(error).rstrip('.')}).")
             continue
         yield row, scope, id, archived, length, words
 
