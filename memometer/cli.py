@@ -33,6 +33,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Improve": {
         "optimize": ("memometer.commands.optimize", "search for better prompts (also: optimize.py)"),
         "train": ("memometer.commands.train", "train the reader's weights (also: train.py)"),
+        "export-model": ("memometer.commands.export_model", "write a trained adapter as GGUF, merged or for Ollama"),
         "doctor": ("memometer.commands.doctor", "check that this machine can train"),
     },
     "Remember": {

@@ -72,7 +72,10 @@ def parser() -> argparse.ArgumentParser:
     systems.add_argument("--memory-url", metavar="URL", help="the store of episodic and codebook")
     systems.add_argument("--context-format", choices=CONTEXT_FORMATS, help="format of recalled turns in the prompt")
     systems.add_argument(
-        "--program", type=Path, metavar="FILE", help="optimised prompt for adaptive (from python optimize.py)"
+        "--program",
+        type=Path,
+        metavar="FILE",
+        help="prompt of optimize.py or train.py, for every system (default: the model's own)",
     )
     systems.add_argument(
         "--folds", action="store_true", help="evaluate each conversation with weights fitted on the others"

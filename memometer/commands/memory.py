@@ -51,6 +51,9 @@ def model_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that select a language model."""
     parser.add_argument("--model", metavar="NAME", help="language model (default: by the API keys in the environment)")
     parser.add_argument("--api-base", metavar="URL", help="OpenAI-compatible server for --model")
+    parser.add_argument(
+        "--program", metavar="FILE", help="prompt of optimize.py or train.py (default: the model's own)"
+    )
 
 
 @contextmanager
@@ -78,6 +81,7 @@ def open_memories(args: argparse.Namespace, *, create: bool = False) -> Iterator
         model=model,
         api_base=api_base,
         timezone=args.timezone,
+        program=getattr(args, "program", None),
     )
     if getattr(args, "at", None) and args.at.tzinfo is None:
         args.at = memories.with_zone(args.at)

@@ -72,7 +72,7 @@ def configure_memories(
         options: Resolved options.
         model: The model that answers, and that plug-ins may call; None if none is called.
         count: Counts the tokens of a budget.
-        program: An optimised prompt for the readers that can use it.
+        program: An optimised or trained prompt, for every system and baseline whose reader has its fields.
         rule: The abstention rule of those readers.
 
     Raises:
@@ -95,7 +95,8 @@ def configure_memories(
             raise OptionError(f"--systems: two systems are called {name}; give one a label, as in other={text}.")
         memory = memories[name] = build(specification)
         readers[name] = RefusingReader() if name == "refusal" else Reader(**(reading if memory.reads_in_rounds else {}))
-        if program and memory.reads_in_rounds:
+        # A prompt for the bare answer fits every reader; one for rounds needs a memory that can be read in rounds.
+        if program and name != "refusal" and (memory.reads_in_rounds or not program.rounds):
             with option_errors("--program: ", ProgramError):
                 program.into(readers[name])
     named = {name: memory for name, memory in memories.items() if name not in baselines}

@@ -25,6 +25,7 @@ from memometer.harness.options import EvaluateOptions
 from memometer.judging.calibrate import NOT_POSSIBLE
 from memometer.judging.judge_calibration import Calibration, assess, sentence
 from memometer.memory import DEFAULT_BUDGET_TOKENS, Memory
+from memometer.reader import program_file
 from memometer.reader.abstention import AbstentionRule
 from memometer.reader.program_file import Program, ProgramError, load_for
 from memometer.reader.reader import predictors_of
@@ -404,11 +405,13 @@ def chosen_questions(options: EvaluateOptions, data: Dataset) -> tuple[Question,
 def _load_program(
     options: EvaluateOptions, conversations: Sequence[Conversation], models: Models, data: Dataset
 ) -> tuple[Program | None, str]:
-    if not options.program:
+    trained = models.reader.program if models.reader else None
+    if not options.program and not trained:
         return None, ""
     with option_errors("--program: ", ProgramError):
+        source = options.program or program_file.parse(str(trained), f"the prompt in {options.model}")
         return load_for(
-            options.program,
+            source,
             [conversation.id for conversation in conversations],
             judge=models.judge_model.name if models.judge_model else "",
             unofficial_data=bool(data.kind),

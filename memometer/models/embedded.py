@@ -79,6 +79,12 @@ TIERS = {
 }
 
 
+def repository_of(model: str) -> str:
+    """Return the repository of an embedded tier on huggingface.co; any other model name as it is."""
+    tier = TIERS.get(model.removeprefix("embedded:")) if model.startswith("embedded:") else None
+    return tier.repository if tier else model
+
+
 def weights(name: str, *, log: Callable[[str], None] = print) -> Path:
     """Return the verified GGUF file of a tier, downloaded at first use.
 
@@ -136,6 +142,8 @@ class Embedded:
         self.path = path
         self.context_tokens = context_tokens
         self.name = f"gguf ({path.name})"
+        self.template_kwargs: dict[str, Any] = {}
+        """Arguments of the chat template, such as `enable_thinking`."""
         self._lock = threading.Lock()
         self._local = threading.local()
         self._server: Any = None
@@ -207,7 +215,8 @@ class Embedded:
         else:
             system = [{"role": "system", "content": request.system}] if request.system else []
             turns = [{"role": message.role, "content": message.text} for message in request.messages]
-            reply = server.handle_chat_completions(body | {"messages": system + turns})
+            template = {"chat_template_kwargs": self.template_kwargs} if self.template_kwargs else {}
+            reply = server.handle_chat_completions(body | {"messages": system + turns} | template)
         if "error" in reply:
             error = reply["error"]
             kind = lm15.ContextLengthError if "context" in error.get("type", "") else lm15.InvalidRequestError

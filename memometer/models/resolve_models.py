@@ -15,7 +15,7 @@ from typing import Any
 
 from dspy.utils.exceptions import LMConfigurationError
 
-from memometer.models import embedded
+from memometer.models import embedded, gguf_metadata
 from memometer.models.bounded_retries import BoundedRetryLM
 from memometer.models.chat_servers import ChatServers
 from memometer.models.server_errors import Flags
@@ -52,6 +52,7 @@ class Model:
         price: None if unknown.
         revision: distinguishes weights of the same name, if they are on this machine.
         addresses: of its servers; empty for a provider's own.
+        program: text of the program file with the prompt that the model was trained with, if its file contains one.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Model:
     price: Price | None
     revision: str = ""
     addresses: tuple[str, ...] = ()
+    program: str | None = None
 
     @property
     def is_remote(self) -> bool:
@@ -118,8 +120,19 @@ def load(
         engine("")  # reject a broken file now, not at the first question
         lm = BoundedRetryLM(name.replace(":", "/", 1), engine=engine, temperature=0.0, retries=0, **options)
         tier = embedded.TIERS.get(name.removeprefix("embedded:"))
+        program = None if tier else gguf_metadata.trained_prompt(path)
+        engine.template_kwargs = gguf_metadata.template_kwargs(program)
         revision = tier.sha256 if tier else embedded.sha256(path)
-        return Model(name, lm, engine, engine.context_tokens, max_tokens, price_of(name, named=price), revision[:12])
+        return Model(
+            name,
+            lm,
+            engine,
+            engine.context_tokens,
+            max_tokens,
+            price_of(name, named=price),
+            revision[:12],
+            program=program,
+        )
     _check_provider(name)
     options |= {"retries": retries, **_client(name, addresses, timeout_seconds, flags)}
     try:

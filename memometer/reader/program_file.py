@@ -95,7 +95,25 @@ def load(path: Path) -> Program:
         ProgramError: the file does not exist, is not a program, or is one of another signature.
     """
     try:
-        saved = json.loads(path.read_bytes())
+        return parse(path.read_bytes(), str(path))
+    except FileNotFoundError as error:
+        raise ProgramError(f"{path} does not exist; create it with python optimize.py.") from error
+    except OSError as error:
+        raise ProgramError(f"{path} is not a program file ({error!r}); create one with python optimize.py.") from error
+
+
+def parse(text: str | bytes, origin: str) -> Program:
+    """Read a program from the text of its file.
+
+    Args:
+        text: the text.
+        origin: the name of its file, for errors.
+
+    Raises:
+        ProgramError: the text is not a program, or is one of another signature.
+    """
+    try:
+        saved = json.loads(text)
         # Only the parts of a prompt are taken, because DSPy would set any attribute that a file names.
         state = {name: saved[PREDICTOR][name] for name in ("signature", "demos")} | {"lm": None}
         demos = [dict(demo) for demo in state["demos"]]
@@ -103,16 +121,16 @@ def load(path: Path) -> Program:
         own, instructions = fields(state["signature"]), state["signature"]["instructions"]
         if not isinstance(instructions, str) or not all(isinstance(name, str) for demo in demos for name in demo):
             raise TypeError("instructions must be a string and the fields of examples must have names")
-    except FileNotFoundError as error:
-        raise ProgramError(f"{path} does not exist; create it with python optimize.py.") from error
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise ProgramError(f"{path} is not a program file ({error!r}); create one with python optimize.py.") from error
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise ProgramError(
+            f"{origin} is not a program file ({error!r}); create one with python optimize.py."
+        ) from error
     rounds = next((n for n in (1, 2) if own == fields(Reader(rounds=n).read.signature.dump_state())), None)
     if own == fields(Reader().read.signature.dump_state()):
         rounds = 0
     if rounds is None:
         raise ProgramError(
-            f"{path} has the prompt fields {', '.join(own)}, which the reader does not use; create a program with "
+            f"{origin} has the prompt fields {', '.join(own)}, which the reader does not use; create a program with "
             "python optimize.py."
         )
     if rounds > 1:
@@ -121,12 +139,12 @@ def load(path: Path) -> Program:
 
 
 def load_for(
-    path: Path, conversation_ids: Collection[str], *, judge: str = "", unofficial_data: bool = False
+    source: Path | Program, conversation_ids: Collection[str], *, judge: str = "", unofficial_data: bool = False
 ) -> tuple[Program, str]:
     """Load a program for the evaluation of some conversations.
 
     Args:
-        path: the file.
+        source: the file, or the program.
         conversation_ids: the conversations that are evaluated.
         judge: the judge model.
         unofficial_data: True for sample or synthetic data, for which an overlap is reported but allowed.
@@ -137,7 +155,7 @@ def load_for(
     Raises:
         ProgramError: the program was derived from an evaluated conversation, or optimised with this judge.
     """
-    program = load(path)
+    program = source if isinstance(source, Program) else load(source)
     if judge and judge == program.notes.get("judge"):
         raise ProgramError(f"the program was optimised with {judge} as judge; use another --judge-model, or none.")
     if seen := sorted(set(conversation_ids) & set(program.trained_on)):

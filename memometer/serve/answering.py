@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from memometer.errors import UserError
@@ -23,11 +24,15 @@ class AnswerModel:
     Args:
         model: name of the model (memometer/models/resolve_models.py); None for the default one.
         api_base: URL of an OpenAI-compatible server for the model.
+        program: program file with the prompt; None for the prompt that the model was trained with, or the default one.
     """
 
-    def __init__(self, model: str | None = None, *, api_base: str | None = None) -> None:
+    def __init__(
+        self, model: str | None = None, *, api_base: str | None = None, program: str | Path | None = None
+    ) -> None:
         self._name = model
         self._api_base = api_base
+        self._program = Path(program) if program else None
         self._lock = threading.Lock()
         self._loaded: Any = None
 
@@ -61,9 +66,27 @@ class AnswerModel:
             ModelUnavailable: the model cannot be loaded or does not answer.
         """
         with self.as_dspy_model():
-            from memometer.reader.reader import Reader
+            return str(self._reader().read(memory=text, question=question).answer)
 
-            return str(Reader().read(memory=text, question=question).answer)
+    def _reader(self) -> Any:
+        """The reader, with the prompt that the model was trained with, or that of `program`."""
+        from memometer.reader import program_file
+        from memometer.reader.reader import Reader
+
+        reader, trained = Reader(), self._model().program
+        if self._program or trained:
+            found = (
+                program_file.load(self._program)
+                if self._program
+                else program_file.parse(trained, f"the prompt in {self._name}")
+            )
+            if found.rounds:
+                raise ModelUnavailable(
+                    f"the prompt of {self._program or self._name} cites numbered lines; daily use needs one for the "
+                    "bare answer (--rounds 0)."
+                )
+            found.into(reader)
+        return reader
 
     def _model(self) -> Any:
         from memometer.models.embedded import WeightsUnavailable

@@ -65,6 +65,7 @@ class TenantMemories:
         tokenizer: tokenizer that budgets are counted with (memometer/token_counters.py).
         model: model of `answer` and of systems that write with a model; None for the default one. Loaded at first use.
         api_base: URL of an OpenAI-compatible server for `model`.
+        program: program file with the prompt of `answer`; None for the one that the model was trained with.
         always_encode: store a vector with every turn. If False, only turns of systems that need an encoder get one,
             and `retrieve` finds the others by words alone.
         timezone: name of the speakers' time zone, such as Pacific/Auckland; None for that of this machine. It decides
@@ -80,6 +81,7 @@ class TenantMemories:
         tokenizer: str | None = None,
         model: str | None = None,
         api_base: str | None = None,
+        program: str | None = None,
         always_encode: bool = True,
         timezone: str | None = None,
         now: Callable[[], float] = time.time,
@@ -98,7 +100,7 @@ class TenantMemories:
         """Called after each permanent deletion."""
         self._uses: dict[str, Counter[str]] = {}
         self._uses_lock = threading.Lock()
-        self._model = AnswerModel(model, api_base=api_base)
+        self._model = AnswerModel(model, api_base=api_base, program=program)
         self.states = StateCache(self.store, self.encoder, self.count, self._model)
         self.registry = MemoryRegistry(
             self.store, now=now, on_clear=self.states.drop, on_cleared=lambda: self.on_deleted()

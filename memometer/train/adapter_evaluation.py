@@ -51,6 +51,8 @@ ADAPTER, BASE, STYLED = "adapter", "base", "base with style rules"
 EXAMPLES = "base with examples"
 STARTS = {"sft": "supervised", "distill": "distilled"}
 """Names of the arms of starting adapters by their training mode; others are called `starting adapter`."""
+EVALUATION = "evaluation.json"
+"""The last evaluation of an adapter, in its folder; `memometer export-model` writes it into the model card."""
 FAILED_SHARE = 0.05
 """Share of failed calls above which the result is invalid."""
 
@@ -312,7 +314,12 @@ def _finish(evaluation: Evaluation, folder: RunFolder, fatal: str, *, stopped: b
         "test_set_usage": {"test_scored": asdict(usage) if usage else None, "duplicate_attempts": []},
     }
     _, table = write_results(folder, data, keys, facts, no_judge="no judge is used", notes=[str(usage or "")])
-    lines = [*table.splitlines(), "", *compare_arms(evaluation, records)]
+    compared = compare_arms(evaluation, records)
+    if (evaluation.adapter / "training.json").exists() and outcome == "valid":
+        measured = {"split": options.split, "questions": len(evaluation.questions), "run": str(folder.path)}
+        text = json.dumps({**measured, "arms": compared}, indent=1) + "\n"
+        (evaluation.adapter / EVALUATION).write_text(text, encoding="utf-8")
+    lines = [*table.splitlines(), "", *compared]
     if not evaluation.is_served:
         lines.append(_likelihood(evaluation))
     lines.append(f"Written to {folder.path}; view it with: memometer view {folder.path}")

@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from memometer.models.embedded import repository_of
+from memometer.reader import program_file
 from memometer.stats.intervals import Comparison, paired
 from memometer.train import metrics
 from memometer.train.local_model import LocalModel
@@ -16,6 +18,8 @@ from memometer.train.plan import TrainingPlan
 from memometer.train.prompt_dataset import ReadingPrompt
 from memometer.train.reward import Grade, grade
 
+PROGRAM = "program.json"
+"""The trained prompt in an adapter's folder, as evaluate.py --program reads it."""
 COMPLETE = "complete"
 """Marker file of a checkpoint that was written completely."""
 KL_REPLIES = 16
@@ -121,11 +125,17 @@ def save_best(
     notes = training_notes(plan, validation, decoding=decoding)
     (part / "training.json").write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
     (part / "README.md").write_text(model_card(plan, notes), encoding="utf-8")
+    program_file.save(plan.reader().read, part / PROGRAM, program_notes(plan, notes))
     shutil.rmtree(folder / "best", ignore_errors=True)
     part.replace(folder / "best")
 
 
 # ---------------------------------------------------------------- notes and model card
+
+
+def program_notes(plan: TrainingPlan, notes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the notes of the trained prompt's program file."""
+    return {**notes, "rounds": plan.options.rounds, "optimised": True}
 
 
 def training_notes(
@@ -164,7 +174,7 @@ def model_card(plan: TrainingPlan, notes: Mapping[str, Any]) -> str:
     )
     values = "\n".join(f"| {name} | {value} |" for name, value in notes["values"].items())
     return f"""---
-base_model: {options.model}
+base_model: {repository_of(options.model)}
 library_name: peft
 license: {"mit" if free else "cc-by-nc-4.0"}
 tags: [lora, {"grpo" if options.mode == "train" else "sft"}, memory, conversation]

@@ -72,7 +72,7 @@ def stack(first: Path, second: Path, target: Path) -> None:
         )
     if any(side.get("use_rslora") or side.get("use_dora") for side in (one, other)):
         raise ValueError(f"{first} or {second} uses rsLoRA or DoRA; only plain LoRA adapters can be stacked")
-    ones, others = _read(first / WEIGHTS), _read(second / WEIGHTS)
+    ones, others = read_matrices(first / WEIGHTS), read_matrices(second / WEIGHTS)
     if ones.keys() != others.keys():
         raise ValueError(f"{first} and {second} are adapters of different layers")
     from safetensors.numpy import save_file
@@ -94,8 +94,8 @@ def set_base_model(adapter: Path, base: str) -> None:
     (adapter / SETTINGS).write_text(json.dumps({**settings, "base_model_name_or_path": base}, indent=2) + "\n")
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """The matrices by name. NumPy has no bfloat16, so such numbers become float32, which is exact."""
+def read_matrices(path: Path) -> dict[str, np.ndarray]:
+    """Return the matrices of a safetensors file by name, bfloat16 as float32, which is exact."""
     from safetensors import deserialize
 
     found = {}

@@ -13,7 +13,7 @@ from memometer.reader import program_file
 from memometer.run.folder import RunFolder
 from memometer.stats.intervals import Comparison
 from memometer.train import merge_lora, metrics
-from memometer.train.checkpoints import gain_over_start
+from memometer.train.checkpoints import gain_over_start, program_notes
 from memometer.train.plan import Outcome, TrainingPlan
 
 
@@ -83,7 +83,7 @@ def write_program(plan: TrainingPlan, notes: Mapping[str, Any]) -> None:
     """Write the prompt that the adapter was trained with to `--out`, for evaluate.py --program."""
     out = Path(plan.options.out)
     predictor = plan.reader().read
-    program_file.save(predictor, out, {**notes, "rounds": plan.options.rounds, "optimised": True})
+    program_file.save(predictor, out, program_notes(plan, notes))
     plan.print(f"Prompt written to {out}.")
 
 
