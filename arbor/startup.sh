@@ -19,7 +19,8 @@ terminate() {
   local query
   while true; do   # until the machine is gone: both commands may report success although they failed
     echo "$(date -u +%FT%TZ) deadline reached: terminating the machine"
-    runpodctl remove pod "${RUNPOD_POD_ID:-}" || true
+    runpodctl pod delete "${RUNPOD_POD_ID:-}" || true
+    runpodctl remove pod "${RUNPOD_POD_ID:-}" || true   # the spelling of older versions
     # The machine's own key, which RunPod sets on every machine. A file descriptor keeps it out of the process list.
     query="{\"query\": \"mutation { podTerminate(input: { podId: \\\"${RUNPOD_POD_ID:-}\\\" }) }\"}"
     curl -fsS -H 'Content-Type: application/json' -H @<(echo "Authorization: Bearer ${RUNPOD_API_KEY:-}") \
@@ -44,6 +45,16 @@ exec > >(tee -a "$home/startup.log") 2>&1
 rm -f "$home/failed"
 trap 'echo "line $LINENO: $BASH_COMMAND (see $home/startup.log)" >"$home/failed"' ERR
 echo "$(date -u +%FT%TZ) startup"
+
+# One GPU trains with TRL (train.py --backend trl): an environment with PyTorch, and no server.
+if [ "$training_gpus" -eq 0 ]; then
+  command -v uv >/dev/null || python3 -m pip install --quiet uv
+  [ -x "$environment/bin/python" ] || uv venv --quiet --seed --python 3.11 "$environment"
+  uv pip install --quiet --python "$environment/bin/python" torch
+  date -u +%FT%TZ >"$home/ready"
+  echo "$(date -u +%FT%TZ) ready for train.py --backend trl"
+  exit 0
+fi
 
 # Versions that were resolved together; transformers 5 breaks trl 0.23.1, which Arbor 0.2.17 needs.
 if ! cmp -s "$here/requirements.txt" "$environment/installed.txt"; then

@@ -79,6 +79,12 @@ class Account:
     """Id of a machine that cannot be terminated."""
     silent: int = 0
     """Number of status requests that fail."""
+    lists_until_known: int = 0
+    """Number of lists from which a rented machine is still missing."""
+    null_order: bool = False
+    """True if renting is answered with null."""
+    null_polls: int = 0
+    """Number of status requests that are answered with null."""
     on_poll: Callable[[], None] = lambda: None
     on_terminate: Callable[[], None] = lambda: None
 
@@ -105,16 +111,25 @@ class Account:
 
     def _data(self, query: str) -> Any:
         if "podFindAndDeployOnDemand" in query:
-            return {"podFindAndDeployOnDemand": self._rent(query)}
+            return {"podFindAndDeployOnDemand": None if self.null_order else self._rent(query)}
         if terminate := re.search(r'podTerminate\(input: \{ podId: "(\w+)" \}\)', query):
             self.on_terminate()
             self.terminated.append(terminate[1])
             del self.pods[terminate[1]]
             return {"podTerminate": None}
         if one := re.search(r'pod\(input: \{podId: "(\w+)"\}\)', query):
+            if self.null_polls and self.pods.get(one[1], {}).get("asked"):  # after the price was read
+                self.null_polls -= 1
+                return {"pod": None}
+            if one[1] in self.pods:
+                self.pods[one[1]]["asked"] = True
             return {"pod": self._poll(one[1])}
         if "myself" in query:
-            return {"myself": {"pods": list(self.pods.values())}}
+            if self.lists_until_known:
+                self.lists_until_known -= 1
+                return {"myself": {"pods": []}}
+            volumes = [{"id": "vol9", "dataCenterId": "EU-RO-1"}]
+            return {"myself": {"pods": list(self.pods.values()), "networkVolumes": volumes}}
         if kind := re.search(r'gpuTypes\(input: \{id: "([^"]+)"\}\)', query):
             return {"gpuTypes": [self._full(k) for k in KINDS if k["id"] == kind[1]]}
         assert "gpuTypes" in query

@@ -239,7 +239,6 @@ def test_waiting_outlasts_some_silence(workplace: Workplace) -> None:
 @pytest.mark.parametrize(
     ("argv", "code", "said"),
     [
-        (["--gpu-count", "1"], 2, "--backend trl"),
         (["--gpu-type", "TPU"], 1, "A100 PCIe, A100 SXM, L40S"),
         (["--all"], 2, "--terminate --all"),
         (["--gpu-type", "L40S", "--file", "no/pod.json"], 2, "mkdir -p no"),
@@ -264,6 +263,63 @@ def test_keys(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     code, said = workplace.run("--list")
     assert code == 1
     assert "set RUNPOD_API_KEY" in said
+
+
+def test_an_order_that_failed_is_looked_for_or_its_file_stays(workplace: Workplace) -> None:
+    """RunPod may list a machine some time after an order that it answered with an error."""
+    workplace.account.lose_reply = True
+    workplace.account.lists_until_known = 3
+    assert workplace.run("--gpu-type", "L40S")[0] == 1
+    assert workplace.account.terminated == ["pod1"]
+    workplace.account.lists_until_known = 10**9
+    code, said = workplace.run("--gpu-type", "L40S")
+    assert code == 1
+    assert "arbor_pod.json stays" in said
+    assert (workplace.folder / "arbor_pod.json").exists()
+
+
+def test_null_replies_are_no_traceback(workplace: Workplace) -> None:
+    workplace.account.null_order = True
+    code, said = workplace.run("--gpu-type", "L40S")
+    assert code == 1
+    assert "without a machine" in said or "stays" in said
+    assert "Traceback" not in said
+    (workplace.folder / "arbor_pod.json").unlink(missing_ok=True)
+    workplace.account.null_order = False
+    workplace.account.null_polls = 2  # the machine is not known yet, and not ended
+    assert workplace.run("--gpu-type", "L40S", "--wait")[0] == 0
+
+
+def test_one_gpu_is_rented_for_trl_in_the_secure_cloud(workplace: Workplace) -> None:
+    (workplace.folder / "machine" / "ready").write_text("now")
+    code, said = workplace.run("--gpu-type", "L40S", "--gpu-count", "1", "--network-volume", "vol9", "--wait")
+    assert code == 0, said
+    assert "--backend trl" in said
+    sent = workplace.account.created[0]
+    assert "cloudType: SECURE" in sent
+    assert 'networkVolumeId: "vol9"' in sent
+    assert 'key: "ARBOR_TRAINING_GPUS", value: "0"' in sent
+    assert '"13.0"' in sent
+
+
+def test_a_dry_run_needs_no_key(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RUNPOD_API_KEY")
+    monkeypatch.setenv("HOME", str(workplace.folder))
+    code, said = workplace.run("--gpu-type", "L40S", "--dry-run", "--max-hours", "2", "--max-price", "3")
+    assert code == 0
+    assert "$6.00 in 2 hours" in said
+    assert not workplace.account.queries
+
+
+def test_the_sky_file_has_its_limits() -> None:
+    import yaml
+
+    task = yaml.safe_load((ROOT / "arbor" / "sky.yaml").read_text())
+    assert task["resources"]["max_hourly_cost"] > 0
+    assert task["resources"]["autostop"]["down"] is True
+    run = task["run"]
+    assert run.index("> arbor.yaml") < run.index("--arbor-config arbor.yaml")
+    assert "--host 127.0.0.1" in run
 
 
 def test_the_start_command_carries_its_files() -> None:
@@ -360,6 +416,7 @@ def test_startup_gives_the_machine_back_until_it_is_gone(machine: Callable[..., 
     sleep.write_text("#!/bin/sh\nexec /bin/sleep 0.1\n")
     sleep.chmod(0o755)
     log = machine(lambda log: log.count("runpodctl") > 1, ARBOR_DEADLINE=str(int(time.time()) - 1))
+    assert "runpodctl pod delete pod1" in log
     assert "runpodctl remove pod pod1" in log
     assert 'podTerminate(input: { podId: \\"pod1\\" })' in log
 

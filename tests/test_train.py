@@ -141,6 +141,16 @@ def test_verifiers_gets_a_taskset(capsys: pytest.CaptureFixture[str]) -> None:
     settings = tomllib.loads((folder / "eval.toml").read_text())
     assert settings["push"] is False
     assert settings["env"]["taskset"] == {"id": "memometer-reading", "split": "train"}
+    training = tomllib.loads((folder / "rl.toml").read_text())
+    assert training["orchestrator"]["train"]["source"][0]["env"]["taskset"]["id"] == "memometer-reading"
+    assert training["max_steps"] == 3
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    assert [name.partition(">")[0] for name in project["dependencies"]] == ["verifiers"], "no index is asked for ours"
+    # Values without a counterpart are named, and no path of this machine is written.
+    readme = (folder / "README.md").read_text()
+    assert "--clip-high 0.2" in readme or "--scale-rewards" in readme
+    for file in folder.rglob("*"):
+        assert file.is_dir() or str(Path.cwd()) not in file.read_text()
 
 
 def test_verl_gets_parquet_and_a_reward(capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,6 +158,8 @@ def test_verl_gets_parquet_and_a_reward(capsys: pytest.CaptureFixture[str]) -> N
     parquet = pytest.importorskip("pyarrow.parquet")
     folder = _written_for("verl", capsys)
     rows = parquet.read_table(folder / "train.parquet").to_pylist()
+    assert str(Path.cwd()) not in (folder / "grpo.yaml").read_text() + (folder / "README.md").read_text()
+    assert "--scale-rewards batch" in (folder / "README.md").read_text()
     assert [message["role"] for message in rows[0]["prompt"]] == ["system", "user"]
     spec = importlib.util.spec_from_file_location("verl_reward", folder / "reward.py")
     assert spec

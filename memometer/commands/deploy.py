@@ -52,9 +52,19 @@ def parser() -> argparse.ArgumentParser:
     machine = p.add_argument_group("machine")
     machine.add_argument("--gpu-type", default="A100", metavar="NAME", help="part of RunPod's name (default A100)")
     machine.add_argument(
-        "--gpu-count", type=positive, default=3, metavar="N", help="one serves, the others train (default 3)"
+        "--gpu-count",
+        type=positive,
+        default=3,
+        metavar="N",
+        help="one serves, the others train (default 3); 1 trains with TRL",
     )
-    machine.add_argument("--image", default=runpod.IMAGE, help="image with CUDA 12.8 and a /start.sh that starts SSH")
+    machine.add_argument(
+        "--network-volume", metavar="ID", help="network volume in place of a disk; it outlives the machine"
+    )
+    machine.add_argument(
+        "--community", action="store_true", help="also machines of private owners (default: secure cloud)"
+    )
+    machine.add_argument("--image", default=runpod.IMAGE, help="image with CUDA and a /start.sh that starts SSH")
     machine.add_argument(
         "--volume-gb", type=positive, default=100, metavar="GB", help="disk for weights and checkpoints (default 100)"
     )
@@ -93,7 +103,10 @@ def main(argv: Sequence[str] | None = None, *, files: str | Path) -> int:
     for signal_number in STOP_SIGNALS:
         signal.signal(signal_number, _interrupt)
     try:
-        _run(RunPod(), args, Path(files))
+        if args.dry_run and not runpod.has_key():
+            _plan_without_key(args, Path(files))
+        else:
+            _run(RunPod(), args, Path(files))
     except PodError as error:
         print(f"deploy.py: {error}", file=sys.stderr)
         return FAILED
@@ -132,32 +145,47 @@ def _usage_error(args: argparse.Namespace) -> str:
         return "--all needs --terminate without an ID: python arbor/deploy.py --terminate --all"
     if not args.file.parent.is_dir():
         return f"the folder of --file {args.file} does not exist: mkdir -p {shlex.quote(str(args.file.parent))}"
-    if args.gpu_count < 2:
-        return (
-            "--gpu-count 1 is too few: Arbor needs one GPU to serve and one to train; use 2 or more, or train on one "
-            "GPU without Arbor: python train.py --mode train --backend trl"
-        )
     return ""
 
 
-def _rent(account: RunPod, args: argparse.Namespace, files: Path) -> None:
-    deadline = time.time() + args.max_hours * 3600
-    offer = account.offer(args.gpu_type, args.gpu_count)
-    request = runpod.pod_request(
+def _request(offer: runpod.Offer, args: argparse.Namespace, files: Path, deadline: float) -> runpod.Record:
+    return runpod.pod_request(
         offer,
         image=args.image,
         volume_gb=args.volume_gb,
         deadline=deadline,
         public_key=runpod.read_public_key(args.ssh_key),
         files=files,
+        network_volume=args.network_volume,
+        community=args.community,
     )
+
+
+def _print_request(request: runpod.Record) -> None:
+    print(json.dumps({**request, "docker_args": f"(packed: {', '.join(runpod.FILES)})"}, indent=2))
+
+
+def _plan_without_key(args: argparse.Namespace, files: Path) -> None:
+    """Print the request and the highest cost without asking RunPod, which needs a key for its prices."""
+    offer = runpod.Offer(args.gpu_type, args.gpu_type, 0, args.gpu_count, args.max_price)
+    print(
+        f"{args.gpu_count} x {args.gpu_type}: at most ${args.max_price:.2f} per hour (--max-price), "
+        f"${args.max_price * args.max_hours:.2f} in {args.max_hours:g} hours. Set RUNPOD_API_KEY for RunPod's prices."
+    )
+    _print_request(_request(offer, args, files, time.time() + args.max_hours * 3600))
+
+
+def _rent(account: RunPod, args: argparse.Namespace, files: Path) -> None:
+    deadline = time.time() + args.max_hours * 3600
+    offer = account.offer(args.gpu_type, args.gpu_count)
+    request = _request(offer, args, files, deadline)
     cost = f"${offer.usd_per_hour:.2f} per hour"
     print(
         f"{offer.gpus} x {offer.name} ({offer.memory_gb} GB each), {cost}, "
         f"${offer.usd_per_hour * args.max_hours:.2f} in {args.max_hours:g} hours; storage costs extra."
     )
     if args.dry_run:
-        print(json.dumps({**request, "docker_args": f"(packed: {', '.join(runpod.FILES)})"}, indent=2))
+        _print_request(request)
     if offer.usd_per_hour > args.max_price:
         raise PodError(
             f"{cost} is more than --max-price {args.max_price:.2f}; nothing was rented. Raise the limit, or choose "
@@ -187,6 +215,14 @@ def _wait(account: RunPod, args: argparse.Namespace) -> None:
         account, args.file, key=args.ssh_key, minutes=args.wait_minutes, log=lambda line: print(line, flush=True)
     )
     ssh = record["ssh"]
+    if record["gpus"] == 1:
+        remote = f"ssh -p {ssh['port']} -i {shlex.quote(ssh['key'])}"
+        print(f"The machine is ready. {runpod.time_left(record)}.")
+        print(f'Next:     rsync -a -e "{remote}" ./ root@{ssh["host"]}:memometer/')
+        print(f"          {remote} root@{ssh['host']}")
+        print(f"          cd memometer && {record['python']} -m pip install -c constraints.txt '.[train]'")
+        print(f"          {record['python']} train.py --mode train --backend trl")
+        return
     print(f"The server answers. {runpod.time_left(record)}.")
     print(f"Endpoint: {record['url']} on the machine, described in {args.file}")
     print(f"SSH:      ssh -p {ssh['port']} -i {shlex.quote(ssh['key'])} root@{ssh['host']}")

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 PROGRAM_KEY = "memometer.program"
 """Key of the prompt that a model was trained with: the text of a program file (memometer.reader.program_file)."""
 
+MAX_TEXT_BYTES = 1 << 30
 _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 
@@ -59,7 +60,10 @@ def _number(file: BinaryIO, kind: int) -> Any:
 
 
 def _text(file: BinaryIO) -> str:
-    return file.read(_number(file, 10)).decode("utf-8")
+    length = _number(file, 10)
+    if length > MAX_TEXT_BYTES:
+        raise ValueError("a text of the metadata is too long")
+    return file.read(length).decode("utf-8")
 
 
 def _value(file: BinaryIO, kind: int) -> Any:
@@ -75,7 +79,7 @@ def _value(file: BinaryIO, kind: int) -> Any:
 
 def _skip(file: BinaryIO, kind: int) -> None:
     if kind == _STRING:
-        file.seek(_number(file, 10), 1)
+        _text(file)
     elif kind == _ARRAY:
         inner, length = _number(file, 4), _number(file, 10)
         if inner in _FORMATS:

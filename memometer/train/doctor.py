@@ -16,12 +16,17 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 from memometer.errors import UserError
+from memometer.models.downloads import models_folder
+from memometer.models.embedded import TIERS
+from memometer.models.errors import describe
 from memometer.train import gpu_memory, smoke_test
 from memometer.train.arbor_client import ArborError, ArborServer
 from memometer.train.arbor_endpoint import FILE, EndpointError, read_endpoint
 from memometer.train.arbor_request import Problem, find_problems, gpu_ids
+from memometer.train.chat_format import ChatFormat, declared_ends
 from memometer.train.env_check import ARBOR, Environment, arbor_problems, shadowing_problems, trl_problems
 from memometer.train.options import Hyperparameters, TrainOptions, recipe
 
@@ -63,7 +68,7 @@ class Doctor:
         self.options = options
         self.backend = options.backend
         self.values: Hyperparameters = recipe(
-            options.recipe, mode="train", backend=self.backend, overrides=options.overrides
+            options.recipe, mode=options.planned_mode, backend=self.backend, overrides=options.overrides
         )
         self.gpus = gpus_here()
 
@@ -175,25 +180,62 @@ class Doctor:
             self.found, quantize=quantize, attn=options.attn, unsloth=options.unsloth, gpu=bool(gpus)
         )
         completions = values.batch_size * values.gradient_accumulation
-        if completions % values.num_generations:
+        grpo = options.planned_mode == "train"
+        if grpo and completions % values.num_generations:
             yield Problem(
                 f"--num-generations {values.num_generations} does not divide --batch-size x --gradient-accumulation = "
                 f"{completions}",
                 "choose a divisor",
             )
-        if values.beta:
+        if grpo and values.beta:
             yield f"--beta {values.beta:g}: the KL term needs the base model's log-probabilities, a third more time"
         shape = gpu_memory.shape_of(options.model)
         if shape is None:
             yield self._unknown_shape()
             return
-        need = gpu_memory.training_memory(shape, values, backend="trl", quantize=quantize, on_gpu=bool(gpus))
+        prompt = smoke_test.longest_prompt(options, values.max_prompt_tokens)
+        yield f"the longest training prompt has about {prompt:,} tokens"
+        yield from self._end_token()
+        need = gpu_memory.training_memory(
+            shape,
+            values,
+            backend="trl",
+            quantize=quantize,
+            on_gpu=bool(gpus),
+            prompt_tokens=prompt,
+            supervised=not grpo,
+        )
         free, device = (gpus[0].free_gb, f"GPU {gpus[0].id}") if gpus else (free_memory_gb(), "this machine")
-        uses_vllm = bool(gpus) and options.vllm is not False and self.found.version("vllm") is not None
+        uses_vllm = grpo and bool(gpus) and options.vllm is not False and self.found.version("vllm") is not None
         share = options.vllm_memory * gpus[0].total_gb if uses_vllm else 0.0
         yield f"estimated for {device}: {need}" + (f", and {share:.1f} for vLLM" if share else "")
         advice = need.advice + (", or a smaller --vllm-memory" if share else "")
         yield from _memory_problem(device, free, need.gb + share, advice)
+
+    def _end_token(self) -> Iterator[Finding]:
+        """Compare the end token of the chat template with the model's own, if its files are on this machine."""
+        folder = local_folder(self.options.model)
+        if folder is None or not importlib.util.find_spec("transformers"):
+            return
+        from transformers import AutoConfig, AutoTokenizer
+
+        try:
+            tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            yield Problem(f"the tokenizer of {self.options.model} cannot be read ({describe(error)})", "see --model")
+            return
+        chat = ChatFormat.of(tokenizer, declared_ends(SimpleNamespace(config=config)))
+        if not chat.end_token:
+            yield Problem(f"{self.options.model} has no end token, so its replies would never end", "see --model")
+        elif chat.end_is_new and (self.options.unsloth or self.options.vllm):
+            yield Problem(
+                f"the end token {chat.end_token} of {self.options.model} may be untrained, and Unsloth and vLLM cannot "
+                "train it",
+                "leave out --unsloth and --vllm, or use the instruction-tuned model",
+            )
+        else:
+            note = ", whose embedding is trained too" if chat.end_is_new else ""
+            yield f"replies end with {chat.end_token}{note}"
 
     def _unknown_shape(self) -> str:
         return f"the shape of {self.options.model} is unknown here, so memory is not estimated"
@@ -222,6 +264,24 @@ class Doctor:
             yield from problems
             if not problems:
                 yield "TRL made one step with a model of two layers"
+
+
+def local_folder(model: str) -> str | None:
+    """Return the folder with a model's tokenizer, if it is on this machine; nothing is downloaded or converted."""
+    if model.startswith("embedded:") or model.endswith(".gguf"):
+        name = TIERS[model.removeprefix("embedded:")].file if model.removeprefix("embedded:") in TIERS else model
+        found = sorted((models_folder() / "dense").glob(f"{Path(name).stem}-*/tokenizer_config.json"))
+        return str(found[0].parent) if found else None
+    if Path(model).is_dir():
+        return model
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.utils import HFValidationError
+
+    try:
+        path = try_to_load_from_cache(model, "tokenizer_config.json")
+    except HFValidationError:
+        return None
+    return str(Path(path).parent) if isinstance(path, str) else None
 
 
 def _memory_problem(device: str, free_gb: float, needed_gb: float, advice: str) -> Iterator[Problem]:

@@ -1,14 +1,15 @@
 """Export of prompts and reward for training frameworks that use several machines: verl, and verifiers with prime-rl.
 
-Each export is a folder with the data, the reward or taskset, and a recipe that the framework's own loader reads. The
-machines that train need memometer (`pip install --no-deps .`, and its dependencies), because the reward is imported
-from it.
+Each export is a folder with the data, the reward or taskset, and a recipe that the framework's own loader reads. Paths
+are relative, so the folder can be copied to another machine. The machines that train need memometer from a checkout
+(`pip install '/path/to/checkout[eval]'`), because the reward is imported from it. No package index is asked for it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -26,6 +27,28 @@ LOSSES = {
 }
 """Loss name in memometer -> name in verl of the aggregation of token losses."""
 
+_WITHOUT_COUNTERPART: dict[str, dict[str, Any]] = {
+    "verl": {
+        "lora_dropout": 0.0,
+        "mask_truncated": False,
+        "importance_sampling": "token",
+        "lr_scheduler": "constant_with_warmup",
+    },
+    "verifiers": {
+        "lora_dropout": 0.0,
+        "lora_targets": "all-linear",
+        "mask_truncated": False,
+        "importance_sampling": "token",
+        "lr_scheduler": "constant_with_warmup",
+        "warmup_steps": 0,
+        "beta": 0.0,
+        "clip_high": 0.2,
+        "loss": "dapo",
+    },
+}
+"""Framework -> hyperparameter -> the value that needs no counterpart."""
+INSTALL = "pip install '/path/to/the/checkout[eval]'"
+
 PACKAGE = "memometer_reading"
 """The name of the exported taskset package."""
 
@@ -42,12 +65,33 @@ def export(plan: TrainingPlan, framework: str) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     command = {"verl": _export_verl, "verifiers": _export_verifiers}[framework](plan, folder)
     counts = f"{len(plan.train):,} training and {len(plan.validation):,} validation prompts"
+    dropped = [f"{framework} does not take {name} {value}." for name, value in dropped_values(plan, framework).items()]
     (folder / "README.md").write_text(
         f"# Reading prompts for {framework}\n\n{plan.licence}\n\n"
-        f"{counts}; none is from a test conversation.\n\n    {command}\n",
+        f"{counts}; none is from a test conversation.\n\nFirst install memometer from its checkout:\n\n"
+        f"    {INSTALL}\n\nThen, in this folder:\n\n    {command}\n\n" + "".join(f"- {line}\n" for line in dropped),
         encoding="utf-8",
     )
-    return [f"{counts} written to {folder}.", f"Train with: {command}", plan.licence]
+    return [
+        f"{counts} written to {folder}.",
+        f"Train with: cd {folder} && {command}",
+        *dropped,
+        plan.licence,
+    ]
+
+
+def dropped_values(plan: TrainingPlan, framework: str) -> dict[str, Any]:
+    """Return the hyperparameters that differ from the framework's behaviour and have no counterpart in the export."""
+    values = asdict(plan.hyperparameters)
+    if values["scale_rewards"] == "batch" or (framework == "verifiers" and values["scale_rewards"] == "group"):
+        scale = {"--scale-rewards": values["scale_rewards"]}
+    else:
+        scale = {}
+    return scale | {
+        f"--{name.replace('_', '-')}": values[name]
+        for name, neutral in _WITHOUT_COUNTERPART[framework].items()
+        if values[name] != neutral
+    }
 
 
 # ---------------------------------------------------------------- verl 0.9
@@ -95,21 +139,24 @@ def _export_verl(plan: TrainingPlan, folder: Path) -> str:
     for name, prompts in (("train", plan.train), ("validation", plan.validation)):
         _write_parquet([verl_row(prompt, n, name) for n, prompt in enumerate(prompts)], folder / f"{name}.parquet")
     (folder / "reward.py").write_text(VERL_REWARD, encoding="utf-8")
-    (folder / "grpo.yaml").write_text(_verl_config(plan, folder.resolve()), encoding="utf-8")
-    return f"python -m verl.trainer.main_ppo --config-path {folder.resolve()} --config-name grpo"
+    (folder / "grpo.yaml").write_text(_verl_config(plan), encoding="utf-8")
+    return VERL_COMMAND
 
 
-def _verl_config(plan: TrainingPlan, root: Path) -> str:
+VERL_COMMAND = 'python -m verl.trainer.main_ppo --config-path "$PWD" --config-name grpo'
+
+
+def _verl_config(plan: TrainingPlan) -> str:
     values, options = plan.hyperparameters, plan.options
     prompts_per_step = max(1, values.prompts_per_step)
     return dedent(f"""\
-        # python -m verl.trainer.main_ppo --config-path {root} --config-name grpo
+        # In this folder: {VERL_COMMAND}
         hydra:
           searchpath: [pkg://verl.trainer.config]
         defaults: [ppo_trainer, _self_]
         data:
-          train_files: {root}/train.parquet
-          val_files: {root}/validation.parquet
+          train_files: ${{oc.env:PWD}}/train.parquet
+          val_files: ${{oc.env:PWD}}/validation.parquet
           train_batch_size: {prompts_per_step}
           max_prompt_length: {values.max_prompt_tokens}
           max_response_length: {values.max_completion_tokens}
@@ -145,7 +192,7 @@ def _verl_config(plan: TrainingPlan, root: Path) -> str:
           norm_adv_by_std_in_grpo: {str(values.scale_rewards == "group").lower()}
         reward:
           custom_reward_function:
-            path: {root}/reward.py
+            path: ${{oc.env:PWD}}/reward.py
             name: compute_score
         trainer:
           total_training_steps: {plan.steps}
@@ -248,7 +295,7 @@ def _export_verifiers(plan: TrainingPlan, folder: Path) -> str:
         name = "{name}"
         version = "0.1.0"
         requires-python = ">=3.11"
-        dependencies = ["verifiers>=0.4,<0.5", "memometer"]
+        dependencies = ["verifiers>=0.4,<0.5"]  # and memometer, from its checkout
 
         [build-system]
         requires = ["setuptools>=77"]
@@ -260,7 +307,8 @@ def _export_verifiers(plan: TrainingPlan, folder: Path) -> str:
         """),
         encoding="utf-8",
     )
-    # For vf-eval; prime-rl's trainer takes the same [env] block for its orchestrator.
+    (folder / "rl.toml").write_text(_prime_rl_config(plan, name), encoding="utf-8")
+    # For vf-eval, which evaluates and does not train.
     (folder / "eval.toml").write_text(
         dedent(f"""\
         model = "{plan.options.model}"
@@ -284,4 +332,51 @@ def _export_verifiers(plan: TrainingPlan, folder: Path) -> str:
         """),
         encoding="utf-8",
     )
-    return f"pip install {folder} && vf-eval @ {folder}/eval.toml"
+    return "pip install . && rl @ rl.toml"
+
+
+def _prime_rl_config(plan: TrainingPlan, name: str) -> str:
+    """The configuration of prime-rl's `rl` command: one GPU trains, another one serves."""
+    values = plan.hyperparameters
+    return dedent(f"""\
+        # prime-rl: uv run rl @ rl.toml
+        max_steps = {plan.steps}
+        seq_len = {values.max_prompt_tokens + values.max_completion_tokens}
+
+        [ckpt]
+        interval = {plan.options.save_steps}
+
+        [model]
+        name = "{plan.options.model}"
+
+        [trainer.model.lora]
+        rank = {values.lora_rank}
+        alpha = {values.lora_alpha}
+
+        [trainer.optim]
+        lr = {values.learning_rate:.10f}
+        max_norm = {values.max_grad_norm}
+
+        [orchestrator]
+        batch_size = {max(1, values.prompts_per_step) * values.num_generations}
+        group_size = {values.num_generations}
+
+        [orchestrator.train.sampling]
+        temperature = {values.temperature}
+        max_completion_tokens = {values.max_completion_tokens}
+
+        [[orchestrator.train.source]]
+        name = "{name}"
+
+        [orchestrator.train.source.env.taskset]
+        id = "{name}"
+        split = "train"
+
+        [orchestrator.train.source.env.agent.harness]
+        id = "null"
+
+        [orchestrator.train.source.env.agent.runtime]
+        type = "subprocess"
+
+        [inference]
+        """)

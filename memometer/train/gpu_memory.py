@@ -19,6 +19,8 @@ from memometer.train.options import Hyperparameters
 GB = 1e9
 CUDA_GB = 1.5
 """CUDA context, workspaces of its libraries, and NCCL."""
+VOCABULARY_CHUNK, LOGIT_COPIES = 32768, 3
+"""Size of TRL's chunks of the vocabulary, and the copies of one chunk's logits that are in memory together."""
 SLACK = 1.1
 """Factor for memory that the caching allocator cannot use."""
 
@@ -142,7 +144,15 @@ class MemoryEstimate:
 
 
 def training_memory(
-    shape: Shape, values: Hyperparameters, *, backend: str, gpus: int = 1, quantize: bool = False, on_gpu: bool = True
+    shape: Shape,
+    values: Hyperparameters,
+    *,
+    backend: str,
+    gpus: int = 1,
+    quantize: bool = False,
+    on_gpu: bool = True,
+    prompt_tokens: int | None = None,
+    supervised: bool = False,
 ) -> MemoryEstimate:
     """Estimate the memory of one training device. With TRL, vLLM's share is additional.
 
@@ -153,9 +163,11 @@ def training_memory(
         gpus: Number of training GPUs.
         quantize: True for 4-bit weights.
         on_gpu: False for training on the CPU, in 32 bits and without recomputation.
+        prompt_tokens: Tokens of the longest prompt; None for --max-prompt-tokens.
+        supervised: True for sft and distill, which compute the logits of one sequence chunk at a time.
     """
     arbor = backend == "arbor"
-    prompt, reply = values.max_prompt_tokens, values.max_completion_tokens
+    prompt, reply = prompt_tokens or values.max_prompt_tokens, values.max_completion_tokens
     sequences = values.batch_size
     if arbor:
         sequences = max(1, values.num_generations // (gpus * values.gradient_accumulation))
@@ -172,12 +184,16 @@ def training_memory(
         activations = tokens * number_bytes * shape.hidden * shape.layers + layer_activations
     else:
         activations = layer_activations * shape.layers
-    logits = sequences * (prompt + reply if arbor else reply + 1) * shape.vocabulary
+    if arbor:
+        logits = 4 * sequences * (prompt + reply) * shape.vocabulary
+    else:  # TRL multiplies by the output layer in chunks of the vocabulary, in GRPO for the replies only
+        logits = LOGIT_COPIES * sequences * (prompt + reply if supervised else reply + 1)
+        logits *= min(shape.vocabulary, VOCABULARY_CHUNK)
     parts = {
         "weights": weights,
         "adapter": 16 * shape.adapter_parameters(values.lora_rank) / gpus,
         "activations": activations,
-        "logits": 4 * number_bytes * logits,
+        "logits": number_bytes * logits,
     }
     advice = {
         "weights": "use a smaller --model" if quantize or arbor else "use --quantize 4bit, or a smaller --model",

@@ -31,7 +31,7 @@ PREFIX = "memometer-arbor-"
 """Prefix of the names of our machines. `--terminate --all` terminates no others."""
 STORAGE = "/workspace/arbor"
 IMAGE = "runpod/pytorch:2.8.0-py3.11-cuda12.8.1-cudnn-devel-ubuntu22.04"
-CUDA = ("12.8", "12.9")
+CUDA = ("12.8", "12.9", "13.0")
 FILES = ("startup.sh", "requirements.txt", "deepspeed_config.yaml")
 """Files of the folder arbor/ that are sent to the machine."""
 MAX_UNANSWERED = 6
@@ -41,8 +41,18 @@ Record = dict[str, Any]
 """Content of a machine's file: name, pod, gpu, gpus, usd_per_hour, deadline, and ssh once it is known."""
 
 
+LOOKS, LOOK_SECONDS = 13, 5.0
+"""How often, and in which interval, a machine whose order failed is looked for: for a minute."""
+REFUSALS = ("available", "balance", "funds", "invalid", "not found", "quota", "permission")
+"""Words of errors with which RunPod refuses an order for certain. After other errors the machine may exist."""
+
+
 class PodError(RuntimeError):
     """Renting or terminating failed. The message is one sentence with the next step."""
+
+
+class OrderRefused(PodError):
+    """RunPod refused to rent a machine, so that none exists."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,11 @@ class Offer:
     memory_gb: int
     gpus: int
     usd_per_hour: float
+
+
+def has_key() -> bool:
+    """Return true if a key for RunPod is in the environment or in its client's configuration file."""
+    return bool(os.environ.get("RUNPOD_API_KEY")) or Path("~/.runpod/config.toml").expanduser().exists()
 
 
 class RunPod:
@@ -76,15 +91,19 @@ class RunPod:
 
     def call(self, function: str, *args: Any, **kwargs: Any) -> Any:
         """Call a function of RunPod's client. Raises PodError, with the key removed, if it fails."""
-        from runpod.error import AuthenticationError, RunPodError
+        from runpod.error import AuthenticationError, QueryError, RunPodError
 
         try:
             return getattr(self._client, function)(*args, **kwargs)
         except AuthenticationError as error:
-            raise PodError("RunPod rejects the key in RUNPOD_API_KEY; create another one in its console.") from error
+            raise OrderRefused(
+                "RunPod rejects the key in RUNPOD_API_KEY; create another one in its console."
+            ) from error
         except (RunPodError, ValueError, KeyError, TypeError, requests.RequestException) as error:
             message = " ".join(str(error).split())[:300].replace(self._client.api_key, "[key]")
-            raise PodError(f"RunPod did not execute {function}: {message}") from error
+            certain = isinstance(error, QueryError) and any(word in message.lower() for word in REFUSALS)
+            kind = OrderRefused if certain else PodError
+            raise kind(f"RunPod did not execute {function}: {message}") from error
 
     def offer(self, gpu: str, gpus: int) -> Offer:
         """Return the cheapest kind of GPU whose id or name contains `gpu`.
@@ -114,7 +133,7 @@ class RunPod:
         """Return all machines of the account, without their environments."""
         return [
             {key: value for key, value in pod.items() if key not in ("env", "dockerArgs")}
-            for pod in self.call("get_pods")
+            for pod in self.call("get_pods") or ()
         ]
 
     def terminate(self, pod: str) -> bool:
@@ -134,7 +153,17 @@ class RunPod:
         ) from last
 
 
-def pod_request(offer: Offer, *, image: str, volume_gb: int, deadline: float, public_key: str, files: Path) -> Record:
+def pod_request(
+    offer: Offer,
+    *,
+    image: str,
+    volume_gb: int,
+    deadline: float,
+    public_key: str,
+    files: Path,
+    network_volume: str | None = None,
+    community: bool = False,
+) -> Record:
     """Return the arguments of RunPod's `create_pod`; none of them is secret.
 
     Args:
@@ -144,14 +173,17 @@ def pod_request(offer: Offer, *, image: str, volume_gb: int, deadline: float, pu
         deadline: Time at which the machine terminates itself, in seconds since 1970.
         public_key: Public half of the SSH key that may log in.
         files: The folder with the files to send (FILES).
+        network_volume: Id of a network volume, which outlives the machine; None for a disk of `volume_gb`.
+        community: Accept machines of private owners, too.
     """
+    volume = {"network_volume_id": network_volume} if network_volume else {"volume_in_gb": volume_gb}
     return {
         "name": PREFIX + secrets.token_hex(4),
         "image_name": image,
         "gpu_type_id": offer.gpu,
         "gpu_count": offer.gpus,
-        "cloud_type": "ALL",
-        "volume_in_gb": volume_gb,
+        "cloud_type": "ALL" if community else "SECURE",
+        **volume,
         "volume_mount_path": "/workspace",
         "container_disk_in_gb": 40,
         "ports": "22/tcp",  # no other port: the Arbor server has no authentication
@@ -217,7 +249,10 @@ def rent(account: RunPod, offer: Offer, request: Record, path: Path, *, max_pric
     known_hosts(path).unlink(missing_ok=True)
     # Even if no reply came, RunPod may have rented the machine.
     with terminated_on_failure(account, path):
-        record["pod"] = account.call("create_pod", **request)["id"]
+        created = account.call("create_pod", **request)
+        if not isinstance(created, dict) or not created.get("id"):
+            raise PodError("RunPod answered the order without a machine; try again, or choose another --gpu-type.")
+        record["pod"] = created["id"]
         write_record(path, record)
         price = (account.call("get_pod", record["pod"]) or {}).get("costPerHr") or offer.usd_per_hour
         if price > max_price:
@@ -234,25 +269,57 @@ def terminated_on_failure(account: RunPod, path: Path) -> Iterator[None]:
     """Terminate the machine if the block fails or is interrupted."""
     try:
         yield
-    except BaseException:  # re-raised: an abandoned machine costs money, whatever the failure was
-        terminate_recorded(account, path)
+    except OrderRefused:
+        terminate_recorded(account, path, looks=1)
+        raise
+    except BaseException as error:  # re-raised: an abandoned machine costs money, whatever the failure was
+        try:
+            terminate_recorded(account, path)
+        except PodError as remaining:
+            raise PodError(f"{error} {remaining}".strip()) from error
         raise
 
 
-def terminate_recorded(account: RunPod, path: Path) -> None:
-    """Terminate the machine that a file describes and remove the file. A machine without id is found by its name."""
+def terminate_recorded(account: RunPod, path: Path, *, looks: int = 0) -> None:
+    """Terminate the machine that a file describes and remove the file.
+
+    A machine without id is looked for by its name. RunPod may list it some time after the order, so that an order that
+    failed is looked for again for a minute.
+
+    Args:
+        account: The account.
+        path: The machine's file.
+        looks: How often to look for a machine without id, if the order was refused for certain; 0 for LOOKS.
+
+    Raises:
+        PodError: The machine may still run. The file stays.
+    """
     record = read_record(path)
     try:
-        ids = [record["pod"]] if "pod" in record else [p["id"] for p in account.pods() if p["name"] == record["name"]]
+        ids = [record["pod"]] if "pod" in record else _ids_by_name(account, record["name"], looks or LOOKS)
     except PodError as error:
         raise PodError(
             f"RunPod does not report whether {record['name']} was rented: {error} When it answers again, run "
             "python arbor/deploy.py --terminate --all"
         ) from error
+    if not ids and not looks:
+        raise PodError(
+            f"RunPod does not list {record['name']} a minute after the order failed; {path} stays. If it appears later "
+            "(python arbor/deploy.py --list), terminate it with: python arbor/deploy.py --terminate --all"
+        )
     for pod in ids:
         account.terminate(pod)
     path.unlink(missing_ok=True)
     known_hosts(path).unlink(missing_ok=True)
+
+
+def _ids_by_name(account: RunPod, name: str, looks: int) -> list[str]:
+    for look in range(looks):
+        if look:
+            time.sleep(LOOK_SECONDS)
+        if found := [pod["id"] for pod in account.pods() if pod["name"] == name]:
+            return found
+    return []
 
 
 def wait_until_ready(
@@ -275,8 +342,10 @@ def wait_until_ready(
                 raise
             state = str(error)
         else:
-            unanswered = 0
-            state = _state(pod, record, path, key)
+            # RunPod may answer with null for a machine that it has just made.
+            unanswered = unanswered + 1 if pod is None else 0
+            known = pod is not None or unanswered >= MAX_UNANSWERED
+            state = _state(pod, record, path, key) if known else "RunPod does not list the machine yet."
         if state == READY:
             write_record(path, record)
             return record
@@ -309,6 +378,12 @@ def _state(pod: Record | None, record: Record, path: Path, key: Path) -> str:
         return f"The machine runs, but SSH does not reach it yet: {error}"
     if failed.strip():
         raise PodError(f"The machine's startup failed: {' '.join(failed.split())[:300]}")
+    if record["gpus"] == 1:  # one GPU trains with TRL and needs no server
+        try:
+            ready = endpoint.run(f"cat {STORAGE}/ready 2>/dev/null || true").decode().strip()
+        except EndpointError as error:
+            return f"The machine runs, but SSH does not reach it yet: {error}"
+        return READY if ready else "The machine runs; its environment is being installed."
     try:
         with endpoint.open() as url, ArborServer(url) as server:
             server.check()

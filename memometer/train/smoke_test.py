@@ -13,13 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from memometer import benchmarks
+from memometer.errors import UserError
 from memometer.token_counters import counter_for
 from memometer.train import prompt_dataset
 from memometer.train.arbor_request import Problem, gpu_ids, initialize_request
 from memometer.train.options import Hyperparameters, TrainOptions
 from memometer.train.plan import load_data
 from memometer.train.prompt_dataset import ReadingPrompt
-from memometer.train.reward import gold_reply, grade
+from memometer.train.reward import ABSTENTION, gold_reply, grade
 
 
 def example_group(options: TrainOptions) -> tuple[str, ReadingPrompt, dict[str, float]]:
@@ -53,13 +54,53 @@ def example_group(options: TrainOptions) -> tuple[str, ReadingPrompt, dict[str, 
     if prompt is None:
         raise ValueError("no prompt shows all evidence of its question")
     honest = gold_reply(prompt.case)
+    absent = honest.replace("answered", "absent") if prompt.case.form != "answer" else ABSTENTION
     replies = {
         "honest": honest,
-        "absent": honest.replace("answered", "absent"),
+        "absent": absent,
         "copied memory": prompt.messages[-1]["content"],
         "empty": "",
     }
     return data.prefix, prompt, {name: grade(prompt.case, reply).reward for name, reply in replies.items()}
+
+
+TOKENIZER_MARGIN = 1.15
+"""Upper bound of a model's tokens, with its chat template, per o200k_base token."""
+
+
+def longest_prompt(options: TrainOptions, limit: int) -> int:
+    """Return the tokens of the longest training prompt, at most `limit`, estimated with o200k_base.
+
+    Uses the same data as `example_group`, and a sample of its questions. Without usable data it returns the limit.
+    """
+    local_file = benchmarks.load(options.benchmark).local_file
+    if options.data is None and local_file:
+        options = replace(options, data=str(local_file()))
+    try:
+        data = load_data(options)
+        conversations = data.part("train")
+        asked, _ = prompt_dataset.choose_questions(conversations, QUESTIONS, absent_share=0.1, seed=options.seed)
+        count = counter_for()
+        prompts = prompt_dataset.reading_prompts(
+            conversations,
+            asked,
+            budgets=options.budgets[-1:] if options.rounds < 2 else options.budgets,
+            rounds=options.rounds,
+            count=count,
+            memory=options.memory,
+            examples=options.examples,
+            benchmark=data.benchmark,
+        )
+        tokens = max(sum(count(m["content"]) for m in prompt.messages) for prompt in prompts)
+    except (UserError, ValueError, KeyError):
+        return limit
+    return min(limit, int(tokens * TOKENIZER_MARGIN) + CHAT_TOKENS)
+
+
+QUESTIONS = 40
+"""Questions in the sample from which the longest prompt is estimated."""
+CHAT_TOKENS = 16
+"""Tokens of a chat template around a prompt."""
 
 
 def schema_problems(
