@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from memometer.commands import doctor
 from memometer.train import gpu_memory
 from memometer.train.gpu_memory import SHAPES, training_memory
-from memometer.train.options import RECIPES
+from memometer.train.options import RECIPES, SUPERVISED
 from tests import commands
 from tests.arbor_loopback import Arbor
 from tests.conftest import ROOT
@@ -252,6 +253,29 @@ def test_shapes_are_found_by_name_and_by_file(tmp_path: Path) -> None:
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert gpu_memory.shape_of(str(tmp_path)) == gpu_memory.Shape(2, 8, 16, 2, 2, 4, 10, True)
+
+
+def test_the_estimate_is_near_a_measured_run() -> None:
+    """Supervised training of embedded:tiny on a CPU, 8 sequences of at most 205 and 24 tokens: a peak of 3.53 GB."""
+    values = replace(SUPERVISED, batch_size=8, gradient_accumulation=1, max_completion_tokens=24)
+    shape = SHAPES["smollm2-135m"]
+    found = training_memory(shape, values, backend="trl", on_gpu=False, prompt_tokens=205, supervised=True)
+    assert found.gb == pytest.approx(3.53, rel=0.25)
+
+
+def test_the_readmes_supervised_training_is_sound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The prompts count, not --max-prompt-tokens; and an abstention is worse than the right bare answer."""
+    monkeypatch.chdir(tmp_path)
+    flags = ["--mode", "sft", "--model", "embedded:tiny", "--memory", "oracle", "--budgets", "512", "--data", SAMPLE]
+    flags += ["--num-train", "600", "--num-val", "16", "--num-train-steps", "60", "--batch-size", "8"]
+    flags += ["--gradient-accumulation", "1", "--learning-rate", "5e-4", "--max-completion-tokens", "24"]
+    doctor.main([*flags, "--eval-steps", "30", "--num-test", "100"])
+    out = capsys.readouterr().out
+    faults = [line for line in out.splitlines() if line.startswith("FAULT")]
+    assert not [line for line in faults if "GB" in line or "honest" in line], out
+    assert re.search(r"estimated for this machine: [2-6]\.\d GB", out), out
 
 
 def test_more_of_anything_takes_more_memory() -> None:
