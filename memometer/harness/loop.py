@@ -214,7 +214,7 @@ def run(
             memory, here = memory_of(system, conversation), list(group)
             if memory.skipped:
                 continue
-            state, failed = _ingest(system, memory, by_id[conversation], folder, reader)
+            state, failed = _ingest(system, memory, by_id[conversation], folder, reader, stop)
             if state is None and stop.is_set():
                 memory.skipped = ""  # the cost limit, or Ctrl-C; --resume tries again
             end_of_group = _after(len(here), partial(_close, memory, state))
@@ -271,9 +271,14 @@ def _close(memory: Memory[Any], state: State | None) -> None:
 
 
 def _ingest(
-    system: str, memory: Memory[Any], conversation: Conversation, folder: RunFolder, reader: Model | None
+    system: str,
+    memory: Memory[Any],
+    conversation: Conversation,
+    folder: RunFolder,
+    reader: Model | None,
+    stop: threading.Event,
 ) -> tuple[State | None, dict[str, str]]:
-    """Ingest a conversation. If that fails, only the questions about this conversation fail.
+    """Ingest a conversation. If that fails, only the questions about this conversation fail. `stop` ends it early.
 
     Returns the state (None after a failure) and the error fields of its records."""
     state: State | None = None
@@ -284,9 +289,12 @@ def _ingest(
         try:
             state = memory.new()
             for session in _shown_progress(system, memory, conversation):
+                if stop.is_set():  # no question about this conversation is asked any more
+                    break
                 memory.observe(state, session.turns)
                 turns += len(session.turns)
-            memory.finish(state)
+            else:
+                memory.finish(state)
         except PluginError as problem:
             memory.skipped = memory.skipped or f"{conversation.id}: {problem}"
             state, failed = None, _error_fields(problem, before="ingest: ")
