@@ -37,6 +37,11 @@ def signer(key: Path) -> Callable[[bytes], bytes]:
     return lambda manifest: public + private.sign(_CONTEXT + manifest)
 
 
+_P = 2**255 - 19
+_Y8 = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
+"""The y coordinate of points of order 8 on the curve; its negative is the other one."""
+
+
 def check(manifest: bytes, signature: bytes | None, *, public_key: Path | None = None) -> str:
     """Verify the signature of a manifest.
 
@@ -59,6 +64,8 @@ def check(manifest: bytes, signature: bytes | None, *, public_key: Path | None =
     if len(signature) != _BYTES:
         raise CartridgeError("malformed signature")
     signed_by, signed = signature[:32], signature[32:]
+    if _is_of_small_order(signed_by):
+        raise CartridgeError("its key is one with which anybody can sign anything")
     try:
         serialization, ed25519 = _library()
     except CartridgeError:
@@ -74,6 +81,12 @@ def check(manifest: bytes, signature: bytes | None, *, public_key: Path | None =
     except (InvalidSignature, ValueError) as error:
         raise CartridgeError("its signature does not match its content") from error
     return signed_by.hex()
+
+
+def _is_of_small_order(key: bytes) -> bool:
+    """Return True for the few public keys for which a signature exists that is valid for every content (RFC 8032)."""
+    y = (int.from_bytes(key, "little") & (2**255 - 1)) % _P
+    return y in (0, 1, _P - 1, _Y8, _P - _Y8)
 
 
 def _public(path: Path, serialization: Any, ed25519: Any) -> bytes:

@@ -34,6 +34,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="consolidate a memory after this time without new turns (default: never)",
     )
+    p.add_argument(
+        "--proxy",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="address of a proxy whose X-Forwarded-For header names the caller; may be repeated (default: none)",
+    )
     model_options(p)
     return p
 
@@ -41,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or Ctrl-C."""
     args = parser().parse_args(argv)
-    from memometer.serve.rest import serve
+    from memometer.serve.server import serve
 
     with open_memories(args, create=True) as memories:
         serve(
@@ -52,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             auth=args.auth,
             per_second=args.rate,
             consolidate_after_seconds=args.consolidate_after,
+            proxies=args.proxy,
         )
     return 0
 

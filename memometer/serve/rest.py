@@ -1,4 +1,4 @@
-"""The REST service: routes, pages, health checks and the server process.
+"""The REST service: routes, pages and health checks.
 
     memometer serve                      http://127.0.0.1:8765/docs, without tokens
     memometer token ada                  creates a token of tenant ada; required for --host 0.0.0.0
@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import socket
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import ExitStack, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext
 from datetime import UTC
 from functools import partial
 from importlib.util import find_spec
@@ -38,25 +35,17 @@ from memometer.serve.admission import BULK, MCP, MODEL, POOLS, SEARCH, SINGLE_TE
 from memometer.serve.auth import AccessTokens
 from memometer.serve.cartridge_io import export_cartridge, import_cartridge
 from memometer.serve.errors import ProblemDetails, add_error_handlers
-from memometer.serve.glibc_trim import trimmed_heap
 from memometer.serve.middleware import MAX_CARTRIDGE_BYTES, Metrics, RateLimiter, RequestGuard
 from memometer.serve.readiness import Readiness
-from memometer.serve.registry import DEFAULT_MEMORY, InvalidRequest, MemoryEntry, NotFound
+from memometer.serve.registry import DEFAULT_MEMORY, MemoryEntry, NotFound
 from memometer.serve.schemas import Id, Name, Text
 from memometer.serve.tenants import TenantMemories
-from memometer.serve.upkeep import Upkeep
 from memometer.store import deadline
-from memometer.store.consolidation import IdleConsolidation
 from memometer.store.hybrid_scoring import NAMED
-from memometer.store.url import without_password
 
 BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 BULK_BYTES = 100_000
 """Size of a request from which it counts as bulk work."""
-
-SWITCH_SECONDS = 0.0005
-"""Time after which Python lets another thread run. With the default of 5 ms, each read of a short request waits that
-long for a thread that computes."""
 
 Key = Annotated[str | None, Header(alias="Idempotency-Key", pattern=r"^[\x21-\x7e]{1,200}$")]
 Memory = Annotated[Name, Query()]
@@ -354,60 +343,3 @@ def _decoded(cursor: str, kind: TypeAdapter[Any]) -> Any:
         return kind.validate_json(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except ValueError as error:
         raise NotFound("invalid cursor; omit it to start from the first page.") from error
-
-
-def serve(
-    memories: TenantMemories,
-    *,
-    tenant: str,
-    host: str,
-    port: int,
-    auth: bool | None = None,
-    per_second: float = 0,
-    consolidate_after_seconds: float = 0,
-) -> None:
-    """Serve until SIGTERM or SIGINT; requests in progress are finished first.
-
-    Args:
-        memories: the memories of all tenants.
-        tenant: the tenant of all requests if tokens are not required.
-        host: the address to listen on.
-        port: the TCP port.
-        auth: require bearer tokens; None requires them unless `host` is the loopback address.
-        per_second: sustained requests per second of each caller; 0 for no limit.
-        consolidate_after_seconds: consolidate a memory after this time without new turns; 0 for never.
-
-    Raises:
-        InvalidRequest: the address cannot be used, or tokens are required and none exists.
-    """
-    import uvicorn
-
-    if port > 65_535:
-        raise InvalidRequest(f"port {port} does not exist; the highest is 65535.")
-    is_local = host in ("127.0.0.1", "::1", "localhost")
-    if auth is False and not is_local:
-        raise InvalidRequest(f"{host} accepts remote connections, which always require tokens; omit --no-auth.")
-    tokens = AccessTokens(memories.store) if auth or not is_local else None
-    if tokens and not tokens.issued():
-        url = without_password(memories.memory_url)
-        raise InvalidRequest(f"{url} has no access token; create one with: memometer token NAME --memory-url {url}")
-    memories.registry.remove_orphans()
-    memories.encoder.ready()  # fail before the first request
-    hosts = ("127.0.0.1", "localhost", "::1")
-    app = application(memories, tenant=tenant, tokens=tokens, rate=RateLimiter(per_second), hosts=hosts)
-    try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        reason = os.strerror(error.errno or 0)
-        raise InvalidRequest(f"cannot listen on {host}:{port} ({reason}); choose another --port.") from error
-    print(f"Serving on http://{host}:{port} (API reference: /docs; stop with Ctrl-C)", flush=True)
-    sys.setswitchinterval(SWITCH_SECONDS)
-    with ExitStack() as stack:
-        stack.enter_context(trimmed_heap())
-        stack.enter_context(Upkeep(memories))
-        if consolidate_after_seconds:
-            idle = IdleConsolidation(memories.store, after_seconds=consolidate_after_seconds, now=memories.now)
-            memories.on_observed = stack.enter_context(idle).touch
-        stack.enter_context(listener)
-        settings = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=60)
-        uvicorn.Server(settings).run(sockets=[listener])

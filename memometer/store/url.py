@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl
 
 from memometer.store.episode import StoreError
 
@@ -29,7 +29,8 @@ def options_of(url: str, allowed: Mapping[str, tuple[str, ...]]) -> dict[str, st
     Raises:
         StoreError: an option or its value is unknown.
     """
-    options = {name: values[0] for name, values in allowed.items()} | dict(parse_qsl(urlsplit(url).query))
+    given = url[len(_without_options(url)) + 1 :]
+    options = {name: values[0] for name, values in allowed.items()} | dict(parse_qsl(given))
     for name, value in options.items():
         if value not in allowed.get(name, ()):
             known = "; ".join(f"{option}={' or '.join(values)}" for option, values in allowed.items())
@@ -48,8 +49,20 @@ def check_exists(url: str) -> None:
 
 
 def file_of(url: str) -> Path:
-    """Return the file that a SQLite URL names."""
-    address = urlsplit(url)
-    if address.netloc or len(address.path) < 2:
+    """Return the file that a SQLite URL names. The path is taken as it is, without percent-decoding.
+
+    Raises:
+        StoreError: the URL names no file.
+    """
+    path = _without_options(url.partition(":")[2])
+    if not path.startswith("///") or len(path) < 4:
         raise StoreError(f"invalid SQLite URL {url!r}; expected sqlite:///relative.db or sqlite:////absolute.db")
-    return Path(unquote(address.path[1:]))
+    if Path(path[3:]).name == ":memory:":
+        raise StoreError("sqlite:///:memory: would keep nothing; use memory: for this process, or name a file.")
+    return Path(path[3:])
+
+
+def _without_options(path: str) -> str:
+    """Return a path without the options after its last `?`; other question marks belong to the path."""
+    before, _, options = path.rpartition("?")
+    return before if before and re.fullmatch(r"\w+=[^/?]*(&\w+=[^/?]*)*", options) else path

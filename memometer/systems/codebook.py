@@ -85,6 +85,8 @@ class Codes:
     def add(self, vector: np.ndarray, *, time: float, energy: float = 1.0) -> None:
         """Add a vector, shape (feature_dim,), at a time in hours."""
         row = np.asarray(vector, np.float32).reshape(self.feature_dim)
+        if not np.isfinite(row).all():
+            raise ValueError("a vector holds NaN or infinity; the codebook takes finite numbers")
         row = row / max(float(np.linalg.norm(row)), 1e-12)
         entry = Entry(row.tobytes(), energy, time, self.added, self.goal)
         self.added += 1
