@@ -17,6 +17,7 @@ from typing import Any
 
 from locomo import metrics, splits
 from memometer.benchmarks import protocol
+from memometer.benchmarks.json_files import MAX_BYTES
 from memometer.benchmarks.protocol import Conversation, DataError, Dataset, Session
 from memometer.memory import Turn
 from memometer.run.progress import bar, eprint
@@ -190,7 +191,8 @@ def _is_seeded(entry: dict[str, Any]) -> bool:
 def recognizes(path: Path) -> bool:
     """True if a file is LOCOMO, the built-in sample, or was written by `memometer simulate`."""
     try:
-        return path.is_file() and bool(_kind_of(path.read_bytes()) is not None)
+        small = path.is_file() and path.stat().st_size <= MAX_BYTES
+        return small and _kind_of(path.read_bytes()) is not None
     except OSError:
         return False
 

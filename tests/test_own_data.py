@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memometer import benchmarks, cli
+from memometer.benchmarks import json_files
 from memometer.benchmarks.metrics import evidence_recall
 from memometer.benchmarks.own import schema
 from memometer.benchmarks.own.read import examine, load
@@ -300,7 +301,15 @@ def test_pipes_folders_and_missing_files_are_never_waited_for(tmp_path: Path) ->
     os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "link.json").symlink_to(tmp_path / "nowhere.json")
     (tmp_path / "none").mkdir()
-    for name, expected in (("pipe.json", "pipe"), ("link.json", "cannot read"), ("none", "no file"), ("a\0b", "null")):
+    with (tmp_path / "long.json").open("wb") as file:
+        file.truncate(json_files.MAX_BYTES + 1)
+    for name, expected in (
+        ("pipe.json", "^[^(]* pipe"),
+        ("link.json", "cannot read"),
+        ("none", "no file"),
+        ("a\0b", "null"),
+        ("long.json", "^[^(]* limit"),
+    ):
         with pytest.raises(DataError, match=expected):
             load(tmp_path / name)
     with pytest.raises(DataError, match="pipe"):

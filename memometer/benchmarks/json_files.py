@@ -42,6 +42,8 @@ def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
             raise DataError(f"{path} has {about.st_size:,} bytes; the limit is {max_bytes:,} bytes. Split the file.")
         with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
             return file.read(max_bytes + 1)
+    except DataError:
+        raise
     except FileNotFoundError as error:
         raise DataError(f"cannot read {str(path)!r}, which does not exist.") from error
     except OSError as error:

@@ -57,6 +57,17 @@ def in_shape(read: Callable[[], T], *, path: Path, title: str) -> T:
         ) from error
 
 
+def texts(value: object) -> list[str]:
+    """A list of texts.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise TypeError(f"expected a list of texts, got {str(value)[:60]!r}")
+    return value
+
+
 def digest_of(digests: Sequence[str]) -> str:
     """One digest for several files; that of the file for one."""
     import hashlib

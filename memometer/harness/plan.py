@@ -309,8 +309,7 @@ def make_plan(options: EvaluateOptions) -> Plan:
         DataError: The data cannot be used.
         ContaminationError: Test data are in a prompt, file or weight.
     """
-    with option_errors("--benchmark: "):
-        data = benchmarks.read(options.benchmark, options.data)
+    data = benchmarks.read(options.benchmark, options.data)
     benchmark = benchmarks.load(data.benchmark)
     model, judge_model = default_names(options)
     options = replace(

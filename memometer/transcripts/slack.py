@@ -52,8 +52,7 @@ def read(path: Path) -> Transcript:
     for (channel, stamp), (at, item) in sorted(messages.items(), key=lambda entry: (entry[1][0], entry[0])):
         speaker = _speaker(item, users)
         text = _plain(str(item.get("text") or ""), users)
-        names = [str(file.get("title") or file.get("name") or "file") for file in item.get("files") or ()
-                 if isinstance(file, Mapping)]  # fmt: skip
+        names = _file_names(item.get("files"))
         if not text.strip() and not names:
             found.left_out["message without text"] += 1
             continue
@@ -62,6 +61,11 @@ def read(path: Path) -> Transcript:
         time = datetime.fromtimestamp(at, zone)
         found.messages.append(Message(text.strip(), speaker, time, caption, f"slack/{channel}/{stamp}"))
     return found
+
+
+def _file_names(files: Any) -> list[str]:
+    of = [file for file in files if isinstance(file, Mapping)] if isinstance(files, list) else []
+    return [" ".join(str(file.get("title") or file.get("name") or "file").split()) for file in of]
 
 
 def _collect(

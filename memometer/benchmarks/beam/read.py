@@ -15,7 +15,7 @@ from memometer.benchmarks.own.question import Question as OwnQuestion
 from memometer.benchmarks.own.read import conversations_of
 from memometer.benchmarks.protocol import DataError, Dataset
 from memometer.benchmarks.splits import SeededSplits
-from memometer.benchmarks.user_files import digest_of, in_shape, locate
+from memometer.benchmarks.user_files import digest_of, in_shape, locate, texts
 
 VARIABLE = "BEAM_PATH"
 SOURCE = "https://github.com/mohammadtavakoli78/BEAM (a folder of chats, such as chats/100K)"
@@ -112,12 +112,12 @@ def _turns(raw: Any) -> Iterator[dict[str, Any]]:
 def _questions(probing: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for ability in ABILITIES:
         for item in probing.get(ability, []):
-            gold = next((str(item[name]) for name in ANSWERS if item.get(name)), "; ".join(item["rubric"]))
+            gold = next((str(item[name]) for name in ANSWERS if item.get(name)), "; ".join(texts(item["rubric"])))
             yield {
                 "text": item["question"],
                 "category": ability,
                 "evidence": list(dict.fromkeys(_ids(item.get("source_chat_ids")))),
-                "rubric": item["rubric"],
+                "rubric": texts(item["rubric"]),
                 **({"unanswerable": True} if ability == "abstention" else {"answer": gold}),
             }
 
@@ -133,4 +133,4 @@ def _ids(value: Any) -> list[str]:
 
 def _question(question: OwnQuestion, extra: Mapping[str, Any]) -> Question:
     values = {field.name: getattr(question, field.name) for field in fields(question)}
-    return Question(**values, rubric=tuple(map(str, extra["rubric"])))
+    return Question(**values, rubric=tuple(extra["rubric"]))

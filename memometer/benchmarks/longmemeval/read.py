@@ -16,7 +16,7 @@ from memometer.benchmarks.own.question import Question as OwnQuestion
 from memometer.benchmarks.own.read import conversations_of
 from memometer.benchmarks.protocol import DataError, Dataset
 from memometer.benchmarks.splits import SeededSplits
-from memometer.benchmarks.user_files import in_shape, locate
+from memometer.benchmarks.user_files import in_shape, locate, texts
 
 VARIABLE = "LONGMEMEVAL_PATH"
 SOURCE = "https://huggingface.co/datasets/xiaowu0162/longmemeval-cleaned"
@@ -99,7 +99,7 @@ def _entry(item: Mapping[str, Any]) -> dict[str, Any]:
         "category": item["question_type"],
         "evidence": [] if unanswerable else evidence,
         "asked_on": item["question_date"],
-        "answer_sessions": item["answer_session_ids"],
+        "answer_sessions": texts(item["answer_session_ids"]),
         **({"unanswerable": True} if unanswerable else {"answer": item["answer"]}),
     }
     return {"id": item["question_id"], "speakers": list(SPEAKERS.values()), "turns": turns, "questions": [question]}
@@ -112,6 +112,4 @@ def _time(text: str) -> datetime:
 
 def _question(question: OwnQuestion, extra: Mapping[str, Any]) -> Question:
     values = {field.name: getattr(question, field.name) for field in fields(question)}
-    return Question(
-        **values, asked_on=str(extra["asked_on"]), answer_sessions=tuple(map(str, extra["answer_sessions"]))
-    )
+    return Question(**values, asked_on=str(extra["asked_on"]), answer_sessions=tuple(extra["answer_sessions"]))

@@ -19,7 +19,7 @@ from memometer.benchmarks.own.read import conversations_of
 from memometer.benchmarks.protocol import DataError, Dataset
 from memometer.benchmarks.realtalk.question import CATEGORIES, LICENCE, Question
 from memometer.benchmarks.splits import SeededSplits
-from memometer.benchmarks.user_files import digest_of, in_shape, locate
+from memometer.benchmarks.user_files import digest_of, in_shape, locate, texts
 
 VARIABLE = "REALTALK_PATH"
 SOURCE = "https://github.com/danny911kr/REALTALK (folder data)"
@@ -88,7 +88,7 @@ def _entry(file: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
     ]
     questions = []
     for item in raw["qa"]:
-        ids, unresolved = evidence.resolve([str(id) for id in item["evidence"]])
+        ids, unresolved = evidence.resolve(texts(item["evidence"]))
         questions.append(
             {
                 "text": item["question"],
