@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,6 +160,10 @@ def files_of(folder: Path) -> tuple[list[Path], list[str]]:
     return chosen, [path.name for path in entries if path not in chosen]
 
 
+_SPACE = re.compile(r"\s*")
+_SEPARATOR = re.compile(r"\s*,?\s*")
+
+
 def items(path: Path, *, max_bytes: int = MAX_BYTES, chunk: int = 16 << 20) -> Iterator[tuple[int, Any]]:
     """Yield the items of a JSON array one by one, so that a file of gigabytes is never in memory as a whole.
 
@@ -180,32 +185,32 @@ def items(path: Path, *, max_bytes: int = MAX_BYTES, chunk: int = 16 << 20) -> I
         raise DataError(f"{path} has {size:,} bytes; the limit is {max_bytes:,} bytes.")
     try:
         with path.open(encoding="utf-8-sig") as file:
-            text = file.read(chunk).lstrip()
-            if not text.startswith("["):
+            text = file.read(chunk)
+            start = _SPACE.match(text).end()  # type: ignore[union-attr]
+            if not text.startswith("[", start):
                 raise DataError(f"{path} is not a JSON array.")
-            text, n, ended = text[1:], 0, False
+            n, start, ended = 0, start + 1, False
             while True:
-                text = text.lstrip().removeprefix(",").lstrip()
-                if text.startswith("]"):
+                start = _SEPARATOR.match(text, start).end()  # type: ignore[union-attr]
+                if text.startswith("]", start):
                     return
                 try:
-                    item, end = decoder.raw_decode(text)
+                    item, end = decoder.raw_decode(text, start)
                     # A number or word could go on in the next chunk; an object or text has its own end.
                     if end == len(text) and not ended and text[-1] not in '}]"':
                         raise json.JSONDecodeError("incomplete", text, end)
                 except json.JSONDecodeError as error:
+                    text, start = text[start:], 0
                     if more := file.read(max(chunk, len(text))):
                         text += more
-                        continue
-                    if not ended:
+                    elif not ended:
                         ended = True
-                        continue
-                    raise DataError(f"{path}, item {n}: not valid JSON ({error.msg}). It may be truncated.") from error
+                    else:
+                        message = f"{path}, item {n}: not valid JSON ({error.msg}). It may be truncated."
+                        raise DataError(message) from error
+                    continue
                 yield n, item
-                n, text = n + 1, text[end:]
-                if not text.strip() and not ended:
-                    text = file.read(chunk)
-                    ended = not text
+                n, start = n + 1, end
     except OSError as error:
         raise DataError(f"cannot read {str(path)!r} ({error.strerror or error}).") from error
     except (UnicodeDecodeError, RecursionError) as error:

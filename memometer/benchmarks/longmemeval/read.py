@@ -70,11 +70,12 @@ def _entry(item: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(item["question_id"], str):
         raise TypeError("question_id is not text")
     columns = (item["haystack_session_ids"], item["haystack_dates"], item["haystack_sessions"])
-    sessions = sorted(zip(*columns, strict=True), key=lambda session: _time(session[1]))
+    sessions = [(id, _time(date), messages) for id, date, messages in zip(*columns, strict=True)]
+    sessions.sort(key=lambda session: session[1])
     names: Counter[str] = Counter()
     turns: list[dict[str, Any]] = []
     evidence: list[str] = []
-    for id, date, messages in sessions:
+    for id, time, messages in sessions:
         names[id] += 1
         name = id if names[id] == 1 else f"{id} ({names[id]})"  # a history may repeat a session
         for n, message in enumerate(messages):
@@ -86,7 +87,7 @@ def _entry(item: Mapping[str, Any]) -> dict[str, Any]:
                     "speaker": SPEAKERS[message["role"]],
                     "role": message["role"],
                     "text": message["content"],
-                    "time": _time(date).isoformat(),
+                    "time": time.isoformat(),
                     "session": name,
                 }
             )
