@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -229,11 +230,14 @@ def test_a_run_stops_at_its_cost_limit_and_goes_on_with_a_higher_one(
 ) -> None:
     args = remote(server, "--systems", "recent", "--price", "1000,0", "--num-threads", "1", "--run-dir", "run")
     assert commands.evaluate([*args, "--cost-limit", "0.5"]) == 4
-    assert "The run has cost $0.5000, and --cost-limit is $0.5000" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "The run has cost $0.5000, and --cost-limit is $0.5000" in output
+    resume = shlex.split(output.split("Continue with: ")[1].splitlines()[0])
     assert len(read_records(here / "run")) == len(server.requests) == 5, "a tenth of a dollar each"
     assert commands.evaluate(["--resume", "run"]) == 4
     assert len(server.requests) == 5, "the saved limit holds"
-    assert commands.evaluate(["--resume", "run", "--cost-limit", "100"]) == 0
+    assert resume[:3] == ["memometer", "eval", "--resume"]
+    assert commands.evaluate(resume[2:]) == 0, "the printed command is sufficient"
     found = results(here / "run")["cost"]
     assert found["total"]["usd"] == pytest.approx(0.1 * len(server.requests))
     assert found["prices"]["openai/scripted"]["source"] == "named"

@@ -122,10 +122,11 @@ def test_what_differs_is_said_first_and_compared_all_the_same(folder: Any, say: 
     (second / "results.json").write_text('{"status": "invalid"}')
     code, out, _ = say(first, second)
     assert code == 0
-    assert out.splitlines()[:2] == [
-        "not comparable: two is invalid.",
-        "not comparable: one and two differ in reader (m/reader / m/larger), max answer tokens (64 / 256), code "
-        "(abc / def), token counter (not recorded / o200k_base), split (all / memory-r1:test), budget (512 / 2,048).",
+    assert out.splitlines()[:3] == [
+        "caution: two is invalid.",
+        "not comparable: one and two differ in split (all / memory-r1:test).",
+        "one and two differ in reader (m/reader / m/larger), max answer tokens (64 / 256), code (abc / def), token "
+        "counter (not recorded / o200k_base), budget (512 / 2,048): differences cannot be assigned to one of them.",
     ]
     assert "Paired differences" in out
     _, out, _ = say(first, second, "--measure", "evidence_recall")
@@ -136,8 +137,18 @@ def test_the_answer_prompt_is_compared_system_by_system(folder: Any, say: Any) -
     first = folder("one", manifest={"answer_prompts": {"a": "1", "b": "2"}}, a=right([1]))
     same = folder("two", manifest={"answer_prompts": {"a": "1", "c": "3"}}, a=right([1]))
     other = folder("three", manifest={"answer_prompts": {"a": "4"}}, a=right([1]))
-    assert "not comparable" not in say(first, same)[1]
-    assert "not comparable: one and three differ in answer prompt (1 / 4)" in say(first, other)[1]
+    assert "differ" not in say(first, same)[1].partition("questions of")[0]
+    assert "one and three differ in answer prompt (1 / 4)" in say(first, other)[1]
+
+
+def test_another_reader_is_the_subject_and_each_system_is_compared_with_itself(folder: Any, say: Any) -> None:
+    first = folder("one", a=right(range(5)), b=right([1]))
+    other = folder("two", identity={"reader": "m/larger"}, a=right(range(6)), b=right([1]))
+    _, out, _ = say(first, other)
+    assert out.startswith("one and two differ in reader (m/reader / m/larger): the subject")
+    assert "not comparable" not in out
+    assert "Holm over 2;" in out, "a with a and b with b"
+    assert "Holm over 6;" in say(first, other, "--system", "a,b")[1]
 
 
 def test_by_category_holm_is_over_all_that_is_printed(folder: Any, say: Any) -> None:
@@ -270,7 +281,7 @@ def test_a_run_that_never_asked_a_question_leaves_it_missing(folder: Any, say: A
     (run / "records.jsonl").write_text("".join(lines[:-50]))
     (run / "results.json").unlink()
     _, out, _ = say(run)
-    assert out.startswith("not comparable: run is not finished.\n")
+    assert out.startswith("caution: run is not finished.\n")
     (row,) = [line for line in out.splitlines() if re.match(r"b @512 +\d", line)]
     numbers = row.split("]")[1].split()
     assert int(numbers[3]) + int(numbers[5]) == 121

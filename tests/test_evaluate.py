@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -269,6 +270,37 @@ def test_traces_hold_no_key(server: Server, tmp_path: Path) -> None:
     assert process.returncode == 1, stdout + stderr
     assert (tmp_path / "mydb.sqlite").exists()
     assert SECRET not in everything(tmp_path) + stdout + stderr
+
+
+def test_answers_from_the_worked_examples_and_failures_are_in_every_report(server: Server, tmp_path: Path) -> None:
+    replies = [completion("Sourdough."), (400, {"Content-Type": "application/json"}, b'{"error": {"message": "no"}}')]
+    server.answer = lambda number, body: replies[number % 7 == 3]
+    done = evaluate(*remote(server, "--systems", "recent", "--run-dir", "run", "--fail-on-error", "1"), cwd=tmp_path)
+    found = results(tmp_path / "run")
+    assert found["copied_examples"]["copied"] == found["copied_examples"]["answers"] > 10
+    assert found["copied_examples"]["texts"] == ["Sourdough"]
+    (reason,) = found["failures"]["missing"]
+    for text in (
+        done.stdout,
+        *((tmp_path / "run" / name).read_text() for name in ("table.txt", "report.md", "report.tex")),
+    ):
+        plain = " ".join(text.replace("SAMPLE", "").replace("\\", "").replace("%", "").split())
+        assert "answers repeat a worked example" in plain
+        assert reason.split(":")[0] in plain
+
+
+def test_a_prompt_of_ones_own_is_sent_for_every_system(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text(
+        "Reply with the first word that fits: gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n.\n", "utf-8"
+    )
+    done = evaluate(*remote(server, "--systems", "recent", "--prompt", "mine.txt"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {"Reply with the first word that fits" in json.dumps(request) for request in server.requests} == {True}
+    (tmp_path / "mine.txt").write_text(" ")
+    for file, more in (("mine.txt", ()), ("absent.txt", ()), ("mine.txt", ("--rounds", "2"))):
+        done = evaluate(*remote(server, "--prompt", file, *more), cwd=tmp_path)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "--prompt" in done.stderr
 
 
 def test_a_folder_in_use_is_not_written_over(server: Server, tmp_path: Path) -> None:

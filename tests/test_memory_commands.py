@@ -19,6 +19,7 @@ from memometer.cli import main
 from memometer.commands import serve
 from memometer.models import encoders
 from memometer.serve import default_url
+from memometer.serve.answering import is_supported
 from memometer.serve.registry import ORPHAN_AGE_SECONDS, MemoryEntry
 from memometer.serve.tenants import MAX_TURN_BYTES, NewTurn, TenantMemories
 from memometer.store.episode import Episode
@@ -188,11 +189,30 @@ def test_ask(capsys: pytest.CaptureFixture[str], server: Any) -> None:
     reply = result(capsys, "ask", "What does Tom bake?", "--model", "openai/scripted", "--api-base", server.url)
     assert reply["answer"] == "Sourdough"
     assert "Tom bakes sourdough." in server.requests[0]["messages"][-1]["content"]
-    assert main(["ask", "what", "--model", "embedded:none"]) == 2
+    assert reply["model"] == "openai/scripted"
+    assert main(["ask", "bake", "--model", "openai/scripted", "--api-base", server.url]) == 0
+    turns, answer = capsys.readouterr().out.split("\n\n")
+    assert "Tom bakes sourdough." in turns, "the turns first"
+    assert "Sourdough" in answer
+    assert "openai/scripted" in answer
+    calls = len(server.requests)
+    assert main(["ask", "bake", "--memory", "empty", "--model", "openai/scripted", "--api-base", server.url]) != 0
+    assert len(server.requests) == calls, "no model is asked without turns"
+    capsys.readouterr()
+    assert main(["ask", "bake", "--model", "embedded:none"]) == 2
     assert "embedded:none" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("answer", "supported"),
+    [("Sourdough", True), ("sourdough bread", False), ("5 March 2021", False), ("No information available.", True)],
+)
+def test_an_answer_is_supported_by_the_words_of_the_turns(answer: str, supported: bool) -> None:
+    assert is_supported(answer, "Tom: I bake sourdough.") == supported
+
+
 def test_ask_without_dspy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    result(capsys, "add", "Tom bakes sourdough.")
     monkeypatch.setitem(sys.modules, "dspy", None)
     assert main(["ask", "What does Tom bake?"]) == 2
     assert "memometer[eval]" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 
@@ -108,3 +109,8 @@ def json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a JSON object, such as '{{\"enable_thinking\": false}}'")
     return value
+
+
+def cost_limit(text: str) -> float:
+    """Argument type: dollars; `none` is infinity."""
+    return inf if text == "none" else float(text)

@@ -18,7 +18,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from memometer.benchmarks.arguments import add_data_arguments
-from memometer.commands.argument_types import Add, integers, names, positive, price
+from memometer.commands.argument_types import Add, cost_limit, integers, names, positive, price
 from memometer.harness.options import EvaluateOptions
 from memometer.run.options import OptionError
 from memometer.systems.specification import split_list
@@ -76,6 +76,9 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="prompt of optimize.py or train.py, for every system (default: the model's own)",
+    )
+    systems.add_argument(
+        "--prompt", type=Path, metavar="FILE", help="text file with instructions for the reader of every system"
     )
     systems.add_argument(
         "--folds", action="store_true", help="evaluate each conversation with weights fitted on the others"
@@ -138,7 +141,12 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--fail-on-error", type=float, metavar="SHARE", help="share of failed calls above which a run is invalid (0.02)"
     )
-    run.add_argument("--cost-limit", type=float, metavar="USD", help="stop at this cost; the run can be resumed")
+    run.add_argument(
+        "--cost-limit",
+        type=cost_limit,
+        metavar="USD",
+        help="stop at this cost; with --resume, `none` removes the limit",
+    )
     run.add_argument("--run-dir", type=Path, metavar="DIR", help="run folder (default runs/TIME)")
     run.add_argument("--resume", type=Path, metavar="DIR", help="continue a run with its saved options")
     run.add_argument("--verbose", action="store_true", help="print all tables, not only those that fit a screen")

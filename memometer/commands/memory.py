@@ -217,15 +217,32 @@ def recall(argv: Sequence[str] | None = None) -> int:
 
 
 def ask(argv: Sequence[str] | None = None) -> int:
-    """Answer a question with a language model."""
+    """Show the recalled turns, then the answer of a language model to a question.
+
+    An embedded model is small: a reply with words that the turns do not have is not given as an answer.
+    """
     parser = _question_options("Answer a question with a language model, from recalled turns.")
     model_options(parser)
     args = parser.parse_args(argv)
+    from memometer.serve.answering import is_supported
+
     question = " ".join(args.question)
     with open_memories(args) as memories:
-        answer, found = memories.answer(LOCAL_TENANT, args.memory, question, budget_tokens=args.budget_tokens)
-    print_result(args, {"answer": answer, "tokens": found.tokens, "ids": list(found.turn_ids)}, answer)
-    return 0
+        found = memories.recall(LOCAL_TENANT, args.memory, question, budget_tokens=args.budget_tokens)
+        if not found.text:
+            data: dict[str, Any] = {"answer": None, "tokens": 0, "ids": [], "model": None}
+            print_result(args, data, "No matching turns, so no model was asked.")
+            return 1
+        if not args.json:
+            print(found.text.rstrip("\n"), end="\n\n", flush=True)
+        answer = memories.model.read(found.text, question)
+        invented = not is_supported(answer, found.text) and memories.model.is_embedded
+        data = {"answer": None if invented else answer, "tokens": found.tokens, "ids": list(found.turn_ids)}
+        data |= {"model": memories.model.name}
+        about = memories.model.description()
+    text = f"No answer: the model's reply ({answer}) is not in the turns above." if invented else f"Answer: {answer}"
+    print_result(args, data, f"{text}\n{about}")
+    return 1 if invented else 0
 
 
 def _question_options(description: str) -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -95,6 +96,8 @@ def configure_memories(
             raise OptionError(f"--systems: two systems are called {name}; give one a label, as in other={text}.")
         memory = memories[name] = build(specification)
         readers[name] = RefusingReader() if name == "refusal" else Reader(**(reading if memory.reads_in_rounds else {}))
+        if options.prompt and name != "refusal":
+            readers[name].instruct(_instructions(options.prompt))
         # A prompt for the bare answer fits every reader; one for rounds needs a memory that can be read in rounds.
         if program and name != "refusal" and (memory.reads_in_rounds or not program.rounds):
             with option_errors("--program: ", ProgramError):
@@ -235,6 +238,16 @@ def _set_format(name: str, memories: Mapping[str, Memory[Any]], readers: Mapping
     for memory in memories.values():
         memory.form = turn_format
     return turn_format
+
+
+def _instructions(file: Path) -> str:
+    try:
+        text = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"--prompt: {file} cannot be read as UTF-8 text ({error}).") from error
+    if not text:
+        raise OptionError(f"--prompt: {file} is empty; write the instructions for the reader into it.")
+    return text
 
 
 def _check_url(url: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ class EvaluateOptions(Options):
     memory_url: str | None = None
     context_format: str = "lines"
     program: Path | None = None
+    prompt: Path | None = None
     folds: bool = False
     recall_only: bool = False
     model: str | None = None
@@ -71,7 +73,7 @@ class EvaluateOptions(Options):
     trace: bool = False
 
     def __post_init__(self) -> None:
-        if self.cost_limit is not None and not 0 < self.cost_limit < 1e6:
+        if self.cost_limit not in (None, math.inf) and not 0 < self.cost_limit < 1e6:
             raise OptionError(f"--cost-limit is {self.cost_limit}; it must be a number of dollars above 0.")
         for name in ("fail_on_error", "max_false_accept"):
             if not 0 <= (value := getattr(self, name)) <= 1:
@@ -90,11 +92,13 @@ class EvaluateOptions(Options):
                 raise OptionError(f"{flag} needs --judge-model, for example --judge-model openai/NAME.")
         if self.encoder_api_base and not self.encoder:
             raise OptionError("--encoder-api-base needs --encoder, for example --encoder openai/NAME.")
+        if self.prompt and (self.rounds or self.program):
+            raise OptionError("--prompt has the instructions for one call; leave out --rounds and --program.")
         if self.question_budget and not (self.rounds or self.program):
             raise OptionError("--question-budget limits the tokens of all rounds; it needs --rounds.")
         if self.recall_only:
             self._refuse("--recall-only asks no model", "model", "judge_model", "two_options", "trace")
-            self._refuse("--recall-only does not read", "rounds", "abstention", "program")
+            self._refuse("--recall-only does not read", "rounds", "abstention", "program", "prompt")
             self._refuse("--recall-only costs nothing", "cost_limit", "price", "judge_price")
 
     def _refuse(self, reason: str, *names: str) -> None:

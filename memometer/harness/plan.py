@@ -29,6 +29,7 @@ from memometer.reader import program_file
 from memometer.reader.abstention import AbstentionRule
 from memometer.reader.program_file import Program, ProgramError, load_for
 from memometer.reader.reader import predictors_of
+from memometer.reader.signatures import ABSTENTION
 from memometer.report import presenter
 from memometer.retrieval.ranker import SHIPPED
 from memometer.run import cost
@@ -266,6 +267,13 @@ class Plan:
             name: digest([predict.signature.instructions, [demo.toDict() for demo in predict.demos]])
             for name, predict in read.items()
         }
+
+    def example_answers(self) -> list[str]:
+        """Return the answers of the worked examples in the prompts, without abstentions."""
+        if self.models.reader is None:
+            return []
+        demos = [demo for reader in self.systems.readers.values() for demo in reader.read.demos]
+        return list(dict.fromkeys(str(demo.answer) for demo in demos if demo.get("answer") not in (None, ABSTENTION)))
 
     def identity(self) -> dict[str, str]:
         """Return digests by name of all settings that must be the same for every answer of a run."""

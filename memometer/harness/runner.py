@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -51,7 +52,7 @@ def resume_run(
 
     Args:
         path: The run folder.
-        cost_limit: Dollars, in place of the saved limit.
+        cost_limit: Dollars, in place of the saved limit; infinity removes it.
         allow_failed_calibration: True goes on with a judge that failed its calibration, also if the run did not.
         verbose: True prints all tables at the end, not only those that fit a screen.
 
@@ -99,10 +100,11 @@ class Runner:
         self, plan: Plan, *, cost_limit: float | None = None, verbose: bool = False, resumed: bool = False
     ) -> None:
         self.plan, self.verbose, self.resumed = plan, verbose, resumed
-        self.cost_limit = cost_limit
+        self.cost_limit = None if cost_limit == math.inf else cost_limit
+        self._resume_words: list[str] = []
         self.calibration: judge_calibration.Calibration | None = None
         self.judge_failed = False
-        plan.check_cost_limit(cost_limit)
+        plan.check_cost_limit(self.cost_limit)
 
     def start(self, path: Path | None = None) -> str:
         """Run in a new folder.
@@ -133,7 +135,7 @@ class Runner:
             try:
                 return self._ask(folder, self._traced())
             except OSError as error:
-                eprint(f"The run cannot be written: {error}. Continue with: python evaluate.py --resume {folder.path}")
+                eprint(f"The run cannot be written: {error}. Continue with: {resume.command('eval', folder.path)}")
                 return "failed"
             finally:
                 self.plan.stop()
@@ -145,6 +147,7 @@ class Runner:
             "identity": plan.identity(),
             "questions": [question.id for question in plan.questions],
             "answer_prompts": plan.answer_prompts(),
+            "example_answers": plan.example_answers(),
             "left_out": plan.left_out,
             "plug_ins": plan.plug_ins(),
             "cautions": plan.cautions,
@@ -200,6 +203,8 @@ class Runner:
             stopped = stop.is_set() and not fatal and _answered(folder, keys) < len(keys)
             if stopped and spending.reached:
                 plan.log(spending.reached)
+                share = _answered(folder, keys) / len(keys)
+                self._resume_words = ["--cost-limit", spending.next_limit(share)]
             return self._finish(folder, fatal, stopped=stopped)
 
     def _limit_plug_ins(self, spending: cost.Spending, stop: threading.Event) -> None:
@@ -344,9 +349,8 @@ class Runner:
     ) -> list[str]:
         """Return the lines after the table: the reasons of failures, and the next command."""
         plan = self.plan
-        lines = [f"missing: {reason}" for reason in aggregate.failure_reasons(records, keys)]
-        lines += [f"failed, counted as wrong: {reason}" for reason in aggregate.memory_failure_reasons(records, keys)]
-        resume_command = f"python evaluate.py --resume {folder.path}"
+        lines: list[str] = []
+        resume_command = resume.command("eval", folder.path, *self._resume_words)
         if outcome in ("failed", "stopped"):
             because = "the judge's scores would be withheld" if self.judge_failed else "no call can succeed"
             reason = f"Stopped, because {because}: {fatal}." if fatal else "Stopped."

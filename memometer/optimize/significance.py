@@ -20,7 +20,7 @@ from memometer.optimize.program import ReadingProgram
 from memometer.report import presenter
 from memometer.run import cost
 from memometer.stats.intervals import Comparison, paired
-from memometer.stats.number_format import number
+from memometer.stats.number_format import number, percent
 
 Results = dict[str, Any]
 Score = Callable[[Question, Reply], float]
@@ -118,15 +118,18 @@ def report_lines(plan: SearchPlan, found: SearchResult, results: Results, *, out
     objective, candidates = results["objective"], results["candidates"]
     lines = [
         _conclusion(gain, results),
-        f"F1 {results['f1']['before']:.3f} -> {results['f1']['after']:.3f}, {_interval(f1)}; "
+        f"F1 {percent(results['f1']['before'])} -> {percent(results['f1']['after'])}, {_interval(f1)}; "
         f"{gain.wins} questions better, {gain.losses} worse, {gain.ties} equal; objective with the token price "
-        f"{objective['before']:.3f} -> {objective['after']:.3f}.",
+        f"{percent(objective['before'])} -> {percent(objective['after'])}. All in percent.",
     ]
     if found.changed and results["gain_on_the_questions_that_chose"] is not None:
-        lines.append(f"Difference on the selection questions: {results['gain_on_the_questions_that_chose']:+.3f}.")
+        lines.append(f"Difference on the selection questions: {_points(results['gain_on_the_questions_that_chose'])}.")
     headers = ("", "n", "quality", "after", "F1", "after", "tokens", "after")
-    digits = (0, 3, 3, 3, 3, 0, 0)
-    rows = [[name, *map(number, row.values(), digits)] for name, row in results["by_category"].items()]
+    formats: tuple[Any, ...] = (number, percent, percent, percent, percent, number, number)
+    rows = [
+        [name, *(show(value) for show, value in zip(formats, row.values(), strict=True))]
+        for name, row in results["by_category"].items()
+    ]
     lines += ["", *presenter.text([presenter.Table("", headers, rows)]).splitlines(), ""]
     calls = ", ".join(f"{role} {of['calls']:,} calls, {of['tokens']:,} tokens" for role, of in results["calls"].items())
     lines.append(f"{candidates['tried']} prompts tried, {candidates['left']} selectable; {calls}; {results['cost']}.")
@@ -155,14 +158,15 @@ def _conclusion(gain: Comparison, results: Results) -> str:
             f"No significant gain: none of {results['candidates']['left']} candidates was better than the unoptimized "
             f"prompt on the selection questions ({base})."
         )
-    change = f"{results['gain']['before']:.3f} -> {results['gain']['after']:.3f}, {_interval(gain)}, {base}"
+    before, after = percent(results["gain"]["before"]), percent(results["gain"]["after"])
+    change = f"{before} -> {after}, {_interval(gain)}, {base}"
     if results["gained"]:
         return f"Gain: quality {change}."
     if gain.high is not None and gain.high < 0:
         return f"Loss: quality {change}; the unoptimized prompt stays."
     reason = "" if gain.low is not None else "; one conversation gives no interval"
     if gain.detectable is not None and gain.detectable < 1:
-        reason = f" (the smallest detectable gain is {gain.detectable:.2f})"
+        reason = f" (the smallest detectable gain is {percent(gain.detectable)} points)"
     elif gain.detectable is not None:
         reason = " (no gain is detectable because the conversations differ too much)"
     return f"No significant gain: quality {change}{reason}; the unoptimized prompt stays."
@@ -198,8 +202,12 @@ def _interval(gain: Comparison) -> str:
     if gain.difference is None:
         return "no questions to compare"
     if gain.low is None or gain.high is None:
-        return f"{gain.difference:+.3f}"
-    return f"{gain.difference:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+        return _points(gain.difference)
+    return f"{_points(gain.difference)} [{_points(gain.low)}, {_points(gain.high)}]"
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.1f}"
 
 
 def _as_json(gain: Comparison, before: float, after: float) -> Results:

@@ -38,6 +38,10 @@ class Reader(dspy.Module):
         self.read = dspy.Predict(signature)
         self.read.demos = list(EXAMPLES[signature])
 
+    def instruct(self, instructions: str) -> None:
+        """Replace the instructions of the prompt; the worked examples stay."""
+        self.read.signature = self.read.signature.with_instructions(instructions)
+
     def forward(
         self,
         memory: Memory[Any],

@@ -374,5 +374,32 @@ def memory_failure_reasons(records: Iterable[Record], planned: Iterable[Key]) ->
     return _most_common(f"{r['system']}: {r['memory_error']}" for r in current(records, planned) if failed(r))
 
 
+def copied_examples(
+    records: Iterable[Record], questions: Iterable[Question], planned: Iterable[Key], examples: Iterable[str]
+) -> Results:
+    """Count the answers that repeat an answer of the prompt's worked examples, although the gold answer differs.
+
+    Args:
+        records: All attempts.
+        questions: The questions of the data.
+        planned: What was planned.
+        examples: The answers of the worked examples.
+
+    Returns:
+        `answers`, the number of answers that a model gave; `copied`, how many of them repeat an example; `texts`, the
+        repeated ones, the most common first.
+    """
+    gold = {question.id: _plain(question.gold or "") for question in questions}
+    known = {_plain(text): text for text in examples}
+    given = [record for record in current(records, planned) if record.get("calls") and record["answer"]]
+    plain = [(_plain(record["answer"]), gold.get(record["question_id"], "")) for record in given]
+    copied = Counter(known[answer] for answer, right in plain if answer in known and answer != right)
+    return {"answers": len(given), "copied": copied.total(), "texts": [text for text, _ in copied.most_common()]}
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().strip(" .\"'").split())
+
+
 def _most_common(reasons: Iterable[str], *, most: int = 3) -> list[str]:
     return [f"{n} x {reason}" for reason, n in Counter(filter(None, reasons)).most_common(most)]

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 from memometer import benchmarks
 from memometer.benchmarks.protocol import Dataset, Question
-from memometer.budget import UNBOUNDED
-from memometer.errors import UserError
-from memometer.judging import misclassification, sample_scores
+from memometer.judging import sample_scores
 from memometer.judging.graders import Grader, Rule, graders_of, prompt_hashes
-from memometer.judging.sample_scores import MEASURES, Pair
+from memometer.judging.sample_scores import MEASURES
 from memometer.report import aggregate, presenter
+from memometer.report.compared_run import ComparedRun, ComparisonError, differences
 from memometer.report.comparisons import few_clusters
 from memometer.report.presenter import Table
-from memometer.report.results import Results, read_results
+from memometer.report.results import Results
 from memometer.report.tables import comparison_tables, side_name
-from memometer.run.folder import Record, RunFolderError, failed, latest, read_manifest, read_records
+from memometer.run.folder import failed
 from memometer.stats.intervals import FEW_CLUSTERS
 from memometer.stats.number_format import interval, number, percent
 from memometer.stats.pairwise import SystemScores, compare_pair, holm_corrected
 from memometer.systems import BASELINES
-
-
-class ComparisonError(UserError, ValueError):
-    """These runs cannot be compared as requested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +37,8 @@ class RunComparison:
         scores: For each system `system`, `budget`, `run` if there are several, `failed`, and the fields of
             `memometer.report.aggregate.rate`.
         pairs: For each pair the fields of `memometer.stats.pairwise.compare_pair` and `holm_corrected`.
-        warnings: Reasons why the runs are not comparable.
+        warnings: Runs without a valid status, and another split, which makes scores incomparable.
+        subjects: Every other setting that differs between the runs, such as the reader: what the comparison is about.
         notes: Sentences about the questions and the number of conversations.
         categories: Key -> name of the benchmark's categories.
         prefix: The start of every printed line; empty for a benchmark's own data.
@@ -53,6 +49,7 @@ class RunComparison:
     scores: list[Results]
     pairs: list[Results]
     warnings: list[str]
+    subjects: list[str]
     notes: list[str]
     categories: dict[str, str]
     prefix: str
@@ -60,8 +57,10 @@ class RunComparison:
     def __str__(self) -> str:
         first, *rest = self.notes
         tables = [self._table(), *comparison_tables(self.pairs, self.categories)]
-        parts: list[Table | str] = ["\n".join(self.warnings), first, *tables, *rest]
-        return "".join(f"{self.prefix}{line}\n" for line in presenter.text(parts).split("\n"))
+        parts: list[Table | str] = ["\n".join([*self.warnings, *self.subjects]), first, *tables, *rest]
+        # A file gets whole lines, a terminal lines that fit.
+        shown = presenter.screen(parts, prefix=self.prefix) if sys.stdout.isatty() else presenter.text(parts)
+        return "".join(f"{self.prefix}{line}\n" for line in shown.split("\n"))
 
     def _table(self) -> Table:
         rows = []
@@ -103,8 +102,9 @@ def compare(
     """Compare systems pairwise on the questions that all runs asked.
 
     Systems are compared at the same budget; a system with a single budget is compared at every budget. The baselines
-    none, refusal and oracle are compared only if `systems` names them or nothing else is left. p-values are corrected
-    by Holm over all pairs.
+    none, refusal and oracle are compared only if `systems` names them or nothing else is left. If the runs share a
+    system, it is compared with itself in the other runs, and other pairs only if `systems` names them. p-values are
+    corrected by Holm over all pairs.
 
     Args:
         runs: Run folders.
@@ -128,7 +128,7 @@ def compare(
         DataError: The data cannot be read.
     """
     paths = [Path(run) for run in runs]
-    read = [_Run.read(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+    read = [ComparedRun.read(path, name) for path, name in zip(paths, _names(paths), strict=True)]
     dataset = _dataset(read, data)
     answerable = {question.category for question in dataset.questions if question.answerable}
     if unknown := [c for c in categories or () if c not in dataset.categories]:
@@ -142,7 +142,7 @@ def compare(
     family = []
     for category in [None, *(chosen if by_category and len(chosen) > 1 else [])]:
         ids = {question.id for question in shared if category in (None, question.category)}
-        for a, b in _pairs(compared if systems else _without_baselines(compared)):
+        for a, b in _pairs(compared if systems else _without_baselines(compared), matched=not systems):
             name = grader.name if grader else None
             family.append(compare_pair(_only(a, ids), _only(b, ids), measure, grader=name, category=category))
     pairs = holm_corrected(family)
@@ -151,55 +151,18 @@ def compare(
     clusters = len({question.conversation for question in shared})
     if clusters <= FEW_CLUSTERS:
         notes.append(few_clusters(clusters, len(pairs)))
+    warnings, subjects = differences(read, compared, measure)
     return RunComparison(
         measure=measure,
         grader=grader.name if grader else None,
         scores=[_score_row(read, one, shared, measure) for one in compared],
         pairs=pairs,
-        warnings=_differences(read, compared, measure),
+        warnings=warnings,
+        subjects=subjects,
         notes=notes,
         categories=dict(dataset.categories),
         prefix=dataset.prefix,
     )
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A run: the attempts that count, the questions asked, and the graders whose accuracy is withheld."""
-
-    name: str
-    manifest: dict[str, Any]
-    status: str
-    records: list[Record]
-    asked: frozenset[str]
-    withheld: dict[str, str]
-
-    @classmethod
-    def read(cls, path: Path, name: str) -> _Run:
-        manifest, records = read_manifest(path), list(latest(read_records(path)).values())
-        if not records:
-            raise ComparisonError(f"{path} has no answers yet; continue it with python evaluate.py --resume {path}")
-        # Older and imported runs do not list the planned questions.
-        asked = manifest.get("questions") or [record["question_id"] for record in records]
-        try:
-            results = read_results(path)
-            status, withheld = str(results["status"]), dict(results.get("withheld", {}))
-        except (RunFolderError, KeyError):
-            status, withheld = "not finished", misclassification.apply_calibrations({}, records, [])
-        return cls(name, manifest, status, records, frozenset(asked), withheld)
-
-    @property
-    def keys(self) -> list[tuple[str, int]]:
-        """Its (system, budget) keys in order of appearance."""
-        return list(dict.fromkeys((record["system"], record["budget_tokens"]) for record in self.records))
-
-    def pairs(self, key: tuple[str, int], questions: Sequence[Question]) -> list[Pair]:
-        """Each question with the attempts of one system; None if there is none."""
-        by_question: dict[str, list[Record | None]] = defaultdict(list)
-        for record in self.records:
-            if (record["system"], record["budget_tokens"]) == key:
-                by_question[record["question_id"]].append(record)
-        return [(question, record) for question in questions for record in by_question.get(question.id, [None])]
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -209,7 +172,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
-def _dataset(runs: Sequence[_Run], path: str | Path | None) -> Dataset:
+def _dataset(runs: Sequence[ComparedRun], path: str | Path | None) -> Dataset:
     digests = {run.name: run.manifest["identity"].get("data") for run in runs}
     if len(known := {digest for digest in digests.values() if digest}) > 1:
         listed = ", ".join(f"{name} {str(digest)[:12]}" for name, digest in digests.items())
@@ -221,7 +184,7 @@ def _dataset(runs: Sequence[_Run], path: str | Path | None) -> Dataset:
     return data
 
 
-def _common_measure(runs: Sequence[_Run]) -> str:
+def _common_measure(runs: Sequence[ComparedRun]) -> str:
     """The first measure that every run has."""
     if all(any(grader.name not in run.withheld for grader in graders_of(run.records)) for run in runs):
         return "judge"
@@ -230,7 +193,7 @@ def _common_measure(runs: Sequence[_Run]) -> str:
     return "evidence_recall"
 
 
-def _common_grader(runs: Sequence[_Run], judge: str | None, prompt: str | None, label_set: str | None) -> Grader:
+def _common_grader(runs: Sequence[ComparedRun], judge: str | None, prompt: str | None, label_set: str | None) -> Grader:
     """The only grader of the requested kind that every run has."""
     wanted = {"judge": judge, "prompt": prompt, "label_set": label_set}
     found = {
@@ -263,7 +226,7 @@ def _common_grader(runs: Sequence[_Run], judge: str | None, prompt: str | None, 
     return common[0]
 
 
-def _shared(runs: Sequence[_Run], possible: Sequence[Question]) -> list[Question]:
+def _shared(runs: Sequence[ComparedRun], possible: Sequence[Question]) -> list[Question]:
     """The questions that every run asked."""
     asked = frozenset.intersection(*(run.asked for run in runs))
     if shared := [question for question in possible if question.id in asked]:
@@ -274,7 +237,7 @@ def _shared(runs: Sequence[_Run], possible: Sequence[Question]) -> list[Question
     )
 
 
-def _unshared(runs: Sequence[_Run], possible: Sequence[Question]) -> str:
+def _unshared(runs: Sequence[ComparedRun], possible: Sequence[Question]) -> str:
     """The number of questions that only one run asked."""
     found = []
     for run in runs:
@@ -285,7 +248,7 @@ def _unshared(runs: Sequence[_Run], possible: Sequence[Question]) -> str:
 
 
 def _system_scores(
-    runs: Sequence[_Run],
+    runs: Sequence[ComparedRun],
     questions: Sequence[Question],
     measure: str,
     grader: Grader | None,
@@ -328,8 +291,16 @@ def _without_baselines(systems: Sequence[SystemScores]) -> Sequence[SystemScores
     return found if len(found) > 1 else systems
 
 
-def _pairs(systems: Sequence[SystemScores]) -> Iterator[tuple[SystemScores, SystemScores]]:
-    """Pairs at the same budget and pairs with a system that has a single budget; all pairs if there are none."""
+def _pairs(systems: Sequence[SystemScores], *, matched: bool) -> list[tuple[SystemScores, SystemScores]]:
+    """The pairs to compare.
+
+    Args:
+        systems: The systems of all runs.
+        matched: True prefers pairs of one system in two runs, in which only the subject of the comparison differs.
+
+    Returns:
+        Pairs at the same budget and pairs with a system that has a single budget; all pairs if there are none.
+    """
     budgets: dict[tuple[str, str], set[int]] = defaultdict(set)
     for one in systems:
         budgets[one.run, one.system].add(one.budget)
@@ -339,64 +310,19 @@ def _pairs(systems: Sequence[SystemScores]) -> Iterator[tuple[SystemScores, Syst
         for a, b in pairs
         if a.budget == b.budget or 1 in (len(budgets[a.run, a.system]), len(budgets[b.run, b.system]))
     ]
-    yield from fair or pairs
+    same = [(a, b) for a, b in fair if a.system == b.system and a.run != b.run]
+    return (matched and same) or fair or pairs
 
 
 def _only(system: SystemScores, ids: set[str]) -> SystemScores:
     return replace(system, scores={id: value for id, value in system.scores.items() if id in ids})
 
 
-def _score_row(runs: Sequence[_Run], system: SystemScores, questions: Sequence[Question], measure: str) -> Results:
+def _score_row(
+    runs: Sequence[ComparedRun], system: SystemScores, questions: Sequence[Question], measure: str
+) -> Results:
     run = next(run for run in runs if len(runs) == 1 or run.name == system.run)
     pairs = run.pairs((system.system, system.budget), questions)
     gave_up = len({question.id for question, record in pairs if record and failed(record)})
     rate = aggregate.rate(system.scores, sample_scores.expected(pairs, measure))
     return {**system.key, "failed": gave_up, **rate}
-
-
-def _differences(runs: Sequence[_Run], systems: Sequence[SystemScores], measure: str) -> list[str]:
-    """Reasons why the runs are not comparable: a status that is not valid, or settings that differ."""
-    found = [f"not comparable: {run.name} is {run.status}." for run in runs if run.status != "valid"]
-    first = runs[0]
-    for run in runs[1:]:
-        reasons = [
-            f"{name} ({a or 'not recorded'} / {b or 'not recorded'})"
-            for name, (a, b) in _settings(first, run, systems, measure).items()
-            if a != b
-        ]
-        if reasons:
-            found.append(f"not comparable: {first.name} and {run.name} differ in {', '.join(reasons)}.")
-    return found
-
-
-def _settings(a: _Run, b: _Run, systems: Sequence[SystemScores], measure: str) -> dict[str, tuple[Any, Any]]:
-    """Settings that must be equal for scores to be comparable: name -> value in either run."""
-
-    def both(part: str, name: str) -> tuple[Any, Any]:
-        return a.manifest[part].get(name), b.manifest[part].get(name)
-
-    settings: dict[str, tuple[Any, Any]] = {}
-    if measure != "evidence_recall":
-        settings |= {
-            "reader": both("identity", "reader"),
-            "answer prompt": _prompts(a, b),
-            # None is the default of 64, which a model that writes thoughts first may exceed.
-            "max answer tokens": tuple(limit or 64 for limit in both("config", "max_answer_tokens")),  # type: ignore[dict-item]
-        }
-    code, commits = both("identity", "systems"), (a.manifest.get("git"), b.manifest.get("git"))
-    settings["code"] = code if commits[0] == commits[1] or code[0] == code[1] else commits
-    settings["token counter"] = both("identity", "token counter")
-    settings["split"] = both("config", "split")
-    first, second = ({s.budget for s in systems if s.run == run.name and 0 < s.budget < UNBOUNDED} for run in (a, b))
-    if not (first <= second or second <= first):
-        settings["budget"] = tuple(", ".join(map(number, sorted(of))) for of in (first, second))  # type: ignore[assignment]
-    return settings
-
-
-def _prompts(a: _Run, b: _Run) -> tuple[Any, Any]:
-    """The first differing answer prompts of the systems that both runs have; else the digest of all prompts."""
-    first, second = (run.manifest.get("answer_prompts") for run in (a, b))
-    if not first or not second:
-        return a.manifest["identity"].get("answer prompts"), b.manifest["identity"].get("answer prompts")
-    different = [(first[name], second[name]) for name in first if name in second and first[name] != second[name]]
-    return different[0] if different else ("", "")

@@ -105,6 +105,11 @@ def compute_results(
             "agreement": human_labels.agreements(labels),
         },
         "records": len(records),
+        "failures": {
+            "missing": aggregate.failure_reasons(records, keys),
+            "wrong": aggregate.memory_failure_reasons(records, keys),
+        },
+        "copied_examples": aggregate.copied_examples(records, questions, keys, manifest.get("example_answers", ())),
         "ingest": aggregate.ingest_cost(ingests),
         "plug_in_calls": aggregate.plug_in_calls(records, ingests),
         "fact_recall": fact_recall.measure(records, data, keys, items or {}),

@@ -362,6 +362,15 @@ def _warnings(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[s
                 found.append(f"{name}: {count:,} of its model calls {verb}.")
     if results["missing_share"] > (limit := config["fail_on_error"]):
         found.append(f"{results['missing_share']:.1%} of the answers are missing; the limit is {limit:.1%}.")
+    failures = results.get("failures") or {"missing": (), "wrong": ()}
+    found += [f"missing: {reason}" for reason in failures["missing"]]
+    found += [f"failed, counted as wrong: {reason}" for reason in failures["wrong"]]
+    if (examples := results.get("copied_examples")) and examples["copied"]:
+        texts = ", ".join(f'"{text}"' for text in examples["texts"][:3])
+        found.append(
+            f"{examples['copied']:,} of {examples['answers']:,} answers repeat a worked example of the prompt "
+            f"({texts}); a stronger reader would answer from the memory."
+        )
     if duplicates := (results.get("test_set_usage") or {}).get("duplicate_attempts"):
         found.append(test_set_usage.duplicates_message(duplicates))
     if sentence := STATUS.get(results["status"]):

@@ -8,6 +8,7 @@ systems that use one are null too.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -310,19 +311,35 @@ class Spending:
         self.usd += usd(part, model, self.known) or 0.0
 
     @property
+    def _spent(self) -> float:
+        return self.usd + (usd(self.not_recorded(), self.reader, self.known) or 0.0)
+
+    @property
     def reached(self) -> str:
         """The message for a run that must stop because of the limit; empty if it may go on."""
         if self.limit is None:
             return ""
         if self.has_unreported:
             return "--cost-limit cannot be enforced: a server did not report the number of tokens of an answer."
-        spent = self.usd + (usd(self.not_recorded(), self.reader, self.known) or 0.0)
-        if spent < self.limit:
+        if self._spent < self.limit:
             return ""
-        return (
-            f"The run has cost ${spent:,.4f}, and --cost-limit is ${self.limit:,.4f}; continue with --resume and a "
-            "higher --cost-limit."
-        )
+        return f"The run has cost ${self._spent:,.4f}, and --cost-limit is ${self.limit:,.4f}."
+
+    def next_limit(self, share: float) -> str:
+        """Estimate a --cost-limit that suffices for the rest of the run.
+
+        Args:
+            share: The share of the questions that are answered.
+
+        Returns:
+            Dollars, rounded up to two digits: a tenth more than the run would cost at the price of its answers so far,
+            and at least double the present limit. `none` if the cost cannot be known.
+        """
+        if self.has_unreported:
+            return "none"
+        wanted = max(1.1 * self._spent / share if share else 0.0, 2 * self._spent, 2 * (self.limit or 0.0))
+        unit = 10.0 ** (math.floor(math.log10(wanted)) - 1)
+        return f"{math.ceil(wanted / unit) * unit:.12g}"
 
 
 def dollars(stage: Results) -> str:

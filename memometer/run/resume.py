@@ -11,6 +11,8 @@ digest of `config`).
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +21,19 @@ from memometer.run.folder import RunFolderError, read_manifest
 from memometer.run.options import Options
 
 OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+def command(name: str, path: Path, *more: str) -> str:
+    """Return the command line that continues a run, for the script or the command that runs now.
+
+    Args:
+        name: The command, such as `eval`.
+        path: The run folder.
+        more: Further words.
+    """
+    script = {"eval": "evaluate.py"}.get(name, f"{name}.py")
+    program = ["python", sys.argv[0]] if Path(sys.argv[0]).name == script else ["memometer", name]
+    return shlex.join([*program, "--resume", str(path), *more])
 
 
 def read(path: Path, kind: type[OptionsT], *, required: str = "") -> tuple[OptionsT, dict[str, str]]:

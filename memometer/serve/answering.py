@@ -10,6 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from memometer.errors import UserError
+from memometer.retrieval.tokenize import terms
+
+
+def is_supported(answer: str, text: str) -> bool:
+    """Return True if a text has every word of an answer, or if the answer is that it holds none."""
+    if answer.strip().rstrip(".").lower() == "no information available":
+        return True
+    return set(terms(answer)) <= set(terms(text))
 
 
 class ModelUnavailable(UserError, RuntimeError):
@@ -88,15 +96,41 @@ class AnswerModel:
             found.into(reader)
         return reader
 
+    @property
+    def name(self) -> str:
+        """The name of the model."""
+        from memometer.models.resolve_models import default_model
+
+        return self._name or default_model()
+
+    @property
+    def is_embedded(self) -> bool:
+        """True for a small model in this process."""
+        return self.name.startswith("embedded:")
+
+    def description(self) -> str:
+        """Return a sentence with the model, how well it reads if that is measured, and where to find better ones."""
+        from memometer.models.embedded import TIERS
+
+        tier = TIERS.get(self.name.removeprefix("embedded:")) if self.is_embedded else None
+        if tier is None:
+            return f"Model: {self.name}."
+        better = "set OPENAI_API_KEY or TOGETHER_API_KEY, or name a model with --model"
+        return (
+            f"Model: {self.name} ({tier.description}), a small one: its F1 is {tier.gold_f1:.0f} of 100 on "
+            f"LOCOMO even if it is shown only the right turns. For better answers {better}."
+        )
+
     def _model(self) -> Any:
         from memometer.models.embedded import WeightsUnavailable
-        from memometer.models.resolve_models import default_model, load
+        from memometer.models.resolve_models import load
 
         with self._lock:
             if self._loaded is None:
-                name = self._name or default_model()
                 try:
-                    self._loaded = load(name, api_base=self._api_base, log=lambda text: print(text, file=sys.stderr))
+                    self._loaded = load(
+                        self.name, api_base=self._api_base, log=lambda text: print(text, file=sys.stderr)
+                    )
                 except (ValueError, WeightsUnavailable) as error:
                     raise ModelUnavailable(str(error)) from error
             return self._loaded

@@ -100,8 +100,8 @@ class TenantMemories:
         """Called after each permanent deletion."""
         self._uses: dict[str, Counter[str]] = {}
         self._uses_lock = threading.Lock()
-        self._model = AnswerModel(model, api_base=api_base, program=program)
-        self.states = StateCache(self.store, self.encoder, self.count, self._model)
+        self.model = AnswerModel(model, api_base=api_base, program=program)
+        self.states = StateCache(self.store, self.encoder, self.count, self.model)
         self.registry = MemoryRegistry(
             self.store, now=now, on_clear=self.states.drop, on_cleared=lambda: self.on_deleted()
         )
@@ -203,7 +203,7 @@ class TenantMemories:
             ModelUnavailable: the model cannot be loaded or does not answer.
         """
         recall = self.recall(tenant, name, question, budget_tokens=budget_tokens)
-        return self._model.read(recall.text, question), recall
+        return self.model.read(recall.text, question), recall
 
     def newest(self, tenant: str, name: str, *, k: int, before: tuple[float, str] | None = None) -> list[Episode]:
         """Return the k newest turns as episodes, newest first.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TypeVar
 
@@ -154,6 +154,7 @@ def show_notes(
         printed = text(shown) + turns.text
         if (tokens := count(printed)) <= budget_tokens:
             ids = {*turns.turn_ids, *(id for note in shown for id in note.turn_ids)}
-            return Recall(printed, tokens, tuple(sorted(ids, key=order.__getitem__)))
+            provenance = "turn" if all(note.turn_ids for note in shown) else "none"
+            return Recall(printed, tokens, tuple(sorted(ids, key=order.__getitem__)), provenance=provenance)
         chosen.pop()  # a tokenizer may join tokens across lines
-    return turns
+    return turns if any(note.turn_ids for note in notes) or not notes else replace(turns, provenance="none")

@@ -352,12 +352,12 @@ def compare_arms(evaluation: Evaluation, records: Sequence[Record]) -> list[str]
     ]
     lines = []
     for one, other, meaning in comparisons(evaluation.arms):
-        lines.append(f"{one} against {other} ({meaning}):")
+        lines.append(f"{one} against {other} ({meaning}), percent:")
         for name, counts, score in measures:
             both = [id for id in by_arm[one] if id in by_arm[other] and counts(questions[id])]
             mine, theirs = ([score(questions[id], by_arm[arm][id]) for id in both] for arm in (one, other))
             found = paired(mine, theirs, [questions[id].conversation for id in both])
-            lines.append(f"  {name}: {_mean(theirs):.3f} -> {_mean(mine):.3f}, {_describe(found)}")
+            lines.append(f"  {name}: {100 * _mean(theirs):.1f} -> {100 * _mean(mine):.1f}, {_describe(found)}")
     return lines
 
 
@@ -390,10 +390,11 @@ def starting_adapters(adapter: Path) -> dict[str, Path]:
 def _describe(found: Comparison) -> str:
     if found.difference is None:
         return "no such questions"
-    interval = f" [{found.low:+.3f}, {found.high:+.3f}]" if found.low is not None and found.high is not None else ""
+    low, high = found.low, found.high
+    interval = f" [{100 * low:+.1f}, {100 * high:+.1f}]" if low is not None and high is not None else ""
     significant = bool(found.low and found.low > 0) or bool(found.high and found.high < 0)
     return (
-        f"{found.difference:+.3f}{interval}, {found.wins} better, {found.losses} worse, n = {found.n}, "
+        f"{100 * found.difference:+.1f}{interval}, {found.wins} better, {found.losses} worse, n = {found.n}, "
         f"{found.clusters} conversations" + ("" if significant else ": not significant")
     )
 

@@ -87,9 +87,10 @@ def reward_hacking_alarm(steps: Sequence[Mapping[str, Any]]) -> str:
     rises = {name: _mean_difference([s[name] for s in early], [s[name] for s in late]) for name in ALARM_METRICS}
     if rises["reward"][1] < MIN_RISE or max(rises["strict"][0], rises["balanced_f1"][0]) > 0:
         return ""
+    reward, strict, f1 = (f"{100 * rises[name][0]:+.1f}" for name in ALARM_METRICS)
     return (
-        f"ALARM: the reward changed by {rises['reward'][0]:+.3f}, the strict score by {rises['strict'][0]:+.3f}, and "
-        f"F1 by {rises['balanced_f1'][0]:+.3f}. The model may exploit the reward; read its replies in {REPLIES}."
+        f"ALARM: in percentage points, the reward changed by {reward}, the strict score by {strict}, and F1 by {f1}. "
+        f"The model may exploit the reward; read its replies in {REPLIES}."
     )
 
 
