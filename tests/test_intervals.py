@@ -19,6 +19,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from locomo.dataset import DATA
+from memometer.harness import power
 from memometer.stats.intervals import (
     bootstrap,
     cluster_sums,
@@ -352,3 +353,15 @@ def test_the_detectable_difference_is_detected_in_80_percent() -> None:
 def test_sums_go_by_the_name_of_the_cluster() -> None:
     assert cluster_sums([1, 2, 4], ["b", "a", "b"]).tolist() == [2, 5]
     assert cluster_sums([], []).tolist() == []
+
+
+def test_a_design_that_no_test_can_find_anything_with_is_named() -> None:
+    assert power.smallest_difference(669, 4, 6) is None, "2^-3 times 6 comparisons"
+    assert power.smallest_difference(669, 4, 1) is None
+    few, many = power.smallest_difference(100, 10, 6), power.smallest_difference(1540, 10, 6)
+    assert few is not None
+    assert many is not None
+    assert few == pytest.approx(many * (1540 / 100) ** 0.5)
+    assert few > power.smallest_difference(100, 10, 1)  # type: ignore[operator]
+    assert "can find no difference, however large; --split all from 8" in power.sentence((669, 4), {"--split all": (1540, 10)}, 6)
+    assert power.sentence((669, 4), {}, 0) == ""

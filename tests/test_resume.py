@@ -153,7 +153,7 @@ def test_ctrl_c_finishes_what_is_in_flight_and_saves(server: Server, tmp_path: P
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)
     assert running.returncode == 4, out + err
-    assert "Continue with: python evaluate.py --resume run" in out
+    assert "evaluate.py --resume run" in out.split("Continue with: ")[1]
     saved = results(tmp_path / "run")
     assert saved["status"] == "stopped"
     called = sum(record["calls"] for record in records(tmp_path / "run"))

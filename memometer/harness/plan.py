@@ -15,7 +15,7 @@ from typing import Any
 from memometer import benchmarks
 from memometer.benchmarks.protocol import Conversation, DataError, Dataset, Question
 from memometer.benchmarks.sampling import sample
-from memometer.harness import contamination
+from memometer.harness import contamination, power
 from memometer.harness.configure_memories import Systems, configure_memories
 from memometer.harness.cost_estimate import estimate, memory_bound
 from memometer.harness.loop import Task, conversation_tokens, plan_tasks, window_budget
@@ -193,6 +193,8 @@ class Plan:
         self.log_wrapped(
             f"{len(self.questions)} questions of {conversations} ({self.options.split}; {kinds}) to {systems}."
         )
+        if line := self._power():
+            self.log_wrapped(line)
         for notice in [*self.notices, *filter(None, [self.data.notice])]:
             self.log_wrapped(notice)
 
@@ -242,6 +244,20 @@ class Plan:
             return None
         found = assess(found, max_false_accept=self.options.max_false_accept)
         return None if resumed and not found["passed"] and not self.options.allow_failed_calibration else found
+
+    def _power(self) -> str:
+        """Return the difference that the run can find, and what more conversations or questions would."""
+        systems = sum(name not in BASELINES for name in self.systems.memories)
+        pairs = systems * (systems - 1) // 2 + (systems if self.models.reader else 0)
+        answerable = sum(question.answerable for question in self.questions)
+        everything = chosen_questions(replace(self.options, split="all", num_test=None), self.data)
+        whole = [question for question in everything if question.answerable]
+        number = len({question.conversation for question in whole})
+        flags = "--split all" + (" without --num-test" if self.options.num_test else "")
+        others = {flags: (len(whole), number)}
+        if self.options.num_test:
+            others = {"--split all": (answerable, number), **others}
+        return power.sentence((answerable, len(self.conversations)), others, pairs)
 
     def _announce_judge(self, *, resumed: bool) -> None:
         if family := self.models.family:

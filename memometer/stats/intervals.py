@@ -328,21 +328,22 @@ def sign_flip(sums: Sequence[float] | np.ndarray, *, seed: int = SEED) -> float:
     return (1 + int((np.abs(signs @ sums) >= threshold).sum())) / 10_000
 
 
-def detectable(standard_error: float, clusters: int) -> float:
-    """Compute the minimum detectable difference: two-sided clustered t test, alpha 0.05, power 0.80.
+def detectable(standard_error: float, clusters: int, *, alpha: float = 0.05) -> float:
+    """Compute the minimum detectable difference: two-sided clustered t test, power 0.80.
 
-    It is (t(0.975) + t(0.80)) standard errors with clusters - 1 degrees of freedom.
+    It is (t(1 - alpha / 2) + t(0.80)) standard errors with clusters - 1 degrees of freedom.
 
     Source: Bloom, Minimum detectable effects, Evaluation Review 19, 1995.
 
     Args:
         standard_error: Cluster-robust standard error of the difference.
         clusters: Number of conversations, at least 2.
+        alpha: The level of the test.
 
     Returns:
         The difference, in the unit of the standard error.
     """
-    return (_t(clusters - 1, 0.975) + _t(clusters - 1, 0.80)) * standard_error
+    return (_t(clusters - 1, 1 - alpha / 2) + _t(clusters - 1, 0.80)) * standard_error
 
 
 def min_sign_flip_p(clusters: int) -> float:
