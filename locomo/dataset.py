@@ -100,7 +100,10 @@ def load(data: str | Path | None = None, *, log: Callable[[str], None] = eprint)
         try:
             download(path, log=log)
         except OSError as error:
-            log(f"LOCOMO is not on this machine and the download failed ({type(error).__name__}); using the sample.")
+            log(
+                f"LOCOMO is not on this machine and the download failed ({type(error).__name__}); using the sample. To "
+                f"fetch it by hand, save {URL} (sha256 {SHA256}) as {path}, or set LOCOMO_PATH to your copy."
+            )
             path = SAMPLE
     return read(path)
 

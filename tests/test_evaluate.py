@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from locomo.dataset import read
+from memometer.harness.plan import Plan
 from memometer.judging.calibration_set import draw
 from tests.conftest import ROOT, Reply, Server, completion, failure, shown, truthful
 from tests.evaluation import SECRET, evaluate, everything, records, remote, results, start_evaluation
@@ -301,6 +302,23 @@ def test_a_prompt_of_ones_own_is_sent_for_every_system(server: Server, tmp_path:
         done = evaluate(*remote(server, "--prompt", file, *more), cwd=tmp_path)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert "--prompt" in done.stderr
+
+
+def test_the_recall_is_printed_before_a_model_answers(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed: list[str] = []
+    monkeypatch.setattr(Plan, "log", lambda plan, text="": printed.append(text))
+    before: list[str] = []
+    server.answer = lambda number, body: (before.append(before[0] if before else "".join(printed)), completion("x"))[1]
+    evaluate(*remote(server, "--systems", "adaptive,recent", "--run-dir", "run"), cwd=tmp_path)
+    recalls = {
+        name: of["budgets"]["150"]["evidence_recall"]
+        for name, of in results(tmp_path / "run")["systems"].items()
+        if name in ("adaptive", "recent")
+    }
+    for name, recall in recalls.items():
+        assert re.search(rf"{name} +150 +\d+ +{100 * recall:.1f}\n", before[0] + "\n")
 
 
 def test_a_folder_in_use_is_not_written_over(server: Server, tmp_path: Path) -> None:

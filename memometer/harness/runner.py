@@ -16,10 +16,11 @@ from memometer.harness.loop import Traced, run, untraced
 from memometer.harness.model_check import ModelCheck, check_judge, check_reader, room_for_thoughts
 from memometer.harness.options import EvaluateOptions
 from memometer.harness.plan import Plan, make_plan
+from memometer.harness.recall_preview import recall_table
 from memometer.judging import judge_calibration
 from memometer.models.errors import FATAL, describe
 from memometer.models.resolve_models import Model
-from memometer.report import aggregate, multi_round_analysis
+from memometer.report import aggregate, multi_round_analysis, presenter
 from memometer.report.write import write_results
 from memometer.run import cost, resume, test_set_usage
 from memometer.run.environment import digest, provenance
@@ -164,6 +165,8 @@ class Runner:
         already = _answered(folder, keys)
         if already:
             plan.log(f"{already} of {len(keys)} are answered already.")
+        else:
+            self._preview()
         bad = Counter[str]()
         started, done = time.perf_counter(), 0
         spending = cost.Spending(folder.manifest, limit=self.cost_limit)
@@ -254,6 +257,17 @@ class Runner:
             not is_answered(record) or (record["question_id"] in gradable and needs_verdict(record))
             for record in current
         )
+
+    def _preview(self) -> None:
+        """Print the recall at once, because answers take longer; a memory that fails does so again in the run."""
+        if self.plan.models.reader is None:
+            return
+        try:
+            table = recall_table(self.plan)
+        except Exception:  # noqa: BLE001 - any memory may fail; the run records it
+            return
+        if table:
+            self.plan.log(f"\n{presenter.screen([table], prefix=self.plan.data.prefix)}\n")
 
     def _calibrate_judge(self, folder: RunFolder, stop: threading.Event) -> str:
         """Find or measure the judge's calibration. Returns the reason if the run must end before its answers."""
