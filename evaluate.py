@@ -1,4 +1,4 @@
-"""Compare memory systems on a benchmark: python evaluate.py --num-test 20 --budget-tokens 1024"""
+"""Compare memory systems on a benchmark: python evaluate.py --num-test 20 --budget-tokens 512"""
 
 from memometer.cli import script
 

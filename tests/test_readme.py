@@ -21,7 +21,7 @@ def test_the_first_screen_holds_the_two_commands() -> None:
     job, tests = LINES
     first_screen = README.splitlines()[:30]
     assert job in first_screen
-    assert job.endswith("evaluate.py --num-test 20 --budget-tokens 1024")
+    assert job.endswith("evaluate.py --num-test 20 --budget-tokens 512")
     assert tests in first_screen
     assert tests.endswith("-m pytest")
     assert all("pip install -q -c constraints.txt" in command for command in LINES)

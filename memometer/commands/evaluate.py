@@ -1,6 +1,6 @@
 """Compare memory systems on a benchmark.
 
-    python evaluate.py --num-test 20 --budget-tokens 1024                     an embedded model answers, no key
+    python evaluate.py --num-test 20 --budget-tokens 512                      an embedded model answers, no key
     python evaluate.py --num-test 100                                         with TOGETHER_API_KEY or OPENAI_API_KEY
     python evaluate.py --recall-only --split all --budgets 512,1024,2048      no model: only the recall is measured
     python evaluate.py --resume runs/20261121-100000-ab12                     continue a run that stopped
