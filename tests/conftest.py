@@ -88,6 +88,12 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             shutil.move(path, users)  # the next run need not download it
 
 
+@pytest.fixture(autouse=True)
+def _own_log(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each test a log of test-set usage of its own: tests write runs that look like copies of one run."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+
+
 Reply = tuple[int, dict[str, str], bytes]
 
 

@@ -22,7 +22,7 @@ from memometer.benchmarks.metrics import evidence_recall
 from memometer.cartridge.container import CartridgeError
 from memometer.cartridge.load import load_cartridge, open_manifest, open_records
 from memometer.cartridge.save import save_cartridge
-from memometer.commands import optimize, test_usage
+from memometer.commands import optimize, verify
 from memometer.harness import import_records
 from memometer.harness import import_results as published
 from memometer.harness import plan as evaluation_plan
@@ -316,7 +316,7 @@ def test_a_run_is_opened_and_counted_again(name: str, runs: Path) -> None:
                 counted = headline(again[system]["budgets"][budget], told)
                 assert counted.pop("gradings") == pytest.approx(told["gradings"])
                 assert counted == pytest.approx({name: told[name] for name in counted})
-    assert test_usage.main([str(path)]) == 0
+    assert verify.main([str(path)]) == 0
     assert cli.main(["view", str(path), "--export", str(runs / "page")]) == 0
 
 
@@ -388,8 +388,8 @@ def test_a_kept_certificate_is_found(name: str, runs: Path) -> None:
 
 def test_the_ledger_is_counted(runs: Path) -> None:
     lines = RUNS["ledger.jsonl"]
-    assert ledger.entries() == lines
-    looks = ledger.count_uses(ledger.entries(), configuration=lines[0]["configuration"], data=lines[0]["data"])
+    assert ledger.entries("") == lines
+    looks = ledger.count_uses(ledger.entries(""), configuration=lines[0]["configuration"], data=lines[0]["data"])
     assert (looks.configuration, looks.all) == (1, len(lines))
 
 

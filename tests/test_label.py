@@ -20,7 +20,7 @@ from tests.test_aggregate import record
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     raw = json.loads(SAMPLE.read_bytes())[0]
     path = tmp_path_factory.mktemp("data") / "simulated.json"
-    path.write_text(json.dumps([{**raw, "sample_id": f"simulated-{i}", SIMULATED: 1} for i in range(6)]))
+    path.write_text(json.dumps([{**raw, "sample_id": f"simulated-{i}", SIMULATED: {"seed": 1}} for i in range(6)]))
     return path
 
 

@@ -19,7 +19,7 @@ from locomo.dataset import read as read_data
 from locomo.synthetic import simulate
 from memometer import cli
 from memometer.benchmarks.protocol import Dataset
-from memometer.commands import test_usage
+from memometer.commands import verify
 from memometer.harness.import_records import scores
 from memometer.harness.import_results import ImportResultsError, read, write
 from memometer.harness.rerun_detection import Subset, log10_chance, merges
@@ -380,7 +380,7 @@ def test_one_command_imports_many_and_refuses_all_or_none(
     assert cli.main(["import-results", str(other), "--run-dir", runs, "--data", str(data.path)]) == 2
     assert cli.main(["import-results", str(good), *flags]) == 0, "of the same file"
     assert json.loads(Path(runs, "a", "results.json").read_bytes())["systems"] == json.loads(before)["systems"]
-    assert test_usage.main([f"{runs}/a", f"{runs}/b"]) == 0
+    assert verify.main([f"{runs}/a", f"{runs}/b"]) == 0
     with pytest.raises(RunFolderError, match="a holds imported results"):
         resume_run(tmp_path / "runs" / "a")
 

@@ -12,11 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memometer import cli
 from memometer.commands import evaluate, test_usage
 from memometer.harness.plan import make_plan
 from memometer.harness.runner import Runner, resume_run
-from memometer.run import test_set_usage
+from memometer.run import test_set_usage, usage_log
 from memometer.run.folder import RunFolder
 from tests.conftest import ROOT
 
@@ -27,7 +26,17 @@ Attempts = list[dict[str, Any]]
 def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LOCOMO_PATH", str(ROOT / "locomo" / "sample.json"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
     return tmp_path
+
+
+def counted(folder: str) -> tuple[int, int]:
+    found = results(folder)["test_set_usage"]["test_scored"]
+    return found["configuration"], found["all"]
+
+
+def digest_of(folder: str) -> str:
+    return str(json.loads(Path(folder, "manifest.json").read_text())["identity"]["data"])
 
 
 def run(folder: str, *flags: str) -> dict[str, Any]:
@@ -42,46 +51,65 @@ def results(folder: str) -> dict[str, Any]:
 
 
 def test_evaluations_of_the_test_split_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    first = run("a", "--budgets", "64")
-    assert first["test_set_usage"] == {"test_scored": {"configuration": 1, "all": 1}, "duplicate_attempts": []}
-    assert run("b", "--budgets", "128")["test_set_usage"]["test_scored"] == {"configuration": 1, "all": 2}
-    same = run("c", "--budgets", "64", "--num-threads", "3", "--no-mlflow", "--no-calibration")
-    assert same["test_set_usage"]["test_scored"] == {"configuration": 2, "all": 3}, (
-        "options of the execution do not change the configuration"
-    )
-    sentence = str(test_set_usage.TestSetUsage(configuration=2, all=3))
-    assert f"SAMPLE  {sentence}" in Path("c", "table.txt").read_text().splitlines()
-    assert f"SAMPLE  {sentence}" in capsys.readouterr().out.splitlines()
+    run("a", "--budgets", "64")
+    assert counted("a") == (1, 1)
+    assert "Earlier use is unknown" in capsys.readouterr().out, "a first entry does not mean a first use"
+    run("b", "--budgets", "128")
+    assert counted("b") == (1, 2)
+    run("c", "--budgets", "64", "--num-threads", "3", "--no-mlflow", "--no-calibration")
+    assert counted("c") == (2, 3), "options of the execution do not change the configuration"
+    text = capsys.readouterr().out
+    assert "evaluated twice with this configuration and 3 times in total" in text
     assert run("d", "--budgets", "64", "--split", "train")["test_set_usage"]["test_scored"] is None
-    assert run("e", "--budgets", "64", "--split", "all")["test_set_usage"]["test_scored"]["all"] == 4, (
-        "all includes the test part"
-    )
-    lines = [json.loads(line) for line in Path("runs", "ledger.jsonl").read_text().splitlines()]
+    run("e", "--budgets", "64", "--split", "all")
+    assert counted("e") == (1, 4), "all includes the test part"
+    lines = test_set_usage.entries(digest_of("a"))
     assert [line["run"] for line in lines] == ["a", "b", "c", "e"]
-    assert {line["data"] for line in lines} == {json.loads(Path("a", "manifest.json").read_text())["identity"]["data"]}
     assert all(line["questions"] == 13 and line["time"] and line["status"] == "valid" for line in lines)
+
+
+def test_the_log_does_not_depend_on_the_working_folder(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("a", "--budgets", "64")
+    (working_folder / "elsewhere").mkdir()
+    monkeypatch.chdir(working_folder / "elsewhere")
+    run("b", "--budgets", "64")
+    assert counted("b") == (2, 2)
 
 
 def test_a_resumed_run_counts_once() -> None:
     run("a", "--budgets", "64")
     resume_run(Path("a"))
-    assert results("a")["test_set_usage"]["test_scored"] == {"configuration": 1, "all": 1}
-    assert len(test_set_usage.entries()) == 2, "lines are only appended"
+    assert counted("a") == (1, 1)
+    assert len(test_set_usage.entries(digest_of("a"))) == 2, "lines are only appended"
 
 
-def test_damaged_lines_are_kept(working_folder: Path) -> None:
+def test_lines_of_the_former_log_count(working_folder: Path) -> None:
     Path("runs").mkdir()
-    torn = b'{"run": "x", "da'
-    Path("runs", "ledger.jsonl").write_bytes(b"\xff no line\n[1]\n" + torn)
-    assert run("a", "--budgets", "64")["test_set_usage"]["test_scored"] == {"configuration": 1, "all": 4}
-    content = Path("runs", "ledger.jsonl").read_bytes()
-    assert content.startswith(b"\xff no line\n[1]\n" + torn + b"\n{")
+    content = b'\xff no line\n[1]\n{"run": "x", "da'
+    Path("runs", "ledger.jsonl").write_bytes(content)
+    run("a", "--budgets", "64")
+    assert counted("a") == (1, 4)
+    assert Path("runs", "ledger.jsonl").read_bytes() == content
+
+
+def test_an_edited_log_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    run("a", "--budgets", "64")
+    run("b", "--budgets", "64")
+    run("c", "--budgets", "64")
+    path = usage_log.path_of(digest_of("a"))
     assert test_usage.main([]) == 0
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], *lines[2:]]))
+    assert test_usage.main([]) == 3
+    path.write_bytes(b"".join(lines) + b'{"run": "torn')
+    run("d", "--budgets", "64")
+    assert test_usage.main([]) == 0, "an interrupted write is not an edit"
+    assert counted("d") == (4, 5)
 
 
 def test_other_data_is_counted_separately() -> None:
     run("a", "--budgets", "64")
-    uses = test_set_usage.count_uses(test_set_usage.entries(), configuration="x", data="other")
+    uses = test_set_usage.count_uses(test_set_usage.entries("other"), configuration="x", data="other")
     assert (uses.configuration, uses.all) == (0, 0)
 
 
@@ -96,13 +124,15 @@ def test_concurrent_processes_are_counted(working_folder: Path) -> None:
         "print(uses.all)"
     )
     command = [sys.executable, "-c", script]
+    environment = {"PYTHONPATH": str(ROOT), "XDG_DATA_HOME": str(working_folder / "home")}
     started = [
-        subprocess.Popen([*command, name], env={"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([*command, name], env=environment, stdout=subprocess.PIPE, text=True)
         for name in ("a", "b", "c")
     ]
     last = [int(process.communicate(timeout=60)[0]) for process in started]
     assert max(last) == 75
-    assert len(test_set_usage.entries()) == 75
+    assert len(test_set_usage.entries("d")) == 75
+    assert not usage_log.is_changed(usage_log.path_of("d"))
 
 
 def attempt(id: str, number: int, error: str = "") -> dict[str, Any]:
@@ -136,24 +166,6 @@ def test_only_failed_attempts_may_be_repeated(plan: dict[str, tuple[int, bool]],
             assert found.startswith(f"{record['question_id']} (s, 1)")
         elif any(later["question_id"] == record["question_id"] for later in records[i + 1 :]):
             assert test_set_usage.duplicate_attempts(records[:i] + records[i + 1 :]), "a failed attempt is missing"
-
-
-def test_a_run_with_a_repeated_answer_is_invalid(capsys: pytest.CaptureFixture[str]) -> None:
-    run("a", "--budgets", "64")
-    assert test_usage.main(["a"]) == 0
-    lines = Path("a", "records.jsonl").read_text().splitlines()
-    again = {**json.loads(lines[0]), "attempt": 2}
-    with Path("a", "records.jsonl").open("a") as file:
-        file.write(json.dumps(again) + "\n")
-    assert resume_run(Path("a")) == "invalid"
-    found = results("a")
-    assert found["status"] == "invalid"
-    assert len(found["test_set_usage"]["duplicate_attempts"]) == 1
-    assert "INVALID" in Path("a", "table.txt").read_text()
-    assert "are ungraded, more than" not in capsys.readouterr().out
-    assert test_usage.main(["a"]) == 3
-    assert "INVALID" in capsys.readouterr().out
-    assert cli.main(["test-usage", "nowhere"]) == 2
 
 
 def test_configuration_ignores_execution_options(working_folder: Path) -> None:

@@ -33,7 +33,7 @@ from memometer.reader.signatures import ABSTENTION
 from memometer.report import presenter
 from memometer.retrieval.ranker import SHIPPED
 from memometer.run import cost
-from memometer.run.environment import digest, recalling_code
+from memometer.run.environment import digest, recalling_code, scoring_code
 from memometer.run.folder import Key
 from memometer.run.options import OptionError, option_errors
 from memometer.systems import BASELINES
@@ -298,6 +298,7 @@ class Plan:
             "data": self.data.sha256,
             "questions": digest([question.id for question in self.questions]),
             "systems": recalling_code(),
+            "scoring": scoring_code(benchmarks.load(self.data.benchmark).load),
             "tasks": digest(self.keys),
             "token counter": self.count.name,
         }

@@ -20,7 +20,8 @@ from memometer.report.comparisons import few_clusters
 from memometer.report.presenter import Table
 from memometer.report.results import Results
 from memometer.report.tables import comparison_tables, side_name
-from memometer.run.folder import failed
+from memometer.report.write import alarm
+from memometer.run.folder import changes, failed
 from memometer.stats.intervals import FEW_CLUSTERS
 from memometer.stats.number_format import interval, number, percent
 from memometer.stats.pairwise import SystemScores, compare_pair, holm_corrected
@@ -157,7 +158,10 @@ def compare(
         grader=grader.name if grader else None,
         scores=[_score_row(read, one, shared, measure) for one in compared],
         pairs=pairs,
-        warnings=warnings,
+        warnings=[
+            *(f"{run.name}: {alarm(change)}" for run, path in zip(read, paths, strict=True) for change in changes(path)),
+            *warnings,
+        ],
         subjects=subjects,
         notes=notes,
         categories=dict(dataset.categories),

@@ -26,7 +26,7 @@ from memometer.report.screen import screen_parts
 from memometer.report.summary import summarize
 from memometer.report.tables import all_parts, main_table
 from memometer.run import shown_items
-from memometer.run.folder import Key, RunFolder, RunFolderError, evaluation_options
+from memometer.run.folder import Key, RunFolder, RunFolderError, changes, evaluation_options
 
 SCRIPTS = ("data.js", "parts.js", "plots.js", "tables.js", "detail.js", "questions.js", "page.js")
 
@@ -87,6 +87,9 @@ def write_results(
     Returns:
         The results, and a text to print.
     """
+    changed = changes(folder.path)
+    if changed:
+        facts = {**facts, "status": "invalid", "warnings": [*facts.get("warnings", ()), *map(alarm, changed)]}
     results = compute_results(
         folder.manifest,
         folder.records(),
@@ -112,6 +115,11 @@ def write_results(
     folder.write_text("table.txt", "".join(f"{data.prefix}{line}\n" for line in text.split("\n")))
     write([run], folder.path)
     return results, text if verbose else screen(run, notes, folder.path)
+
+
+def alarm(change: str) -> str:
+    """Build the warning about a change that `memometer.run.folder.changes` found."""
+    return f"ALARM: {change} The results of this run cannot be trusted."
 
 
 def _with_known(folder: RunFolder, new: Sequence[Calibration]) -> list[Calibration]:

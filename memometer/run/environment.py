@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import os
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("memometer", "dspy", "litellm", "mlflow-skinny", "nltk", "scipy", "tiktoken", "xllamacpp")
+
+
+def user_data_folder() -> Path:
+    """Return the folder for this user's data: the default store and the log of test-set usage."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "memometer"
 
 
 def provenance() -> dict[str, Any]:
@@ -38,6 +46,20 @@ def recalling_code() -> str:
     return digest(
         {str(path.relative_to(root.parent)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
     )
+
+
+def scoring_code(loader: Callable[..., object]) -> str:
+    """A hash of the code that determines prompts, metrics and verdicts. If it changes, scores are not comparable.
+
+    Args:
+        loader: The function that loads the benchmark's data. Its package, or its file outside a package, is included.
+    """
+    root = Path(__file__).parent.parent
+    own = Path(inspect.getfile(inspect.unwrap(loader)))
+    folders = [root / name for name in ("benchmarks", "judging", "models")]
+    files = [path for folder in folders for path in folder.glob("*.py")]
+    files += own.parent.glob("*.py") if (own.parent / "__init__.py").exists() else [own]
+    return digest([(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in sorted(files)])
 
 
 def _version(package: str) -> str | None:

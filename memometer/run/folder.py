@@ -11,12 +11,14 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from memometer.errors import UserError
+from memometer.run import chain, usage_log
 
 Record = dict[str, Any]
 """One attempt at one question, as `memometer.harness.loop` writes it."""
@@ -30,6 +32,10 @@ FIELDS = ("system", "budget_tokens", "question_id", "option_order", "attempt", "
           "calls", "unreported", "prompt_tokens", "completion_tokens", "seconds", "truncated")  # fmt: skip
 """The fields that every record has, also one of imported results."""
 VERDICT_FIELDS = ("judge", "prompt", "label")
+
+
+ANCHOR_EVERY = 20
+"""A run saves the heads of its chains in the user's log after this number of lines of a file, and when it is closed."""
 
 
 class RunFolderError(UserError, ValueError):
@@ -77,6 +83,7 @@ class RunFolder:
         self.path = path
         self.on_append: Callable[[str, Record], None] = lambda *_: None
         self._write_lock = threading.Lock()
+        self._heads: dict[str, chain.Head] = {}
         self._process_lock = FileLock(path / ".lock", blocking=False)
         try:
             self._process_lock.acquire()
@@ -130,7 +137,15 @@ class RunFolder:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if self._heads:
+            usage_log.anchor(self._manifest, self._heads)
         self._process_lock.release()
+
+    @cached_property
+    def _manifest(self) -> dict[str, Any]:
+        """The manifest as the chains begin with it; its identity never changes."""
+        content: dict[str, Any] = json.loads((self.path / "manifest.json").read_bytes())
+        return content
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -162,11 +177,17 @@ class RunFolder:
         self._append(name, record, cost=False)
 
     def _append(self, name: str, record: Record, *, cost: bool = True) -> None:
-        # ASCII, because a reply may contain half a surrogate pair, which UTF-8 cannot encode.
-        line = json.dumps(record, separators=(",", ":")) + "\n"
         with self._write_lock, (self.path / name).open("ab", buffering=0) as file:
-            if file.write(line.encode("ascii")) != len(line):
+            if name not in self._heads:
+                self._heads[name] = chain.read(self.path / name, self._manifest).head
+            head = self._heads[name]
+            # ASCII, because a reply may contain half a surrogate pair, which UTF-8 cannot encode.
+            line = json.dumps({**record, chain.FIELD: head.digest}, separators=(",", ":")).encode("ascii")
+            if file.write(line + b"\n") != len(line) + 1:
                 raise OSError(f"{self.path / name} could not be written completely; is the disk full?")
+            self._heads[name] = head.after(line)
+            if self._heads[name].lines % ANCHOR_EVERY == 1:
+                usage_log.anchor(self._manifest, self._heads)
             if cost:
                 self.on_append(name, record)
 
@@ -195,6 +216,22 @@ class RunFolder:
         part = self.path / f".{name}.part"
         part.write_text(text, encoding="utf-8", errors="replace")
         part.replace(self.path / name)
+
+
+def changes(path: Path) -> list[str]:
+    """List the places where the files of a run were changed by hand, by their chains and the user's anchors.
+
+    Args:
+        path: The run folder.
+
+    Returns:
+        One sentence per change.
+
+    Raises:
+        RunFolderError: The folder holds no run.
+    """
+    manifest = read_manifest(path)
+    return chain.problems(chain.read_all(path, manifest), usage_log.anchors(manifest))
 
 
 def latest(records: Iterable[Record]) -> dict[Key, Record]:
@@ -291,6 +328,8 @@ def parse_lines(content: bytes, path: Path) -> list[Record]:
         ) from error
     for line in lines:
         _upgrade(line)
+        if isinstance(line, dict):
+            line.pop(chain.FIELD, None)
     if missing := next(filter(None, (_missing(line, path.name) for line in lines)), ""):
         raise RunFolderError(
             f"{path} has a line that is not a record (it has no {missing}); restore the file, or start a new run."

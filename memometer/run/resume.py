@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from memometer.run.folder import RunFolderError, read_manifest
+from memometer.run.folder import RunFolderError, changes, read_manifest
 from memometer.run.options import Options
 
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -69,8 +69,10 @@ def check(path: Path, saved: Mapping[str, str], current: Mapping[str, str]) -> N
         current: The identity that the same options have now.
 
     Raises:
-        RunFolderError: The two differ. The message names every difference.
+        RunFolderError: The two differ, or files of the run were changed by hand. The message names every difference.
     """
+    if found := changes(path):
+        raise RunFolderError(f"{path} cannot be resumed: {found[0]} Restore the files, or start a new run.")
     changed = [name for name in {**saved, **current} if current.get(name) != saved.get(name)]
     if changed:
         raise RunFolderError(

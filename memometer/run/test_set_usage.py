@@ -1,28 +1,26 @@
 """The log of test-set usage, and the check for questions that were answered twice.
 
-Every run that evaluates held-out conversations appends a line to runs/ledger.jsonl in the working folder; imported runs
-do not. If a configuration is evaluated n times and reported once, the reported result may be the best of n.
+Every run that evaluates held-out conversations appends a line to the user's log of the data set (`usage_log`); imported
+runs do not. If a configuration is evaluated n times and reported once, the reported result may be the best of n.
 
 Within a run, only failed attempts may be repeated. An attempt after an answer, or a missing earlier attempt, shows that
-records were added or removed by hand. Edited records are not detected.
+records were added or removed by hand. `memometer.run.chain` detects edited and deleted records.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
+from memometer.run import usage_log
 from memometer.run.environment import digest
 from memometer.run.folder import Key, Record, RunFolder, is_answered, key
 
-USAGE_LOG = Path("runs") / "ledger.jsonl"
+FORMER_LOG = Path("runs") / "ledger.jsonl"
+"""The log of earlier versions, in the working folder. Its lines still count."""
 
 EXECUTION_OPTIONS = {
     "data", "memory_url", "num_threads", "retries", "timeout_seconds", "fail_on_error", "cost_limit", "price",
@@ -33,22 +31,28 @@ EXECUTION_OPTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class TestSetUsage:
-    """The number of runs that evaluated the test split; a resumed run counts once.
+    """The number of runs in this user's log that evaluated the test split; a resumed run counts once.
 
     Attributes:
         configuration: runs with the same configuration.
         all: runs with any configuration.
+        since: date of the first entry of the log; empty if the log cannot be written.
     """
 
     __test__ = False  # pytest would collect it
 
     configuration: int
     all: int
+    since: str = ""
 
     def __str__(self) -> str:
+        if not self.since:
+            return "The use of the test split is unknown, because the log of this user cannot be written."
+        if self.all < 2:
+            return "This is the first evaluation of the test split in this user's log. Earlier use is unknown."
         return (
             f"The test split has been evaluated {_times(self.configuration)} with this configuration and "
-            f"{_times(self.all)} in total."
+            f"{_times(self.all)} in total since {self.since}, by this user's log. Earlier use is unknown."
         )
 
 
@@ -58,17 +62,16 @@ def configuration_digest(manifest: dict[str, Any]) -> str:
     return digest([options, {k: v for k, v in manifest["identity"].items() if k != "configuration"}])
 
 
-def record_use(folder: RunFolder, *, questions: int, status: str, path: Path = USAGE_LOG) -> TestSetUsage:
+def record_use(folder: RunFolder, *, questions: int, status: str) -> TestSetUsage:
     """Log that a run has evaluated the test split, and count all such runs. Several processes may call this at once.
 
     Args:
         folder: the run.
         questions: the number of its test questions.
         status: the status of the run.
-        path: the log.
 
-    Raises:
-        OSError: the log cannot be written.
+    Returns:
+        The number of runs, including this one.
     """
     manifest = folder.manifest
     entry = {
@@ -80,38 +83,24 @@ def record_use(folder: RunFolder, *, questions: int, status: str, path: Path = U
         "questions": questions,
         "status": status,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(path.name + ".lock")):
-        with path.open("a+b") as file:
-            if file.tell() and not _ends_with_newline(file):
-                file.write(b"\n")  # an earlier write was interrupted, and its line still counts as a use
-            file.write((json.dumps(entry) + "\n").encode("ascii"))
-        return count_uses(entries(path), configuration=entry["configuration"], data=entry["data"])
-
-
-def _ends_with_newline(file: Any) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return bool(file.read(1) == b"\n")
-
-
-def entries(path: Path = USAGE_LOG) -> list[dict[str, Any]]:
-    """Return the entries of the log, oldest first. A damaged line becomes an entry with the field `run` only."""
-    return [_entry(line) for line in path.read_text(errors="replace").splitlines() if line] if path.exists() else []
-
-
-def _entry(line: str) -> dict[str, Any]:
     try:
-        value = json.loads(line)
-    except ValueError:
-        value = None
-    return value if isinstance(value, dict) else {"run": line}
+        usage_log.append(usage_log.path_of(entry["data"]), entry)
+    except OSError:  # a read-only home
+        return TestSetUsage(1, 1)
+    return count_uses(entries(entry["data"]), configuration=entry["configuration"], data=entry["data"])
 
 
-def count_uses(entries: Iterable[dict[str, Any]], *, configuration: str, data: str) -> TestSetUsage:
+def entries(data: str) -> list[dict[str, Any]]:
+    """Return the uses of a data set, given its digest, oldest first."""
+    return [*usage_log.read(FORMER_LOG), *usage_log.read(usage_log.path_of(data))]
+
+
+def count_uses(log: Iterable[dict[str, Any]], *, configuration: str, data: str) -> TestSetUsage:
     """Count the runs on a data set, given its digest. Entries without a data digest count too."""
-    on_data = [entry for entry in entries if entry.get("data", data) == data]
+    on_data = [entry for entry in log if entry.get("data", data) == data]
     runs = {(str(entry.get("run")), str(entry.get("started"))): entry.get("configuration") for entry in on_data}
-    return TestSetUsage(sum(value == configuration for value in runs.values()), len(runs))
+    since = min((str(entry["time"])[:10] for entry in on_data if entry.get("time")), default="")
+    return TestSetUsage(sum(value == configuration for value in runs.values()), len(runs), since)
 
 
 def _times(n: int) -> str:

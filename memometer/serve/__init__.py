@@ -1,7 +1,8 @@
 """Memories by tenant and name, and their interfaces: REST, MCP, LangGraph and DSPy."""
 
 import os
-from pathlib import Path
+
+from memometer.run.environment import user_data_folder
 
 LOCAL_TENANT = "local"
 """The tenant of the command line and of a service without access tokens."""
@@ -9,12 +10,12 @@ LOCAL_TENANT = "local"
 
 def default_url() -> str:
     """Return the store URL from MEMOMETER_URL, or that of a SQLite file in the user's data folder."""
-    return os.environ.get("MEMOMETER_URL") or f"sqlite:///{_data_folder() / 'memometer' / 'memory.db'}"
+    return os.environ.get("MEMOMETER_URL") or f"sqlite:///{user_data_folder() / 'memory.db'}"
 
 
 def former_default_notice() -> str:
     """Return a sentence about a store in a former default location; empty if none would be overlooked."""
-    former, current = (_data_folder() / name / "memory.db" for name in ("adaptive-memory", "memometer"))
+    former, current = (user_data_folder().with_name(name) / "memory.db" for name in ("adaptive-memory", "memometer"))
     if os.environ.get("MEMOMETER_URL"):
         return ""
     if os.environ.get("ADAPTIVE_MEMORY_URL"):
@@ -22,7 +23,3 @@ def former_default_notice() -> str:
     if former.exists() and not current.exists():
         return f"{former} is not read any more; to use it: export MEMOMETER_URL=sqlite:///{former}"
     return ""
-
-
-def _data_folder() -> Path:
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
