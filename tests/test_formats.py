@@ -335,7 +335,7 @@ def test_a_stopped_run_goes_on(server: Server, runs: Path) -> None:
         assert commands.evaluate(["--resume", "stopped"]) == 2
     manifest["config"]["api_base"] = server.url
     current = evaluation_plan.make_plan(EvaluateOptions.of_saved(manifest["config"])).identity()
-    manifest["identity"] |= {name: current[name] for name in ("configuration", "systems")}
+    manifest["identity"] |= {name: current[name] for name in ("configuration", "scoring", "systems")}
     (path / "manifest.json").write_text(json.dumps(manifest))
     server.answer = lambda number, body: completion("Sourdough")
     assert commands.evaluate(["--resume", "stopped"]) == 0

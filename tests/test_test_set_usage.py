@@ -58,7 +58,7 @@ def test_evaluations_of_the_test_split_are_counted(capsys: pytest.CaptureFixture
     assert counted("b") == (1, 2)
     run("c", "--budgets", "64", "--num-threads", "3", "--no-mlflow", "--no-calibration")
     assert counted("c") == (2, 3), "options of the execution do not change the configuration"
-    text = capsys.readouterr().out
+    text = Path("c", "table.txt").read_text()
     assert "evaluated twice with this configuration and 3 times in total" in text
     assert run("d", "--budgets", "64", "--split", "train")["test_set_usage"]["test_scored"] is None
     run("e", "--budgets", "64", "--split", "all")

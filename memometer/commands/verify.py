@@ -16,10 +16,10 @@ RECOMPUTED = ("status", "systems", "comparisons", "withheld", "missing_share", "
 def parser() -> argparse.ArgumentParser:
     """Return the options of the command."""
     options = argparse.ArgumentParser(
-        description="Check that each line of a run follows from the lines before it, that no line of this user's log is "
-        "missing, that no question was repeated after an answer, and that results.json is what the records give. Exit "
-        "code 3 if a check fails. A run that another user wrote, or whose log was deleted, is at best consistent, not "
-        "attested.",
+        description="Check that each line of a run follows from the lines before it, that no line of the user's log is "
+        "missing, that no question was repeated after an answer, and that results.json is what the records give. "
+        "Exit code 3 if a check fails. A run that another user wrote, or whose log was deleted, is at best "
+        "consistent, not attested.",
         allow_abbrev=False,
     )
     options.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
@@ -80,7 +80,7 @@ def _problems(path: Path) -> Iterator[str]:
 def _difference(saved: Any, computed: Any, place: str) -> str:
     """The first place at which two JSON values differ; empty if they are equal up to rounding."""
     if isinstance(saved, Mapping) and isinstance(computed, Mapping):
-        for name in sorted({*saved, *computed}, key=str):
+        for name in saved:  # later versions compute further metrics
             if found := _difference(saved.get(name), computed.get(name), f"{place}, {name}"):
                 return found
         return ""

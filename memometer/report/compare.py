@@ -159,7 +159,11 @@ def compare(
         scores=[_score_row(read, one, shared, measure) for one in compared],
         pairs=pairs,
         warnings=[
-            *(f"{run.name}: {alarm(change)}" for run, path in zip(read, paths, strict=True) for change in changes(path)),
+            *(
+                f"{run.name}: {alarm(change)}"
+                for run, path in zip(read, paths, strict=True)
+                for change in changes(path)
+            ),
             *warnings,
         ],
         subjects=subjects,

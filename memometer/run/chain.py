@@ -16,9 +16,7 @@ from typing import Any
 FIELD = "previous"
 """The field of a line that has the digest of the lines before it."""
 
-FILES = (
-    "records.jsonl", "verdicts.jsonl", "ingest.jsonl", "measuring.jsonl", "labels.jsonl", "items.jsonl", "searches.jsonl",
-)  # fmt: skip
+FILES = tuple(f"{name}.jsonl" for name in ("records", "verdicts", "ingest", "measuring", "labels", "items", "searches"))
 """The files of a run that have a chain."""
 
 
