@@ -66,6 +66,8 @@ def _problems(path: Path) -> Iterator[str]:
     if not (path / "results.json").exists():
         return
     saved = read_results(path)
+    if saved.get("status") not in ("valid", "invalid"):
+        return  # the results of an unfinished run also depend on what was planned
     data = data_of(path, read_manifest(path))
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "run"
