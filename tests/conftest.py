@@ -224,6 +224,14 @@ class Server:
     url: str = ""
 
 
+def billed(reply: Reply, body: dict[str, Any]) -> Reply:
+    """A reply that reports the default 100 prompt tokens, with about the true number for a long prompt."""
+    size = sum(len(str(message["content"])) for message in body.get("messages", ())) // 4
+    if size <= 400 or b'"prompt_tokens": 100,' not in reply[2]:
+        return reply
+    return reply[0], reply[1], reply[2].replace(b'"prompt_tokens": 100,', f'"prompt_tokens": {size},'.encode())
+
+
 CHECK = "Where does Ann live?"
 """The question of the first call."""
 
@@ -249,7 +257,7 @@ def server() -> Iterator[Server]:
                     script.requests.append(body)
                     script.headers.append(dict(self.headers))
                     number = len(script.requests)
-                status, headers, content = script.answer(number, body)
+                status, headers, content = billed(script.answer(number, body), body)
             try:
                 self.send_response(status)
                 for name, value in headers.items():

@@ -240,6 +240,10 @@ def serving(answer: Answer, *, models: object = None, certificate: Any = None) -
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with lock:
                 state.paths.append(self.path)
+            if self.path == "/v1/embeddings":
+                texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
+                rows = [{"object": "embedding", "index": i, "embedding": [1.0, i]} for i in range(len(texts))]
+                return self._send(of_json({"object": "list", "data": rows, "model": body["model"]}))
             if self.path != "/v1/chat/completions":
                 return self._send(of_json({"detail": "Not Found"}, 404))
             assert body["model"]

@@ -12,7 +12,7 @@ import pytest
 
 from memometer import cli
 from memometer.harness.model_check import ModelCheck, check_reader
-from memometer.models import resolve_models
+from memometer.models import encoders, resolve_models
 from memometer.models.errors import redact
 from memometer.models.replies import without_thoughts, without_wrappers
 from tests import commands
@@ -264,6 +264,38 @@ def test_a_call_goes_on_where_a_server_is_left() -> None:
     assert server.calls == 4
 
 
+# ---------------------------------------------------------------- prompts that are cut
+
+
+def size(body: Any) -> int:
+    return len(prompt_of(body)) // 4
+
+
+@pytest.mark.parametrize("unit", ["tokens", "bytes"])
+def test_a_server_that_cuts_prompts_silently_makes_a_run_invalid(unit: str, tmp_path: Path) -> None:
+    """As Ollama does with its default window: it drops the front of the prompt and answers."""
+    words = ["--systems", "full_context"]
+    if unit == "bytes":
+        words += ["--tokenizer", ""]
+    with serving(lambda body: chat("Sourdough", prompt=min(size(body), 200))) as server:
+        done = run(server, tmp_path, *words)
+        assert done.returncode == 3, done.stdout + done.stderr
+        found = results(tmp_path / "run")["cut_prompts"]
+        assert (found["n"], found["reported"], found["unit"]) == (13, 200, unit)
+        assert "OLLAMA_CONTEXT_LENGTH" in (tmp_path / "run" / "table.txt").read_text()
+        server.answer = lambda body: chat("Sourdough", prompt=size(body))
+        assert run(server, tmp_path, *words, "--run-dir", "whole").returncode == 0
+        assert run(server, tmp_path, *words, "--run-dir", "some", "--fail-on-error", "0.5").returncode == 0
+    assert results(tmp_path / "whole")["cut_prompts"] is None
+
+
+def test_a_few_cut_prompts_are_a_caution(tmp_path: Path) -> None:
+    with serving(lambda body: chat("Sourdough", prompt=min(size(body), 200))) as server:
+        done = run(server, tmp_path, "--systems", "full_context", "--fail-on-error", "0.5")
+    assert done.returncode == 0
+    assert "CAUTION: The server cut 13 of " in " ".join(done.stdout.replace("SAMPLE", "").split())
+
+
 # ---------------------------------------------------------------- facts and secrets
 
 
@@ -440,3 +472,15 @@ def test_the_check_is_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
         out = capsys.readouterr().out
         assert "not listed; the server has m" in out
         assert "no access" in out
+
+
+def test_embeddings_have_an_address_of_their_own(tmp_path: Path) -> None:
+    with serving(lambda body: chat("Oslo")) as server:
+        encoder = encoders.load("openai/vectors", api_base=server.url, cached=False)
+        assert encoder(["one", "two"]).shape == (2, 2)
+        assert "/v1/embeddings" in server.paths
+        with pytest.raises(encoders.EncoderUnavailable, match="API base"):
+            encoders.load("openai/vectors", api_base="no address", cached=False)
+    done = evaluate("--recall-only", "--encoder-api-base", "http://127.0.0.1:9/v1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--encoder" in done.stderr

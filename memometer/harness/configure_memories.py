@@ -202,7 +202,9 @@ class _Builder:
         if not kind.needs_encoder and not (kind.takes_token_encoder and self.options.encoder):
             return {}
         with option_errors(f"{name} needs an encoder: ", EncoderUnavailable):
-            encoder = self.encoder = self.encoder or load_encoder(self.options.encoder, log=eprint)
+            encoder = self.encoder = self.encoder or load_encoder(
+                self.options.encoder, api_base=self.options.encoder_api_base, log=eprint
+            )
         if kind.takes_token_encoder:
             fitted = late_interaction.load(late_interaction.SHIPPED).encoder
             if not isinstance(encoder, TokenEncoder) or encoder.name != fitted:

@@ -157,6 +157,8 @@ def run(
 
     items = ItemTable(folder)
     early, early_judge = EarlyStop(), EarlyStop()
+    # The tokens of each prompt without memory and question, counted once.
+    overheads = {name: _prompt_size(reading, reader) for name, reading in readers.items()} if reader else {}
 
     def attempt(task: Task, state: State | None, failed: dict[str, str], end_of_group: Callable[[], None]) -> None:
         try:
@@ -175,6 +177,10 @@ def run(
             record, end = _attempt(
                 task, memory, state, failed, number, items, reader=reader, reading=readers[task.system], judge=judge
             )
+            if reader and memory.count.name == reader.count.name:
+                question = f"{task.question.text} {task.question.options(task.option_order)}".strip()
+                size = overheads[task.system] + record["recall"]["tokens"] + reader.count(question)
+                record["counted_prompt_tokens"] = size
             end_trace(record)
         if record["memory_error"] and stop.is_set():
             return  # a call that was refused at the cost limit is not a failure of the memory
@@ -383,6 +389,12 @@ def _attempt(
         "at": round(time.time(), 3),
     }
     return record, end
+
+
+def _prompt_size(reading: Reader, reader: Model) -> int:
+    """Count the texts of a prompt without memory and question, and without the chat template."""
+    messages = PlainAdapter().format(reading.read.signature, reading.read.demos, inputs_of(reading.read, "", ""))
+    return sum(reader.count(str(message["content"])) for message in messages)
 
 
 def _is_cut(reader: Model | None, replies: Sequence[Reply], usage: Usage) -> bool:

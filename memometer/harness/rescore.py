@@ -23,7 +23,7 @@ from memometer.judging.judge_calibration import Calibration
 from memometer.judging.label_sets import LabelCorrections
 from memometer.models.errors import FATAL, describe
 from memometer.models.resolve_models import Model
-from memometer.report import aggregate, presenter
+from memometer.report import aggregate, presenter, prompt_counts
 from memometer.report.judge_tables import sensitivity_table
 from memometer.report.results import Results, read_results
 from memometer.report.write import write_results
@@ -143,7 +143,9 @@ def _status(
         return status
     limit = folder.manifest["config"].get("fail_on_error", FAIL_ON_ERROR)
     rerun = any(merge["flagged"] for merge in folder.manifest.get("published", {}).get("merges", ()))
-    return "invalid" if rerun or duplicates or aggregate.missing_share(records, keys) > limit else "valid"
+    cut = prompt_counts.cut_prompts(aggregate.current(records, keys))
+    shares = (aggregate.missing_share(records, keys), cut["share"] if cut else 0.0)
+    return "invalid" if rerun or duplicates or max(shares) > limit else "valid"
 
 
 def _earlier_results(folder: RunFolder) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from memometer.harness.recall_preview import recall_table
 from memometer.judging import judge_calibration
 from memometer.models.errors import FATAL, describe
 from memometer.models.resolve_models import Model
-from memometer.report import aggregate, multi_round_analysis, presenter
+from memometer.report import aggregate, multi_round_analysis, presenter, prompt_counts
 from memometer.report.write import write_results
 from memometer.run import cost, resume, test_set_usage
 from memometer.run.environment import digest, provenance
@@ -320,7 +320,8 @@ class Runner:
         plan, keys, records = self.plan, self.plan.active_keys, folder.records()
         share, limit = aggregate.missing_share(records, keys), plan.options.fail_on_error
         repeated = test_set_usage.duplicate_attempts(records)
-        invalid = share > limit or bool(repeated)
+        cut = prompt_counts.cut_prompts(aggregate.current(records, keys))
+        invalid = share > limit or bool(repeated) or bool(cut and cut["share"] > limit)
         fatal = fatal or plan.all_skipped()
         outcome = "failed" if fatal else "stopped" if stopped else "invalid" if invalid else "valid"
         usage = self._record_test_use(folder, records, outcome)
@@ -352,6 +353,8 @@ class Runner:
         plan.log(f"\n{table}")
         for line in self._closing_lines(folder, records, keys, share, outcome, fatal):
             plan.log(line)
+        if cut:
+            plan.log_wrapped(f"{'INVALID' if cut['share'] > limit else 'CAUTION'}: {prompt_counts.sentence(cut)}")
         if outcome in ("valid", "invalid") and not plan.options.no_mlflow:
             from memometer.report.mlflow import log_run
 

@@ -9,6 +9,7 @@ openai/text-embedding-3-small   a model of a provider that DSPy supports, with t
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,24 +69,29 @@ class EncoderUnavailable(UserError, RuntimeError):
     """The encoder cannot be loaded."""
 
 
-def load(name: str | None = None, *, cached: bool = True, log: Callable[[str], None] = print) -> Encoder:
+def load(
+    name: str | None = None, *, api_base: str | None = None, cached: bool = True, log: Callable[[str], None] = print
+) -> Encoder:
     """Load an encoder and try it, so that a broken one fails before the first text.
 
     Args:
         name: as in this module's documentation; None for the default.
+        api_base: URL of an OpenAI-compatible server for a provider's model such as openai/NAME.
         cached: cache vectors on disk. A service does not, because deleted texts must leave nothing behind.
         log: receives progress messages.
 
     Raises:
         EncoderUnavailable: the encoder cannot be loaded.
     """
-    encoder = _found(name or DEFAULT, log)
+    encoder = _found(name or DEFAULT, log, api_base)
+    if api_base and not isinstance(encoder, ProviderEncoder):
+        raise EncoderUnavailable(f"an encoder's API base needs a model such as openai/NAME, not {name or DEFAULT!r}.")
     if not cached:
         return encoder
     return CachedTokenEncoder(encoder) if isinstance(encoder, TokenEncoder) else CachedEncoder(encoder)
 
 
-def _found(name: str, log: Callable[[str], None]) -> Encoder:
+def _found(name: str, log: Callable[[str], None], api_base: str | None = None) -> Encoder:
     if name in (DEFAULT, MINILM_REPOSITORY):
         return _bert(_minilm(log), DEFAULT)
     if Path(name).is_dir():
@@ -93,7 +99,7 @@ def _found(name: str, log: Callable[[str], None]) -> Encoder:
     if name.startswith("sentence-transformers/"):
         return SentenceTransformers(name)
     if "/" in name and not name.startswith((".", "/", "~")):
-        return ProviderEncoder(name)
+        return ProviderEncoder(name, api_base=api_base)
     raise EncoderUnavailable(
         f"unknown encoder {name!r}; use {DEFAULT}, the folder of a model, sentence-transformers/NAME, or a provider's "
         "model such as openai/text-embedding-3-small."
@@ -172,12 +178,12 @@ class ProviderEncoder:
     text, to test the connection and to learn the number of dimensions.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, api_base: str | None = None) -> None:
         import dspy
         from dspy.utils.exceptions import LMProviderError
 
         self.name = name
-        self._embed = dspy.Embedder(name, caching=False)
+        self._embed = dspy.Embedder(name, caching=False, **_address(name, api_base))
         try:
             self.dimensions: int = self(["one"]).shape[1]
         except LMProviderError as error:
@@ -201,6 +207,20 @@ class ProviderEncoder:
             from memometer.models.errors import describe
 
             raise LMProviderError(f"the encoder {self.name} does not answer ({describe(error)})") from error
+
+
+def _address(name: str, api_base: str | None) -> dict[str, str]:
+    """Return the options of `dspy.Embedder` for an address. A local server needs no key, but the client does."""
+    if api_base is None:
+        return {}
+    from memometer.models.addresses import check_address
+
+    try:
+        check_address(api_base)
+    except ValueError as error:
+        raise EncoderUnavailable(str(error)) from error
+    key = os.environ.get(f"{name.partition('/')[0].upper()}_API_KEY") or "none"
+    return {"api_base": api_base.rstrip("/"), "api_key": key}
 
 
 def _unit(vectors: Any) -> np.ndarray:

@@ -16,10 +16,11 @@ from typing import Any
 from dspy.utils.exceptions import LMConfigurationError
 
 from memometer.models import embedded, gguf_metadata
+from memometer.models.addresses import check_address
 from memometer.models.bounded_retries import BoundedRetryLM
 from memometer.models.chat_servers import ChatServers
 from memometer.models.server_errors import Flags
-from memometer.run.prices import Price, is_loopback, price_of, published
+from memometer.run.prices import Price, price_of, published
 from memometer.token_counters import TokenCounter, counter_for
 
 PROVIDER_DEFAULTS = {
@@ -170,8 +171,7 @@ def addresses_of(name: str, api_base: str | None) -> tuple[str, ...]:
         api_base = next((value for name in names if (value := os.environ.get(name))), None)
     found = [part.strip() for part in (api_base or "").split(",") if part.strip()]
     for address in found:
-        _check_address(address)
-        bypass_proxy(address)
+        check_address(address)
     if provider.startswith("ollama"):  # Ollama's own clients name the server without the path
         found = [address if urllib.parse.urlsplit(address).path.strip("/") else f"{address.rstrip('/')}/v1"
                  for address in found]  # fmt: skip
@@ -193,17 +193,6 @@ def _client(name: str, addresses: tuple[str, ...], timeout_seconds: float, flags
     return {"engine": ChatServers(model, addresses, api_key=key, timeout_seconds=timeout_seconds, flags=flags)}
 
 
-def bypass_proxy(address: str) -> None:
-    """Let no HTTP client of this process use a proxy for a server on this machine."""
-    host = urllib.parse.urlsplit(address).hostname or ""
-    if not is_loopback(address):
-        return
-    for variable in ("no_proxy", "NO_PROXY"):
-        hosts = [part for part in os.environ.get(variable, "").split(",") if part]
-        if host not in hosts:
-            os.environ[variable] = ",".join([*hosts, host])
-
-
 def _check_provider(name: str) -> None:
     """Raise ValueError for an unknown provider before a run begins."""
     import litellm
@@ -217,13 +206,3 @@ def _check_provider(name: str) -> None:
             f"unknown provider in model {name!r}; use embedded:tiny|small|base, or PROVIDER/NAME such as "
             "openai/gpt-4o-mini."
         ) from error
-
-
-def _check_address(url: str | None) -> None:
-    """Raise ValueError for a URL with a secret, because manifests and error messages contain it."""
-    if url:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("the API base must be a URL such as http://127.0.0.1:8000/v1.")
-        if parts.username or parts.password or parts.query:
-            raise ValueError("the API base must not contain a user, password or query; set OPENAI_API_KEY instead.")

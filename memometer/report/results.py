@@ -15,6 +15,7 @@ from memometer.judging.judge import shared_family
 from memometer.judging.judge_calibration import Calibration
 from memometer.judging.label_sets import LabelCorrections
 from memometer.report import aggregate, comparisons, fact_recall, pareto
+from memometer.report.prompt_counts import cut_prompts
 from memometer.run import cost
 from memometer.run.folder import Key, Record, RunFolderError
 
@@ -97,6 +98,7 @@ def compute_results(
         "data_name": data.name,
         "data_notice": data.notice,
         "missing_share": aggregate.missing_share(records, keys),
+        "cut_prompts": cut_prompts(aggregate.current(records, keys)),
         "judge_family": shared_family(facts.get("reader") or "", graders[0].judge) if graders else "",
         "judge_calibrations": [{k: v for k, v in found.items() if k != "identity"} for found in calibrations],
         "withheld": withheld,

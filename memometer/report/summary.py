@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from memometer.budget import UNBOUNDED
+from memometer.report import prompt_counts
 from memometer.run import test_set_usage
 from memometer.run.cost import dollars
 from memometer.stats import number_format
@@ -371,6 +372,8 @@ def _warnings(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> list[s
             f"{examples['copied']:,} of {examples['answers']:,} answers repeat a worked example of the prompt "
             f"({texts}); a stronger reader would answer from the memory."
         )
+    if cut_prompts := results.get("cut_prompts"):
+        found.append(prompt_counts.sentence(cut_prompts))
     if duplicates := (results.get("test_set_usage") or {}).get("duplicate_attempts"):
         found.append(test_set_usage.duplicates_message(duplicates))
     if sentence := STATUS.get(results["status"]):
