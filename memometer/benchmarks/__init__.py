@@ -53,6 +53,13 @@ def load(name: str | None = None) -> Benchmark:
     return find(name, BENCHMARKS)
 
 
+def recognize(path: str | Path | None) -> str:
+    """The benchmark of a path if none is named: the default one for its own files and for no path, else own data."""
+    default = load()
+    known = path is None or default.recognizes is None or default.recognizes(Path(path))
+    return DEFAULT if known else OWN
+
+
 def read(name: str | None = None, path: str | Path | None = None) -> Dataset:
     """Load the data of a benchmark.
 
@@ -64,10 +71,7 @@ def read(name: str | None = None, path: str | Path | None = None) -> Dataset:
         UnknownBenchmark: There is no such benchmark.
         DataError: The data cannot be used.
     """
-    if name is None and path is not None:
-        default = load()
-        name = DEFAULT if default.recognizes is None or default.recognizes(Path(path)) else OWN
-    name = name or DEFAULT
+    name = name or recognize(path)
     data = load(name).load(path)
     if data.benchmark == name:
         return data

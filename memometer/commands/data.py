@@ -38,15 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         UserError: the data cannot be read.
     """
-    args = parser().parse_args(argv)
+    args = parser().parse_intermixed_args(argv)
     if args.action == "schema":
         from memometer.benchmarks.own import schema
 
         print(schema.FILE.read_text(encoding="utf-8"), end="")
         return 0
-    if args.action == "check" and args.benchmark in (None, benchmarks.OWN):
-        return _check(args.path or args.data)
-    data = benchmarks.read(args.benchmark, args.path or args.data)
+    path = args.path or args.data
+    name = args.benchmark or benchmarks.recognize(path)
+    if args.action == "check" and name == benchmarks.OWN:
+        return _check(path)
+    data = benchmarks.read(name, path)
     lines, ok = benchmarks.load(data.benchmark).verify(data)
     for line in lines:
         print(f"{data.prefix}{line}")
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check(path: str | None) -> int:
     """Print the faults and the losses of own conversations, and their numbers of turns and questions."""
     if not path:
-        raise UserError("memometer data check needs the path of a file or folder.")
+        raise UserError("--benchmark own needs the path of a file or folder.")
     from memometer.benchmarks.own.read import examine
 
     found, _, digest, _ = examine(path)
