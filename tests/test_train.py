@@ -24,8 +24,8 @@ from memometer.train import (
     local_model,
     metrics,
     results,
+    target_replies,
     trl_backend,
-    trl_trainers,
 )
 from memometer.train.options import Hyperparameters, TrainOptions
 from memometer.train.plan import TrainingPlan, identity, make_plan
@@ -266,10 +266,10 @@ def test_a_resumed_training_learns_from_the_same_replies(server: Server, tmp_pat
 
     server.answer = reply
     with RunFolder.create(tmp_path / "run", {}) as folder:
-        found = trl_trainers.target_replies(plan, folder)
+        found = target_replies.target_replies(plan, folder)
         assert len(found) == len(plan.train) - 1
         broken = False
-        assert trl_trainers.target_replies(plan, folder) == found
+        assert target_replies.target_replies(plan, folder) == found
 
 
 def test_a_limit_that_was_reached_can_be_raised() -> None:

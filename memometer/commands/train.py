@@ -5,6 +5,7 @@
     python train.py --mode train --backend trl                             GRPO on this machine, with or without a GPU
     python train.py --mode sft --backend trl --model embedded:tiny         supervised training on the gold answers
     python train.py --mode distill --teacher openai/gpt-4o-mini            supervised training on a teacher's answers
+    python train.py --mode sft --backend together --model NAME             supervised training at Together's service
     python train.py --mode train --export verl                             export the prompts for another framework
     python train.py --mode evaluate --num-test 100                         compare the adapter with its base model
     python train.py --mode doctor                                          find problems before renting a GPU
@@ -45,8 +46,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--mode", choices=["train", "sft", "distill", "evaluate", "doctor"], help="default train")
     p.add_argument(
         "--backend",
-        choices=["arbor", "trl"],
-        help="arbor: a server with at least two GPUs (default for train); trl: this machine",
+        choices=["arbor", "trl", "together"],
+        help="arbor: a server with at least two GPUs (default for train); trl: this machine; together: its service",
     )
     p.add_argument("--export", choices=["verl", "verifiers"], help="write prompts and a recipe for it, then exit")
     p.add_argument("--recipe", choices=["current", "seed"], help="default hyperparameters (default current)")

@@ -173,6 +173,13 @@ def model_card(plan: TrainingPlan, notes: Mapping[str, Any]) -> str:
         else "The data licence forbids commercial use, also of an adapter that was trained on the data."
     )
     values = "\n".join(f"| {name} | {value} |" for name, value in notes["values"].items())
+    selected = "No checkpoint was selected by validation; measure it with `train.py --mode evaluate`."
+    if validation["reward"] is not None:
+        selected = (
+            f"The checkpoint (step {validation['step']}) was\nselected on {', '.join(notes['selected_on'])} with a "
+            f"validation reward of {validation['reward']:.3f}. This reward does\nnot estimate the quality on other "
+            "conversations; measure that with `train.py --mode evaluate`."
+        )
     return f"""---
 base_model: {repository_of(options.model)}
 library_name: peft
@@ -188,9 +195,7 @@ LoRA adapter for `{options.model}`, made by memometer's `train.py --mode {option
 {plan.licence}
 {usage}
 
-The training conversations are {", ".join(notes["trained_on"])}. The checkpoint (step {validation["step"]}) was
-selected on {", ".join(notes["selected_on"])} with a validation reward of {validation["reward"]:.3f}. This reward does
-not estimate the quality on other conversations; measure that with `train.py --mode evaluate`.
+The training conversations are {", ".join(notes["trained_on"])}. {selected}
 
 | value | |
 |---|---|

@@ -178,6 +178,8 @@ class TrainOptions(Options):
         self._resolve("backend", "arbor" if grpo and not self.export else "trl")
         if self.mode in OUTPUT_FOLDERS:
             self._refuse_ineffective()
+        if self.mode in ("doctor", "evaluate") and self.backend == "together":
+            raise OptionError(f"--backend together has no effect in --mode {self.mode}; leave it out.")
         self._resolve("rounds", 0 if self.memory == "oracle" else len(self.budgets))
         self._resolve("output_dir", OUTPUT_FOLDERS[self.planned_mode])
         self._resolve("out", PROMPT_FILES[self.planned_mode])
@@ -205,11 +207,15 @@ class TrainOptions(Options):
         supervised = self.mode in ("sft", "distill")
         if supervised and self.backend == "arbor":
             raise OptionError(f"Arbor supports GRPO only; use --mode {self.mode} --backend trl.")
+        if self.backend == "together" and not supervised:
+            raise OptionError("Together's service trains on given replies; use --mode sft or --mode distill.")
         if self.mode == "distill" and not self.teacher:
             raise OptionError("--mode distill needs a teacher, such as --teacher openai/gpt-4o-mini.")
         if self.teacher and not supervised:
             raise OptionError(f"--teacher has no effect in --mode {self.mode}; use --mode distill.")
         for name in ("teacher_api_base", "teacher_price", "cost_limit"):
+            if name == "cost_limit" and self.backend == "together":
+                continue
             if getattr(self, name) is not None and not self.teacher:
                 raise OptionError(f"{flag_names([name])} needs --teacher, such as --teacher openai/NAME.")
         if self.export and self.mode != "train":

@@ -40,7 +40,11 @@ from memometer.train.prompt_dataset import ReadingPrompt
 Outcome = str
 """valid, failed, invalid or stopped; train.py has an exit code for each."""
 
-BACKENDS = {"trl": "memometer.train.trl_backend", "arbor": "memometer.train.arbor_training"}
+BACKENDS = {
+    "trl": "memometer.train.trl_backend",
+    "arbor": "memometer.train.arbor_training",
+    "together": "memometer.train.together_training",
+}
 """Modules with `check(plan)`, which raises UserError before anything is written, and `train(plan, folder) -> Outcome`,
 which continues from the newest checkpoint in the folder if there is one."""
 

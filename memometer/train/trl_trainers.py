@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from memometer.run.folder import RunFolder
-from memometer.train import distillation
 from memometer.train.local_model import LocalModel
 from memometer.train.plan import TrainingPlan
 from memometer.train.prompt_dataset import PromptOrder, ReadingPrompt, schedule
-from memometer.train.reward import RewardFunction, gold_reply
+from memometer.train.reward import RewardFunction
+from memometer.train.target_replies import target_replies
 
 EPSILON = 0.2
 """Lower clip range of the policy ratio."""
@@ -109,21 +109,6 @@ def sft_trainer(plan: TrainingPlan, folder: RunFolder, local: LocalModel, callba
         processing_class=local.tokenizer,
         callbacks=[callback],
     )
-
-
-def target_replies(plan: TrainingPlan, folder: RunFolder) -> dict[str, str]:
-    """Return the reply to learn for each prompt id: the gold reply, or the teacher's.
-
-    The teacher's replies are saved once. A call that failed might succeed when the training is resumed, which would
-    change the order of the data.
-    """
-    if not plan.options.teacher:
-        return {prompt.id: gold_reply(prompt.case) for prompt in plan.train}
-    path = folder.path / "targets.json"
-    if not path.exists():
-        folder.write_json(path.name, distillation.teacher_replies(plan, folder))
-    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-    return found
 
 
 def _sft_row(local: LocalModel, prompt: ReadingPrompt, reply: str) -> dict[str, Any]:
