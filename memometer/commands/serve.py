@@ -41,6 +41,16 @@ def parser() -> argparse.ArgumentParser:
         metavar="ADDRESS",
         help="address of a proxy whose X-Forwarded-For header names the caller; may be repeated (default: none)",
     )
+    p.add_argument(
+        "--max-turns", type=limit, default=0, metavar="N", help="turns that each tenant may store (default: no limit)"
+    )
+    p.add_argument("--systems", nargs="+", metavar="NAME", help="memory systems that tenants may create (default: all)")
+    p.add_argument(
+        "--answers",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="let tenants use the language model, at your cost",
+    )
     model_options(p)
     return p
 
@@ -49,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or Ctrl-C."""
     args = parser().parse_args(argv)
     from memometer.serve.server import serve
+    from memometer.serve.tenants import TenantLimits
 
     with open_memories(args, create=True) as memories:
         serve(
@@ -60,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             per_second=args.rate,
             consolidate_after_seconds=args.consolidate_after,
             proxies=args.proxy,
+            limits=TenantLimits(args.max_turns, frozenset(args.systems) if args.systems else None, args.answers),
         )
     return 0
 

@@ -17,6 +17,7 @@ from memometer.errors import UserError
 from memometer.models.encoders import EncoderUnavailable
 from memometer.serve.answering import ModelUnavailable
 from memometer.serve.registry import AlreadyExists, NotFound
+from memometer.serve.tenants import NotAllowed
 from memometer.store.episode import Conflict, StoreError
 
 MEDIA_TYPE = "application/problem+json"
@@ -30,6 +31,7 @@ STATUS: dict[type[Exception], int] = {
     ModelUnavailable: 503,
     EncoderUnavailable: 503,
     StoreError: 503,
+    NotAllowed: 403,
     UserError: 422,
 }
 """Exception class -> HTTP status; the first match counts."""

@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 from urllib.parse import urlsplit
 
 from anyio import CapacityLimiter, move_on_after, to_thread
@@ -18,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from memometer.serve.admission import Admission, TooManyRequests
-from memometer.serve.auth import AccessTokens
+from memometer.serve.auth import AccessToken, AccessTokens
 from memometer.serve.errors import problem_response
 from memometer.store import deadline
 from memometer.store.episode import StoreError
@@ -270,7 +271,7 @@ class RequestGuard:
         caller, tenant = f"address {(scope.get('client') or ('',))[0]}", self._tenant
         if self._tokens is not None:
             try:
-                authorized = await self._tenant_of(self._tokens, headers.get("authorization", ""))
+                authorized = await self._token_of(self._tokens, headers.get("authorization", ""))
             except StoreError as error:
                 return problem_response(503, str(error))
             if authorized is None:
@@ -281,18 +282,31 @@ class RequestGuard:
                     "Send a token in the header Authorization: Bearer TOKEN; `memometer token TENANT` creates one.",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
-            tenant = authorized
+            if not authorized.allows(right := _right_for(scope)):
+                return problem_response(403, f"The token allows to {authorized.right}; this request needs {right}.")
+            tenant = authorized.tenant
             caller = f"tenant {tenant}"
         if not self._rate.allows(caller):
             return problem_response(429, "Too many requests; try again later.")
         scope.setdefault("state", {})["tenant"] = tenant
         return None
 
-    async def _tenant_of(self, tokens: AccessTokens, authorization: str) -> str | None:
+    async def _token_of(self, tokens: AccessTokens, authorization: str) -> AccessToken | None:
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "bearer":
             return None
-        return await to_thread.run_sync(tokens.tenant_of, token, limiter=self._token_thread)
+        find = partial(tokens.find, token, at=time.time())
+        return await to_thread.run_sync(find, limiter=self._token_thread)
+
+
+def _right_for(scope: Scope) -> str:
+    """Return the right that a request needs (memometer/serve/auth.py)."""
+    method, path = scope["method"], scope["path"]
+    if method in ("GET", "HEAD", "OPTIONS") or re.fullmatch(r"/v1/memories/[^/]+/(recall|answer)", path):
+        return "read"
+    if is_upload(scope) or (method == "DELETE" and re.fullmatch(r"/v1/memories/[^/]+", path)):
+        return "admin"
+    return "write"
 
 
 def _host_name(host: str) -> str:

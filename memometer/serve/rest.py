@@ -198,6 +198,7 @@ def _add_memory_routes(app: APIRouter, memories: TenantMemories) -> None:
     @app.put("/v1/memories/{name}", status_code=201, responses={200: {"model": schemas.MemoryOut}})
     def create(name: Name, body: schemas.CreateIn, tenant: Tenant, response: Response) -> schemas.MemoryOut:
         """Create a memory: 201, or 200 if it exists with the same system."""
+        memories.check_system(body.system)
         entry, created = memories.registry.create(tenant, name, system=body.system)
         response.status_code = 201 if created else 200
         return out(entry)

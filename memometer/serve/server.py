@@ -18,7 +18,7 @@ from memometer.serve.glibc_trim import trimmed_heap
 from memometer.serve.middleware import RateLimiter
 from memometer.serve.registry import InvalidRequest
 from memometer.serve.rest import application
-from memometer.serve.tenants import TenantMemories
+from memometer.serve.tenants import TenantLimits, TenantMemories
 from memometer.serve.upkeep import Upkeep
 from memometer.store.consolidation import IdleConsolidation
 from memometer.store.url import without_password
@@ -82,6 +82,7 @@ def serve(
     per_second: float = 0,
     consolidate_after_seconds: float = 0,
     proxies: Sequence[str] = (),
+    limits: TenantLimits | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; requests in progress are finished first.
 
@@ -94,6 +95,7 @@ def serve(
         per_second: sustained requests per second of each caller; 0 for no limit.
         consolidate_after_seconds: consolidate a memory after this time without new turns; 0 for never.
         proxies: addresses of proxies whose X-Forwarded-For header names the caller; nobody else's is believed.
+        limits: what tenants may do; None for no limits.
 
     Raises:
         InvalidRequest: the address cannot be used, or tokens are required and none exists.
@@ -107,6 +109,7 @@ def serve(
     if tokens and not tokens.issued():
         url = without_password(memories.memory_url)
         raise InvalidRequest(f"{url} has no access token; create one with: memometer token NAME --memory-url {url}")
+    memories.limits = limits or TenantLimits()
     memories.registry.remove_orphans()
     memories.encoder.ready()  # fail before the first request
     hosts = ("127.0.0.1", "localhost", "::1")
@@ -120,7 +123,7 @@ def serve(
     sys.setswitchinterval(SWITCH_SECONDS)
     with ExitStack() as stack:
         stack.enter_context(trimmed_heap())
-        stack.enter_context(Upkeep(memories))
+        stack.enter_context(Upkeep(memories, tokens))
         if consolidate_after_seconds:
             idle = IdleConsolidation(memories.store, after_seconds=consolidate_after_seconds, now=memories.now)
             memories.on_observed = stack.enter_context(idle).touch

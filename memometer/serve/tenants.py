@@ -24,6 +24,7 @@ from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from memometer import store
+from memometer.errors import UserError
 from memometer.memory import Recall, Turn
 from memometer.models.concurrency_limited import ConcurrencyLimitedEncoder
 from memometer.models.encoders import Encoder
@@ -34,7 +35,7 @@ from memometer.store import deadline, turn_conversion
 from memometer.store.episode import Conflict, Episode, SearchResult, StoreError
 from memometer.store.hybrid_scoring import DEFAULT, Weights
 from memometer.store.protocol import Consolidated, Store
-from memometer.systems import load
+from memometer.systems import SYSTEMS, load
 from memometer.token_counters import TokenCounter, counter_for, default_counter
 
 MAX_TURNS = 1000
@@ -54,6 +55,25 @@ class NewTurn:
     session: int | None = None
     caption: str | None = None
     id: str | None = None
+
+
+class NotAllowed(UserError, PermissionError):
+    """The operator does not allow it, or a quota is exhausted."""
+
+
+@dataclass(frozen=True)
+class TenantLimits:
+    """What a tenant may do.
+
+    Args:
+        turns: turns of all its memories, archived ones included; 0 for no limit.
+        systems: memory systems that it may create; None for all.
+        answers: whether `answer`, and systems that write with a model, may spend the operator's money.
+    """
+
+    turns: int = 0
+    systems: frozenset[str] | None = None
+    answers: bool = True
 
 
 class TenantMemories:
@@ -98,6 +118,8 @@ class TenantMemories:
         """Called with the scope after each `observe` (memometer/store/consolidation.py)."""
         self.on_deleted: Callable[[], object] = self.store.erase
         """Called after each permanent deletion."""
+        self.limits = TenantLimits()
+        """What a tenant may do. The command line has no limits."""
         self._uses: dict[str, Counter[str]] = {}
         self._uses_lock = threading.Lock()
         self.model = AnswerModel(model, api_base=api_base, program=program)
@@ -137,6 +159,8 @@ class TenantMemories:
         ids = [turn.id or _new_id(tenant, key, index) for index, turn in enumerate(turns)]
         if len(set(ids)) < len(ids):
             raise InvalidRequest("two turns have the same id; ids must be unique.")
+
+        self._check_turns(tenant, len(turns))
 
         def write(entry: MemoryEntry) -> list[str]:
             for attempt in (1, 2):
@@ -202,6 +226,8 @@ class TenantMemories:
         Raises:
             ModelUnavailable: the model cannot be loaded or does not answer.
         """
+        if not self.limits.answers:
+            raise NotAllowed("this service does not answer with a language model; use recall.")
         recall = self.recall(tenant, name, question, budget_tokens=budget_tokens)
         return self.model.read(recall.text, question), recall
 
@@ -273,6 +299,33 @@ class TenantMemories:
     def undo_consolidation(self, tenant: str, name: str) -> list[str]:
         """Restore the turns that the last consolidation archived, and return their ids."""
         return self.registry.apply(tenant, name, lambda entry: self.store.undo_consolidation(entry.scope))
+
+    def check_system(self, system: str) -> None:
+        """Check that a tenant may create a memory of a system.
+
+        Raises:
+            NotAllowed: the operator does not allow it.
+        """
+        allowed = self.limits.systems
+        if allowed is not None and system not in allowed:
+            raise NotAllowed(
+                f"memories of system {system!r} are not allowed here; allowed: {', '.join(sorted(allowed))}."
+            )
+        kind: Any = load(system) if system in SYSTEMS else None
+        if kind and kind.needs_model and not self.limits.answers:
+            raise NotAllowed(f"system {system!r} writes with a language model, which this service does not allow.")
+
+    def _check_turns(self, tenant: str, added: int) -> None:
+        if self.limits.turns:
+            sizes = [self.store.size(entry.scope) for entry in self.registry.entries(tenant)]
+            held = sum(size.episodes + size.archived for size in sizes)
+            if held + added > self.limits.turns:
+                raise NotAllowed(f"the quota of {self.limits.turns:,} turns is exhausted; delete turns permanently.")
+
+    def delete_tenant(self, tenant: str) -> int:
+        """Delete all memories of a tenant permanently; return the number of deleted turns."""
+        names = [entry.name for entry in self.registry.entries(tenant)]
+        return sum(self.registry.delete(tenant, name) for name in names)
 
     def flush_uses(self) -> None:
         """Write the uses that were counted since the last call."""

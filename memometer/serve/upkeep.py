@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Self
 
+from memometer.serve.auth import AccessTokens
 from memometer.serve.tenants import TenantMemories
 from memometer.store.episode import StoreError
 
@@ -23,10 +24,12 @@ class Upkeep:
 
     Args:
         memories: the memories of the service.
+        tokens: its tokens, whose last uses are written.
     """
 
-    def __init__(self, memories: TenantMemories) -> None:
+    def __init__(self, memories: TenantMemories, tokens: AccessTokens | None = None) -> None:
         self._memories = memories
+        self._tokens = tokens
         self._deleted = threading.Event()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
@@ -50,6 +53,8 @@ class Upkeep:
                 written = started
                 try:
                     self._memories.flush_uses()
+                    if self._tokens:
+                        self._tokens.flush_uses()
                 except StoreError as error:
                     print(f"Cannot count uses ({error}).", file=sys.stderr)
             if self._deleted.is_set():
