@@ -138,6 +138,8 @@ def daily(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_memories_of_the_command_line_are_opened(daily: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expected = STORES["daily.db"]
+    with open_store(f"sqlite:///{daily}") as store:
+        same_store(store, expected)  # before recalls, which count as uses
     flags = ["--memory-url", f"sqlite:///{daily}", "--encoder", str(daily.parent / "encoder"), "--json"]
 
     def said(*argv: str) -> Any:
@@ -151,7 +153,6 @@ def test_the_memories_of_the_command_line_are_opened(daily: Path, capsys: pytest
     assert said("list", "--memories") == expected["memories"]
     assert [one["tenant"] for one in said("token")] == [expected["tenant"]]
     with open_store(f"sqlite:///{daily}") as store:
-        same_store(store, expected)
         assert AccessTokens(store).tenant_of(expected["token"]) == expected["tenant"]
         assert AccessTokens(store).tenant_of(expected["token"] + "x") is None
     (new,) = said("add", "Nadia bought a bowl.")["ids"]
