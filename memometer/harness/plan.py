@@ -410,7 +410,7 @@ def categories_of(keys: Sequence[str], data: Dataset) -> tuple[str, ...]:
         DataError: A category is unknown.
     """
     if unknown := [key for key in keys if key not in data.categories]:
-        known = ", ".join(f"{key} ({name})" for key, name in data.categories.items())
+        known = ", ".join(key if name == key else f"{key} ({name})" for key, name in data.categories.items())
         raise DataError(f"--categories got {', '.join(unknown)}; the categories are {known}.")
     return tuple(keys) or tuple(data.categories)
 

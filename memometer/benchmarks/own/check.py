@@ -177,7 +177,8 @@ def _count_unread(conversation: OwnConversation, unread: Counter[str]) -> None:
 
 def _losses(conversations: Sequence[OwnConversation]) -> list[str]:
     questions = [(c.id, n, q) for c in conversations for n, q in enumerate(c.questions)]
-    without = [f"conversation {c}, {place_of('question', n, q.id)}" for c, n, q in questions if not q.evidence]
+    without = [f"conversation {c}, {place_of('question', n, q.id)}" for c, n, q in questions
+               if not q.evidence and not q.unanswerable]  # fmt: skip
     late = sum(turn.time is None for c in conversations for turn in c.turns)
     silent = [c.id for c in conversations if not c.questions]
     asked = [conversation.id for conversation in conversations if conversation.questions]
