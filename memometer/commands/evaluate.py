@@ -142,6 +142,12 @@ def parser() -> argparse.ArgumentParser:
         "--fail-on-error", type=float, metavar="SHARE", help="share of failed calls above which a run is invalid (0.02)"
     )
     run.add_argument(
+        "--batch",
+        action="store_true",
+        help="send answers and verdicts as batches, for half the price and within a day; Ctrl-C leaves them, --resume "
+        "collects them",
+    )
+    run.add_argument(
         "--cost-limit",
         type=cost_limit,
         metavar="USD",

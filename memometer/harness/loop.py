@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 import dspy
 
@@ -106,6 +106,33 @@ def untraced(*_: object) -> AbstractContextManager[Callable[[Record], None]]:
     return nullcontext(lambda _: None)
 
 
+class Calls(Protocol):
+    """The calls of a task, which may wait for a batch (`memometer.harness.batches`)."""
+
+    waits: bool
+
+    def mark(self, record: Record) -> None:
+        """Add facts about the calls to a record or a verdict."""
+
+
+class AtOnce:
+    """Calls that are answered at once."""
+
+    waits = False
+
+    def mark(self, record: Record) -> None:
+        """There is nothing to add."""
+
+
+Answering = Callable[[Key], AbstractContextManager[Calls]]
+"""Task -> a block in which it is carried out. If it `waits` after the block, it gets no record."""
+
+
+def at_once(_: Key) -> AbstractContextManager[Calls]:
+    """Answer the calls of a task at once."""
+    return nullcontext(AtOnce())
+
+
 RANKED = 50
 """Number of ranked turns in a record. No published metric uses more."""
 
@@ -123,6 +150,7 @@ def run(
     stop: threading.Event | None = None,
     progress: Callable[[Record], None] = lambda _: None,
     traced: Traced = untraced,
+    answering: Answering = at_once,
 ) -> str:
     """Carry out every task without a result in the folder, and append a record for each.
 
@@ -140,6 +168,7 @@ def run(
         stop: If it is set, the calls in flight end and no other starts.
         progress: Called with each new record.
         traced: Makes a trace of each attempt.
+        answering: How the calls of a task are answered.
 
     Returns:
         An empty text, or the reason why no call can succeed, such as a rejected key; the run then ends early.
@@ -173,7 +202,10 @@ def run(
         memory = memory_of(task.system, task.question.conversation)
         if memory.skipped:
             return
-        with traced(task.system, task.budget_tokens, task.question, task.option_order) as end_trace:
+        with (
+            answering(task.key) as calls,
+            traced(task.system, task.budget_tokens, task.question, task.option_order) as end_trace,
+        ):
             record, end = _attempt(
                 task, memory, state, failed, number, items, reader=reader, reading=readers[task.system], judge=judge
             )
@@ -182,6 +214,9 @@ def run(
                 size = overheads[task.system] + record["recall"]["tokens"] + reader.count(question)
                 record["counted_prompt_tokens"] = size
             end_trace(record)
+        if calls.waits:
+            return
+        calls.mark(record)
         if record["memory_error"] and stop.is_set():
             return  # a call that was refused at the cost limit is not a failure of the memory
         folder.append(record)
@@ -194,9 +229,12 @@ def run(
 
     def grade(task: Task, judge: Judge, answer: str) -> None:
         if not stop.is_set():
-            verdict, end = _judge(judge, task.question, answer)
-            folder.append_verdict(task.key, verdict)
-            give_up(end or judge_ends(verdict))
+            with answering(task.key) as calls:
+                verdict, end = _judge(judge, task.question, answer)
+            if not calls.waits:
+                calls.mark(verdict)
+                folder.append_verdict(task.key, verdict)
+                give_up(end or judge_ends(verdict))
 
     def judge_ends(verdict: Mapping[str, Any]) -> str:
         why = early_judge.add("" if verdict["reason"] == NOT_A_LABEL else verdict["reason"])

@@ -69,6 +69,7 @@ class EvaluateOptions(Options):
     ingest_timeout: float = 3600.0
     fail_on_error: float = 0.02
     cost_limit: float | None = None
+    batch: bool = False
     no_mlflow: bool = False
     trace: bool = False
 
@@ -96,7 +97,10 @@ class EvaluateOptions(Options):
             raise OptionError("--prompt has the instructions for one call; leave out --rounds and --program.")
         if self.question_budget and not (self.rounds or self.program):
             raise OptionError("--question-budget limits the tokens of all rounds; it needs --rounds.")
+        if self.batch:
+            self._refuse("--batch has no calls to trace", "trace")
         if self.recall_only:
+            self._refuse("--recall-only sends no requests", "batch")
             self._refuse("--recall-only asks no model", "model", "judge_model", "two_options", "trace")
             self._refuse("--recall-only does not read", "rounds", "abstention", "program", "prompt")
             self._refuse("--recall-only costs nothing", "cost_limit", "price", "judge_price")

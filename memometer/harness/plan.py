@@ -15,7 +15,8 @@ from typing import Any
 from memometer import benchmarks
 from memometer.benchmarks.protocol import Conversation, DataError, Dataset, Question
 from memometer.benchmarks.sampling import sample
-from memometer.harness import contamination, power
+from memometer.harness import batches, contamination, power
+from memometer.harness.batches import at_batch_price
 from memometer.harness.configure_memories import Systems, configure_memories
 from memometer.harness.cost_estimate import estimate, memory_bound
 from memometer.harness.loop import Task, conversation_tokens, plan_tasks, window_budget
@@ -184,7 +185,8 @@ class Plan:
         else:
             self.log_wrapped(
                 f"Budgets count {self.unit} ({self.count.name}). {self.models.reader.name} answers, "
-                f"{self.models.judge_name or 'nobody'} judges; forecast: at most {self.forecast(done or ())}."
+                f"{self.models.judge_name or 'nobody'} judges; forecast: at most {self.forecast(done or ())}"
+                f"{', at batch prices' if self.options.batch else ''}."
             )
             self._announce_judge(resumed=done is not None)
         conversations = "1 conversation" if len(self.conversations) == 1 else f"{len(self.conversations)} conversations"
@@ -200,11 +202,14 @@ class Plan:
 
     def forecast(self, done: Collection[Key] = ()) -> str:
         """Estimate the cost of the tasks that are not done, in words. A model must answer."""
-        assert self.models.reader
+        model, judge_model = self.models.reader, self.models.judge_model
+        assert model
+        if self.options.batch:
+            model, judge_model = at_batch_price(model), judge_model and at_batch_price(judge_model)
         return estimate(
             [task for task in self.tasks if task.key not in done],
-            model=self.models.reader,
-            judge_model=self.models.judge_model,
+            model=model,
+            judge_model=judge_model,
             judge=self.models.judge,
             readers=self.systems.readers,
             memory_tokens=self.memory_tokens,
@@ -382,6 +387,8 @@ def make_plan(options: EvaluateOptions) -> Plan:
     _refuse_contamination(made)
     _plan_tasks(made)
     made.check_cost_limit(options.cost_limit)
+    if options.batch:
+        batches.check((models.reader, models.judge_model), systems.memories)
     return made
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from memometer.harness.batches import run_in_batches
 from memometer.harness.loop import Traced, run, untraced
 from memometer.harness.model_check import ModelCheck, check_judge, check_reader, room_for_thoughts
 from memometer.harness.options import EvaluateOptions
@@ -178,7 +179,7 @@ class Runner:
                 bad["failed" if failed(record) else "missing"] += 1
                 shown.set_postfix(bad)
             shown.update()
-            if done == TIMED_ANSWERS and plan.models.reader:
+            if done == TIMED_ANSWERS and plan.models.reader and not plan.options.batch:
                 left = time_left(time.perf_counter() - started, done, len(keys) - already)
                 shown.write(f"{plan.data.prefix}{left}", file=sys.stderr)
 
@@ -189,21 +190,33 @@ class Runner:
             fatal = self._check_models(unanswered, folder) or self._calibrate_judge(folder, stop)
             started = time.perf_counter()
             with bar(total=len(keys), initial=already, desc=f"{plan.data.prefix}asked") as shown:
-                fatal = fatal or run(
-                    plan.tasks,
-                    plan.memory_of,
-                    plan.conversations,
-                    folder,
-                    reader=plan.models.reader,
+                carry_out = partial(
+                    run,
+                    memory_of=plan.memory_of,
+                    conversations=plan.conversations,
+                    folder=folder,
                     readers=plan.systems.readers,
-                    judge=plan.models.judge,
                     num_threads=self._num_threads(plan.models.reader),
                     stop=stop,
                     progress=progress,
                     traced=traced,
                 )
+                waits = False
+                if plan.options.batch and not fatal:
+                    fatal, waits = run_in_batches(
+                        plan.tasks,
+                        plan.models,
+                        plan.options,
+                        carry_out,
+                        folder,
+                        spending,
+                        stop,
+                        log=lambda text: eprint(f"{plan.data.prefix}{text}"),
+                    )
+                elif not fatal:
+                    fatal = carry_out(plan.tasks, reader=plan.models.reader, judge=plan.models.judge)
             keys = plan.active_keys
-            stopped = stop.is_set() and not fatal and _answered(folder, keys) < len(keys)
+            stopped = not fatal and (waits or (stop.is_set() and _answered(folder, keys) < len(keys)))
             if stopped and spending.reached:
                 plan.log(spending.reached)
                 share = _answered(folder, keys) / len(keys)

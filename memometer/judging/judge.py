@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from copy import copy
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -84,6 +85,13 @@ class Judge:
         self._grade = dspy.Predict(Grade.with_instructions(prompt.instructions))
         self._grade.lm = self.lm
         self._text, self._rubric = prompt.text, prompt.rubric
+
+    def with_lm(self, lm: dspy.LM) -> Judge:
+        """Return a judge with the same prompt and another client."""
+        judge = copy(self)
+        judge.lm, judge._grade = lm, dspy.Predict(self._grade.signature)
+        judge._grade.lm = lm
+        return judge
 
     @property
     def prompt_hash(self) -> str:

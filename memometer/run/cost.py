@@ -2,8 +2,8 @@
 
 Every attempt is counted, including failed ones and those that a resumed run repeats. Nothing is estimated: if a server
 does not report the tokens of a call, the call is counted in `unreported` and the sums are lower bounds. If a price is
-unknown, the dollars are null. Calls to a provider's encoder are not metered, so the dollars of ingest and recall of the
-systems that use one are null too.
+unknown, the dollars are null. The calls of a batch cost half. Calls to a provider's encoder are not metered, so the
+dollars of ingest and recall of the systems that use one are null too.
 """
 
 from __future__ import annotations
@@ -150,7 +150,8 @@ def _stages(records: Sequence[Record], known: Prices) -> Results:
         answering = record.get("answering")
         answers.append((answering or record, record["model"]))
         if answering:
-            rest = {name: record.get(name, 0) - answering.get(name, 0) for name in (*COUNTED, "seconds")}
+            rest = {name: record.get(name, 0) - answering.get(name, 0) for name in COUNTED}
+            rest["seconds"] = None if record.get("batch") else record.get("seconds", 0) - answering.get("seconds", 0)
             recalls.append((rest, record["model"]))
     verdicts = [_call(verdict) for record in records for verdict in record["verdicts"]]
     stages = {
@@ -197,6 +198,7 @@ def usd(part: Record, model: str | None, known: Prices) -> float | None:
     prompt, completion = part.get("prompt_tokens"), part.get("completion_tokens")
     if price is None or prompt is None or completion is None:
         return None
+    price = price.of_batch if part.get("batch") else price
     return price.usd(prompt, completion, part.get("cached_tokens") or 0)
 
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import ipaddress
 import urllib.parse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 LOCAL = "local"
+BATCH_SHARE = 0.5
+"""OpenAI and Together ask half the price for a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,12 @@ class Price:
         """Return the price of a number of tokens in dollars. `cached_tokens` are part of `prompt_tokens`."""
         uncached = prompt_tokens - cached_tokens
         return uncached * self.prompt + cached_tokens * self.cached + completion_tokens * self.completion
+
+    @property
+    def of_batch(self) -> Price:
+        """The price of the same tokens in a batch: half. A local model stays free."""
+        prompt, cached, completion = (price * BATCH_SHARE for price in (self.prompt, self.cached, self.completion))
+        return replace(self, prompt=prompt, cached=cached, completion=completion)
 
 
 def price_of(name: str, *, api_base: str | None = None, named: tuple[float, float] | None = None) -> Price | None:
