@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 Line = dict[str, Any]
 Processed = tuple[str, list[Line], list[Line]]
@@ -145,10 +145,8 @@ def batch_server(process: Callable[[int, list[Line]], Processed], *, together: b
                 batch = server.create(json.loads(body))
                 self.json({"job": shown(batch)} if together else shown(batch))
             elif path == "/v1/files" and together:
-                form = {name: value[0] for name, value in parse_qs(body.decode()).items()}
-                if not form:
-                    parts = multipart(self.headers["Content-Type"], body)
-                    form = {name: content.decode() for name, (_, content) in parts.items()}
+                parts = multipart(self.headers["Content-Type"], body)
+                form = {name: content.decode() for name, (_, content) in parts.items()}
                 assert form["purpose"] == "batch-api"
                 id = server.add_file(form["file_name"], b"")
                 self.send(302, b"", Location=f"{server.url}/put/{id}", X_Together_File_Id=id)

@@ -54,7 +54,7 @@ def test_a_batch_answers_as_single_calls_do(
 ) -> None:
     monkeypatch.setattr(jobs, "MAX_REQUESTS", 7)
     server.answer = lambda number, body: completion(reply(body))
-    prices = ("--price", "1,2", "--judge-price", "1,2")
+    prices = ("--price", "100,200", "--judge-price", "100,200")
     online = evaluate(*words(server.url, provider, *prices, "--run-dir", "online"), cwd=tmp_path, TOGETHER_API_KEY="k")
     assert online.returncode == 0, online.stderr
     with batch_server(in_full, together=provider == "together_ai") as batches:
@@ -150,10 +150,10 @@ def test_a_failed_batch_stops_the_run_with_the_servers_words(tmp_path: Path) -> 
 
 def test_the_cost_limit_holds(tmp_path: Path) -> None:
     with batch_server(in_full) as batches:
-        prices = ("--price", "100,100", "--judge-price", "100,100", "--cost-limit", "0.15")
+        prices = ("--price", "100,100", "--judge-price", "100,100", "--cost-limit", "0.05")
         done = evaluate(*words(batches.url, "openai", "--batch", "--run-dir", "run", *prices), cwd=tmp_path)
         assert done.returncode == 4, done.stdout + done.stderr
-        assert results(tmp_path / "run")["cost"]["total"]["usd"] <= 0.15
+        assert results(tmp_path / "run")["cost"]["total"]["usd"] <= 0.05
         assert "--cost-limit" in done.stdout + done.stderr
         assert batches.batches
         more = evaluate("--resume", "run", "--cost-limit", "100", cwd=tmp_path)
