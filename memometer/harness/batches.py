@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from memometer.harness.options import EvaluateOptions
 from memometer.memory import Memory
 from memometer.models.batch.engine import BatchedTask, BatchEngine, labelled
 from memometer.models.batch.jobs import BatchesStopped, BatchJobs
-from memometer.models.batch.providers import PROVIDERS, Provider, provider_of
+from memometer.models.batch.providers import PACKAGES, PROVIDERS, Provider, provider_of
 from memometer.models.bounded_retries import BoundedRetryLM
 from memometer.models.resolve_models import Model
 from memometer.reader.reader import predictors_of
@@ -47,12 +48,18 @@ def check(models: Sequence[Model | None], memories: Mapping[str, Memory[Any]]) -
     Raises:
         OptionError: No model has batch endpoints, or a memory calls a model while it reads a conversation.
     """
-    used = [model.name for model in models if model]
-    remote = [name for name in used if not is_local(name)]
-    if others := [name for name in remote if name.partition("/")[0] not in PROVIDERS] or used[: not remote]:
+    used = [model for model in models if model]
+    remote = [model for model in used if model.is_remote]
+    others = [model.name for model in remote if model.name.partition("/")[0] not in PROVIDERS]
+    if others := others or [model.name for model in used if not remote]:
         raise OptionError(
             f"--batch needs a model of OpenAI or Together (openai/... or together_ai/...); got {others[0]}."
         )
+    packages = {PACKAGES[model.name.partition("/")[0]] for model in remote}
+    if absent := sorted(name for name in packages if find_spec(name) is None):
+        raise OptionError(f"--batch needs the package {absent[0]}; pip install -c constraints.txt '.[batch]'")
+    if several := [model.name for model in remote if len(model.addresses) > 1]:
+        raise OptionError(f"--batch takes one address; {several[0]} has several.")
     writing = [name for name, memory in memories.items() if isinstance(memory, PluginMemory) or predictors_of(memory)]
     if writing:
         raise OptionError(
@@ -64,11 +71,6 @@ def check(models: Sequence[Model | None], memories: Mapping[str, Memory[Any]]) -
 def at_batch_price(model: Model) -> Model:
     """Return a model with the prices of a batch, for a forecast."""
     return replace(model, price=model.price.of_batch) if model.price else model
-
-
-def is_local(model: str) -> bool:
-    """Return True if a model runs in this process; its calls are answered at once."""
-    return model.startswith("embedded:")
 
 
 @dataclass
@@ -92,11 +94,11 @@ class Queue:
         folder: Path,
         role: str,
         *,
-        api_base: str | None,
         timeout_seconds: float,
         log: Callable[[str], None],
     ) -> Queue:
         """Replace the client of a model by an engine that is fed from the batches of a role."""
+        api_base = model.addresses[0] if model.addresses else None
         provider: Provider = provider_of(model.name, api_base=api_base, timeout_seconds=timeout_seconds)
         engine = BatchEngine(model.name.partition("/")[2], token_limit=provider.token_limit)
         lm = BoundedRetryLM(
@@ -106,6 +108,7 @@ class Queue:
             max_tokens=model.max_tokens,
             cache=False,
             retries=0,
+            token_flag=model.lm.token_flag,
         )
         return cls(replace(model, lm=lm), engine, BatchJobs(folder, role, model.name, engine, provider, log=log))
 
@@ -236,14 +239,13 @@ def run_in_batches(
         The reason why the run cannot go on now, and True if tasks wait for a batch.
     """
 
-    def queue(model: Model | None, role: str, api_base: str | None) -> list[Queue]:
-        if model is None or is_local(model.name):
+    def queue(model: Model | None, role: str) -> list[Queue]:
+        if model is None or not model.is_remote:
             return []
-        timeout = options.timeout_seconds
-        return [Queue.of(model, folder.path, role, api_base=api_base, timeout_seconds=timeout, log=log)]
+        return [Queue.of(model, folder.path, role, timeout_seconds=options.timeout_seconds, log=log)]
 
-    answers = queue(models.reader, "answers", options.api_base)
-    verdicts = queue(models.judge_model, "verdicts", options.judge_api_base)
+    answers = queue(models.reader, "answers")
+    verdicts = queue(models.judge_model, "verdicts")
     reader = answers[0].model if answers else models.reader
     judge = models.judge.with_lm(verdicts[0].model.lm) if models.judge and verdicts else models.judge
 
@@ -261,7 +263,7 @@ def run_in_batches(
         stage = BatchedStage(queues, spending, stop, log)
         reason = stage.carry_out(name, pass_)
         if reason or stage.left or stop.is_set():
-            if any(each.jobs.open for each in queues):
+            if any(batch.batch_id for each in queues for batch in each.jobs.open):
                 log("The batches go on at the provider.")
             return reason, stage.left
     return "", False

@@ -187,7 +187,9 @@ class Runner:
             spending.follow(folder, stop)
             self._limit_plug_ins(spending, stop)
             unanswered = len(keys) - already
-            fatal = self._check_models(unanswered, folder) or self._calibrate_judge(folder, stop)
+            # A batch names its own failures, and a server of batches may have no other endpoint.
+            fatal = "" if plan.options.batch else self._check_models(unanswered, folder)
+            fatal = fatal or self._calibrate_judge(folder, stop)
             started = time.perf_counter()
             with bar(total=len(keys), initial=already, desc=f"{plan.data.prefix}asked") as shown:
                 carry_out = partial(

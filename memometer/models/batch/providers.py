@@ -61,10 +61,9 @@ class OpenAIBatches:
         timeout_seconds: Read timeout per call.
     """
 
-    token_limit = "max_completion_tokens"
-
     def __init__(self, api_base: str | None, *, timeout_seconds: float) -> None:
         self.api_base, self.timeout_seconds = api_base, timeout_seconds
+        self.token_limit = "max_tokens" if api_base else "max_completion_tokens"  # as calls without a batch
 
     @cached_property
     def _client(self) -> Any:
@@ -123,9 +122,12 @@ class TogetherBatches:
 
     @cached_property
     def _client(self) -> Any:
-        from together import Together
+        from together import Together, __version__
 
-        return Together(base_url=self.api_base, timeout=self.timeout_seconds)
+        base_url = self.api_base
+        if base_url and int(__version__.partition(".")[0]) >= 3:  # these clients add the path themselves
+            base_url = base_url.rstrip("/").removesuffix("/v1")
+        return Together(base_url=base_url, timeout=self.timeout_seconds)
 
     def upload(self, path: Path) -> str:
         return str(self._client.files.upload(path, purpose="batch-api", check=False).id)
@@ -165,6 +167,8 @@ PROVIDERS: dict[str, type[OpenAIBatches] | type[TogetherBatches]] = {
     "together_ai": TogetherBatches,
 }
 """Prefix of a model name -> its provider."""
+PACKAGES = {"openai": "openai", "together_ai": "together"}
+"""Prefix of a model name -> the package of the provider's client."""
 
 
 def provider_of(model: str, *, api_base: str | None, timeout_seconds: float) -> Provider:
