@@ -202,9 +202,9 @@ class BatchedStage:
                     break
                 allowed[id] = body
         if not allowed:
-            self.log(
+            self.spending.held_back = (
                 f"The run has cost ${self.spending.usd:,.4f}, and one more request could exceed --cost-limit "
-                f"${limit:,.4f}; continue with --resume and a higher --cost-limit."
+                f"${limit:,.4f}."
             )
             self.stop.set()
             return False

@@ -219,8 +219,8 @@ class Runner:
                     fatal = carry_out(plan.tasks, reader=plan.models.reader, judge=plan.models.judge)
             keys = plan.active_keys
             stopped = not fatal and (waits or (stop.is_set() and _answered(folder, keys) < len(keys)))
-            if stopped and spending.reached:
-                plan.log(spending.reached)
+            if stopped and (reason := spending.reached or spending.held_back):
+                plan.log(reason)
                 share = _answered(folder, keys) / len(keys)
                 self._resume_words = ["--cost-limit", spending.next_limit(share)]
             return self._finish(folder, fatal, stopped=stopped)

@@ -264,6 +264,8 @@ class Spending:
         self.limit = limit
         self.usd = 0.0
         self.has_unreported = False
+        self.held_back = ""
+        """The message of a run that sends no further request, because it could exceed the limit."""
         self.not_recorded: Callable[[], Record] = lambda: {"calls": 0}
         """Returns the usage of plug-ins that no line of the folder has yet."""
 
