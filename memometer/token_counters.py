@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 import threading
 import warnings
@@ -113,13 +114,35 @@ def default_counter() -> TokenCounter:
     return Utf8Bytes()
 
 
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def _from_hub(repository: str) -> Path:
+    """Return the `tokenizer.json` of a repository, from the Hub's cache or fetched.
+
+    Raises:
+        ValueError: it cannot be fetched.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repository, "tokenizer.json"))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ValueError(
+            f"--tokenizer {repository!r} cannot be fetched from the Hugging Face Hub ({type(error).__name__}); give "
+            "the path of its tokenizer.json."
+        ) from error
+
+
 def counter_for(model: str | None = None, *, tokenizer: str | None = None) -> TokenCounter:
     """Return the counter for a model, or for a named tokenizer.
 
     Args:
         model: a DSPy model string such as `openai/gpt-4o-mini`. None counts with o200k_base, the unit in which
             memory systems are usually compared.
-        tokenizer: `o200k_base`, `cl100k_base`, or the path of a `tokenizer.json`; it overrides `model`.
+        tokenizer: `o200k_base`, `cl100k_base`, the path of a `tokenizer.json`, or a repository of the Hugging Face Hub
+            such as Qwen/Qwen3-8B; it overrides `model`.
 
     Raises:
         ValueError: `tokenizer` is neither of these.
@@ -128,6 +151,8 @@ def counter_for(model: str | None = None, *, tokenizer: str | None = None) -> To
         if tokenizer in ENCODINGS:
             return Tiktoken(tokenizer)
         path = Path(tokenizer)
+        if _REPOSITORY.fullmatch(tokenizer) and not path.exists() and path.suffix != ".json":
+            path = _from_hub(tokenizer)
         if path.is_dir():
             path = path / "tokenizer.json"
         if not path.is_file():

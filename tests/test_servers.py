@@ -309,6 +309,15 @@ def test_a_server_names_its_window_and_tokenizer(tmp_path: Path) -> None:
     assert "--tokenizer Qwen/Qwen2.5-3B-Instruct" in " ".join(done.stdout.replace("SAMPLE", "").split())
 
 
+def test_a_server_with_one_model_answers_to_any_name() -> None:
+    entry = {"id": "/models/tiny.gguf", "max_model_len": 4096}
+    with serving(lambda body: chat("Oslo"), models={"data": [entry]}) as server:
+        found = checked(server.url)
+    assert found.facts.lists_model is False
+    assert found.facts.context_tokens == 4096
+    assert not found.failure
+
+
 def test_no_key_of_an_error_is_written_down(tmp_path: Path) -> None:
     secrets = ["sk-proj-abcdefghij0123456789", "gsk_abcdefghij0123456789", "AIzaSyA0123456789abcdefghijklmnopqrstuv",
                "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.c2lnbmF0dXJl", "hunter2hunter2"]  # fmt: skip

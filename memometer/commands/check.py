@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--model", required=True, metavar="NAME", help="a DSPy model string")
     options.add_argument("--api-base", metavar="URL,…", help="an OpenAI-compatible server; several share the calls")
-    options.add_argument("--tokenizer", metavar="NAME", help="o200k_base, cl100k_base or a tokenizer.json")
+    options.add_argument("--tokenizer", metavar="NAME", help="o200k_base, cl100k_base, a tokenizer.json, or ORG/NAME")
     options.add_argument("--context-window", type=positive, metavar="N", help="tokens, if the window is unknown")
     options.add_argument(
         "--max-answer-tokens", type=positive, metavar="N", help="default 64, more if the model writes thoughts first"

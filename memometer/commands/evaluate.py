@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     models.add_argument(
         "--api-base", metavar="URL,…", help="an OpenAI-compatible server for --model; several share the calls"
     )
-    models.add_argument("--tokenizer", metavar="NAME", help="count with o200k_base, cl100k_base or a tokenizer.json")
+    models.add_argument("--tokenizer", metavar="NAME", help="o200k_base, cl100k_base, a tokenizer.json, or ORG/NAME")
     models.add_argument("--context-window", type=positive, metavar="N", help="tokens, if the model's window is unknown")
     models.add_argument(
         "--max-answer-tokens", type=positive, metavar="N", help="default 64, more if the model writes thoughts first"

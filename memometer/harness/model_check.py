@@ -85,7 +85,7 @@ class ModelCheck:
             ("usage", self._usage(unit)),
             ("thoughts", self._thoughts()),
             ("refused", ", ".join(self.refused) or "no parameter"),
-            ("speed", f"{speed:,.0f} tokens a second" if speed else "unknown"),
+            ("speed", f"{speed:,.1f} tokens a second" if speed else "unknown"),
         ]
 
     def findings(self) -> list[str]:

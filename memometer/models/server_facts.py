@@ -43,7 +43,7 @@ def server_facts(model: Model) -> ServerFacts:
     if not isinstance(servers, ChatServers):
         return ServerFacts()
     listings = [servers.listing(address) for address in servers.addresses]
-    entries = [(listing or {}).get(servers.model, {}) for listing in listings]
+    entries = [_entry(listing or {}, servers.model) for listing in listings]
     windows = [
         window
         for address, entry in zip(servers.addresses, entries, strict=True)
@@ -65,9 +65,14 @@ def listed_window(model: Model) -> int | None:
         return None
 
 
+def _entry(listing: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a model's entry; a server with one model, such as llama.cpp, answers to any name."""
+    return listing.get(name) or (next(iter(listing.values())) if len(listing) == 1 else {})
+
+
 def _window(servers: ChatServers, address: str, entry: Mapping[str, Any]) -> int | None:
     found = next((entry[name] for name in WINDOW_FIELDS if isinstance(entry.get(name), int)), None)
-    if found is None and isinstance(entry.get("meta"), dict):  # llama.cpp: `meta` has the window of the training only
+    if found is None and entry.get("owned_by") == "llamacpp":  # its list has the window of the training only
         properties = servers.get_json(f"{re.sub(r'/v1$', '', address)}/props")
         settings = properties.get("default_generation_settings") if isinstance(properties, dict) else None
         found = settings.get("n_ctx") if isinstance(settings, dict) else None
