@@ -39,17 +39,19 @@ def test_a_run_is_in_mlflow(folder: Path, server: Server) -> None:
     import mlflow
 
     run_folder = folder / "runs" / "main-job"
-    figures = json.loads((run_folder / "results.json").read_text())["systems"]["adaptive"]["budgets"]["1024"]
+    ((budget, figures),) = json.loads((run_folder / "results.json").read_text())["systems"]["adaptive"][
+        "budgets"
+    ].items()
     client = mlflow.MlflowClient(f"sqlite:///{folder / 'mydb.sqlite'}")
     experiment = client.get_experiment_by_name("locomo").experiment_id
     (logged,) = client.search_runs([experiment], "tags.run_folder = 'main-job'")
     assert "adaptive" in logged.info.run_name
-    assert "1,024" in logged.info.run_name
+    assert f"{int(budget):,}" in logged.info.run_name
     assert "scripted" in logged.info.run_name
-    assert logged.data.metrics["f1 adaptive 1024"] == pytest.approx(figures["f1"])
+    assert logged.data.metrics[f"f1 adaptive {budget}"] == pytest.approx(figures["f1"])
     assert len(logged.data.metrics) <= 12
     assert "None" not in logged.data.params.values()
-    assert logged.data.params["budget_tokens"] == "1024"
+    assert logged.data.params["budget_tokens"] == budget
     assert logged.data.params["reader"] == "openai/scripted"
     assert logged.data.tags["status"] == "valid"
     data = json.loads((run_folder / "manifest.json").read_text())["identity"]["data"]
