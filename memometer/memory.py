@@ -93,7 +93,8 @@ class Recall:
     Attributes:
         text: the text.
         tokens: the exact size of `text` in the memory's own token counter.
-        turn_ids: the turns shown, in time order.
+        turn_ids: the turns shown, in time order, those of `partial_ids` included.
+        partial_ids: the turns of which only an excerpt is shown, because they are longer than the budget allows.
         ranked: the same turns by rank, if the system ranks turns.
         speaker_gap: how much better the question fits the other speaker's turns than those of the person it names
             (memometer/retrieval/speakers.py). None if it names nobody or both, or if the system scores no turns.
@@ -111,6 +112,13 @@ class Recall:
     items: tuple[Item, ...] = ()
     provenance: str = "turn"
     source_ids: tuple[str, ...] = ()
+    partial_ids: tuple[str, ...] = ()
+
+    @property
+    def whole_ids(self) -> tuple[str, ...]:
+        """The turns of which every word is shown; only these count as recalled evidence."""
+        partial = set(self.partial_ids)
+        return tuple(id for id in self.turn_ids if id not in partial)
 
 
 class TurnFormat(Protocol):
@@ -175,6 +183,9 @@ class Memory(Generic[S]):
 
     takes_token_encoder: ClassVar[bool] = False
     """True for a system that can use an encoder of token vectors, and works without one."""
+
+    takes_ranking: ClassVar[bool] = False
+    """True for a system with learned weights, which `ranking` chooses by name."""
 
     reads_in_rounds: ClassVar[bool] = False
     """True for a system that a reader can ask in several rounds (memometer/reader/reader.py)."""

@@ -120,7 +120,7 @@ def test_parameters_weights_and_prompts_go_along(tmp_path: Path, sample: Any) ->
     read = cartridge.reader
     assert (read.rounds, read.question_budget, read.abstention) == (2, 3000, rule)
     assert loaded.ranker.names == memory.ranker.names  # type: ignore[union-attr]
-    assert np.array_equal(loaded.ranker.hidden, memory.ranker.hidden)  # type: ignore[union-attr]
+    assert np.array_equal(loaded.ranker.weights, memory.ranker.weights)  # type: ignore[union-attr]
     assert loaded.projection.digest == memory.projection.digest  # type: ignore[union-attr]
     assert read.read.signature.instructions == "Read well."
     assert [demo.toDict() for demo in read.read.demos] == [demo.toDict() for demo in reader.read.demos]

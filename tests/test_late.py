@@ -121,7 +121,7 @@ def test_an_encoder_says_whether_it_gives_token_vectors(tmp_path: Path) -> None:
 
 def test_a_document_is_the_turn_with_its_day() -> None:
     turn = Turn("D1:1", "Nadia", "The  reed", 1, datetime(2024, 5, 8, 13), "a bowl")
-    assert late_interaction.document(turn) == "8 May 2024. Nadia: The reed [image: a bowl]"
+    assert late_interaction.documents(turn) == ["8 May 2024. Nadia: The reed [image: a bowl]"]
 
 
 def test_the_identity_map_is_plain_maxsim() -> None:

@@ -35,8 +35,8 @@ def any_ranker() -> Ranker:
     names = features(index, "Who?", dict.fromkeys(("late", "dense", "both"), np.zeros(1, np.float32))).names
     n = len(names)
     ones = np.ones(n, np.float32)
-    hidden = np.random.default_rng(0).normal(size=(n, 3)).astype(np.float32)
-    return Ranker(names, 0 * ones, ones, hidden, ones[:3], ones[:3])
+    weights = np.random.default_rng(0).normal(size=(3, n)).astype(np.float32)
+    return Ranker(names, 0 * ones, ones, weights, -ones, ones)
 
 
 SYSTEMS = {

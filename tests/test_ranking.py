@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from memometer.harness import fit_ranker
 from memometer.memory import Turn
 from memometer.retrieval import dates, late_interaction, ranker, stemmer
 from memometer.retrieval.features import features
-from memometer.retrieval.ranker import SHIPPED, SHIPPED_WITH_ENCODER, Ranker, RankingExample
+from memometer.retrieval.ranker import Ranker, RankingExample, sample, shipped
 from memometer.retrieval.tokenize import char_ngrams, mentions, terms
 from memometer.retrieval.turn_index import TurnIndex
 from memory_system import MemorySystem
@@ -190,7 +191,7 @@ def test_a_long_history_is_looked_at_where_it_pays(monkeypatch: pytest.MonkeyPat
     looked = features(index, "Where is the kiln of clay?")
     assert len(looked.positions) == 20
     assert looked.matrix.shape == (20, len(looked.names))
-    scores = ranker.load(SHIPPED).scores(looked)
+    scores = ranker.load(shipped()).scores(looked)
     others = np.setdiff1d(np.arange(200), looked.positions)
     assert scores[looked.positions].min() > scores[others].max()
     assert (np.argsort(scores[others]) == np.argsort(looked.first[others])).all()
@@ -210,43 +211,77 @@ def lessons(n: int = 40) -> list[RankingExample]:
     return found
 
 
+def fitted_on_lessons(n: int = 40, **given: Any) -> Ranker:
+    return ranker.fit([sample(lessons(n), competitors=40)], decay=10.0, **given)
+
+
 def test_the_ranker_learns_and_is_the_same_again(tmp_path: Path) -> None:
-    fitted = ranker.fit(lessons(), rows=60, epochs=4, seed=3, fitted_on=["a"])
+    fitted = fitted_on_lessons(fitted_on=["a"])
     example = lessons()[0]
     best = np.argsort(-fitted.scores(example.features))[: len(example.evidence)]
     assert set(best.tolist()) == set(example.evidence)
-    again = ranker.fit(lessons(), rows=60, epochs=4, seed=3)
-    assert np.array_equal(fitted.hidden, again.hidden)
     fitted.save(tmp_path / "weights.json")
+    fitted_on_lessons(fitted_on=["a"]).save(tmp_path / "again.json")
+    assert (tmp_path / "weights.json").read_bytes() == (tmp_path / "again.json").read_bytes()
     loaded = ranker.load(tmp_path / "weights.json")
     assert loaded.fitted_on == ("a",)
-    assert np.allclose(loaded.scores(example.features), fitted.scores(example.features), atol=0.05)
+    assert np.array_equal(loaded.scores(example.features), fitted.scores(example.features))
+
+
+def test_probabilities_are_calibrated() -> None:
+    fitted = ranker.calibrated(fitted_on_lessons(), lessons(12))
+    predicted = [np.exp(fitted.scores(example.features)) for example in lessons(12)]
+    observed = [np.isin(np.arange(60), example.evidence) for example in lessons(12)]
+    assert np.concatenate(predicted).mean() == pytest.approx(np.concatenate(observed).mean(), rel=0.05)
+
+
+def test_a_question_outside_the_range_is_ranked_by_the_untrained_score() -> None:
+    fitted = fitted_on_lessons()
+    inside = lessons()[0].features
+    assert fitted.unlikeness(inside) < 0.1
+    strange = replace(inside, matrix=inside.matrix + 186 * fitted.scale)
+    assert fitted.unlikeness(strange) == 1
+    order = np.argsort(-fitted.scores(strange), kind="stable")
+    assert (np.diff(strange.first[order]) <= 1e-4).all()
+    few = replace(inside, positions=inside.positions[:2], matrix=inside.matrix[:2], first=inside.first[:2])
+    assert fitted.unlikeness(few) >= 0.5
 
 
 def test_weights_for_other_features_are_refused(tmp_path: Path) -> None:
     index = TurnIndex()
     index.add(turns_of(4))
+    other = replace(fitted_on_lessons(4), names=("other",))
     with pytest.raises(ValueError, match="other features"):
-        ranker.load(SHIPPED_WITH_ENCODER).scores(features(index, "Who?"))
+        other.scores(features(index, "Who?"))
     (tmp_path / "broken.json").write_text("{}")
     with pytest.raises(ValueError, match=r"ranking weights .* optimize.py --target retrieval"):
         ranker.load(tmp_path / "broken.json")
+    with pytest.raises(ValueError, match="known: default, locomo"):
+        shipped("other")
 
 
-@pytest.mark.parametrize("path", [SHIPPED, SHIPPED_WITH_ENCODER])
+@pytest.mark.parametrize("path", sorted(ranker.FOLDER.glob("*.json")), ids=lambda path: path.stem)
 def test_what_is_shipped_says_what_it_has_seen_and_holds_no_text(path: Path) -> None:
-    shipped: Ranker = ranker.load(path)
-    assert shipped.fitted_on == ("conv-26", "conv-30", "conv-41", "conv-43")
-    assert shipped.made_by.startswith("python optimize.py --target retrieval")
+    weights: Ranker = ranker.load(path)
+    assert weights.made_by.startswith("python optimize.py --target retrieval")
+    assert weights.data
+    assert weights.licence
     table = json.loads(path.read_text())
     texts = [value for value in table.values() if isinstance(value, str)]
     assert all(len(text) < 100 for text in [*texts, *table["names"]])
-    names = late_interaction.load(late_interaction.SHIPPED)
-    assert (names.fitted_on, names.encoder) == (shipped.fitted_on, ranker.load(SHIPPED_WITH_ENCODER).encoder)
+    *_, held_out = path.stem.partition("-words-without-")
+    if path.stem.startswith("default"):
+        assert "locomo" not in path.read_text().lower()
+        assert "NC" not in weights.licence
+    else:
+        assert "NC" in weights.licence
+        assert held_out not in weights.fitted_on
+        assert len(weights.fitted_on) == (9 if held_out else 4)
 
 
 def test_a_map_for_another_encoder_is_refused() -> None:
-    memory = MemorySystem(encoder=HashTokenEncoder())
+    other = late_interaction.load(late_interaction.SHIPPED)
+    memory = MemorySystem(encoder=HashTokenEncoder(), projection=other)
     with pytest.raises(ValueError, match="python optimize.py"):
         memory.observe(memory.new(), turns_of(2))
 
@@ -257,9 +292,10 @@ def test_a_fold_has_never_seen_what_it_is_asked(locomo: Any, monkeypatch: pytest
 
     def fit(conversations: Any, *_: Any, **__: Any) -> Any:
         seen.append({c.id for c in conversations})
-        return ranker.fit(lessons(8), rows=20, epochs=1, fitted_on=sorted(seen[-1])), None
+        return fitted_on_lessons(8, fitted_on=sorted(seen[-1])), None
 
     monkeypatch.setattr(fit_ranker, "fit", fit)
+    monkeypatch.setattr(ranker, "FOLDER", tmp_path / "none shipped")
     found = fit_ranker.folds(locomo, ["conv-26", "conv-50"])
     assert set(found) == {"conv-26", "conv-50"}
     for held_out, (weights, _) in found.items():

@@ -145,6 +145,15 @@ class Decoder:
         for name in (*self._unread, *self._texts):
             raise column_error(name)
 
+    def holds(self, prefix: str) -> bool:
+        """Return True if a column whose name starts with a prefix was not read yet."""
+        return any(name.startswith(prefix) for name in (*self._unread, *self._texts))
+
+    def discard(self, prefix: str) -> None:
+        """Drop the columns whose names start with a prefix."""
+        self._unread = {name for name in self._unread if not name.startswith(prefix)}
+        self._texts = {name: value for name, value in self._texts.items() if not name.startswith(prefix)}
+
     def array_or_none(self, name: str) -> np.ndarray | None:
         """Return a float32 array; None if there is none."""
         return self._array(name, {np.dtype(np.float32)}) if name in self._unread else None

@@ -22,6 +22,8 @@ from memometer.cartridge.container import CartridgeError, Container
 from memometer.errors import UserError
 from memometer.memory import Memory, State, Turn
 from memometer.models.encoders import Encoder
+from memometer.retrieval import late_interaction
+from memometer.retrieval.turn_index import TurnIndex
 from memometer.store.episode import Episode, VectorFormat
 from memometer.store.migrate import batches, copy
 from memometer.systems import current_name
@@ -203,6 +205,10 @@ class _Loading:
             decoder = Decoder(arrays, about["texts"])
             program = self._source.json(container.PROGRAM) if container.PROGRAM in self._source.file else None
             memory, reader = memory_spec.build(kind, self._parameters(kind, decoder), program=program, **parts)
+            if self._embedding and getattr(memory, "projection", 0) is None:
+                former = late_interaction.load(late_interaction.SHIPPED)
+                if self._embedding["map"] == former.digest:
+                    memory.projection = former  # type: ignore[attr-defined]
             if (
                 self._embedding
                 and self._embedding["map"] != memory_spec.projection_digest(memory)
@@ -268,6 +274,9 @@ class _Loading:
         found = {name: memory_spec.from_plain(hints.get(name, float), value, name) for name, value in plain.items()}
         for column in columns:
             name = RENAMED.get(column, column)
+            if name == "ranker" and decoder.holds(f"parameters.{column}.hidden"):
+                decoder.discard(f"parameters.{column}")  # of an earlier version, for other features
+                continue
             found[name] = decoder.read(hints[name], 1, f"parameters.{column}")[0]
         return found
 
@@ -279,6 +288,9 @@ class _Loading:
         decoder.given = {"state.turns": [turns], "state.lines": [lines]}
         if has_vectors := memory_spec.has_vectors(type(memory)):
             decoder.given["state.vectors"] = [list(self._vectors("vectors", "F32"))]
+        if decoder.holds("state.index.") and not decoder.holds("state.index.passage_turn"):
+            decoder.discard("state.index.")  # the index of an earlier version; it is built again
+            decoder.given["state.index"] = [TurnIndex.of(turns)]
         state: State = decoder.read(memory.state_type, 1, "state")[0]
         decoder.finish()
         lengths = {len(state.turns), len(state.line_tokens)} | ({len(vars(state)["vectors"])} if has_vectors else set())

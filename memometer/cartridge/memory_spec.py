@@ -275,4 +275,7 @@ def projection_digest(memory: Memory[Any]) -> str:
     """Return the digest of the projection of token vectors; empty for a memory without one."""
     if not memory.takes_token_encoder or encoder_of(memory) is None:
         return ""
-    return (getattr(memory, "projection", None) or late_interaction.load(late_interaction.SHIPPED)).digest
+    encoder = encoder_of(memory)
+    assert encoder
+    projection = getattr(memory, "projection", None) or late_interaction.Projection.identity(encoder.dimensions)
+    return projection.digest

@@ -63,6 +63,12 @@ def parser() -> argparse.ArgumentParser:
         "--encoder-api-base", metavar="URL", help="an OpenAI-compatible server for --encoder openai/NAME"
     )
     systems.add_argument(
+        "--ranking",
+        choices=["default", "locomo"],
+        help="weights of adaptive: default, fitted on synthetic conversations, or locomo, fitted on LOCOMO "
+        "(non-commercial; each conversation with weights that have not seen it)",
+    )
+    systems.add_argument(
         "--rounds", type=positive, metavar="N", help="adaptive cites lines and may ask for more memory N - 1 times"
     )
     systems.add_argument("--question-budget", type=positive, metavar="N", help="tokens of all rounds of a question")

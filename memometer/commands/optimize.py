@@ -3,8 +3,9 @@
     python optimize.py --num-examples 30 --max-demos 3              search for a better reading prompt with SIMBA
     python optimize.py --optimizer gepa --auto medium --dry-run     show the plan and its highest cost
     python optimize.py --resume runs/20261121-100000-ab12           continue a stopped search without repeating calls
-    python optimize.py --target retrieval                           fit the ranking weights, without a model
-    python optimize.py --target retrieval --encoder minilm          also fit the projection of the encoder's vectors
+    python optimize.py --target retrieval                           fit the default ranking on synthetic conversations
+    python optimize.py --target retrieval --encoder minilm          the same with an encoder's vectors
+    python optimize.py --target retrieval --benchmark locomo --folds   the ranking of LOCOMO, and one per conversation
 
 The prompt is written to optimized_memory_qa.json, for evaluate.py --program. The first line of the report states if it
 is significantly better on validation questions. If it is not, the file has the unoptimized prompt.
@@ -18,7 +19,6 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from memometer.benchmarks.arguments import add_data_arguments
 from memometer.commands.argument_types import count, number, positive, price
@@ -26,8 +26,6 @@ from memometer.errors import UserError
 from memometer.optimize.options import OUT, OptimizeOptions
 
 EXIT = {"valid": 0, "failed": 1, "invalid": 3, "stopped": 4}
-RECALL_BUDGETS = (512, 1024, 2048, 4096)
-"""Budgets at which a retrieval fit reports evidence recall."""
 DOLLARS = number(0.000001, 1_000_000)
 
 
@@ -46,8 +44,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--out",
         metavar="PATH",
-        help=f"prompts: file (default {OUT}); retrieval: folder (default in a checkout: memometer/retrieval)",
+        help=f"prompts: file (default {OUT}); retrieval: folder (default in a checkout: memometer/retrieval/weights)",
     )
+    p.add_argument("--folds", action="store_true", help="retrieval: also weights for each conversation without it")
     _add_search(p.add_argument_group("search"))
     _add_models(p.add_argument_group("models"))
     _add_execution(p.add_argument_group("execution"))
@@ -120,7 +119,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     given = vars(parser().parse_args(argv))
     if given.pop("target", "prompts") == "retrieval":
-        return _fit_retrieval(given)
+        from memometer.commands.fit_ranking import fit_ranking
+
+        return fit_ranking(given)
+    if given.pop("folds", False):
+        raise UserError("--folds is for --target retrieval; leave it out.")
     path, folder, dry_run = given.pop("run_dir", None), given.pop("resume", None), given.pop("dry_run", False)
     if folder:
         if others := [f"--{name.replace('_', '-')}" for name in given if name != "cost_limit"]:
@@ -147,79 +150,3 @@ def _seed(text: str) -> int:
     if (value := count(text)) >= 2**32:
         raise argparse.ArgumentTypeError(f"{text}: expected an integer below 2^32")
     return value
-
-
-def _fit_retrieval(given: dict[str, Any]) -> int:
-    """Fit ranking weights, and print evidence recall on the validation conversations before and after."""
-    from memometer import benchmarks
-    from memometer.benchmarks.protocol import DataError
-    from memometer.harness.fit_ranker import fit, recalls, training_example
-    from memometer.models import encoders
-    from memometer.retrieval import late_interaction, ranker
-    from memometer.run.progress import eprint
-    from memometer.systems.adaptive import AdaptiveMemory
-    from memometer.token_counters import counter_for
-
-    if others := set(given) - {"benchmark", "data", "seed", "encoder", "out"}:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(others))
-        raise UserError(f"{flags} has no effect with --target retrieval; leave it out.")
-    seed, encoder_name = given.get("seed", 0), given.get("encoder")
-    try:
-        data = benchmarks.read(given.get("benchmark"), given.get("data"))
-    except DataError as error:
-        raise UserError(str(error)) from error
-    encoder = encoders.load(encoder_name, log=eprint) if encoder_name else None
-    if not (encoder is None or isinstance(encoder, encoders.CachedTokenEncoder)):
-        raise UserError(f"{encoder.name} has no token vectors; use --encoder minilm, or the folder of a BERT model.")
-    folder = _weights_folder(
-        given.get("out"), data.kind or ("" if data.benchmark == benchmarks.DEFAULT else data.label)
-    )
-
-    def log(text: str) -> None:
-        print(f"{data.prefix}{text}", flush=True)
-
-    train, validation = data.part("train"), data.part("validation")
-    if not train or not validation:
-        raise UserError(f"{data.path} has too few conversations for a fit; it needs a training and a validation part.")
-    if encoder and len(train) < 2:
-        raise UserError("a fit with an encoder needs two training conversations or more.")
-    with_encoder = f" with {encoder.name}" if encoder else ""
-    log(f"Fitting on {', '.join(c.id for c in train)}{with_encoder} …")
-    training_examples = {c.id: training_example(c, encoder) for c in train} if encoder else None
-    flag = f" --encoder {encoder_name}" if encoder else ""
-    made_by = f"python optimize.py --target retrieval{flag} --seed {seed}"
-    weights, projection = fit(
-        train, training_examples, encoder=encoder.name if encoder else "", seed=seed, made_by=made_by
-    )
-    counter = counter_for(tokenizer=None)
-    memory = AdaptiveMemory(count=counter, ranker=weights, encoder=encoder, projection=projection)
-    log(f"Evidence recall on {', '.join(c.id for c in validation)} by budget in {counter.name} tokens:")
-    log("  " + "".join(f"{budget:>8,}" for budget in RECALL_BUDGETS))
-    for label, found in recalls(validation, memory, RECALL_BUDGETS, counter).items():
-        log("  " + "".join(f"{100 * value:8.1f}" for value in found) + f"  {label}")
-    for name, value in (
-        ((ranker.SHIPPED_WITH_ENCODER if encoder else ranker.SHIPPED).name, weights),
-        (late_interaction.SHIPPED.name, projection),
-    ):
-        if value is not None:
-            value.save(folder / name)
-            log(f"Written to {folder / name}.")
-    return 0
-
-
-def _weights_folder(out: str | None, kind: str) -> Path:
-    """The folder for fitted weights. Without `--out` it is that of the shipped weights, in a checkout only."""
-    from memometer.retrieval import ranker
-
-    shipped = ranker.SHIPPED.parent
-    if out is None:
-        if not (shipped.parent.parent / "pyproject.toml").exists():
-            raise UserError("--target retrieval needs --out FOLDER if memometer is installed as a package.")
-        if kind:
-            raise UserError(f"the shipped weights are fitted on LOCOMO, and the data are {kind}; use --out FOLDER.")
-    folder = Path(out) if out else shipped
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be created as a folder ({error.strerror}); use another one.") from error
-    return folder

@@ -23,7 +23,6 @@ from memometer.models.resolve_models import Model
 from memometer.reader.abstention import AbstentionRule
 from memometer.reader.program_file import Program, ProgramError
 from memometer.reader.reader import Reader, RefusingReader
-from memometer.retrieval import late_interaction
 from memometer.run.options import OptionError, option_errors
 from memometer.run.progress import eprint
 from memometer.systems import specification as specifications
@@ -179,7 +178,7 @@ class _Builder:
             raise OptionError(
                 f"{name} writes its memory with a model, but --recall-only calls no model; leave out one of them."
             )
-        parts = self._encoder_for(name, kind)
+        parts = self._encoder_for(name, kind) | self._ranking_for(kind)
         if options.memory_url and kind.takes_memory_url:
             parts["memory_url"] = options.memory_url
         if clash := [key for key in parameters if key in {*parts, "count", "encoder", "memory_url"}]:
@@ -205,14 +204,18 @@ class _Builder:
             encoder = self.encoder = self.encoder or load_encoder(
                 self.options.encoder, api_base=self.options.encoder_api_base, log=eprint
             )
-        if kind.takes_token_encoder:
-            fitted = late_interaction.load(late_interaction.SHIPPED).encoder
-            if not isinstance(encoder, TokenEncoder) or encoder.name != fitted:
-                raise OptionError(
-                    f"{name} has weights for the encoder {fitted} only, not for {encoder.name}; use --encoder "
-                    "minilm, or leave it out."
-                )
+        if kind.takes_token_encoder and not isinstance(encoder, TokenEncoder):
+            raise OptionError(
+                f"{name} needs token vectors, which {encoder.name} does not return; use --encoder minilm, the "
+                "folder of a BERT model, or leave it out."
+            )
         return {"encoder": encoder}
+
+    def _ranking_for(self, kind: Any) -> dict[str, Any]:
+        """Return the parameter of a system with learned weights, if other ones than the default are asked for."""
+        if self.options.ranking == "default" or not kind.takes_ranking:
+            return {}
+        return {"ranking": self.options.ranking}
 
 
 def _skipped(reason: str, count: TokenCounter) -> Memory[Any]:

@@ -410,7 +410,8 @@ def _attempt(
         "attempt": number,
         "answer": without_keys(answer) if answer else answer,
         "recall": {
-            "turn_ids": recall.turn_ids if recall.provenance == "turn" else None,
+            "turn_ids": recall.whole_ids if recall.provenance == "turn" else None,
+            **({"partial_ids": recall.partial_ids} if recall.partial_ids else {}),
             "ranked": recall.ranked[:RANKED],
             "tokens": recall.tokens,
             "counter": memory.count.name,

@@ -39,6 +39,7 @@ class EvaluateOptions(Options):
     budgets: tuple[int, ...] = ()
     encoder: str | None = None
     encoder_api_base: str | None = None
+    ranking: str = "default"
     rounds: int | None = None
     question_budget: int | None = None
     abstention: Path | None = None

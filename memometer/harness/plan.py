@@ -32,7 +32,7 @@ from memometer.reader.program_file import Program, ProgramError, load_for
 from memometer.reader.reader import predictors_of
 from memometer.reader.signatures import ABSTENTION
 from memometer.report import presenter
-from memometer.retrieval.ranker import SHIPPED
+from memometer.retrieval.ranker import FOLDER
 from memometer.run import cost
 from memometer.run.environment import digest, recalling_code, scoring_code
 from memometer.run.folder import Key
@@ -486,7 +486,7 @@ def _refuse_contamination(plan: Plan) -> None:
     if not plan.data.held_out(plan.options.split):
         return
     rule = [plan.options.abstention] if plan.options.abstention else []
-    files = [text for path in [*SHIPPED.parent.glob("*.json"), *rule] for text in contamination.texts_of(path)]
+    files = [text for path in [*FOLDER.glob("*.json"), *rule] for text in contamination.texts_of(path)]
     prompts = [
         text
         for name, memory in plan.systems.memories.items()

@@ -31,7 +31,6 @@ from memometer.optimize.optimizers import Size, size
 from memometer.optimize.options import OptimizeOptions
 from memometer.reader.reader import Reader
 from memometer.report.multi_round_analysis import contexts_of
-from memometer.retrieval import late_interaction
 from memometer.run import cost
 from memometer.run.environment import digest, recalling_code
 from memometer.run.progress import eprint
@@ -349,9 +348,8 @@ def _make_memory(options: OptimizeOptions, reader: Model) -> AdaptiveMemory:
     encoder: Any = None
     if options.encoder:
         encoder = load_encoder(options.encoder, log=eprint)
-        shipped = late_interaction.load(late_interaction.SHIPPED).encoder
-        if not isinstance(encoder, TokenEncoder) or encoder.name != shipped:
-            raise UserError(f"there are no ranking weights for {encoder.name}; use --encoder minilm, or leave it out.")
+        if not isinstance(encoder, TokenEncoder):
+            raise UserError(f"{encoder.name} has no token vectors; use --encoder minilm, or leave it out.")
     return AdaptiveMemory(count=reader.count, encoder=encoder)
 
 

@@ -28,6 +28,13 @@ class FormatUnavailable(RuntimeError):
 def record(turn: Turn, line: str) -> Record:
     """Return a turn as a record: its date, and the two parts of its line."""
     content = line.removesuffix("\n")
+    own = " ".join(turn.speaker.split())
+    if own and content.startswith(f"{own}:"):  # a speaker's name may hold a colon
+        return {
+            "date": turn.header.removeprefix("# ").strip(),
+            "speaker": own,
+            "text": content.removeprefix(f"{own}:").strip(),
+        }
     speaker, colon, text = content.partition(": ")
     if not colon:  # the text or the speaker is empty
         speaker, text = (content[:-1], "") if content.endswith(":") else ("", content)

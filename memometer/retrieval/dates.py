@@ -2,7 +2,7 @@
 
 Supported: yesterday, today, tonight, tomorrow, last night, the other day; last, this or next with a weekday, week,
 weekend, month, season, year or name of a month; a number of days, weeks, weekends, months or years ago or from now;
-and absolute dates with a day, month or year.
+and absolute dates: 5 May 2023, 05.05.2023, 2023-05-05, May 2023, spring 2023, 2023, the 1990s, the first week of 2023.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal
 
 from memometer.memory import format_date
 
-Precision = Literal["day", "week", "weekend", "month", "season", "year", "about"]
+Precision = Literal["day", "week", "weekend", "month", "season", "year", "decade", "about"]
 
 MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october",
           "november", "december")  # fmt: skip
@@ -62,6 +62,8 @@ class DateRange:
                 return f"{self.start:%B %Y} on"
             case "year":
                 return f"{self.start.year}"
+            case "decade":
+                return f"{self.start.year}s"
             case "about":
                 return f"about {day}"
 
@@ -76,8 +78,26 @@ _YEAR = r"(?P<year>(?:19|20)\d\d)"
 _NAMED = r"(?P<named>" + "|".join((*WEEKDAYS, *SEASONS, *MONTHS, "mon", "tues?", "wed", "thurs?", "fri", "sat", "sun",
                                    "week(?!end)", "weekend", "month", "year")) + r")"  # fmt: skip
 
+_SEASON = r"(?P<season>" + "|".join(SEASONS) + ")"
+_DECADES = {"twenties": 20, "thirties": 30, "forties": 40, "fifties": 50, "sixties": 60, "seventies": 70,
+            "eighties": 80, "nineties": 90}  # fmt: skip
+_BARE_MONTHS = "|".join(m for m in MONTHS if m not in ("may", "march", "april", "june", "august"))
+"""Names of months that are neither other words nor common first names."""
+
 _PATTERNS: tuple[tuple[str, str], ...] = (
-    ("iso", r"(?P<year>(?:19|20)\d\d)-(?P<month>\d\d)-(?P<day>\d\d)"),
+    ("iso", r"(?P<year>(?:19|20)\d\d)(?P<mark>[-/.])(?P<month>\d\d?)(?P=mark)(?P<day>\d\d?)"),
+    ("dotted", r"(?P<day>\d\d?)\.\s?(?P<month>\d\d?)\.\s?(?P<year>(?:19|20)\d\d)"),
+    ("slashed", r"(?P<first>\d\d?)/(?P<second>\d\d?)/(?P<year>(?:19|20)\d\d)"),
+    ("year_month", r"(?P<year>(?:19|20)\d\d)-(?P<month>0[1-9]|1[0-2])(?!\d|-)"),
+    (
+        "week_of",
+        rf"(?P<which>first|second|third|last)\s+week\s+of\s+"
+        rf"(?:{_MONTH}(?:,?\s+{_YEAR})?|{_YEAR.replace('year', 'year2')})",
+    ),
+    ("season_year", rf"(?:the\s+)?{_SEASON}(?:\s+of)?,?\s+{_YEAR}(?:\s?[-/–]\s?(?:20)?\d\d)?"),
+    ("decade", r"(?:the\s+|early\s+|late\s+|mid\s+)*(?P<year>(?:19|20)\d0)'?s"),
+    ("decade", r"(?:the\s+)(?:early\s+|late\s+|mid\s+)?'?(?P<short>[2-9]0)'?s"),
+    ("decade", rf"the\s+(?P<word>{'|'.join(_DECADES)})"),
     ("date", rf"{_MONTH}\s+{_DAY}(?:,?\s+{_YEAR})?"),
     ("date", rf"(?:the\s+)?{_DAY}\s+(?:of\s+)?{_MONTH}(?:,?\s+{_YEAR})?"),
     ("date", rf"{_MONTH}(?:,|\s+of)?\s+{_YEAR}"),
@@ -94,6 +114,8 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ("since", rf"(?:since|in|during|from|until|by|back\s+in)\s+{_YEAR}"),
     ("month", rf"(?:since|in|during|this|early|late|mid|until|by)[\s-]+(?P<month>{'|'.join(MONTHS)})(?:,?\s+{_YEAR})?"),
     ("weekday", rf"on\s+(?:the\s+)?(?P<named>{'|'.join(WEEKDAYS)})"),
+    ("bare_month", rf"(?P<month>{_BARE_MONTHS})"),
+    ("bare_year", rf"(?<![$€£#%.,:/\-–\d]){_YEAR}(?![%:/\d]|[.,]\d|-\d)"),
 )
 
 
@@ -101,7 +123,7 @@ def _compiled() -> re.Pattern[str]:
     """Join all patterns. Group names get a number, because Python allows each name only once."""
     parts = []
     for n, (kind, pattern) in enumerate(_PATTERNS):
-        renamed = re.sub(r"\?P<(\w+)>", rf"?P<\1_{n}>", pattern)
+        renamed = re.sub(r"\?P(<|=)(\w+)", rf"?P\1\2_{n}", pattern)
         parts.append(f"(?P<{kind}_{n}_all>{renamed})")
     return re.compile(r"\b(?:" + "|".join(parts) + r")\b", re.IGNORECASE)
 
@@ -139,7 +161,11 @@ def find(text: str, anchor: date) -> tuple[DateRange, ...]:
         groups = {name: value for name, value in match.groupdict().items() if value is not None}
         kind = next(name for name in groups if name.endswith("_all")).rsplit("_", 2)[0]
         values = {name.split("_")[0]: value.lower() for name, value in groups.items() if not name.endswith("_all")}
+        if kind == "bare_month" and not match.group()[0].isupper():
+            continue
         if "year" not in values and _AMBIGUOUS.search(match.group()):
+            continue
+        if kind in _TITLE_KINDS and _is_title(text, match.start(), match.end()):
             continue
         if kind == "from_now" and _PERFECT.search(text[: match.start()]) and match.group()[:2].lower() == "in":
             continue
@@ -153,6 +179,27 @@ def find(text: str, anchor: date) -> tuple[DateRange, ...]:
         if when is not None:
             found.append(when)
     return tuple(found)
+
+
+_TITLE_KINDS = frozenset(("yesterday", "today", "tomorrow", "named", "ago"))
+
+_QUOTED = re.compile(r"[\"'“‘«„*_]$"), re.compile(r"^[\"'”’»“*_]")
+
+_BEFORE_TITLE = re.compile(
+    r"\b(?:songs?|films?|movies?|called|titled|named|sang|sings?|sung|singing|plays?|played|playing|hear|heard|cover|covers"
+    r"|album|single|track|books?|novels?|poem|reading|watch|watched|watching|like|loves?|version\s+of|lyrics\s+of)\s+$",
+    re.IGNORECASE,
+)
+
+
+def _is_title(text: str, start: int, end: int) -> bool:
+    """Return True if a capitalised expression is a title: in quotation marks, after `song`, or before `by` a name."""
+    if not text[start].isupper():
+        return False
+    before, after = text[max(0, start - 24) : start], text[end : end + 24]
+    if _QUOTED[0].search(before) and _QUOTED[1].search(after):
+        return True
+    return bool(_BEFORE_TITLE.search(before)) or bool(re.match(r"\s+by\s+(?:the\s+)?[A-Z]", after))
 
 
 def _is_future(text: str, match: re.Match[str]) -> bool:
@@ -185,8 +232,32 @@ def _resolve(kind: str, values: dict[str, str], anchor: date, span: tuple[int, i
         return DateRange(start, end or start, precision, span, relative)
 
     match kind:
-        case "iso":
+        case "iso" | "dotted":
             return at(date(int(values["year"]), int(values["month"]), int(values["day"])), relative=False)
+        case "slashed":
+            first, second = int(values["first"]), int(values["second"])
+            if first <= 12 and second <= 12 and first != second:
+                return None  # the order of day and month is unknown
+            month, number = (first, second) if first <= 12 else (second, first)
+            return at(date(int(values["year"]), month, number), relative=False)
+        case "year_month":
+            return at(*_whole_month(int(values["year"]), int(values["month"])), "month", relative=False)
+        case "week_of":
+            return at(*_week_of(values, anchor), "week", relative=False)
+        case "season_year":
+            first_month = SEASONS[values["season"]]
+            year = int(values["year"])
+            last = (year * 12 + first_month - 1) + 2
+            end = _whole_month(last // 12, last % 12 + 1)[1]
+            return at(date(year, first_month, 1), end, "season", relative=False)
+        case "decade":
+            if "year" in values:
+                year = int(values["year"])
+            else:
+                tens = int(values["short"]) if "short" in values else _DECADES[values["word"]]
+                year = anchor.year // 100 * 100 + tens
+                year -= 100 * (year > anchor.year)
+            return at(date(year, 1, 1), date(year + 9, 12, 31), "decade", relative=False)
         case "date":
             month = _month(values["month"])
             year = int(values["year"]) if "year" in values else _nearest_year(anchor, month)
@@ -209,10 +280,10 @@ def _resolve(kind: str, values: dict[str, str], anchor: date, span: tuple[int, i
             return _counted(values, anchor, -1 if kind == "ago" else 1, span)
         case "named":
             return _named(values["which"].split()[-1], values["named"], anchor, span)
-        case "since":
+        case "since" | "bare_year":
             year = int(values["year"])
             return at(date(year, 1, 1), date(year, 12, 31), "year", relative=False)
-        case "month":
+        case "month" | "bare_month":
             month = _month(values["month"])
             year = int(values["year"]) if "year" in values else _nearest_year(anchor, month)
             return at(*_whole_month(year, month), "month", relative=False)
@@ -220,6 +291,20 @@ def _resolve(kind: str, values: dict[str, str], anchor: date, span: tuple[int, i
             back = (anchor.weekday() - _weekday(values["named"])) % 7
             return at(anchor - back * day)
     return None
+
+
+def _week_of(values: dict[str, str], anchor: date) -> tuple[date, date]:
+    """Return the days of `the first week of January 2024` or `the last week of 2023`."""
+    if "year2" in values:
+        year = int(values["year2"])
+        first, last = date(year, 1, 1), date(year, 12, 31)
+    else:
+        month = _month(values["month"])
+        first, last = _whole_month(int(values["year"]) if "year" in values else _nearest_year(anchor, month), month)
+    if values["which"] == "last":
+        return last - timedelta(days=6), last
+    start = first + timedelta(weeks=("first", "second", "third").index(values["which"]))
+    return start, start + timedelta(days=6)
 
 
 def _counted(values: dict[str, str], anchor: date, sign: int, span: tuple[int, int]) -> DateRange:

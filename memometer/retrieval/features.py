@@ -18,13 +18,34 @@ import numpy as np
 
 from memometer.retrieval import dates
 from memometer.retrieval.bm25 import K1, idf, saturation
-from memometer.retrieval.tokenize import char_ngrams, mentions, stem, terms
+from memometer.retrieval.speakers import asked_about
+from memometer.retrieval.tokenize import STOP_WORDS, char_ngrams, stem, terms, words_of
 from memometer.retrieval.turn_index import SHAPE, Postings, TurnIndex
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 POOL = 2048
 """Maximum number of turns with features. In a longer history, the others rank lower, by their first score."""
+
+LAST_RANK = float(np.log1p(500))
+"""Ranks from here on are equal, so that long histories are not outside the range of the training data."""
+
+LONG_TERMS = 60
+"""A turn with more terms is long."""
+
+SHAPE_LIMITS = {
+    "ends_in_question": 1.0,
+    "holds_question": 1.0,
+    "image": 1.0,
+    "numbers": 3.0,
+    "log_words": float(np.log(60)),
+    "dates": 2.0,
+    "names": 5.0,
+    "self": 3.0,
+    "you": 3.0,
+    "exclaims": 2.0,
+}
+"""Largest value of each surface feature; a long text has no more of it than a long message."""
 
 KINDS = {name: re.compile(pattern) for name, pattern in {
     "when": r"^when\b|what (?:date|day|month|year)|which (?:month|year|date)",
@@ -69,14 +90,14 @@ class Question:
     def __init__(self, index: TurnIndex, text: str) -> None:
         lowered = text.lower()
         self.terms = terms(text)
-        self.named = [n for n, speaker in enumerate(index.speakers) if mentions(text, speaker)]
-        """The speakers that the question names, as positions in `index.speakers`."""
-        names = {term for n in self.named for term in terms(index.speakers[n])}
+        self.named, spelt = asked_about(text, index.speakers, index.addressed, index.numbers, index.roles)
+        """The speakers that the question is about, as positions in `index.speakers`."""
+        names = {term for name in spelt for term in terms(name)}
         self.content = sorted({term for term in self.terms if term not in names})
         """The terms without names, sorted, so that sums do not depend on the order of a set."""
-        self.words = [word for word in re.findall(r"[^\W_]+", lowered) if stem(word) not in names]
+        self.words = [word for word in words_of(text) if word not in STOP_WORDS and stem(word) not in names]
         # A question has no date of its own, so only absolute dates are used, and any reference day will do.
-        newest = date.fromordinal(index.session_days[-1]) if index.session_days else date(2000, 1, 1)
+        newest = date.fromordinal(index.days[-1]) if index.days else date(2000, 1, 1)
         self.dates = [when for when in dates.find(text, newest) if not when.relative]
         self.kinds = {name: float(bool(pattern.search(lowered))) for name, pattern in KINDS.items()}
 
@@ -84,6 +105,15 @@ class Question:
 def _z(values: np.ndarray) -> np.ndarray:
     spread = values.std()
     return (values - values.mean()) / spread if spread > 1e-9 else np.zeros_like(values)
+
+
+def _bounded(z: np.ndarray, limit: float = 6.0) -> np.ndarray:
+    """Compress standardised values smoothly into (-limit, limit)."""
+    return z / (1 + np.abs(z) / limit)
+
+
+BURST = 5
+"""Most turns of a burst: the turns of one speaker in a row, which people write as one message."""
 
 
 class _Turns:
@@ -95,11 +125,16 @@ class _Turns:
         self.gram_lengths = np.array(index.gram_lengths, np.float32)
         self.session = np.array(index.session, np.int32)
         self.starts = np.array(index.session_starts, np.int64)
-        self.days = np.array(index.session_days, np.int32)
+        self.days = np.array(index.days, np.int32)
         self.speaker = np.array(index.speaker, np.int32)
         self.shape = np.array(index.shape, np.float32).reshape(self.n, len(SHAPE))
-        self.sizes = np.diff(np.append(self.starts, self.n))
         self.same = {d: self.session[d:] == self.session[:-d] for d in (1, 2, 3)}
+        changes = np.ones(self.n, bool)
+        changes[1:] = (self.speaker[1:] != self.speaker[:-1]) | ~self.same[1]
+        runs = np.flatnonzero(changes)
+        place = np.arange(self.n) - np.repeat(runs, np.diff(np.append(runs, self.n)))
+        self.burst_starts = np.flatnonzero(place % BURST == 0)
+        self.burst = np.cumsum(place % BURST == 0) - 1
 
     def shift(self, values: np.ndarray, distance: int) -> np.ndarray:
         """Move each value to the turn `distance` later (earlier if negative); zero across sessions."""
@@ -124,6 +159,15 @@ class _Turns:
     def best_of_session(self, values: np.ndarray) -> np.ndarray:
         return np.maximum.reduceat(values, self.starts)
 
+    def bursts(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the best value of each turn's burst, of the one before and of the one after; zero across sessions."""
+        best = np.maximum.reduceat(values, self.burst_starts)
+        session = self.session[self.burst_starts]
+        joined = session[1:] == session[:-1]
+        before, after = np.zeros_like(best), np.zeros_like(best)
+        before[1:], after[:-1] = best[:-1] * joined, best[1:] * joined
+        return best[self.burst], before[self.burst], after[self.burst]
+
 
 _NO_POSTINGS = Postings()
 
@@ -146,7 +190,10 @@ def _lexical(index: TurnIndex, turns: _Turns, query: list[str]) -> dict[str, np.
     n, sessions = turns.n, len(turns.starts)
     names = ("turn", "window", "wide", "covered", "window_covered", "matches", "rarest")
     out = {name: np.zeros(n, np.float32) for name in names}
-    session = np.zeros(sessions, np.float32)
+    session, burst = np.zeros(sessions, np.float32), np.zeros(len(turns.burst_starts), np.float32)
+    burst_lengths = np.add.reduceat(turns.lengths, turns.burst_starts)
+    burst_mean = float(burst_lengths.mean()) or 1.0
+    parts = _Passages(index)
     window_lengths, wide_lengths = turns.window(turns.lengths), turns.window(turns.lengths, 3)
     session_lengths = np.add.reduceat(turns.lengths, turns.starts)
     means = [float(x.mean()) or 1.0 for x in (turns.lengths, window_lengths, session_lengths, wide_lengths)]
@@ -171,6 +218,9 @@ def _lexical(index: TurnIndex, turns: _Turns, query: list[str]) -> dict[str, np.
             ("wide", in_wide, wide, wide_lengths, means[3]),
         ):
             out[name][held] += idf(n, len(held)) * saturation(counts[held], lengths[held], mean)
+        by_burst = np.bincount(turns.burst[at], weights=tf[at], minlength=len(burst)).astype(np.float32)
+        burst += idf(len(burst), int(np.count_nonzero(by_burst))) * saturation(by_burst, burst_lengths, burst_mean)
+        parts.add(index.numbers[term], weight, means[0])
         session += idf(sessions, int(np.count_nonzero(by_session))) * saturation(by_session, session_lengths, means[2])
         out["covered"][at] += weight
         out["window_covered"][in_window] += weight
@@ -180,13 +230,46 @@ def _lexical(index: TurnIndex, turns: _Turns, query: list[str]) -> dict[str, np.
     out["window_covered"] /= total or 1.0
     out["matches"] /= max(1, len(query))
     out["rarest"] /= highest or 1.0
-    out["session"] = session
+    out["session"], out["burst"] = session, burst[turns.burst]
+    parts.raise_to_best(out["turn"])
     return out
 
 
+class _Passages:
+    """BM25 of the passages of long turns. A long turn is as good as its best passage."""
+
+    def __init__(self, index: TurnIndex) -> None:
+        self.turn = np.array(index.passage_turn, np.int64)
+        self.ends = np.array(index.passage_end, np.int64)
+        if not len(self.turn):
+            return
+        sequence = np.array(index.sequence, np.int32)
+        starts = np.append(0, self.ends[:-1])
+        first = np.flatnonzero(np.append(True, self.turn[1:] != self.turn[:-1]))
+        starts[first] = np.append(0, np.array(index.ends, np.int64))[self.turn[first]]
+        self.lengths = (self.ends - starts).astype(np.float32)
+        length = self.lengths.astype(np.int64)
+        at = np.repeat(starts - (np.cumsum(length) - length), length) + np.arange(length.sum())
+        self.words, self.owner = sequence[at], np.repeat(np.arange(len(self.turn)), length)
+        self.scores = np.zeros(len(self.turn), np.float32)
+
+    def add(self, number: int, weight: float, mean: float) -> None:
+        """Add a query term, given as its position in the vocabulary."""
+        if len(self.turn):
+            held = self.owner[self.words == number]
+            if len(held):
+                tf = np.bincount(held, minlength=len(self.turn)).astype(np.float32)
+                self.scores += weight * saturation(tf, self.lengths, min(mean, float(self.lengths.mean())))
+
+    def raise_to_best(self, scores: np.ndarray) -> None:
+        """Replace the score of each long turn by that of its best passage, if that is higher."""
+        if len(self.turn):
+            np.maximum.at(scores, self.turn, self.scores)
+
+
 def _dates(index: TurnIndex, turns: _Turns, question: Question) -> tuple[np.ndarray, np.ndarray]:
-    """Return how close each turn's session is to a date in the question (0 to 2), and 1 for turns that mention it."""
-    by_session = np.zeros(len(turns.days), np.float32)
+    """Return how close each turn's day is to a date in the question (0 to 2), and 1 for turns that mention it."""
+    close = np.zeros(turns.n, np.float32)
     meant = np.zeros(turns.n, np.float32)
     starts, ends = np.array(index.when_start, np.int64), np.array(index.when_end, np.int64)
     at = np.array(index.when_turn, np.int64)
@@ -203,9 +286,9 @@ def _dates(index: TurnIndex, turns: _Turns, question: Question) -> tuple[np.ndar
         else:
             late = 31 if when.precision == "month" else 366
             score = np.select([within, (after > 0) & (after <= late)], [1.0, 0.3], 0.0)
-        by_session = np.maximum(by_session, score.astype(np.float32))
+        close = np.maximum(close, score.astype(np.float32))
         meant[at[(starts <= last) & (ends >= first)]] = 1.0
-    return by_session[turns.session], meant
+    return close, meant
 
 
 def _month_of(day: date) -> tuple[int, int]:
@@ -252,51 +335,52 @@ def features(index: TurnIndex, text: str, similarities: Mapping[str, np.ndarray]
         pool = np.sort(np.argpartition(-first, POOL)[:POOL])
     columns: dict[str, np.ndarray] = {}
     for name, values in scores.items():
-        columns[name] = z[name][pool]
+        bounded = _bounded(z[name])
+        columns[name] = bounded[pool]
         columns[f"{name} of the best"] = values[pool] / (float(values.max()) or 1.0)
         columns[f"{name} rank"] = _log_rank(z[name][pool])
         for distance in (1, -1, 2, -2):
-            columns[f"{name} {distance:+d}"] = turns.shift(z[name], -distance)[pool]
-        columns[f"{name} spread"] = turns.spread(z[name], 0.3, 0.2)[pool]
-        best = turns.best_of_session(z[name])
+            columns[f"{name} {distance:+d}"] = turns.shift(bounded, -distance)[pool]
+        for place, best in zip(("in burst", "before", "after"), turns.bursts(bounded), strict=True):
+            columns[f"{name} {place}"] = best[pool]
+        best = turns.best_of_session(bounded)
         columns[f"{name} session best"] = best[turns.session][pool]
         columns[f"{name} session rank"] = _log_rank(best)[turns.session][pool]
-    columns["first"] = first[pool]
+    columns["first"] = _bounded(_z(first))[pool]
     columns["first rank"] = _log_rank(first[pool])
-    columns["session"] = session_score[pool]
-    columns["window"] = window[pool]
-    columns["wide window"] = _z(lexical["wide"])[pool]
-    columns["echo"] = _z(_pseudo_relevance_feedback(index, first, question.content))[pool]
-    columns["content"] = _information(index, pool)
-    columns["pairs"] = _z(_pairs(index, turns, question.terms))[pool]
+    columns["session"] = _bounded(session_score)[pool]
+    columns["window"] = _bounded(window)[pool]
+    columns["wide window"] = _bounded(_z(lexical["wide"]))[pool]
+    columns["burst"] = _bounded(_z(lexical["burst"]))[pool]
+    columns["echo"] = _bounded(_z(_pseudo_relevance_feedback(index, first, question.content)))[pool]
+    columns["content"] = np.minimum(_information(index, pool), 6)
+    columns["pairs"] = _bounded(_z(_pairs(index, turns, question.terms)))[pool]
     for name in ("covered", "window_covered", "matches", "rarest"):
         columns[name] = lexical[name][pool]
     columns["speaker"] = speaker[pool]
-    columns["speaker before"] = turns.shift(speaker, 1)[pool]
-    columns["speaker after"] = turns.shift(speaker, -1)[pool]
     columns["date"] = date_match[pool]
     columns["date meant"] = date_meant[pool]
     for n, name in enumerate(SHAPE):
-        columns[name] = turns.shape[pool, n]
+        columns[name] = np.minimum(turns.shape[pool, n], SHAPE_LIMITS[name])
     asks = turns.shape[:, SHAPE.index("holds_question")]
-    columns["question before"] = turns.shift(asks, 1)[pool]
-    columns["matching question before"] = turns.shift(asks * z["lexical"], 1)[pool]
-    place = (np.arange(turns.n) - turns.starts[turns.session]).astype(np.float32)
-    columns["place in session"] = place[pool]
-    columns["share of session"] = (place / np.maximum(1, turns.sizes[turns.session] - 1))[pool]
-    constants = {
-        **question.kinds,
-        "names one": float(len(question.named) == 1),
-        "names two": float(len(question.named) > 1),
-        "gives a date": float(bool(question.dates)),
-        "terms": len(question.content) / 5,
-        "best lexical": float(lexical["turn"].max()) / 10,
-    }
-    for name, value in constants.items():
-        columns[name] = np.full(len(pool), value, np.float32)
+    columns["question before"] = turns.bursts(asks)[1][pool]
+    columns["matching question before"] = turns.bursts(asks * _bounded(z["lexical"]))[1][pool]
     columns["dates if when"] = columns["dates"] * float(bool(timely))
     columns["numbers if how many"] = columns["numbers"] * question.kinds["how_many"]
     columns["image if picture"] = columns["image"] * question.kinds["picture"]
+    columns["names if who or where"] = columns["names"] * max(question.kinds["who"], question.kinds["where"])
+    long = turns.lengths > LONG_TERMS
+    constants = {
+        **{f"asks {name}": value for name, value in question.kinds.items()},
+        "asks about one": float(len(question.named) == 1),
+        "asks about two": float(len(question.named) > 1),
+        "gives a date": float(bool(question.dates)),
+        "terms": min(len(question.content), 10) / 5,
+        "share in long turns": float(turns.lengths[long].sum() / max(1.0, float(turns.lengths.sum()))),
+        "share in bursts": 1 - len(turns.burst_starts) / turns.n,
+    }
+    for name, value in constants.items():
+        columns[name] = np.full(len(pool), value, np.float32)
     matrix = np.stack(list(columns.values()), axis=1).astype(np.float32)
     return Features(tuple(columns), pool, matrix, first.astype(np.float32))
 
@@ -363,4 +447,4 @@ def _pairs(index: TurnIndex, turns: _Turns, query: list[str]) -> np.ndarray:
 def _log_rank(values: np.ndarray) -> np.ndarray:
     rank = np.empty(len(values), np.float32)
     rank[np.argsort(-values, kind="stable")] = np.arange(len(values), dtype=np.float32)
-    return np.log1p(rank)
+    return np.minimum(np.log1p(rank), LAST_RANK)

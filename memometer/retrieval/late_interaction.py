@@ -18,11 +18,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from memometer.memory import Turn, format_date
+from memometer.retrieval import passages
 from memometer.retrieval.blas_threads import one_thread
 
 Floats = np.ndarray[Any, Any]  # float32, or in a test of the gradients float64
 
-SHIPPED = Path(__file__).parent / "minilm.npz"
+SHIPPED = Path(__file__).parent / "weights" / "locomo-minilm.npz"
+"""The projection of earlier versions, fitted on LOCOMO (non-commercial). Their cartridges hold vectors of it."""
+
 ARRAYS = ("tokens", "pooled", "asked", "said", "scales")
 BLOCK = 4096  # tokens per matrix product; as float32 they fit the processor's cache
 
@@ -41,9 +44,19 @@ class MultiVectorEncoder(Protocol):
         ...
 
 
-def document(turn: Turn) -> str:
-    """Return the text to encode for a turn, `8 May 2023. Nadia: …`; questions often name a day or a person."""
-    return f"{format_date(turn.said_at)}. {turn.line.strip()}"
+def documents(turn: Turn) -> list[str]:
+    """Return the texts to encode for a turn, one per passage: `8 May 2023. Nadia: …`.
+
+    Questions often name a day or a person.
+    """
+    day = format_date(turn.said_at)
+    parts = passages.spans(turn.text)
+    if len(parts) == 1:
+        return [f"{day}. {turn.line.strip()}"]
+    texts = [f"{turn.speaker}: {turn.text[start:end]}" for start, end in parts]
+    if turn.caption:
+        texts[-1] += f" [image: {turn.caption}]"
+    return [f"{day}. " + " ".join(text.split()) for text in texts]
 
 
 @dataclass
@@ -155,6 +168,19 @@ class Projection:
         """Return True if these bytes can be a text of this projection."""
         left = len(value) - self._pool.itemsize
         return left > 0 and left % self._token.itemsize == 0
+
+    def joined(self, texts: Sequence[bytes]) -> bytes:
+        """Return the passages of one turn, given as bytes from `compact`, as one text.
+
+        It has the tokens of all passages, and the mean of their pooled vectors.
+        """
+        if len(texts) == 1:
+            return texts[0]
+        records = np.concatenate([np.frombuffer(text, self._pool, count=1) for text in texts])
+        pool = np.empty(1, self._pool)
+        pool["vector"], lengths = _quantise(_directions(records).mean(axis=0, keepdims=True))
+        pool["scale"] = 1 / lengths
+        return pool.tobytes() + b"".join(text[self._pool.itemsize :] for text in texts)
 
     def append(self, vectors: TokenVectors, texts: Sequence[bytes]) -> None:
         """Append turns, given as bytes from `compact`."""

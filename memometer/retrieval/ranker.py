@@ -1,13 +1,17 @@
-"""The learned ranker: a small network over the features of a turn, fitted to evidence labels and stored as JSON.
+"""The learned ranker: linear weights over the features of a turn, fitted to evidence labels and stored as JSON.
 
-It has one hidden layer. A question's turns compete in a softmax; the loss is the cross-entropy of the evidence turns
-(listwise loss, Cao et al., 2007). Training in NumPy takes seconds, scoring microseconds.
+A question's turns compete in a softmax; the loss is the cross-entropy of the evidence turns (listwise loss, Cao et al.,
+2007). It is convex, so a fit does not depend on a seed. The score is turned into a calibrated probability that the turn
+is evidence (Platt, 1999).
+
+Where a question or a conversation is unlike those of the fit, the untrained score takes the place of the learned one in
+proportion.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,13 +19,42 @@ from typing import Any
 
 import numpy as np
 
-from memometer.retrieval.adam import Adam
 from memometer.retrieval.blas_threads import one_thread
 from memometer.retrieval.features import Features, Floats
 
-SHIPPED = Path(__file__).parent / "weights.json"
-SHIPPED_WITH_ENCODER = Path(__file__).parent / "weights-minilm.json"
-CLIP = 6.0  # standardised features are clipped, because values beyond those of the training data mean nothing
+FOLDER = Path(__file__).parent / "weights"
+RANKINGS = ("default", "locomo")
+"""Shipped weights: fitted on synthetic conversations, or on LOCOMO's training conversations."""
+CLIP = 5.0
+"""Standardised features are clipped, because values beyond those of the training data mean nothing."""
+
+STYLES = ("share in long turns", "share in bursts")
+"""Features of a conversation that change the weights of all others: each has its own set of weights."""
+
+FEW_TURNS = 8
+"""With fewer turns, ranks and quantiles mean little, and the untrained score counts more."""
+
+SIMILARITY_WEIGHT = 1.0
+"""Weight of an encoder's similarity, in standard deviations over the turns; chosen on synthetic conversations."""
+
+UNTRAINED_SHARPNESS = 1.0
+"""Factor of the untrained score, so that its softmax is about as sharp as the learned one."""
+
+
+def shipped(ranking: str = "default", *, without: str = "") -> Path:
+    """Return the file of shipped weights.
+
+    Args:
+        ranking: one of RANKINGS.
+        without: a conversation of LOCOMO: the weights are fitted on the nine others.
+
+    Raises:
+        ValueError: the ranking is unknown.
+    """
+    if ranking not in RANKINGS:
+        raise ValueError(f"unknown ranking {ranking!r}; known: {', '.join(RANKINGS)}")
+    parts = [ranking, "words", *(["without", without] if without else [])]
+    return FOLDER / ("-".join(parts) + ".json")
 
 
 @dataclass(frozen=True)
@@ -34,16 +67,22 @@ class RankingExample:
 
 @dataclass(frozen=True, eq=False)
 class Ranker:
-    """The weights of `score = output · relu(hidden · (x - mean) / scale + bias)`.
+    """The weights of `score = x · weights[0] + sum over styles of style · (x · weights[1 + n])`.
+
+    Here x is `(features - mean) / scale`.
 
     Attributes:
-        names: the features x, in order.
+        names: the features, in order.
         mean: shape (names,).
         scale: standard deviations, shape (names,).
-        hidden: shape (names, units).
-        bias: shape (units,).
-        output: shape (units,).
+        weights: shape (1 + styles, names).
+        low: least mean of each feature over the turns of a training question, shape (names,).
+        high: largest such mean, shape (names,).
+        calibration: slope and intercept of the log-odds of being evidence over the log of the softmax.
+        cost_exponent: turns are packed by probability / tokens ** cost_exponent.
         fitted_on: the conversations with whose labels it was fitted; its scores there prove nothing.
+        data: what these conversations are.
+        licence: the licence of the weights.
         encoder: the encoder whose similarities are among the features; empty for none.
         made_by: the command that fitted it.
     """
@@ -51,47 +90,91 @@ class Ranker:
     names: tuple[str, ...]
     mean: Floats
     scale: Floats
-    hidden: Floats
-    bias: Floats
-    output: Floats
+    weights: Floats
+    low: Floats
+    high: Floats
+    calibration: tuple[float, ...] = (1.0, 0.0)
+    cost_exponent: float = 1.0
     fitted_on: tuple[str, ...] = ()
+    data: str = ""
+    licence: str = ""
     encoder: str = ""
     made_by: str = ""
 
     def __deepcopy__(self, memo: dict[int, object]) -> Ranker:
         return self  # it never changes, and optimisers copy programs often
 
-    def scores(self, features: Features) -> Floats:
-        """Return the score of every turn, shape (turns,), higher is better.
+    def check(self, names: Sequence[str]) -> None:
+        """Raise ValueError if the weights were fitted to other features."""
+        if tuple(names) != self.names:
+            missing = sorted(set(self.names) ^ set(names))
+            raise ValueError(f"the ranking weights were fitted to other features (different: {', '.join(missing[:5])})")
+
+    def unlikeness(self, features: Features) -> float:
+        """Return how far a question is outside the range of the training questions, from 0 (inside) to 1.
+
+        A feature counts by the distance of its mean over the turns from the range, in widths of the range, up to 1.
+        """
+        means = features.matrix.mean(0)
+        width = np.maximum(self.high - self.low, 0.05 * self.scale)
+        outside = np.maximum(self.low - means, means - self.high) / width
+        share = float(np.clip(outside, 0, 1).mean())
+        few = max(0.0, 1 - len(features.positions) / FEW_TURNS)
+        return min(1.0, max(4 * share, few))
+
+    def scores(self, features: Features, similarity: Floats | None = None) -> Floats:
+        """Return the log-probability of every turn to be evidence, shape (turns,).
 
         Turns outside `features.positions` rank after all others, ordered by their first score.
+
+        Args:
+            features: the features, without similarities of an encoder unless the weights were fitted with them.
+            similarity: an encoder's similarity of every turn with the question, shape (turns,), which is added to the
+                learned score.
 
         Raises:
             ValueError: the weights were fitted to other features.
         """
-        if features.names != self.names:
-            missing = sorted(set(self.names) ^ set(features.names))
-            raise ValueError(f"the ranking weights were fitted to other features (different: {', '.join(missing[:5])})")
+        self.check(features.names)
         x = np.clip((features.matrix - self.mean) / self.scale, -CLIP, CLIP)
-        ranked = np.maximum(x @ self.hidden + self.bias, 0) @ self.output
+        learned = _log_softmax(((x @ self.weights.T) * _styles(features.matrix, self.names)).sum(1))
+        if other := self.unlikeness(features):
+            first = _log_softmax(UNTRAINED_SHARPNESS * features.first[features.positions])
+            learned = (1 - other) * learned + other * first
+        if similarity is not None and (spread := float(similarity.std())) > 1e-9:
+            standardised = (similarity[features.positions] - similarity.mean()) / spread
+            learned = _log_softmax(learned + SIMILARITY_WEIGHT * standardised)
+        slope, intercept = self.calibration
+        ranked = -np.logaddexp(0, -(slope * learned + intercept))
         scores = features.first - features.first.max() - 1 + ranked.min()
         scores[features.positions] = ranked
         return scores
 
     def save(self, path: Path) -> None:
-        """Write JSON with one line per feature and four significant digits."""
-        rounded = {name: _rounded(getattr(self, name)) for name in ("mean", "scale", "hidden", "bias", "output")}
-        table = asdict(replace(self, **rounded))
-        lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in table.items() if name != "hidden"]
-        rows = ",\n".join(f"    {json.dumps(row)}" for row in rounded["hidden"])
-        path.write_text("{\n" + ",\n".join(lines) + f',\n  "hidden": [\n{rows}\n  ]\n}}\n')
+        """Write JSON with one line per attribute and three decimals of each weight."""
+        table = asdict(self)
+        for name in ("mean", "scale", "weights", "low", "high"):
+            table[name] = _rounded(getattr(self, name))
+        lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in table.items()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+def _log_softmax(scores: np.ndarray) -> np.ndarray:
+    scores = scores - scores.max()
+    return scores - np.log(np.exp(scores).sum())
+
+
+def _styles(matrix: np.ndarray, names: Sequence[str]) -> Floats:
+    """Return the factor of each set of weights for each turn, shape (turns, 1 + styles)."""
+    return np.column_stack([np.ones(len(matrix), np.float32), *(matrix[:, names.index(style)] for style in STYLES)])
 
 
 def _rounded(values: Floats) -> Any:
-    return json.loads(json.dumps(values.tolist()), parse_float=lambda text: float(f"{float(text):.4g}"))
+    return np.round(values.astype(float), 3).tolist()
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=32)
 def load(path: Path) -> Ranker:
     """Load weights that `save` wrote.
 
@@ -99,133 +182,139 @@ def load(path: Path) -> Ranker:
         ValueError: the file does not contain ranking weights.
     """
     try:
-        table: dict[str, Any] = json.loads(path.read_text())
-        arrays = {name: np.array(table.pop(name), np.float32) for name in ("mean", "scale", "hidden", "bias", "output")}
+        table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        arrays = ("mean", "scale", "weights", "low", "high")
+        found = {name: np.array(table.pop(name), np.float32) for name in arrays}
         table = {name: tuple(value) if isinstance(value, list) else value for name, value in table.items()}
-        return Ranker(**{**table, **arrays})
+        return Ranker(**{**table, **found})
     except (OSError, TypeError, KeyError, ValueError) as error:
         raise ValueError(
             f"{path} does not contain ranking weights ({error}); fit them with python optimize.py --target retrieval."
         ) from error
 
 
-def fit(
-    examples: Sequence[RankingExample],
-    *,
-    units: int = 32,
-    epochs: int = 12,
-    rows: int = 600,
-    batch: int = 16,
-    learning_rate: float = 3e-3,
-    weight_decay: float = 1e-4,
-    dropout: float = 0.2,
-    networks: int = 2,
-    seed: int = 0,
-    fitted_on: Sequence[str] = (),
-) -> Ranker:
-    """Fit weights to examples.
+@dataclass(frozen=True)
+class Sample:
+    """The turns of some questions that take part in a fit.
+
+    Attributes:
+        names: the features.
+        rows: features of the turns, question by question, the evidence first; shape (turns, names).
+        counts: number of evidence turns and of competitors of each question.
+        shares: number of turns for which each competitor of a question stands, per question.
+        means: means of the features over all turns of each question, shape (questions, names).
+    """
+
+    names: tuple[str, ...]
+    rows: Floats
+    counts: list[tuple[int, int]]
+    shares: list[float]
+    means: Floats
+
+
+def sample(examples: Sequence[RankingExample], *, competitors: int = 100, seed: int = 0) -> Sample:
+    """Draw the turns that compete with the evidence of each question.
 
     Args:
         examples: questions with at least one evidence turn each.
-        units: hidden units per network.
-        epochs: passes over the examples.
-        rows: turns that compete per question: its evidence, the best others by the first score, and random ones.
-        batch: questions per step.
-        learning_rate: peak learning rate of Adam.
-        weight_decay: of Adam.
-        dropout: share of hidden units that are dropped in each step.
-        networks: networks to average; together they form one wider network.
-        seed: seed of the random numbers.
-        fitted_on: the conversations of the examples.
+        competitors: turns without evidence per question. They are a random sample, which counts like all turns.
+        seed: seed of the sample.
     """
-    names = examples[0].features.names
-    every = np.concatenate([example.features.matrix[::7] for example in examples])
-    spread = every.std(0)
+    rng = np.random.default_rng(seed)
+    rows: list[Floats] = []
+    counts: list[tuple[int, int]] = []
+    shares: list[float] = []
+    for example in examples:
+        evidence = np.array(example.evidence)
+        others = np.setdiff1d(np.arange(len(example.features.matrix)), evidence)
+        chosen = others if len(others) <= competitors else rng.choice(others, competitors, replace=False)
+        rows.append(example.features.matrix[np.concatenate([evidence, chosen])])
+        counts.append((len(evidence), len(chosen)))
+        shares.append(len(others) / max(1, len(chosen)))
+    means = np.stack([example.features.matrix.mean(0) for example in examples])
+    return Sample(examples[0].features.names, np.concatenate(rows), counts, shares, means)
+
+
+def fit(samples: Sequence[Sample], *, decay: float = 1000.0, fitted_on: Sequence[str] = ()) -> Ranker:
+    """Fit weights to samples. The loss is convex; `scipy` finds its minimum.
+
+    Args:
+        samples: the turns of the questions.
+        decay: L2 penalty, in questions.
+        fitted_on: the conversations of the samples.
+    """
+    names = samples[0].names
+    x = np.concatenate([each.rows for each in samples])
+    spread = x.std(0)
     # A constant feature carries no information; without a floor on its scale, rounding errors would be amplified.
-    mean, scale = (np.array(_rounded(x), np.float32) for x in (every.mean(0), np.where(spread > 1e-3, spread, 1.0)))
-    del every, spread
-    questions = [_TrainingQuestion(example, mean, scale) for example in examples]
+    mean, scale = (np.round(a, 3) for a in (x.mean(0), np.where(spread > 1e-2, spread, 1.0)))
+    styles = _styles(x, names)
+    x -= mean
+    x /= scale
+    np.clip(x, -CLIP, CLIP, out=x)
+    counts = [count for each in samples for count in each.counts]
+    shares = np.array([share for each in samples for share in each.shares])
     with one_thread():
-        fitted = [
-            _train(questions, units, epochs, rows, batch, learning_rate, weight_decay, dropout, rng)
-            for rng in (np.random.default_rng(seed + n) for n in range(networks))
-        ]
-    return Ranker(
-        fitted_on=tuple(fitted_on),
-        names=names,
-        mean=mean,
-        scale=scale,
-        hidden=np.concatenate([w["hidden"] for w in fitted], axis=1),
-        bias=np.concatenate([w["bias"] for w in fitted]),
-        output=(np.concatenate([w["output"] for w in fitted]) / networks).astype(np.float32),
-    )
+        weights = _minimum(x, styles, counts, shares, decay)
+    low, high = np.quantile(np.concatenate([each.means for each in samples]), (0.002, 0.998), axis=0)
+    arrays = (mean, scale, weights, low, high)
+    mean, scale, weights, low, high = (np.round(a, 3).astype(np.float32) for a in arrays)
+    return Ranker(names, mean, scale, weights, low, high, fitted_on=tuple(fitted_on))
 
 
-def _train(
-    questions: Sequence[_TrainingQuestion],
-    units: int,
-    epochs: int,
-    rows: int,
-    batch: int,
-    learning_rate: float,
-    weight_decay: float,
-    dropout: float,
-    rng: np.random.Generator,
-) -> dict[str, Floats]:
-    inputs = questions[0].rows.shape[1]
-    weights: dict[str, Floats] = {
-        "hidden": rng.normal(0, np.sqrt(1 / inputs), (inputs, units)).astype(np.float32),
-        "bias": np.zeros(units, np.float32),
-        "output": rng.normal(0, np.sqrt(1 / units), units).astype(np.float32),
-    }
-    steps = epochs * -(-len(questions) // batch)
-    adam = Adam(weights, steps=steps, learning_rate=learning_rate, weight_decay=weight_decay)
-    for _ in range(epochs):
-        order = rng.permutation(len(questions))
-        for start in range(0, len(order), batch):
-            samples = [questions[i].sample(rows, rng) for i in order[start : start + batch]]
-            x, targets = np.stack([matrix for matrix, _ in samples]), np.stack([target for _, target in samples])
-            adam.step(_gradients(weights, x, targets, dropout, rng))
+def _minimum(
+    x: Floats, styles: Floats, counts: Sequence[tuple[int, int]], shares: np.ndarray, decay: float
+) -> np.ndarray:
+    """Return the weights with the least listwise loss, shape (1 + styles, features)."""
+    from scipy.optimize import minimize
+
+    sizes = np.array([evidence + others for evidence, others in counts])
+    starts = np.append(0, np.cumsum(sizes)[:-1])
+    question = np.repeat(np.arange(len(sizes)), sizes)
+    target, log_share = np.zeros(len(x), np.float32), np.repeat(np.log(shares), sizes).astype(np.float32)
+    for start, (evidence, _) in zip(starts, counts, strict=True):
+        target[start : start + evidence] = 1 / evidence
+        log_share[start : start + evidence] = 0
+    shape = styles.shape[1], x.shape[1]
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        scores = ((x @ flat.reshape(shape).astype(np.float32).T) * styles).sum(1)
+        total = (scores + log_share).astype(float)
+        highest = np.maximum.reduceat(total, starts)
+        softmax = np.exp(total - highest[question])
+        sums = np.add.reduceat(softmax, starts)
+        softmax /= sums[question]
+        value = float((highest + np.log(sums)).sum() - target @ scores) + decay * float(flat @ flat) / 2
+        error = (softmax - target).astype(np.float32)
+        gradient = ((styles * error[:, None]).T @ x).ravel() + decay * flat
+        return value / len(counts), gradient / len(counts)
+
+    start = np.zeros(shape[0] * shape[1])
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 300, "ftol": 1e-10})
+    weights: np.ndarray = found.x.reshape(shape)
     return weights
 
 
-class _TrainingQuestion:
-    """An example with standardised rows; `others` are the rows without evidence, by the first score."""
+def calibrated(ranker: Ranker, examples: Iterable[RankingExample]) -> Ranker:
+    """Return a ranker whose probabilities are fitted to questions that it has not seen (Platt scaling).
 
-    def __init__(self, example: RankingExample, mean: Floats, scale: Floats) -> None:
-        self.rows = np.clip((example.features.matrix - mean) / scale, -CLIP, CLIP)
-        self.evidence = np.array(example.evidence)
-        order = np.argsort(-example.features.first[example.features.positions], kind="stable")
-        self.others = order[~np.isin(order, self.evidence)]
-
-    def sample(self, rows: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
-        """Return `rows` rows and their target distribution.
-
-        Random rows are drawn with replacement, so that short histories need no special case.
-        """
-        evidence = self.evidence[:rows]
-        missing = rows - len(evidence)
-        best = self.others[: min(missing, rows * 2 // 3)]
-        rest = self.others[len(best) :]
-        if not len(rest):
-            rest = np.append(best, evidence)
-        chosen = np.concatenate([evidence, best, rest[rng.integers(0, len(rest), missing - len(best))]])
-        target = np.isin(chosen, evidence).astype(np.float32)
-        return self.rows[chosen], target / target.sum()
-
-
-def _gradients(
-    weights: dict[str, Floats], x: Floats, targets: Floats, dropout: float, rng: np.random.Generator
-) -> dict[str, Floats]:
-    """Return the gradients of the mean cross-entropy; `x` has shape (questions, rows, features)."""
-    questions, rows, inputs = x.shape
-    flat = x.reshape(-1, inputs)
-    hidden = flat @ weights["hidden"] + weights["bias"]
-    mask = (rng.random(hidden.shape, np.float32) >= dropout) / np.float32(1 - dropout)
-    active = np.maximum(hidden, 0) * mask
-    scores = (active @ weights["output"]).reshape(questions, rows)
-    softmax = np.exp(scores - scores.max(axis=1, keepdims=True))
-    softmax /= softmax.sum(axis=1, keepdims=True)
-    error = ((softmax - targets) / questions).reshape(-1)
-    back = np.outer(error, weights["output"]) * mask * (hidden > 0)
-    return {"hidden": flat.T @ back, "bias": back.sum(0), "output": active.T @ error}
+    Args:
+        ranker: the ranker.
+        examples: validation questions.
+    """
+    raw = replace(ranker, calibration=(1.0, 0.0))
+    scores, labels = [], []
+    for example in examples:
+        log_p = raw.scores(example.features)[example.features.positions].astype(float)
+        scores.append(log_p - np.log1p(-np.minimum(np.exp(log_p), 1 - 1e-6)))  # back to the log of the softmax
+        label = np.zeros(len(log_p))
+        label[list(example.evidence)] = 1
+        labels.append(label)
+    s, y = np.concatenate(scores), np.concatenate(labels)
+    design = np.stack([s, np.ones_like(s)], axis=1)
+    w = np.array([1.0, 0.0])
+    for _ in range(25):  # Newton's method
+        p = 1 / (1 + np.exp(-np.clip(design @ w, -30, 30)))
+        hessian = design.T @ (design * (p * (1 - p))[:, None]) + 1e-6 * np.eye(2)
+        w = w + np.linalg.solve(hessian, design.T @ (y - p))
+    return replace(ranker, calibration=(round(float(w[0]), 3), round(float(w[1]), 3)))

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from memometer.memory import Turn
-from memometer.retrieval import dates
+from memometer.retrieval import dates, passages
+from memometer.retrieval.speakers import addressed
 from memometer.retrieval.tokenize import char_ngrams, terms
 
 _NUMBER = re.compile(r"\b(?:\d+|two|three|four|five|six|seven|eight|nine|ten|once|twice)\b", re.IGNORECASE)
@@ -57,16 +58,20 @@ class TurnIndex:
         numbers: the position of each term in `vocabulary`.
         sequence: the terms of all turns in order, as positions in `vocabulary`.
         ends: the end of each turn in `sequence`.
+        passage_turn: the turn of each passage, for the turns that are longer than a passage.
+        passage_end: the end of that passage in `sequence`.
         speakers: the speakers, in order of first turn.
         speaker: the speaker of each turn, as a position in `speakers`.
         session: the session of each turn.
         session_starts: the first turn of each session.
-        session_days: the day of each session (`date.toordinal`).
+        days: the day of each turn (`date.toordinal`).
         shape: the surface features (`SHAPE`) of all turns, end to end.
         when_turn: the turn of each date that a turn mentions.
         when_start: the first day of that date.
         when_end: the last day of that date.
         last_session: the session number of the last turn.
+        roles: the role of each speaker, if the data have one, otherwise empty.
+        addressed: for each speaker, the names with which that speaker addresses the others, and how often.
     """
 
     postings: dict[str, Postings] = field(default_factory=dict)
@@ -76,16 +81,27 @@ class TurnIndex:
     numbers: dict[str, int] = field(default_factory=dict)
     sequence: array[int] = field(default_factory=lambda: array("i"))
     ends: array[int] = field(default_factory=lambda: array("i"))
+    passage_turn: array[int] = field(default_factory=lambda: array("i"))
+    passage_end: array[int] = field(default_factory=lambda: array("i"))
     speakers: list[str] = field(default_factory=list)
     speaker: array[int] = field(default_factory=lambda: array("i"))
     session: array[int] = field(default_factory=lambda: array("i"))
     session_starts: array[int] = field(default_factory=lambda: array("i"))
-    session_days: array[int] = field(default_factory=lambda: array("i"))
+    days: array[int] = field(default_factory=lambda: array("i"))
     shape: array[float] = field(default_factory=lambda: array("f"))
     when_turn: array[int] = field(default_factory=lambda: array("i"))
     when_start: array[int] = field(default_factory=lambda: array("i"))
     when_end: array[int] = field(default_factory=lambda: array("i"))
     last_session: int | None = None
+    roles: list[str] = field(default_factory=list)
+    addressed: list[dict[str, int]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, turns: Sequence[Turn]) -> TurnIndex:
+        """Return the index of turns."""
+        index = cls()
+        index.add(turns)
+        return index
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -97,13 +113,26 @@ class TurnIndex:
             if turn.session != self.last_session:
                 self.last_session = turn.session
                 self.session_starts.append(position)
-                self.session_days.append(turn.said_at.toordinal())
             if turn.speaker not in self.speakers:
                 self.speakers.append(turn.speaker)
-            self.speaker.append(self.speakers.index(turn.speaker))
+                self.roles.append(turn.role or "")
+                self.addressed.append({})
+            self.speaker.append(speaker := self.speakers.index(turn.speaker))
+            self.days.append(turn.said_at.toordinal())
             self.session.append(len(self.session_starts) - 1)
+            for name in addressed(turn.text):
+                self.addressed[speaker][name] = self.addressed[speaker].get(name, 0) + 1
             text = f"{turn.text} {turn.caption or ''}"
-            words = terms(text)
+            spans = passages.spans(turn.text)
+            if len(spans) == 1:
+                words = terms(text)
+            else:
+                words = []
+                for start, end in spans:
+                    words += terms(turn.text[start:end])
+                    self.passage_turn.append(position)
+                    self.passage_end.append(len(self.sequence) + len(words))
+                words += terms(turn.caption or "")
             self.lengths.append(len(words))
             ngrams = char_ngrams(text)
             self.gram_lengths.append(len(ngrams))

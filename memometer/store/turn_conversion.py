@@ -164,7 +164,7 @@ def recall(
     shown = in_time_order(hit.episode for hit in found)
     places = {episode.id: place for place, episode in enumerate(shown)}
     ranking = (places[hit.episode.id] for hit in found)
-    return pack(_state_of(shown, count), ranking, budget_tokens, count, form=form)
+    return pack(_state_of(shown, count), ranking, budget_tokens, count, question=question, form=form)
 
 
 def in_time_order(known: Iterable[Episode]) -> list[Episode]:

@@ -9,6 +9,7 @@ from typing import Any
 SYSTEMS = {
     "adaptive": "memometer.systems.adaptive:AdaptiveMemory",
     "bm25": "memometer.systems.bm25:BM25",
+    "bm25_neighbours": "memometer.systems.bm25:BM25Neighbours",
     "codebook": "memometer.systems.codebook:Codebook",
     "entity": "memometer.systems.entity:Entity",
     "episodic": "memometer.systems.episodic:Episodic",
@@ -18,10 +19,12 @@ SYSTEMS = {
     "knowledge_graph": "memometer.systems.knowledge_graph:KnowledgeGraph",
     "recent": "memometer.systems.recent:Recent",
     "rewritten_notes": "memometer.systems.rewritten_notes:RewrittenNotes",
+    "rrf": "memometer.systems.rrf:RRF",
     "session": "memometer.systems.session:Session",
     "simple": "memometer.systems.recent:Recent",  # the baseline Simple Predict
     "summary": "memometer.systems.summary:Summary",
     "summary_buffer": "memometer.systems.summary_buffer:SummaryBuffer",
+    "untrained": "memometer.systems.untrained:Untrained",
     "vector": "memometer.systems.vector:Vector",
 }
 

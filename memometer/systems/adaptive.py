@@ -1,4 +1,7 @@
-"""The token-aware adaptive memory: all turns, a learned ranking, and an exact budget."""
+"""The token-aware adaptive memory: all turns, a learned probability of being evidence, and an exact budget.
+
+The budget is spent where the expected evidence per token is highest.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from memometer.budget import best_first, pack
+from memometer.budget import EXCERPT_SHARE, best_first, pack
 from memometer.memory import Memory, Recall, State, Turn
 from memometer.retrieval import dates, late_interaction
 from memometer.retrieval.features import POOL, Features, features
 from memometer.retrieval.late_interaction import Projection, TokenVectors
-from memometer.retrieval.ranker import SHIPPED, SHIPPED_WITH_ENCODER, Ranker
+from memometer.retrieval.ranker import Ranker, shipped
 from memometer.retrieval.ranker import load as load_ranker
 from memometer.retrieval.speakers import named_speaker, speaker_gap
 from memometer.retrieval.turn_index import TurnIndex
@@ -39,25 +42,30 @@ class AdaptiveMemory(Memory[IndexedState]):
     Args:
         count: counts tokens, as in Memory.
         ranker: the ranking weights; None loads the shipped ones.
+        ranking: the shipped weights to load: `default`, fitted on synthetic conversations, or `locomo`, fitted on
+            LOCOMO's training conversations (non-commercial).
         encoder: adds matching by meaning (memometer/models/encoders.py); None matches by words alone.
-        projection: the projection that the ranker was fitted with, if there is an encoder; None loads the shipped one.
+        projection: the projection that the ranker was fitted with, if there is an encoder; None for the identity.
             A state holds vectors of its projection and must be read with the same one.
     """
 
     state_type = IndexedState
     reads_in_rounds = True
     takes_token_encoder = True
+    takes_ranking = True
 
     def __init__(
         self,
         *,
         count: TokenCounter | None = None,
         ranker: Ranker | None = None,
+        ranking: str = "default",
         encoder: late_interaction.MultiVectorEncoder | None = None,
         projection: Projection | None = None,
     ) -> None:
         super().__init__(count=count)
         self.ranker = ranker
+        self.ranking = ranking
         self.encoder = encoder
         self.projection = projection
 
@@ -73,11 +81,11 @@ class AdaptiveMemory(Memory[IndexedState]):
         return other
 
     def _ranker(self) -> Ranker:
-        return self.ranker or load_ranker(SHIPPED_WITH_ENCODER if self.encoder else SHIPPED)
+        return self.ranker or load_ranker(shipped(self.ranking))
 
     def _projection(self) -> Projection:
-        projection = self.projection or late_interaction.load(late_interaction.SHIPPED)
         assert self.encoder
+        projection = self.projection or Projection.identity(self.encoder.dimensions)
         if projection.encoder not in ("", self.encoder.name):
             raise ValueError(
                 f"the projection is for the encoder {projection.encoder}, not for {self.encoder.name}; fit one with "
@@ -93,20 +101,18 @@ class AdaptiveMemory(Memory[IndexedState]):
         state.index.add(turns)
         if self.encoder:
             projection = self._projection()
-            projection.append(
-                state.vectors, self.encoder.compact([late_interaction.document(turn) for turn in turns], projection)
-            )
+            texts = [late_interaction.documents(turn) for turn in turns]
+            compact = iter(self.encoder.compact([text for each in texts for text in each], projection))
+            projection.append(state.vectors, [projection.joined([next(compact) for _ in each]) for each in texts])
         super().observe(state, turns)
 
     def features(self, state: IndexedState, question: str) -> Features:
         """Return the ranking features of the turns for a question, before any weights."""
         if not self.encoder:
             return features(state.index, question)
-        projection = self._projection()
-        (asked,) = self.encoder.compact([question], projection)
         # In a long history, tokens are compared only in turns that the words, speakers or dates select.
         near = features(state.index, question).positions if len(state.index) > POOL else None
-        return features(state.index, question, projection.similarities(state.vectors, asked, positions=near))
+        return features(state.index, question, self._similarities(state, question, near))
 
     def scores(self, state: IndexedState, question: str, follow_up_queries: Sequence[str] = ()) -> np.ndarray:
         """Return the score of each turn, shape (turns,), higher is better: the maximum over the question and the
@@ -115,12 +121,43 @@ class AdaptiveMemory(Memory[IndexedState]):
             return np.zeros(0, np.float32)
         weights = self._ranker()
         queries = (question, *follow_up_queries)
-        return np.max([weights.scores(self.features(state, query)) for query in queries], axis=0)
+        return np.max([self._scores(weights, state, query) for query in queries], axis=0)
+
+    def _scores(self, weights: Ranker, state: IndexedState, query: str) -> np.ndarray:
+        """Score the turns for one query. Weights without an encoder's features get its similarity as a bonus."""
+        if not self.encoder or "both" in weights.names:
+            return weights.scores(self.features(state, query))
+        words = features(state.index, query)
+        near = words.positions if len(state.index) > POOL else None
+        return weights.scores(words, self._similarities(state, query, near)["both"])
+
+    def _similarities(
+        self, state: IndexedState, query: str, positions: np.ndarray | None
+    ) -> dict[str, late_interaction.Floats]:
+        assert self.encoder
+        projection = self._projection()
+        (asked,) = self.encoder.compact([query], projection)
+        return projection.similarities(state.vectors, asked, positions=positions)
 
     def recall(self, state: IndexedState, question: str, budget_tokens: int) -> Recall:
         scores = self.scores(state, question)
-        recall = pack(state, best_first(scores), budget_tokens, self.count, form=self.form)
+        ranking = best_first(self.values(state, scores, budget_tokens))
+        recall = pack(state, ranking, budget_tokens, self.count, question=question, form=self.form)
         return replace(recall, speaker_gap=self.speaker_gap(state, question, scores))
+
+    def values(self, state: IndexedState, scores: np.ndarray, budget_tokens: int) -> np.ndarray:
+        """Return the logarithm of the expected evidence per token of each turn, shape (turns,).
+
+        A turn that is longer than the budget is shown as an excerpt, so its cost is that of the largest excerpt.
+
+        Args:
+            state: the state.
+            scores: log-probabilities from `scores`.
+            budget_tokens: the budget.
+        """
+        costs = np.array(state.line_tokens, np.float32)
+        costs[costs > budget_tokens] = max(1, budget_tokens // EXCERPT_SHARE)
+        return scores - self._ranker().cost_exponent * np.log(np.maximum(costs, 1))
 
     def pages(self, state: IndexedState, question: str) -> RankedPages:
         """Return a recall in steps, for a reader that asks several times."""
@@ -157,5 +194,13 @@ class RankedPages:
         if follow_up_queries not in self._scores:
             self._scores[follow_up_queries] = self._memory.scores(self._state, self._question, follow_up_queries)
         known, turns = set(shown), self._state.turns
-        ranking = (p for p in best_first(self._scores[follow_up_queries]) if turns[p].id not in known)
-        return pack(self._state, ranking, budget_tokens, self._memory.count, first_number=len(shown) + 1)
+        values = self._memory.values(self._state, self._scores[follow_up_queries], budget_tokens)
+        ranking = (p for p in best_first(values) if turns[p].id not in known)
+        return pack(
+            self._state,
+            ranking,
+            budget_tokens,
+            self._memory.count,
+            question=self._question,
+            first_number=len(shown) + 1,
+        )

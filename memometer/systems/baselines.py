@@ -49,4 +49,4 @@ class Oracle(Memory[RevealedState]):
         return RevealedState(state.turns, state.lines, state.line_tokens, state.header_tokens, evidence=positions)
 
     def recall(self, state: RevealedState, question: str, budget_tokens: int) -> Recall:
-        return pack(state, state.evidence, budget_tokens, self.count, form=self.form)
+        return pack(state, state.evidence, budget_tokens, self.count, question=question, form=self.form)

@@ -238,7 +238,7 @@ class Codebook(Memory[CodebookState]):
         entries = [*state.codes.long, *state.codes.short]
         cosines = state.codes.matrix(entries) @ self._encoder()([question])[0]
         ranked = [entries[i].of for i in np.argsort(-cosines, kind="stable")]
-        return pack(state, dict.fromkeys(ranked), budget_tokens, self.count, form=self.form)
+        return pack(state, dict.fromkeys(ranked), budget_tokens, self.count, question=question, form=self.form)
 
     def _encoder(self) -> Encoder:
         if self.encoder is None:

@@ -4,9 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from memometer.budget import best_first, show
+from memometer.budget import best_first, pack, show
 from memometer.memory import Memory, Recall, State, Turn
 from memometer.retrieval.bm25 import bm25_scores, term_counts
+from memometer.retrieval.passages import has_passages
 
 
 @dataclass
@@ -18,7 +19,10 @@ class SessionState(State):
 
 
 class Session(Memory[SessionState]):
-    """Ranks sessions by BM25 of their turns, and skips those that do not fit completely."""
+    """Ranks sessions by BM25 of their turns, and skips those that do not fit completely.
+
+    If none fits because of a turn of several passages, it shows the best turns of the best session.
+    """
 
     state_type = SessionState
 
@@ -51,4 +55,10 @@ class Session(Memory[SessionState]):
             if recall.tokens <= budget_tokens:
                 return recall
             chosen.pop()  # a tokenizer may join tokens across lines
-        return Recall()
+        best = next((sessions[i] for i in best_first(bm25_scores(list(state.terms.values()), question))), None)
+        positions = [i for i, turn in enumerate(state.turns) if turn.session == best]
+        if not any(has_passages(state.lines[i]) for i in positions):
+            return Recall()
+        matches = bm25_scores([term_counts(state.turns[i].line) for i in positions], question)
+        ranking = [positions[n] for n in best_first(matches)]
+        return pack(state, ranking, budget_tokens, self.count, question=question, form=self.form)

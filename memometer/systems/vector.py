@@ -47,9 +47,20 @@ class Vector(Memory[VectorState]):
     def recall(self, state: VectorState, question: str, budget_tokens: int) -> Recall:
         if not state.turns:
             return Recall()
+        return pack(
+            state,
+            best_first(self.cosines(state, question)),
+            budget_tokens,
+            self.count,
+            question=question,
+            form=self.form,
+        )
+
+    def cosines(self, state: VectorState, question: str) -> np.ndarray:
+        """Return the cosine of each turn with a question, shape (turns,). The state has at least one turn."""
         vectors = np.frombuffer(b"".join(state.vectors), np.float32).reshape(len(state.turns), -1)
-        cosine = vectors @ self._encode([question])[0]
-        return pack(state, best_first(cosine), budget_tokens, self.count, form=self.form)
+        cosines: np.ndarray = vectors @ self._encode([question])[0]
+        return cosines
 
     def _encode(self, texts: Sequence[str]) -> np.ndarray:
         if self.encoder is None:
