@@ -49,7 +49,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "serve": ("memometer.commands.serve", "serve memories over REST and MCP"),
         "token": ("memometer.commands.token", "create, list or revoke access tokens of tenants"),
         "mcp": ("memometer.commands.mcp", "serve memories over MCP on standard input and output"),
-        "store": ("memometer.commands.store", "migrate, back up, restore, compact, check or salvage a store"),
+        "store": ("memometer.commands.store", "migrate, back up, restore, check or salvage a store"),
         "cartridge": ("memometer.commands.cartridge", "inspect, verify, compare or merge cartridge files"),
     },
 }

@@ -10,7 +10,7 @@ import io
 import os
 import sys
 
-from memometer.errors import UserError
+from memometer.errors import UserError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def run(command: Callable[[], int], *, prog: str, on_interrupt: Callable[[], obj
         finally:
             sys.stdout.flush()
     except UserError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        print(f"{prog}: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except ModuleNotFoundError as error:
         name = (error.name or "").partition(".")[0]

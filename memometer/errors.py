@@ -1,6 +1,8 @@
-"""The base class of errors that a user can correct."""
+"""The base class of errors that a user can correct, and how text is printed safely."""
 
 from __future__ import annotations
+
+import re
 
 
 class UserError(Exception):
@@ -11,3 +13,8 @@ class UserError(Exception):
     """
 
     exit_code = 2
+
+
+def printable(text: str) -> str:
+    """Return a text with control characters as escapes, because a terminal would obey them."""
+    return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda m: f"\\u{ord(m[0]):04x}", text)

@@ -153,3 +153,13 @@ def test_a_store_of_another_encoder_is_refused_on_recall(url: str, capsys: pytes
     capsys.readouterr()
     assert run("recall", "kayak", url=url) == 2
     assert "other (8 dimensions" in capsys.readouterr().err
+
+
+def test_control_characters_in_a_message_do_not_reach_the_terminal(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("add", "a kayak", url=url) == 0
+    assert run("recall", "kayak", "--memory", "\x1b]0;owned\x07", url=url) == 2
+    err = capsys.readouterr().err
+    assert "owned" in err
+    assert not set("\x1b\x07") & set(err)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memometer.errors import UserError
+from memometer.errors import UserError, printable
 from memometer.serve import LOCAL_TENANT, default_url, former_default_notice
 
 if TYPE_CHECKING:
@@ -94,11 +93,6 @@ def open_memories(args: argparse.Namespace, *, create: bool = False) -> Iterator
 def print_result(args: argparse.Namespace, data: Any, text: str) -> None:
     """Print a result as text, or as JSON with --json."""
     print(json.dumps(data) if args.json else printable(text))
-
-
-def printable(text: str) -> str:
-    """Return a text with control characters as escapes, because a terminal would obey them."""
-    return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda m: f"\\u{ord(m[0]):04x}", text)
 
 
 def utf8_text(text: str) -> str:
