@@ -401,6 +401,14 @@ def test_a_cut_judge_ends_the_run_before_an_answer_is_paid_for(answer: Any, more
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_a_judge_that_thinks_gets_room(tmp_path: Path) -> None:
+    with serving(lambda body: chat("Sourdough")) as server, serving(needs_room) as judge:
+        done = judged(server, judge, tmp_path, "--no-calibration")
+    assert "writes thoughts first" in done.stdout
+    assert judge.requests[0]["max_tokens"] == 16
+    assert judge.requests[-1]["max_tokens"] > 300
+
+
 def test_the_judge_has_the_readers_address_if_it_is_the_same_model(tmp_path: Path) -> None:
     def answer(body: Any) -> Any:
         return chat("no" if "Verdict:" in prompt_of(body) else "Sourdough")

@@ -172,13 +172,15 @@ _OBSERVED: ContextVar[list[Reply] | None] = ContextVar("observed", default=None)
 
 @contextmanager
 def observed_replies() -> Iterator[list[Reply]]:
-    """Collect the replies that this thread receives inside the block."""
+    """Collect the replies that this thread receives inside the block. A block around it gets them too."""
     replies: list[Reply] = []
     token = _OBSERVED.set(replies)
     try:
         yield replies
     finally:
         _OBSERVED.reset(token)
+        for reply in replies:
+            observe(reply)
 
 
 def observe(reply: Reply) -> None:
