@@ -50,13 +50,13 @@ def test_recall_only_asks_no_model_and_imports_none(tmp_path: Path) -> None:
 
 
 def test_the_recall_of_the_adaptive_memory_on_locomo(locomo: Any, tmp_path: Path) -> None:
-    # Validation conversations, of which the shipped weights have seen nothing: no fold has to be fitted.
+    # The default weights were fitted on synthetic conversations alone: no fold has to be fitted.
     words = "--recall-only --split validation --budgets 2048 --systems adaptive --run-dir run --no-mlflow".split()
     done = evaluate(*words, cwd=tmp_path, LOCOMO_PATH=str(locomo.path))
     assert done.returncode == 0, done.stderr
     figures = results(tmp_path / "run")["systems"]["adaptive"]["budgets"]["2048"]
     assert figures["n"] == 306
-    assert figures["evidence_recall"] >= 0.91
+    assert figures["evidence_recall"] >= 0.90
     assert figures["mrr"] <= figures["recall_at_10"] <= figures["session_at_5"] <= 1
     assert set(figures["by_conversation"]) == {"conv-47", "conv-50"}
     assert "fitted on the others" not in done.stdout
