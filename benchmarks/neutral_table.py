@@ -164,10 +164,11 @@ def page(runs: Sequence[tuple[Path, Run]], budgets: Sequence[int]) -> str:
     held = len({r["conversation"] for r in first.records})
     headers = ["system", *(f"{budget:,}" for budget in budgets), "ingest", "search", "memory"]
     split = manifest["config"]["split"]
+    commits = ", ".join(dict.fromkeys(str(run.manifest["git"]) for _, run in runs))
     scope = f"{questions:,} questions of {held} conversations (split {split})"
     return PAGE.format(
         scope=f"{scope}; budgets in tokens ({first.results['token_counter']}).",
-        made=f"Commit {manifest['git']}, {manifest['created_at'][:10]}.",
+        made=f"Commit {commits}, {manifest['created_at'][:10]}.",
         table="\n".join("| " + " | ".join(cells) + " |" for cells in [headers, ["---"] * len(headers), *table]),
         notes="\n".join(f"- {note}" for note in notes),
     )
