@@ -101,6 +101,7 @@ def rows(runs: Sequence[tuple[Path, Run]], budgets: Sequence[int]) -> tuple[list
     scores: dict[tuple[str, int], dict[str, float]] = {}
     facts: dict[str, dict[str, Any]] = {}
     notes: list[str] = []
+    skipped: dict[str, str] = {}
     for path, run in runs:
         by_id = {question.id: question for question in run.data.questions}
         groups: dict[tuple[str, int], list[Any]] = {}
@@ -117,7 +118,7 @@ def rows(runs: Sequence[tuple[Path, Run]], budgets: Sequence[int]) -> tuple[list
             fact["search"] = max(fact["search"], seconds)  # other budgets pack what the first one found
             fact["ingest"] = 1000 * sum(line["seconds"] for line in own) / max(1, sum(line["turns"] for line in own))
             fact["plug_in"] = (run.results.get("plug_ins") or {}).get(system, {})
-        notes += [f"{name} was skipped: {reason}." for name, reason in run.results["skipped"].items()]
+        skipped |= run.results["skipped"]
     names = [name for name in facts if name not in ("none", "oracle", "refusal")]
     names.sort(key=lambda name: -sum(mean(scores.get((name, budget), {})) for budget in budgets))
     strongest = {b: max(BASELINES, key=lambda name, b=b: mean(scores.get((name, b), {}))) for b in budgets}
@@ -134,6 +135,7 @@ def rows(runs: Sequence[tuple[Path, Run]], budgets: Sequence[int]) -> tuple[list
         versions = ", ".join(f"{package} {version}" for package, version in (plug_in.get("versions") or {}).items())
         described = "; ".join(filter(None, [versions, *(plug_in.get("degraded") or ())]))
         notes += [f"{name}: {described}."] if described else []
+    notes += [f"{name} was skipped: {reason}." for name, reason in skipped.items() if name not in facts]
     reference = ", ".join(f"{strongest[budget]} at {budget:,}" for budget in budgets)
     return table, [f"The strongest baseline is {reference}.", *notes]
 
