@@ -28,8 +28,8 @@ GIVE_UP_AFTER = 3
 """A system whose search fails this often in a row takes no further part in the run."""
 
 FIRST_LIMIT = 4.0
-"""A first search asks for this many times the number of mean turns that fit the largest budget. Systems that fuse several
-rankings need depth: with 1.5, Haystack's hybrid loses one to two points."""
+"""A first search asks for this many times the number of mean turns that fit the largest budget. Systems that fuse
+several rankings need depth: with 1.5, Haystack's hybrid loses one to two points."""
 
 MOST_ITEMS = 100_000
 
