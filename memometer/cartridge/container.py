@@ -126,7 +126,7 @@ class Container:
     """
 
     def __init__(self, path: Path) -> None:
-        if path.exists() and not path.is_file():  # opening a FIFO would wait for ever
+        if path.exists() and not (path.is_file() or path.is_dir()):  # opening a FIFO would wait for ever
             raise CartridgeError("it is not a regular file")
         self._file: IO[bytes] = path.open("rb")
         try:
