@@ -2,9 +2,11 @@
 
     python benchmarks/harness_overhead.py
 
-The script runs the evaluation loop and dspy.Evaluate alternately on the same program. It prints the wall time of both
-as a multiple of the ideal time (calls x 0.2 s / threads). It exits with code 1 if the evaluation loop takes more than
-1.25 times the ideal time, or longer than dspy.Evaluate.
+The script runs the evaluation loop and dspy.Evaluate alternately on the same program with 32 threads. It prints the
+wall time of both as a multiple of the ideal time (calls x 0.2 s / threads). With 256 threads it compares the calls per
+second of the loop, of DSPy's client alone, and of bare httpx in the same process; the CPU time per call shows whose
+cost it is. It exits with code 1 if the loop takes more than 1.25 times the ideal time with 32 threads, or longer than
+dspy.Evaluate.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ import os
 import statistics
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 QUESTIONS, THREADS, SECONDS, ROUNDS = 500, 32, 0.2, 3
+MANY_THREADS, MANY_CALLS = 256, 2000
 
 REPLY = json.dumps(
     {
@@ -70,6 +76,7 @@ def main() -> int:
     api_base = f"http://127.0.0.1:{pipe.recv()}/v1"
 
     import dspy
+    import httpx
 
     from locomo.dataset import Question
     from memometer.benchmarks.protocol import Conversation, Session
@@ -77,6 +84,7 @@ def main() -> int:
     from memometer.memory import Turn
     from memometer.models import resolve_models
     from memometer.models.plain_adapter import PlainAdapter
+    from memometer.reader.reader import Reader
     from memometer.run.folder import RunFolder
     from memory_system import MemorySystem
 
@@ -89,7 +97,7 @@ def main() -> int:
     state = memory.new()
     memory.observe(state, turns)
 
-    def run_loop() -> float:
+    def run_loop(questions: tuple[Question, ...] = questions, threads: int = THREADS) -> float:
         with tempfile.TemporaryDirectory() as scratch, RunFolder.create(Path(scratch) / "run", {}) as folder:
             tasks = plan_tasks({"adaptive": memory.memory}, questions, budgets=[512])
             started = time.perf_counter()
@@ -99,11 +107,11 @@ def main() -> int:
                 [conversation],
                 folder,
                 reader=reader,
-                readers={"adaptive": memory},
-                num_threads=THREADS,
+                readers={"adaptive": Reader()},
+                num_threads=threads,
             )
             seconds = time.perf_counter() - started
-            assert sum(record["answer"] == "Sourdough" for record in folder.records()) == QUESTIONS
+            assert sum(record["answer"] == "Sourdough" for record in folder.records()) == len(questions)
             return seconds
 
     def run_dspy_evaluate() -> float:
@@ -124,6 +132,36 @@ def main() -> int:
             assert evaluate(memory).score == 100.0
         return time.perf_counter() - started
 
+    def measured(call: Callable[[], object]) -> tuple[float, float]:
+        """Calls per second of MANY_CALLS calls, and CPU milliseconds per call."""
+        started, cpu = time.perf_counter(), time.process_time()
+        call()
+        seconds, used = time.perf_counter() - started, time.process_time() - cpu
+        return MANY_CALLS / seconds, 1000 * used / MANY_CALLS
+
+    def in_threads(call: Callable[[], object]) -> None:
+        with ThreadPoolExecutor(MANY_THREADS) as pool:
+            for future in [pool.submit(call) for _ in range(MANY_CALLS)]:
+                future.result()
+
+    def run_httpx() -> None:
+        body = {"model": "scripted", "messages": [{"role": "user", "content": "x" * 2000}], "temperature": 0.0}
+        clients = threading.local()  # one shared client searches its pool for every call, and is far slower
+
+        def call() -> None:
+            if not hasattr(clients, "own"):
+                clients.own = httpx.Client()
+            clients.own.post(f"{api_base}/chat/completions", json=body).raise_for_status().json()
+
+        in_threads(call)
+
+    def run_dspy_client() -> None:
+        in_threads(lambda: reader.lm("x" * 2000))
+
+    def run_many() -> None:
+        many = tuple(Question("c", i, f"Which bread was number {i % 50}?", "4", "x", ()) for i in range(MANY_CALLS))
+        run_loop(many, MANY_THREADS)
+
     ideal = QUESTIONS * SECONDS / THREADS
     run_loop(), run_dspy_evaluate()  # imports and first connections are not measured
     pairs = [(run_loop() / ideal, run_dspy_evaluate() / ideal) for _ in range(ROUNDS)]
@@ -133,6 +171,14 @@ def main() -> int:
     )
     print(f"evaluation loop {loop_ratio:.3f} x ideal")
     print(f"dspy.Evaluate   {dspy_ratio:.3f} x ideal")
+    rates = {
+        name: measured(call)
+        for name, call in (("bare httpx", run_httpx), ("DSPy's client", run_dspy_client), ("evaluation loop", run_many))
+    }
+    bare = rates["bare httpx"][0]
+    print(f"{MANY_CALLS} calls, {MANY_THREADS} threads: at most {MANY_THREADS / SECONDS:,.0f} calls per second")
+    for name, (rate, milliseconds) in rates.items():
+        print(f"{name:<16}{rate:7.0f} calls/s, {rate / bare:.2f} x httpx, {milliseconds:.2f} ms of CPU per call")
     process.terminate()
     return 0 if loop_ratio <= 1.25 and loop_ratio <= dspy_ratio else 1
 
