@@ -201,6 +201,7 @@ def _evaluation_dataset(experiment_id: str, questions: Sequence[Question], resul
     content = digest([data.sha256, *(question.id for question in questions)])
     name = f"{data.label.lower()} {results['split']}, {len(questions)} questions ({content[:8]})"
     try:
+        import pandas  # noqa: F401 - `create_dataset` imports it, which is too late to leave the dataset out
         from mlflow.genai.datasets import create_dataset, search_datasets
     except ImportError:
         return None
