@@ -17,7 +17,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "check": ("memometer.commands.check", "check a model server before a run: window, usage, speed"),
         "compare": ("memometer.commands.compare", "compare systems pairwise, within one run or across runs"),
         "view": ("memometer.commands.view", "show runs in the browser, including runs in progress"),
-        "verify": ("memometer.commands.verify", "check that a run was not changed, and compute its results again"),
+        "verify": ("memometer.commands.verify", "check that a run was not changed by hand"),
         "rescore": ("memometer.commands.rescore", "grade a run again with another judge, prompt or label set"),
         "label": ("memometer.commands.label", "label answers by hand, to check the judge of a run"),
         "calibrate": ("memometer.commands.calibrate", "measure a judge's false-accept and false-reject rates"),
