@@ -34,6 +34,11 @@ def remote(server: Server, *more: str) -> list[str]:
             "--budget-tokens", "150", "--retries", "0", "--context-window", "8000", *more]  # fmt: skip
 
 
+def unwrapped(printed: str) -> str:
+    """Output without the prefix of its data and without line breaks, as sentences are searched in it."""
+    return " ".join(line.removeprefix("SAMPLE").strip() for line in printed.splitlines())
+
+
 def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
 

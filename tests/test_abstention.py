@@ -17,7 +17,7 @@ from memometer.report import multi_round_analysis
 from memometer.stats import abstention
 from memometer.token_counters import Utf8Bytes
 from memory_system import MemorySystem
-from tests.evaluation import evaluate, records, remote, results
+from tests.evaluation import evaluate, records, remote, results, unwrapped
 
 SINGLE = Question("conv-1", 0, "What did Nadia pay?", "4", "120 euros", ("D1:1",))
 SWAPPED = Question("conv-1", 1, "What did Oskar pay?", "5", None, ("D1:1",), adversarial_answer="120 euros")
@@ -194,7 +194,7 @@ def test_rounds_and_abstention_end_to_end(server: Any, tmp_path: Path) -> None:
     assert "fitted on conv-47, which sample.json does not contain" in refused.stderr
     done = evaluate(*args, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "if all evidence is shown: p = 0.00" in done.stdout
+    assert "if all evidence is shown: p = 0.00" in unwrapped(done.stdout)
     assert "Abstention: unanswerable" in (tmp_path / "run" / "table.txt").read_text()
     mine = [r for r in records(tmp_path / "run") if r["system"] == "adaptive"]
     assert all([t["status"] for t in r["rounds"]] == ["more", "answered"] for r in mine)

@@ -14,7 +14,7 @@ import pytest
 from memometer.models.batch import jobs
 from tests.batch_server import Line, Processed, answered, batch_server, refused, unprocessed
 from tests.conftest import ROOT, Server, completion
-from tests.evaluation import evaluate, records, results
+from tests.evaluation import evaluate, records, results, unwrapped
 
 MODELS = ["openai", pytest.param("together_ai", marks=pytest.mark.skipif(not find_spec("together"), reason="extra"))]
 
@@ -94,7 +94,7 @@ def test_what_a_batch_lacks_is_in_the_next(provider: str, tmp_path: Path) -> Non
         given = [*words(batches.url, provider, "--batch", "--run-dir", "run", "--fail-on-error", "0.01")]
         first = evaluate(*given, cwd=tmp_path, TOGETHER_API_KEY="k")
         assert first.returncode == 3, first.stderr
-        assert "the prompt is not to my taste" in first.stdout
+        assert "the prompt is not to my taste" in unwrapped(first.stdout)
         assert len(batches.batches) == 5, "three of answers, one again, one of verdicts"
         missing = [record for record in records(tmp_path / "run") if record["error"]]
         assert len(missing) == 1

@@ -16,7 +16,7 @@ from locomo.dataset import read
 from memometer.harness.plan import Plan
 from memometer.judging.calibration_set import draw
 from tests.conftest import ROOT, Reply, Server, completion, failure, shown, truthful
-from tests.evaluation import SECRET, evaluate, everything, records, remote, results, start_evaluation
+from tests.evaluation import SECRET, evaluate, everything, records, remote, results, start_evaluation, unwrapped
 
 
 def test_recall_only_asks_no_model_and_imports_none(tmp_path: Path) -> None:
@@ -339,5 +339,5 @@ def test_the_embedded_model_runs_end_to_end(tiny: Path, tmp_path: Path) -> None:
                     "--no-mlflow", "--run-dir", "run", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(record["answer"] for record in records(tmp_path / "run"))
-    assert "--judge-model embedded:base" in done.stdout
+    assert "--judge-model embedded:base" in unwrapped(done.stdout)
     assert results(tmp_path / "run")["token_counter"].startswith("gguf")

@@ -187,8 +187,8 @@ def test_weights_come_from_the_hub_by_its_own_client(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
     )
-    right = embedded.Tier("a model", "m.gguf", hashlib.sha256(b"weights").hexdigest(), 1, repository="a/b")
-    wrong = embedded.Tier("a model", "n.gguf", "0" * 64, 1, repository="a/b")
+    right = embedded.Tier("a model", "m.gguf", hashlib.sha256(b"weights").hexdigest(), 1, 0.0, repository="a/b")
+    wrong = embedded.Tier("a model", "n.gguf", "0" * 64, 1, 0.0, repository="a/b")
     monkeypatch.setitem(embedded.TIERS, "right", right)
     monkeypatch.setitem(embedded.TIERS, "wrong", wrong)
     try:

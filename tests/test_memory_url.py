@@ -78,7 +78,7 @@ def test_a_run_with_a_store_finds_what_a_run_without_finds(
 ) -> None:
     from memometer.harness import configure_memories
 
-    monkeypatch.setattr(configure_memories, "load_encoder", lambda name, log: HashEncoder())
+    monkeypatch.setattr(configure_memories, "load_encoder", lambda name, log, **_: HashEncoder())
     monkeypatch.chdir(tmp_path)
     found = []
     for name, more in (("plain", []), ("stored", ["--memory-url", url])):
@@ -115,7 +115,7 @@ def test_a_url_that_cannot_be_used_is_refused(
 ) -> None:
     from memometer.harness import configure_memories
 
-    monkeypatch.setattr(configure_memories, "load_encoder", lambda name, log: HashEncoder())
+    monkeypatch.setattr(configure_memories, "load_encoder", lambda name, log, **_: HashEncoder())
     monkeypatch.chdir(tmp_path)
     words = ["--data", str(SAMPLE), "--recall-only", "--no-mlflow", "--systems", systems, "--memory-url", url]
     with pytest.raises(OptionError, match=told):

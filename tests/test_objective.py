@@ -57,7 +57,7 @@ def test_one_date_in_two_forms(one: str, other: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "13 August", "10 years ago", "7 or 8 May 2023", "7 May 2023 or 8 May 2023", "not on 7 May 2023", "around 2022",
-     "Chicago in 2022", "a few days before 24 May 2021", "the summer of 2021", "31 February 2022", "yesterday"],
+     "Chicago in 2022", "a few days before 24 May 2021", "31 February 2022", "yesterday"],
 )  # fmt: skip
 def test_what_is_not_one_date_and_nothing_else_is_none(text: str) -> None:
     assert span(text) is None

@@ -111,7 +111,7 @@ def test_retrieval_weights_of_an_installed_package_need_a_folder(
 
     installed = tmp_path / "site-packages" / "memometer" / "retrieval"
     installed.mkdir(parents=True)
-    monkeypatch.setattr(ranker, "SHIPPED", installed / "weights.json")
+    monkeypatch.setattr(ranker, "FOLDER", installed)
     assert commands.optimize(["--target", "retrieval", "--data", str(simulated)]) == 2
     assert "--out FOLDER" in capfd.readouterr().err
     assert not list(installed.iterdir())

@@ -144,7 +144,7 @@ class Judge:
         ):
             try:
                 if self._text and of:
-                    raw = _text_of(self.lm(messages=[{"role": "user", "content": self._text(of, gold, answer)}]))
+                    raw = _text_of(self.lm(self._text(of, gold, answer)))
                 else:
                     raw = self._grade(question=question, gold=gold, answer=answer).verdict
             except FATAL:

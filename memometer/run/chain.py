@@ -39,7 +39,7 @@ class Head:
 
 def beginning(manifest: Mapping[str, Any]) -> Head:
     """Return the head of an empty file. It depends on the run, so lines of another run do not fit."""
-    fixed = [manifest.get("created_at"), manifest.get("identity"), manifest.get("questions")]
+    fixed = [manifest.get("run_id"), manifest.get("created_at"), manifest.get("identity"), manifest.get("questions")]
     return Head(0, hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:32])
 
 

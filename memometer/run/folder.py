@@ -112,7 +112,8 @@ class RunFolder:
             folder = cls(path)
         except OSError as error:
             raise RunFolderError(f"{path} cannot be written ({error.strerror}); name another folder.") from error
-        folder.write_json("manifest.json", manifest)
+        # Two runs with the same options may begin in the same second.
+        folder.write_json("manifest.json", {"run_id": os.urandom(8).hex(), **manifest})
         return folder
 
     @classmethod
