@@ -105,6 +105,22 @@ def test_options_that_do_not_fit_are_refused(
     assert fact in capsys.readouterr().err
 
 
+def test_a_missing_verdict_is_not_a_wrong_answer(run: Path, data: Path) -> None:
+    records = read_records(run)
+    lines = [
+        human_labels.label_line(draw.record, "correct", labeller="Ada", at="", seed=0)
+        for draw in human_labels.draws(records, read(data))[:10]
+    ]
+    (before,) = human_labels.accuracies(records, lines, read(data))
+    accepted = [one for one in records if one["verdicts"] and one["verdicts"][0]["label"] == "correct"]
+    rejected = [one for one in records if one["verdicts"] and one["verdicts"][0]["label"] == "wrong"]
+    for one in rejected:
+        one["verdicts"][0]["label"] = "missing"
+    (after,) = human_labels.accuracies(records, lines, read(data))
+    assert before["judge"]["mean"] < 1.0
+    assert (after["judge"]["mean"], after["judge"]["n"]) == (1.0, len({one["question_id"] for one in accepted}))
+
+
 def test_labels_do_not_change_the_answers(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (run / "records.jsonl").read_bytes()
     label(run, "cwu", monkeypatch)

@@ -71,7 +71,7 @@ def _module_at(name: str, path: Path) -> ModuleType:
     loader = spec.loader
     try:
         _loaded(name, lambda: loader.exec_module(module))
-    except BaseException:
+    except BaseException:  # a half-loaded module must not stay; re-raised
         del sys.modules[module_name]
         raise
     return module

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from memometer.benchmarks.protocol import Dataset, Question
 from memometer.judging.graders import graders_of, score
 from memometer.run.folder import Key, Record, failed, is_answered, key, latest
-from memometer.stats.intervals import Estimate
+from memometer.stats.intervals import Estimate, clustered_mean
 from memometer.stats.prediction_powered import prediction_powered
 
 HumanLabel = Literal["correct", "wrong", "unclear"]
@@ -187,14 +187,17 @@ def accuracies(records: Sequence[Record], lines: Sequence[Record], data: Dataset
         human: list[float | None] = [
             sum(labels[task]) / len(labels[task]) if task in labels else None for task in tasks
         ]
-        verdicts = [(score(draw.record, grader) if grader else None) or 0.0 for draw in cell]
+        judged = [score(draw.record, grader) if grader else None for draw in cell]
         inclusion = _inclusion([draw.stratum for draw in cell], human)
         clusters = [draw.question.conversation for draw in cell]
         # A failure of the memory system is wrong for people and judges alike.
         for record in failures[system, budget]:
-            human, verdicts, inclusion = [*human, 0.0], [*verdicts, 0.0], [*inclusion, 1.0]
+            human, judged, inclusion = [*human, 0.0], [*judged, 0.0], [*inclusion, 1.0]
             clusters.append(record["conversation"])
-        estimate = prediction_powered(verdicts, human, inclusion, clusters)
+        # The estimate is unbiased for any prediction of an answer without a verdict; the judge's mean leaves it out.
+        estimate = prediction_powered([verdict or 0.0 for verdict in judged], human, inclusion, clusters)
+        pairs = [(verdict, id) for verdict, id in zip(judged, clusters, strict=True) if verdict is not None]
+        judge = clustered_mean([verdict for verdict, _ in pairs], [id for _, id in pairs]) if grader else None
         found.append(
             {
                 "system": system,
@@ -204,7 +207,7 @@ def accuracies(records: Sequence[Record], lines: Sequence[Record], data: Dataset
                 "weight": estimate.weight,
                 "accuracy": _plain(estimate.estimate),
                 "labels_alone": _plain(estimate.labels_alone),
-                "judge": _plain(estimate.judge) if grader else None,
+                "judge": _plain(judge) if judge else None,
             }
         )
     return found

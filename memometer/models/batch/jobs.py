@@ -144,7 +144,7 @@ class BatchJobs:
                 batch_id = found or self.provider.create(batch.file_id, batch.name)
                 self._record(batch.name, "created", batch_id=batch_id)
                 self.log(f"Batch {batch_id}: {len(batch.requests):,} requests to {self.model}.")
-        except Exception as error:
+        except Exception as error:  # any failure of the client stops the run in one sentence
             raise BatchesStopped(f"the batch was not accepted: {describe(error)}") from error
 
     def _wait(self, batch: Batch, stop: threading.Event) -> Status | None:
@@ -154,7 +154,7 @@ class BatchJobs:
             try:
                 status = self.provider.status(batch.batch_id)
                 failures = 0
-            except Exception as error:
+            except Exception as error:  # an unreachable provider is polled again
                 code = getattr(error, "status_code", None)
                 if code == 404:
                     return Status("failed", reason=describe(error))
@@ -171,7 +171,7 @@ class BatchJobs:
     def _collect(self, batch: Batch, status: Status) -> None:
         try:
             contents = [self.provider.content(file_id) for file_id in status.files]
-        except Exception as error:
+        except Exception as error:  # the replies stay at the provider
             raise BatchesStopped(f"the files of batch {batch.batch_id} cannot be read: {describe(error)}") from error
         asked = set(batch.requests)
         with (self.folder / REPLIES).open("ab") as file:
