@@ -80,7 +80,8 @@ def main() -> int:
 
     from locomo.dataset import Question
     from memometer.benchmarks.protocol import Conversation, Session
-    from memometer.harness.loop import plan_tasks, run
+    from memometer.harness.loop import run
+    from memometer.harness.tasks import plan_tasks
     from memometer.memory import Turn
     from memometer.models import resolve_models
     from memometer.models.plain_adapter import PlainAdapter

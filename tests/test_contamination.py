@@ -21,7 +21,7 @@ from memometer import cli
 from memometer.benchmarks.protocol import Conversation, Dataset
 from memometer.harness import contamination
 from memometer.harness.contamination import HeldOut, scan, texts_of, words
-from memometer.harness.plan import ContaminationError, make_plan
+from memometer.harness.make_plan import ContaminationError, make_plan
 from tests.conftest import ROOT, sampled
 
 

@@ -92,8 +92,8 @@ def test_the_gguf_has_the_adapter_in_its_weights(adapter: Path, exported: Path) 
 
 
 def test_the_trained_prompt_reaches_every_system_and_daily_use(exported: Path) -> None:
+    from memometer.harness.make_plan import make_plan
     from memometer.harness.options import EvaluateOptions
-    from memometer.harness.plan import make_plan
     from memometer.serve.answering import AnswerModel
 
     model = f"embedded:{exported}"

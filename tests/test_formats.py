@@ -25,7 +25,7 @@ from memometer.cartridge.save import save_cartridge
 from memometer.commands import verify
 from memometer.harness import import_records
 from memometer.harness import import_results as published
-from memometer.harness import plan as evaluation_plan
+from memometer.harness import make_plan as evaluation_plan
 from memometer.harness.options import EvaluateOptions
 from memometer.judging import judge_calibration as certificate
 from memometer.judging import label_sets as answer_keys

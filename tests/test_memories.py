@@ -10,7 +10,7 @@ import pytest
 from dspy import lm15
 
 from memometer import systems
-from memometer.harness.plan import make_plan
+from memometer.harness.make_plan import make_plan
 from memometer.memory import Memory, Turn
 from memometer.models.plain_adapter import PlainAdapter
 from memometer.run.options import OptionError

@@ -12,7 +12,7 @@ import pytest
 from locomo.dataset import SAMPLE
 from memometer import systems as memories
 from memometer.commands import evaluate
-from memometer.harness.plan import make_plan
+from memometer.harness.make_plan import make_plan
 from memometer.memory import Turn
 from memometer.run.options import OptionError
 from memometer.store import open_store, opened

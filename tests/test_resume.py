@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from dspy.utils.exceptions import LMTransportError
 
-from memometer.harness.loop import plan_tasks, run
+from memometer.harness.loop import run
+from memometer.harness.tasks import plan_tasks
 from memometer.memory import Memory
 from memometer.models import resolve_models
 from memometer.models.errors import is_of_a_model

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memometer.commands import evaluate, test_usage
-from memometer.harness.plan import make_plan
+from memometer.harness.make_plan import make_plan
 from memometer.harness.runner import Runner, resume_run
 from memometer.run import test_set_usage, usage_log
 from memometer.run.folder import RunFolder

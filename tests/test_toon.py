@@ -21,7 +21,8 @@ from locomo.dataset import SAMPLE
 from memometer import systems
 from memometer.budget import show
 from memometer.commands import evaluate
-from memometer.harness.plan import Plan, make_plan
+from memometer.harness.make_plan import make_plan
+from memometer.harness.plan import Plan
 from memometer.memory import BudgetTooSmall, Memory, Turn
 from memometer.reader.context_formats import FORMATS, form, record
 from memometer.run.options import OptionError

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from memometer import cli
 from memometer.commands import evaluate
-from memometer.harness.plan import make_plan
+from memometer.harness.make_plan import make_plan
 from memometer.harness.runner import Runner, resume_run
 from memometer.run import chain, usage_log
 from memometer.run.folder import RunFolderError, read_manifest

@@ -206,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             verbose=args.verbose,
         )
         return EXIT[outcome]
-    from memometer.harness.plan import make_plan
+    from memometer.harness.make_plan import make_plan
     from memometer.harness.runner import Runner
 
     plan = make_plan(options)

@@ -14,9 +14,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from memometer.harness.loop import Answering, Task
+from memometer.harness.loop import Answering
 from memometer.harness.models import Models
 from memometer.harness.options import EvaluateOptions
+from memometer.harness.tasks import Task
 from memometer.memory import Memory
 from memometer.models.batch.engine import BatchedTask, BatchEngine, labelled
 from memometer.models.batch.jobs import BatchesStopped, BatchJobs

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from memometer.benchmarks.protocol import Conversation
 from memometer.budget import show
-from memometer.harness.loop import Task, prompt_overhead
+from memometer.harness.tasks import Task, prompt_overhead
 from memometer.judging.judge import Judge
 from memometer.memory import State, TurnFormat
 from memometer.models.resolve_models import Model

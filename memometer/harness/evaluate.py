@@ -43,7 +43,7 @@ def evaluate(*, run_dir: str | Path | None = None, **options: Any) -> Evaluation
         RunFolderError: the folder is not empty or cannot be written.
         TypeError: an option is unknown.
     """
-    from memometer.harness.plan import make_plan
+    from memometer.harness.make_plan import make_plan
     from memometer.harness.runner import Runner
     from memometer.run.folder import new_path
 

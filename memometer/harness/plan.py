@@ -1,60 +1,40 @@
-"""The plan of an evaluation: the questions, the models and systems, the tasks, and the maximum cost.
-
-    plan = make_plan(EvaluateOptions(recall_only=True))
-    plan.announce()
-
-Making a plan calls no model.
-"""
+"""The plan of an evaluation: the questions, the models and systems, the tasks, and the maximum cost."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from memometer import benchmarks
-from memometer.benchmarks.protocol import Conversation, DataError, Dataset, Question
-from memometer.benchmarks.sampling import sample
-from memometer.harness import batches, contamination, power
+from memometer.benchmarks.protocol import Conversation, Dataset, Question
+from memometer.harness import power
 from memometer.harness.batches import at_batch_price
-from memometer.harness.configure_memories import Systems, configure_memories
+from memometer.harness.configure_memories import Systems
 from memometer.harness.cost_estimate import estimate, memory_bound
-from memometer.harness.loop import Task, conversation_tokens, plan_tasks, window_budget
 from memometer.harness.model_check import room_for_thoughts
-from memometer.harness.models import Models, default_names, load_models
+from memometer.harness.models import Models
 from memometer.harness.options import EvaluateOptions
-from memometer.judging.calibrate import NOT_POSSIBLE
+from memometer.harness.questions import chosen_questions
+from memometer.harness.tasks import Task, window_budget
 from memometer.judging.judge_calibration import Calibration, assess, sentence
-from memometer.memory import DEFAULT_BUDGET_TOKENS, Memory
-from memometer.reader import program_file
+from memometer.memory import Memory
 from memometer.reader.abstention import AbstentionRule
-from memometer.reader.program_file import Program, ProgramError, load_for
-from memometer.reader.reader import predictors_of
+from memometer.reader.program_file import Program
 from memometer.reader.signatures import ABSTENTION
 from memometer.report import presenter
-from memometer.retrieval.ranker import FOLDER
 from memometer.run import cost
 from memometer.run.environment import digest, recalling_code, scoring_code
 from memometer.run.folder import Key
-from memometer.run.options import OptionError, option_errors
+from memometer.run.options import OptionError
 from memometer.systems import BASELINES
 from memometer.systems.plugin_memory import PluginMemory
-from memometer.token_counters import TokenCounter, Utf8Bytes, counter_for
-
-DEFAULT_SYSTEMS = ("recent", "full_context", "adaptive")
-SMALLEST_ROOM = 64
-"""Tokens that a context window must leave for memory."""
-
-
-class ContaminationError(OptionError):
-    """Test data are in a prompt, file or weight that the run would start with: the run would be invalid."""
-
-    exit_code = 3
+from memometer.token_counters import TokenCounter, Utf8Bytes
 
 
 @dataclass
 class Plan:
-    """The plan of an evaluation.
+    """The plan of an evaluation (`memometer.harness.make_plan`).
 
     Attributes:
         options: The options with every default resolved.
@@ -323,228 +303,3 @@ class Plan:
         if models.judge_model and models.judge:
             identity["judge"] = f"{models.judge_model.name} {models.judge.prompt} {models.judge.prompt_hash}"
         return identity
-
-
-def make_plan(options: EvaluateOptions) -> Plan:
-    """Make the plan of an evaluation.
-
-    Args:
-        options: The options, as the user gave them or as a run saved them.
-
-    Returns:
-        The plan, with resolved options.
-
-    Raises:
-        OptionError: The evaluation cannot be run as asked.
-        DataError: The data cannot be used.
-        ContaminationError: Test data are in a prompt, file or weight.
-    """
-    data = benchmarks.read(options.benchmark, options.data)
-    benchmark = benchmarks.load(data.benchmark)
-    model, judge_model = default_names(options)
-    options = replace(
-        options,
-        benchmark=data.benchmark,
-        categories=categories_of(options.categories, data),
-        systems=options.systems or tuple(s for s in DEFAULT_SYSTEMS if s != "full_context" or not options.recall_only),
-        budgets=options.budgets or (options.budget_tokens or DEFAULT_BUDGET_TOKENS,),
-        budget_tokens=None,
-        judge=benchmark.judge_prompt(options.judge).name,
-        model=model,
-        judge_model=judge_model,
-        # The same model is behind the same address.
-        judge_api_base=options.judge_api_base or (options.api_base if judge_model == model else None),
-        # A judge that the user did not name must not end the run.
-        allow_failed_calibration=options.allow_failed_calibration or options.judge_model is None,
-    )
-    questions = chosen_questions(options, data)
-    _refuse_too_few(options, data, questions)
-    asked = {question.conversation for question in questions}
-    conversations = tuple(c for c in data.conversations if c.id in asked)
-    models = load_models(options, benchmark, data)
-    uncalibrated = models.calibrator is not None and not options.no_calibration and not models.calibrator.possible
-    options = replace(options, no_calibration=options.no_calibration or uncalibrated)
-    if models.reader and models.reader.addresses:
-        # A server's list and the environment may change before the run is resumed.
-        options = replace(
-            options, context_window=models.reader.context_tokens, api_base=",".join(models.reader.addresses)
-        )
-    with option_errors(""):
-        count = models.reader.count if models.reader else counter_for(tokenizer=options.tokenizer)
-    program, notice = _load_program(options, conversations, models, data)
-    rule = _load_rule(options, conversations, data)
-    systems = configure_memories(options, model=models.reader, count=count, program=program, rule=rule)
-    made = Plan(options, data, questions, conversations, models, systems, count, program, rule)
-    if uncalibrated:
-        made.notices.append(f"Judge accuracy is withheld: {NOT_POSSIBLE}.")
-    if made.unit == "bytes":
-        made.notices.append(
-            "The model's tokenizer is unknown, so budgets count UTF-8 bytes: never fewer than its tokens. For exact "
-            "budgets name it with --tokenizer (o200k_base, cl100k_base, or a tokenizer.json)."
-        )
-    made.notices += [*filter(None, [notice]), *systems.notices]
-    _choose_cross_validated(made)
-    _refuse_contamination(made)
-    _plan_tasks(made)
-    made.check_cost_limit(options.cost_limit)
-    if options.batch:
-        batches.check((models.reader, models.judge_model), systems.memories)
-    return made
-
-
-def _refuse_too_few(options: EvaluateOptions, data: Dataset, questions: Sequence[Question]) -> None:
-    if not data.questions:
-        raise DataError(
-            f"{data.path} has no questions; add questions, or remember it for daily use with memometer add --from FILE."
-        )
-    if not questions:
-        n = len(data.conversations)
-        raise DataError(
-            f"--split {options.split} has no question of the chosen categories; {data.path.name} has {n} "
-            f"conversation{'' if n == 1 else 's'}. Use --split all."
-        )
-    if options.recall_only and not any(question.evidence for question in questions):
-        raise DataError(
-            "--recall-only measures evidence recall, and no chosen question has evidence; add the ids of turns as "
-            "evidence, or name a --model that answers."
-        )
-
-
-def categories_of(keys: Sequence[str], data: Dataset) -> tuple[str, ...]:
-    """Return the keys of the categories to evaluate; without the option, all of them.
-
-    Raises:
-        DataError: A category is unknown.
-    """
-    if unknown := [key for key in keys if key not in data.categories]:
-        known = ", ".join(key if name == key else f"{key} ({name})" for key, name in data.categories.items())
-        raise DataError(f"--categories got {', '.join(unknown)}; the categories are {known}.")
-    return tuple(keys) or tuple(data.categories)
-
-
-def chosen_questions(options: EvaluateOptions, data: Dataset) -> tuple[Question, ...]:
-    """The questions that options choose: of a part of the data, in some categories, or a sample of these.
-
-    Raises:
-        DataError: The split or a category is unknown.
-    """
-    categories = categories_of(options.categories, data)
-    part = [q for c in data.part(options.split) for q in c.questions if q.category in categories]
-    return sample(part, options.num_test or len(part), seed=options.seed)
-
-
-def _load_program(
-    options: EvaluateOptions, conversations: Sequence[Conversation], models: Models, data: Dataset
-) -> tuple[Program | None, str]:
-    trained = models.reader.program if models.reader else None
-    if not options.program and not trained:
-        return None, ""
-    with option_errors("--program: ", ProgramError):
-        source = options.program or program_file.parse(str(trained), f"the prompt in {options.model}")
-        return load_for(
-            source,
-            [conversation.id for conversation in conversations],
-            judge=models.judge_model.name if models.judge_model else "",
-            unofficial_data=bool(data.kind),
-        )
-
-
-def _load_rule(options: EvaluateOptions, conversations: Sequence[Conversation], data: Dataset) -> AbstentionRule | None:
-    if not options.abstention:
-        return None
-    with option_errors("--abstention: "):
-        rule = AbstentionRule.load(options.abstention)
-    if rule.fitted_on and not {c.id for c in data.conversations} & set(rule.fitted_on):
-        raise OptionError(
-            f"--abstention: the rule was fitted on {', '.join(rule.fitted_on)}, which {data.path.name} does not "
-            "contain; fit one on its validation conversations with memometer fit-abstention."
-        )
-    if seen := sorted({c.id for c in conversations} & set(rule.fitted_on)):
-        raise OptionError(
-            f"--abstention: the rule was fitted on {', '.join(seen)}, which this run asks about; choose other "
-            "conversations with --split."
-        )
-    return rule
-
-
-def _choose_cross_validated(plan: Plan) -> None:
-    """Choose the systems whose weights must be refitted, because they were fitted on an evaluated conversation."""
-    asked = {conversation.id for conversation in plan.conversations}
-    for name, memory in plan.systems.memories.items():
-        seen = [] if plan.data.kind else sorted(set(memory.fitted_on) & asked)
-        if not memory.fitted_on or not (seen or plan.options.folds):
-            continue
-        if plan.data.kind:
-            raise OptionError("--folds fits the ranking on the benchmark's other conversations; leave it out here.")
-        plan.cross_validated.append(name)
-        reason = f"the shipped ranking was fitted on {', '.join(seen)}; " if seen else ""
-        plan.notices.append(f"{name}: {reason}each conversation is evaluated with weights fitted on the others.")
-
-
-def _refuse_contamination(plan: Plan) -> None:
-    """Search prompts, examples, rules and weights for questions and answers of the test conversations."""
-    if not plan.data.held_out(plan.options.split):
-        return
-    rule = [plan.options.abstention] if plan.options.abstention else []
-    files = [text for path in [*FOLDER.glob("*.json"), *rule] for text in contamination.texts_of(path)]
-    prompts = [
-        text
-        for name, memory in plan.systems.memories.items()
-        for predictor, prompt in predictors_of(memory, plan.systems.readers[name]).items()
-        for text in contamination.texts_in(f"the prompt {predictor!r} of {name}", prompt.dump_state())
-    ]
-    if found := contamination.scan(prompts + files, contamination.HeldOut.of(plan.data, plan.options.split)):
-        raise ContaminationError(
-            f"test data found in a prompt or file ({contamination.summary(found)[0]}); scores would be meaningless. "
-            "Remove it, or choose other conversations with --split."
-        )
-
-
-def _plan_tasks(plan: Plan) -> None:
-    """Plan the tasks; lower budgets to the context window, and leave out what does not fit."""
-    plan.conversation_tokens = {
-        c.id: conversation_tokens(c, plan.count, plan.systems.turn_format) for c in plan.conversations
-    }
-    model = plan.models.reader
-    room = window_budget(model, plan.questions, plan.systems.readers.values()) if model else None
-    budgets = plan.options.budgets
-    if model and room is None:
-        _leave_out_all_showing(plan, f"the window of {model.name} is unknown; name it with --context-window")
-    if model and room is not None:
-        if room < SMALLEST_ROOM:
-            raise OptionError(
-                f"the window of {model.name} leaves {room} {plan.unit} for memory; use a model with a larger one, or "
-                "name it with --context-window."
-            )
-        longest = max(plan.conversation_tokens.values(), default=0)
-        if longest > room:
-            unit = "tokens" if plan.unit == "tokens" else "bytes, an upper bound of its tokens,"
-            _leave_out_all_showing(
-                plan, f"the longest conversation has {longest:,} {unit} and {model.name} has room for {room:,}"
-            )
-        if too_large := [budget for budget in budgets if budget > room]:
-            budgets = tuple(dict.fromkeys(min(budget, room) for budget in budgets))
-            listed = ", ".join(f"{budget:,}" for budget in too_large)
-            plan.notices.append(f"Budget {listed} lowered to {room:,} {plan.unit}, the limit of the context window.")
-    mean = sum(plan.conversation_tokens.values()) / max(1, len(plan.conversation_tokens))
-    plan.cautions = [
-        f"A budget of {budget:,} {plan.unit} holds {min(1, budget / mean):.0%} of the mean conversation ({mean:,.0f}); "
-        "above 50 %, the choice of turns has little effect."
-        for budget in budgets
-        if 0 < mean < 2 * budget
-    ]
-    plan.notices += plan.cautions
-    plan.tasks = plan_tasks(
-        plan.systems.memories,
-        plan.questions,
-        budgets=budgets,
-        window_budget=room,
-        two_options=plan.options.two_options and model is not None,
-    )
-
-
-def _leave_out_all_showing(plan: Plan, reason: str) -> None:
-    for name in [name for name, memory in plan.systems.memories.items() if memory.shows_everything]:
-        del plan.systems.memories[name]
-        plan.left_out[name] = reason
-        plan.notices.append(f"{name} is left out: {reason}.")

@@ -8,8 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from memometer.benchmarks.metrics import evidence_recall
-from memometer.harness.loop import Task
 from memometer.harness.plan import Plan
+from memometer.harness.tasks import Task
 from memometer.memory import Memory
 from memometer.report.presenter import Table
 from memometer.report.summary import shown_budget

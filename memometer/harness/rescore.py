@@ -14,7 +14,7 @@ from memometer.benchmarks.sampling import sample
 from memometer.budget import UNBOUNDED
 from memometer.harness.model_check import check_judge
 from memometer.harness.options import EvaluateOptions
-from memometer.harness.plan import chosen_questions
+from memometer.harness.questions import chosen_questions
 from memometer.judging import judge_calibration, judge_sensitivity, label_sets
 from memometer.judging.calibrate import Calibrator
 from memometer.judging.graders import Grader, PendingVerdict, grade_pending, graders_of, pending_verdicts, score

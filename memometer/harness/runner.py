@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from memometer.harness.batches import run_in_batches
+from memometer.harness.finish import Ending, finish
 from memometer.harness.loop import Traced, run, untraced
+from memometer.harness.make_plan import make_plan
 from memometer.harness.model_check import ModelCheck, check_judge, check_reader, room_for_thoughts
 from memometer.harness.options import EvaluateOptions
-from memometer.harness.plan import Plan, make_plan
+from memometer.harness.plan import Plan
 from memometer.harness.recall_preview import recall_table
 from memometer.judging import judge_calibration
 from memometer.models.errors import FATAL, describe
 from memometer.models.resolve_models import Model
-from memometer.report import aggregate, multi_round_analysis, presenter, prompt_counts
-from memometer.report.write import write_results
-from memometer.run import cost, resume, test_set_usage
+from memometer.report import aggregate, presenter
+from memometer.run import cost, resume
 from memometer.run.environment import digest, provenance
 from memometer.run.folder import (
     Key,
@@ -103,9 +104,7 @@ class Runner:
     ) -> None:
         self.plan, self.verbose, self.resumed = plan, verbose, resumed
         self.cost_limit = None if cost_limit == math.inf else cost_limit
-        self._resume_words: list[str] = []
-        self.calibration: judge_calibration.Calibration | None = None
-        self.judge_failed = False
+        self._ending = Ending()
         plan.check_cost_limit(self.cost_limit)
 
     def start(self, path: Path | None = None) -> str:
@@ -218,12 +217,14 @@ class Runner:
                 elif not fatal:
                     fatal = carry_out(plan.tasks, reader=plan.models.reader, judge=plan.models.judge)
             keys = plan.active_keys
-            stopped = not fatal and (waits or (stop.is_set() and _answered(folder, keys) < len(keys)))
-            if stopped and (reason := spending.reached or spending.held_back):
+            ending = self._ending
+            ending.fatal = fatal
+            ending.stopped = not fatal and (waits or (stop.is_set() and _answered(folder, keys) < len(keys)))
+            if ending.stopped and (reason := spending.reached or spending.held_back):
                 plan.log(reason)
                 share = _answered(folder, keys) / len(keys)
-                self._resume_words = ["--cost-limit", spending.next_limit(share)]
-            return self._finish(folder, fatal, stopped=stopped)
+                ending.resume_words = ["--cost-limit", spending.next_limit(share)]
+            return finish(plan, folder, ending, verbose=self.verbose)
 
     def _limit_plug_ins(self, spending: cost.Spending, stop: threading.Event) -> None:
         """Let plug-ins call the model only while the cost limit is not reached."""
@@ -301,10 +302,10 @@ class Runner:
             return f"judge: {describe(error)}"
         except judge_calibration.CalibrationError as error:
             return "" if stop.is_set() else f"judge: {error}"
-        self.calibration = found
+        self._ending.calibration = found
         if found["passed"] or plan.options.allow_failed_calibration or not needed or stop.is_set():
             return ""
-        self.judge_failed = True
+        self._ending.judge_failed = True
         return judge_calibration.sentence(found).rstrip(".")
 
     def _traced(self) -> Traced:
@@ -328,105 +329,6 @@ class Runner:
         if model is None:
             return 1
         return self.plan.options.num_threads or (1 if model.name.startswith("embedded:") else 4)
-
-    # ------------------------------------------------------------ the end
-
-    def _finish(self, folder: RunFolder, fatal: str, *, stopped: bool) -> str:
-        plan, keys, records = self.plan, self.plan.active_keys, folder.records()
-        share, limit = aggregate.missing_share(records, keys), plan.options.fail_on_error
-        repeated = test_set_usage.duplicate_attempts(records)
-        cut = prompt_counts.cut_prompts(aggregate.current(records, keys))
-        invalid = share > limit or bool(repeated) or bool(cut and cut["share"] > limit)
-        fatal = fatal or plan.all_skipped()
-        outcome = "failed" if fatal else "stopped" if stopped else "invalid" if invalid else "valid"
-        usage = self._record_test_use(folder, records, outcome)
-        facts = {
-            "status": outcome,
-            "split": plan.options.split,
-            "subset": len(plan.questions) < len(plan.data.questions),
-            "reader": plan.models.reader.name if plan.models.reader else None,
-            "judge": plan.models.judge_name,
-            "token_counter": plan.count.name,
-            "unit": plan.unit,
-            "left_out": plan.left_out,
-            "skipped": plan.skipped(),
-            "plug_ins": plan.plug_ins(),
-            "test_set_usage": {"test_scored": asdict(usage) if usage else None, "duplicate_attempts": repeated},
-        }
-        rounds, lines = self._rounds(records)
-        results, table = write_results(
-            folder,
-            plan.data,
-            keys,
-            facts,
-            calibrations=[self.calibration] if self.calibration else [],
-            no_judge=plan.models.no_judge,
-            rounds=rounds,
-            notes=list(filter(None, [*lines, str(usage or ""), test_set_usage.duplicates_message(repeated)])),
-            verbose=self.verbose,
-        )
-        plan.log(f"\n{table}")
-        for line in self._closing_lines(folder, records, keys, share, outcome, fatal):
-            plan.log(line)
-        if cut:
-            plan.log_wrapped(f"{'INVALID' if cut['share'] > limit else 'CAUTION'}: {prompt_counts.sentence(cut)}")
-        if outcome in ("valid", "invalid") and not plan.options.no_mlflow:
-            from memometer.report.mlflow import log_run
-
-            plan.log(log_run(folder, results, plan.data))
-        return outcome
-
-    def _closing_lines(
-        self, folder: RunFolder, records: list[Record], keys: list[Key], share: float, outcome: str, fatal: str
-    ) -> list[str]:
-        """Return the lines after the table: the reasons of failures, and the next command."""
-        plan = self.plan
-        lines: list[str] = []
-        resume_command = resume.command("eval", folder.path, *self._resume_words)
-        if outcome in ("failed", "stopped"):
-            because = "the judge's scores would be withheld" if self.judge_failed else "no call can succeed"
-            reason = f"Stopped, because {because}: {fatal}." if fatal else "Stopped."
-            reason = "Failed, because every system was skipped." if plan.all_skipped() else reason
-            lines.append(f"{reason} Continue with: {resume_command}")
-            if self.judge_failed:
-                lines.append(
-                    "That measures the judge again. To go on without judge accuracy, add --allow-failed-calibration."
-                )
-        limit = plan.options.fail_on_error
-        if share > limit and outcome == "invalid":
-            lines.append(
-                f"INVALID: {share:.1%} are missing, more than --fail-on-error {limit:.1%}. Repeat the failed calls "
-                f"with: {resume_command}"
-            )
-        return [*lines, f"Written to {folder.path}; view it with: memometer view {folder.path}"]
-
-    def _record_test_use(
-        self, folder: RunFolder, records: list[Record], status: str
-    ) -> test_set_usage.TestSetUsage | None:
-        """Record that the test split was evaluated; None if it was not."""
-        scored = any(is_answered(record) for record in aggregate.current(records, self.plan.keys))
-        if not scored or not self.plan.data.held_out(self.plan.options.split):
-            return None
-        return test_set_usage.record_use(folder, questions=len(self.plan.questions), status=status)
-
-    def _rounds(self, records: list[Record]) -> tuple[dict[tuple[str, int], Any], list[str]]:
-        """The benefit of further rounds, by system and budget: as metrics and as sentences."""
-        plan = self.plan
-        metrics, lines = {}, []
-        asked = {question.id: question for question in plan.questions}
-        for name, reader in plan.systems.readers.items():
-            if reader.rounds < 2:
-                continue
-            for budget in sorted({budget for system, budget, *_ in plan.keys if system == name}):
-                contexts = multi_round_analysis.contexts_of(budget, reader.rounds)
-                needed = multi_round_analysis.needed_tokens(
-                    partial(plan.memory_of, name), plan.conversations, plan.questions, contexts
-                )
-                mine = aggregate.current(records, [key for key in plan.keys if key[:2] == (name, budget)])
-                found = multi_round_analysis.analyze([(asked[r["question_id"]], r) for r in mine], needed, contexts)
-                metrics[name, budget] = found
-                lines.append(f"{name} at {budget:,}: {multi_round_analysis.sentence(found, reader.rounds)}")
-        return metrics, lines
 
 
 def _answered(folder: RunFolder, keys: list[Key]) -> int:

@@ -15,9 +15,9 @@ from memometer.benchmarks.protocol import Conversation, DataError, Dataset, Ques
 from memometer.benchmarks.reward import Objective
 from memometer.benchmarks.sampling import sample
 from memometer.errors import UserError
-from memometer.harness.loop import prompt_overhead
 from memometer.harness.model_check import room_for_thoughts
 from memometer.harness.models import JUDGE_FLAGS, JUDGE_TOKENS
+from memometer.harness.tasks import prompt_overhead
 from memometer.judging.calibrate import Calibrator
 from memometer.judging.judge import Judge
 from memometer.judging.judge_calibration import assess, sentence

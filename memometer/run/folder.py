@@ -21,7 +21,7 @@ from memometer.errors import UserError
 from memometer.run import chain, usage_log
 
 Record = dict[str, Any]
-"""One attempt at one question, as `memometer.harness.loop` writes it."""
+"""One attempt at one question, as `memometer.harness.attempt` makes it."""
 
 Key = tuple[str, int, str, str]
 """(system, budget in tokens, question id, option order): the identity of a task."""

@@ -22,7 +22,7 @@ from memometer.benchmarks.protocol import DataError, Question
 from memometer.benchmarks.reward import Objective, Reply, balanced_f1
 from memometer.benchmarks.sampling import sample
 from memometer.errors import UserError
-from memometer.harness import loop
+from memometer.harness import loop, tasks
 from memometer.memory import Memory
 from memometer.models import resolve_models
 from memometer.models.downloads import sha256
@@ -92,7 +92,7 @@ class Evaluation:
         system = Oracle if self.notes["memory"] == "oracle" else AdaptiveMemory
         self.memory: Memory[Any] = system(count=self.count)
         self.readers = {name: self._reader(name) for name in self.arms}
-        self.tasks = loop.plan_tasks(dict.fromkeys(self.readers, self.memory), self.questions, budgets=[self.budget])
+        self.tasks = tasks.plan_tasks(dict.fromkeys(self.readers, self.memory), self.questions, budgets=[self.budget])
 
     @property
     def arms(self) -> tuple[str, ...]:
