@@ -19,7 +19,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from locomo.dataset import DATA
-from memometer.harness import power
+from memometer.stats import power
 from memometer.stats.intervals import (
     bootstrap,
     cluster_sums,
@@ -363,7 +363,7 @@ def test_a_design_that_no_test_can_find_anything_with_is_named() -> None:
     assert many is not None
     assert few == pytest.approx(many * (1540 / 100) ** 0.5)
     assert few > power.smallest_difference(100, 10, 1)  # type: ignore[operator]
-    assert "can find no difference, however large; --split all from 8" in power.sentence(
+    assert "can find no difference, however large; --split all from 7" in power.sentence(
         (669, 4), {"--split all": (1540, 10)}, 6
     )
     assert power.sentence((669, 4), {}, 0) == ""

@@ -154,16 +154,23 @@ def plan_of(*words: str) -> SearchPlan:
 def test_a_search_sees_training_and_validation_conversations_alone(locomo: Dataset) -> None:
     made = plan_of("--data", str(locomo.path), "--model", "openai/x", "--context-window", "8000")
     of = SPLITS["default"]
-    assert {q.conversation for q in made.train} <= set(of["train"])
-    assert {q.conversation for q in (*made.selection, *made.confirmation)} == set(of["validation"])
-    assert not {q.id for q in made.selection} & {q.id for q in made.confirmation}
-    assert (len(made.train), len(made.selection), len(made.confirmation)) == (30, 30, 30)
+    first, second = made.folds
+    assert {c.id for c in (*first.conversations, *second.conversations)} == {*of["train"], *of["validation"]}
+    assert len(made.confirmation) == len({q.id for q in made.confirmation}) == 180
+    for fold in (first, second):
+        own = {c.id for c in fold.conversations}
+        assert {q.conversation for q in (*fold.train, *fold.selection)} <= own
+        assert not {q.id for q in fold.train} & {q.id for q in fold.selection}
+        assert len(own) == 3
+        assert not own & {q.conversation for q in fold.confirmation}
+        assert (len(fold.train), len(fold.selection), len(fold.confirmation)) == (30, 30, 90)
+        assert {*fold.train, *fold.selection} <= set(made.confirmation), "the unoptimized prompt answers each once"
     assert {c.id for c in made.held_out} == set(of["test"])
-    assert {q.category for q in made.train} == {"1", "2", "3", "4", "5"}
+    assert {q.category for q in first.train} == {"1", "2", "3", "4", "5"}
     again = plan_of("--data", str(locomo.path), "--model", "openai/x", "--context-window", "8000")
     assert again.identity() == made.identity()
     other = plan_of("--data", str(locomo.path), "--model", "openai/x", "--context-window", "8000", "--seed", "1")
-    assert {q.id for q in other.train} != {q.id for q in made.train}
+    assert {q.id for q in other.folds[0].train} != {q.id for q in first.train}
 
 
 def test_instructions_are_paid_from_the_questions_budget() -> None:

@@ -7,8 +7,9 @@
     python optimize.py --target retrieval --encoder minilm          the same with an encoder's vectors
     python optimize.py --target retrieval --benchmark locomo --folds   the ranking of LOCOMO, and one per conversation
 
-The prompt is written to optimized_memory_qa.json, for evaluate.py --program. The first line of the report states if it
-is significantly better on validation questions. If it is not, the file has the unoptimized prompt.
+Two searches are made. Each learns from one half of the training and validation conversations, and the other half
+confirms its prompt. The prompt is written to optimized_memory_qa.json, for evaluate.py --program. The first line of the
+report states if the gain is significant. If it is not, the file has the unoptimized prompt.
 
 Exit codes: 0 done, 1 failed, 2 usage error, 3 too many calls failed, 4 stopped and resumable.
 """
@@ -57,12 +58,18 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--optimizer", choices=["simba", "miprov2", "gepa", "bootstrap"], help="default simba")
     add("--auto", choices=["light", "medium", "heavy"], help="length of the search (default light)")
-    add("--num-examples", type=positive, metavar="N", help="training questions (default 30)")
+    add("--num-examples", type=positive, metavar="N", help="training questions of each search (default 30)")
     add(
         "--num-validation",
         type=positive,
         metavar="N",
-        help="selection questions, and as many to confirm (default: --num-examples)",
+        help="selection questions of each search (default: --num-examples)",
+    )
+    add(
+        "--num-confirmation",
+        type=positive,
+        metavar="N",
+        help="confirmation questions of each conversation (default 30)",
     )
     add("--max-demos", type=count, metavar="N", help="examples to add at most (default 0; bootstrap 2)")
     add("--budget-tokens", type=positive, metavar="N", help="tokens of memory in a prompt (default 512)")

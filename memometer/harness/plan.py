@@ -8,7 +8,6 @@ from typing import Any
 
 from memometer import benchmarks
 from memometer.benchmarks.protocol import Conversation, Dataset, Question
-from memometer.harness import power
 from memometer.harness.batches import at_batch_price
 from memometer.harness.configure_memories import Systems
 from memometer.harness.cost_estimate import estimate, memory_bound
@@ -27,6 +26,7 @@ from memometer.run import cost
 from memometer.run.environment import digest, recalling_code, scoring_code
 from memometer.run.folder import Key
 from memometer.run.options import OptionError
+from memometer.stats import power
 from memometer.systems import BASELINES
 from memometer.systems.plugin_memory import PluginMemory
 from memometer.token_counters import TokenCounter, Utf8Bytes

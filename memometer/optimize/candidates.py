@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -72,6 +72,11 @@ class CandidateLog:
         self.imputed = 0
         self._lock = threading.Lock()
 
+    def start_from(self, before: Candidate) -> None:
+        """Record the results of the unoptimized prompt, with which all candidates are compared."""
+        self.base = dict(before.scores)
+        self.tried[before.digest] = replace(before, scores=dict(before.scores), replies=dict(before.replies))
+
     def score(self, question_id: str, run: ProgramRun) -> float:
         """Return the score of a run and record it."""
         if run.failed:
@@ -85,7 +90,7 @@ class CandidateLog:
                 candidate.scores[question_id], candidate.replies[question_id] = value, run.reply
         return value
 
-    def nested_runs(self) -> list[NestedRun]:
+    def nested_runs(self, prefix: str = "") -> list[NestedRun]:
         """Describe each candidate for MLflow; one without any score has no objective."""
         from memometer.report.mlflow import NestedRun
 
@@ -95,7 +100,7 @@ class CandidateLog:
             metrics = {"objective": candidate.mean(list(candidate.scores)), "lift": lift, "n": n}
             parameters = {"prompt": candidate.digest, "examples": len(candidate.demos)}
             artifact = ("prompt.json", candidate.as_json())
-            found.append(NestedRun(f"candidate {number}", parameters, metrics, artifact))
+            found.append(NestedRun(f"{prefix}candidate {number}", parameters, metrics, artifact))
         return found
 
     def lift(self, candidate: Candidate) -> tuple[float, int]:

@@ -13,7 +13,6 @@ from memometer import benchmarks
 from memometer.benchmarks import reward
 from memometer.benchmarks.protocol import Conversation, DataError, Dataset, Question
 from memometer.benchmarks.reward import Objective
-from memometer.benchmarks.sampling import sample
 from memometer.errors import UserError
 from memometer.harness.model_check import room_for_thoughts
 from memometer.harness.models import JUDGE_FLAGS, JUDGE_TOKENS
@@ -27,6 +26,7 @@ from memometer.models.encoders import load as load_encoder
 from memometer.models.replay_cache import CallStore
 from memometer.models.resolve_models import Model
 from memometer.models.server_errors import Flags
+from memometer.optimize.folds import Fold, make_folds
 from memometer.optimize.optimizers import Size, size
 from memometer.optimize.options import OptimizeOptions
 from memometer.reader.reader import Reader
@@ -34,6 +34,8 @@ from memometer.report.multi_round_analysis import contexts_of
 from memometer.run import cost
 from memometer.run.environment import digest, recalling_code
 from memometer.run.progress import eprint
+from memometer.stats.intervals import READABLE_CLUSTERS
+from memometer.stats.power import gain_power
 from memometer.systems.adaptive import AdaptiveMemory
 
 PROPOSAL_TOKENS, EMBEDDED_PROPOSAL_TOKENS = 1_500, 256
@@ -62,53 +64,51 @@ class SearchPlan:
     Attributes:
         options: The options.
         data: The data set.
-        train_conversations: Conversations of the training questions.
-        validation_conversations: Conversations of the selection and confirmation questions.
-        held_out: All other conversations; nothing of them may appear in a prompt.
-        train: Questions from which the optimizer learns.
-        selection: Questions that select a candidate.
-        confirmation: Questions that measure the selected candidate. They are disjoint from the selection questions, so
-            that a lucky selection cannot confirm itself.
+        folds: The searches with their conversations and questions.
+        held_out: All conversations outside the searches; nothing of them may appear in a prompt.
         models: Role (reader, prompt model, judge) -> model.
         addresses: Role -> server URL.
         memory: The memory that is read.
         reader: The reader whose prompt is optimized.
         objective: The value of a reply.
-        size: Upper bounds of the optimizer's runs and proposals.
+        sizes: Upper bounds of the optimizer's runs and proposals in each search.
         notices: Sentences for the announcement.
     """
 
     options: OptimizeOptions
     data: Dataset
-    train_conversations: tuple[Conversation, ...]
-    validation_conversations: tuple[Conversation, ...]
+    folds: tuple[Fold, ...]
     held_out: tuple[Conversation, ...]
-    train: tuple[Question, ...]
-    selection: tuple[Question, ...]
-    confirmation: tuple[Question, ...]
     models: dict[str, Model]
     addresses: dict[str, str | None]
     memory: AdaptiveMemory
     reader: Reader
     objective: Objective
-    size: Size
+    sizes: tuple[Size, ...]
     notices: tuple[str, ...]
 
     @property
     def conversations(self) -> tuple[Conversation, ...]:
-        """The training and validation conversations."""
-        return (*self.train_conversations, *self.validation_conversations)
+        """The conversations of the searches, each once."""
+        found = {c.id: c for fold in self.folds for c in (*fold.conversations, *fold.confirming)}
+        return tuple(found.values())
+
+    @property
+    def confirmation(self) -> tuple[Question, ...]:
+        """The questions that confirm the searches; no two searches share one."""
+        return tuple(question for fold in self.folds for question in fold.confirmation)
 
     @property
     def questions(self) -> tuple[Question, ...]:
-        """The questions of all three kinds."""
-        return (*self.train, *self.selection, *self.confirmation)
+        """The questions of all kinds, each once."""
+        kinds = [(*fold.confirmation, *fold.selection, *fold.train) for fold in self.folds]
+        return tuple({question.id: question for questions in kinds for question in questions}.values())
 
     @property
     def num_threads(self) -> int:
         """Concurrent calls: one for an embedded model, which uses all cores; few otherwise, as a kill loses them."""
         embedded = self.models["reader"].name.startswith("embedded:")
-        return self.options.num_threads or (1 if embedded else max(1, min(4, len(self.train) // 4)))
+        return self.options.num_threads or (1 if embedded else max(1, min(4, len(self.folds[0].train) // 4)))
 
     def announcement(self, done: int = 0) -> list[str]:
         """Return lines that describe the search and its highest cost. `done` calls are stored already."""
@@ -117,20 +117,38 @@ class SearchPlan:
         money = cost.money(expected.usd, *self.models.values())
         judge = f", {self.models['judge'].name} judges" if "judge" in self.models else ""
         stored = f"; {done:,} of them are stored already" if done else ""
-        kinds = self.data.counted(question.category for question in self.train)
+        train = [question for fold in self.folds for question in fold.train]
+        kinds = self.data.counted(question.category for question in train)
         held_out = f"; held out: {_ids(self.held_out)}" if self.held_out else ""
         lines = [
             f"{options.optimizer} ({options.auto}): {reader} reads, {'the same model' if writer == reader else writer} "
             f"writes prompts{judge}; forecast: at most {expected.calls:,} calls, {expected.tokens:,} tokens, {money} "
             f"without retries{stored}.",
-            f"{len(self.train)} training questions from {_ids(self.train_conversations)} ({kinds}); "
-            f"{len(self.selection)} selection and {len(self.confirmation)} confirmation questions from "
-            f"{_ids(self.validation_conversations)}{held_out}.",
+            *(
+                f"Search {fold.number}: {len(fold.train)} training and {len(fold.selection)} selection questions from "
+                f"{_ids(fold.conversations)}; {len(fold.confirmation)} confirmation questions from "
+                f"{_ids(fold.confirming)}."
+                for fold in self.folds
+            ),
+            f"Training questions by category: {kinds}{held_out}.",
+            self.power(),
             f"Objective: 0.8 answer + 0.2 citations - {self.objective.token_price:g} per 1,000 tokens. A prompt has "
             f"{options.budget_tokens:,} tokens of memory; a question has {self.reader.question_budget:,} tokens in "
             f"total, with instructions and at most {options.demo_limit} found examples.",
         ]
         return [*lines, *self.notices, *filter(None, [self.data.notice])]
+
+    def power(self) -> str:
+        """Describe the gains that the confirmation can find."""
+        questions, conversations = len(self.confirmation), len({q.conversation for q in self.confirmation})
+        size = f"{questions} confirmation questions of {conversations} conversation{'s' * (conversations != 1)}"
+        if conversations < READABLE_CLUSTERS:
+            return f"{size} cannot confirm a gain; use data with {READABLE_CLUSTERS} conversations or more."
+        chances = ", ".join(
+            f"+{100 * gain:.0f} points in {100 * gain_power(gain, questions, conversations):.0f} %"
+            for gain in (0.10, 0.15, 0.20, 0.30)
+        )
+        return f"{size} find a true gain of {chances} of searches (for prompts that differ on a quarter of them)."
 
     def forecast(self) -> Forecast:
         """Return upper bounds for the unoptimized prompt, the optimizer, and the selection among its candidates."""
@@ -138,10 +156,13 @@ class SearchPlan:
         reader, writer, judge = (self.models.get(role) for role in ("reader", "prompt model", "judge"))
         assert reader
         assert writer
-        runs = len(self.questions) + self.size.runs + self.size.candidates * len(self.selection)
-        runs += len(self.confirmation)
+        runs = len(self.questions) + len(self.confirmation)
+        runs += sum(
+            size.runs + size.candidates * len(fold.selection) for size, fold in zip(self.sizes, self.folds, strict=True)
+        )
         replies = rounds * reader.max_tokens  # the question budget includes them
-        proposals, proposal_prompt = self.size.proposals, PROPOSAL_PROMPT_TOKENS + SHOWN_RUNS * question
+        proposals = sum(size.proposals for size in self.sizes)
+        proposal_prompt = PROPOSAL_PROMPT_TOKENS + SHOWN_RUNS * question
         # (model, calls, prompt tokens, reply tokens)
         parts = [
             (reader, runs * rounds, runs * (question - replies), runs * replies),
@@ -184,7 +205,7 @@ class SearchPlan:
         return {
             "configuration": digest(self.options.as_json()),
             "data": self.data.sha256,
-            "questions": digest([q.id for q in self.questions]),
+            "searches": digest([[[q.id for q in kind] for kind in _questions_of(fold)] for fold in self.folds]),
             "code": digest([recalling_code(), code]),
             "packages": digest({name: _version(name) for name in ("dspy", "gepa", "optuna")}),
             "token counter": self.models["reader"].count.name,
@@ -213,33 +234,33 @@ def make_plan(options: OptimizeOptions) -> SearchPlan:
         data = benchmarks.read(options.benchmark, options.data)
     except DataError as error:
         raise UserError(str(error)) from error
-    chosen, notices = _choose_questions(options, data)
+    folds, notices = make_folds(options, data)
     models, addresses = _load_models(options, data)
     memory = _make_memory(options, models["reader"])
-    longest = max((q.text for questions in chosen.values() for q in questions), key=len)
-    train, validation = data.part("train"), data.part("validation")
-    known = {c.id for c in (*train, *validation)}
+    longest = max((q.text for fold in folds for questions in _questions_of(fold) for q in questions), key=len)
+    known = {c.id for c in (*data.part("train"), *data.part("validation"))}
     held_out = tuple(c for c in data.conversations if c.id not in known)
     if not held_out:
-        notices.append("The data have one part only: training, selection and confirmation use the same conversations.")
+        notices.append("The data have one part only, so that no conversation is left to evaluate the prompt on.")
     return SearchPlan(
         options=options,
         data=data,
-        train_conversations=train,
-        validation_conversations=validation,
+        folds=folds,
         held_out=held_out,
-        **chosen,
         models=models,
         addresses=addresses,
         memory=memory,
         reader=_make_reader(options, models["reader"], longest),
         objective=Objective() if options.token_price is None else Objective(options.token_price),
-        size=size(
-            options.optimizer,
-            options.auto,
-            train=len(chosen["train"]),
-            validation=len(chosen["selection"]),
-            max_demos=options.demo_limit,
+        sizes=tuple(
+            size(
+                options.optimizer,
+                options.auto,
+                train=len(fold.train),
+                validation=len(fold.selection),
+                max_demos=options.demo_limit,
+            )
+            for fold in folds
         ),
         notices=tuple(notices),
     )
@@ -252,25 +273,6 @@ def _check_output(out: Path) -> None:
         raise UserError(f"the folder of --out {out} does not exist; mkdir -p {out.parent} first.")
     if not os.access(out.parent, os.W_OK):
         raise UserError(f"the folder of --out {out} is not writable; use another one.")
-
-
-def _choose_questions(options: OptimizeOptions, data: Dataset) -> tuple[dict[str, tuple[Question, ...]], list[str]]:
-    """The train, selection and confirmation questions, and notices about missing ones."""
-    seed, notices = options.seed, []
-    train = sample([q for c in data.part("train") for q in c.questions], options.num_examples, seed=seed)
-    validation = [q for c in data.part("validation") for q in c.questions]
-    wanted, available = options.selection_size, len(validation) // 2
-    if len(train) < options.num_examples:
-        notices.append(f"There are {len(train)} training questions instead of {options.num_examples}.")
-    if available < wanted:
-        notices.append(f"There are {available} selection and confirmation questions each instead of {wanted}.")
-        wanted = available
-    if not train or not wanted:
-        raise UserError("the data need at least one training question and two validation questions.")
-    selection = sample(validation, wanted, seed=seed)
-    ids = {question.id for question in selection}
-    confirmation = sample([q for q in validation if q.id not in ids], wanted, seed=seed)
-    return {"train": train, "selection": selection, "confirmation": confirmation}, notices
 
 
 def _load_models(options: OptimizeOptions, data: Dataset) -> tuple[dict[str, Model], dict[str, str | None]]:
@@ -374,6 +376,10 @@ def _make_reader(options: OptimizeOptions, model: Model, longest_question: str) 
             "tokens."
         )
     return reader
+
+
+def _questions_of(fold: Fold) -> tuple[tuple[Question, ...], ...]:
+    return fold.train, fold.selection, fold.confirmation
 
 
 def _ids(conversations: tuple[Conversation, ...]) -> str:

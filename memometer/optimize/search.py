@@ -1,4 +1,4 @@
-"""A prompt search: the unoptimized prompt, the optimizer, the selection of a candidate, and its confirmation.
+"""A prompt search in its run folder: the unoptimized prompt, the searches of the cross-fit, and their report.
 
 Every call is stored in the run folder as it arrives. A killed search runs again from its seed and gets the stored
 replies, so it reaches the same point without new calls. GEPA's own checkpoints are not used: they are pickles, and they
@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from contextvars import copy_context
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -26,20 +24,16 @@ from memometer.errors import UserError
 from memometer.harness import contamination
 from memometer.harness.model_check import check_judge, check_reader
 from memometer.judging.judge import Judge
-from memometer.models.errors import describe, is_of_a_model
 from memometer.models.replay_cache import CallStore, SearchStopped, StoredLM
-from memometer.optimize.candidates import Candidate, CandidateLog
-from memometer.optimize.optimizers import OPTIMIZERS, OptimizerInput, ProposalAdapter
+from memometer.optimize.candidates import CandidateLog
+from memometer.optimize.fold_search import FoldResult, FoldSearch, leaks_in, score
+from memometer.optimize.optimizers import ProposalAdapter
 from memometer.optimize.options import OptimizeOptions
 from memometer.optimize.plan import SearchPlan, make_plan
 from memometer.optimize.program import (
     ConversationStates,
-    ProgramRun,
     ReadingProgram,
     SharedContext,
-    example_of,
-    excerpt,
-    prompt_digest,
 )
 from memometer.optimize.significance import SearchResult, report_lines, summarise
 from memometer.reader import program_file
@@ -80,6 +74,11 @@ def resume(path: Path, *, cost_limit: float | None = None) -> Outcome:
         UserError: The folder has no search, or something that matters has changed since.
     """
     options, identity = resuming.read(path, OptimizeOptions, required="optimizer")
+    if "searches" not in identity:
+        raise UserError(
+            f"{path} is a search of an earlier version, which confirmed its prompt on two conversations; it cannot be "
+            "continued. Its results remain readable. Start a new search."
+        )
     plan = make_plan(options)
     resuming.check(path, identity, plan.identity())
     if cost_limit:
@@ -99,6 +98,7 @@ class Search:
         self.plan, self.folder = plan, folder
         self.options = plan.options
         self._stop = threading.Event()
+        self._candidates: CandidateLog
 
     def run(self) -> Outcome:
         """Search, and write the selected prompt and the report."""
@@ -185,136 +185,56 @@ class Search:
         states = ConversationStates(plan.conversations)
         context = SharedContext(plan.memory, plan.reader, states, self.store, budget_tokens=self.options.budget_tokens)
         objective = replace(plan.objective, judged=self._judge_scores(lms["judge"]) if "judge" in lms else None)
-        candidates = CandidateLog(objective, plan.questions, plan.conversations)
         unoptimised = ReadingProgram(context)
-        adapter = ProposalAdapter()
-        with dspy.context(lm=lms["reader"], adapter=adapter, disable_history=True), self._progress(candidates):
-            before = self._score(unoptimised, (*plan.confirmation, *plan.selection, *plan.train), candidates)
+        found: list[FoldResult] = []
+        with self._progress(), dspy.context(lm=lms["reader"], disable_history=True):
+            self._candidates = CandidateLog(objective, plan.questions, plan.conversations)
+            before = score(unoptimised, plan.questions, self._candidates, num_threads=plan.num_threads)
             if not len(self.store):
                 raise SearchStopped("no prompt fits the question budget; raise --question-budget", outcome="failed")
-            candidates.base = dict(before.scores)
-            train, selection, confirmation = (
-                [question for question in questions if question.id in before.scores]
-                for questions in (plan.train, plan.selection, plan.confirmation)
-            )
-            if not (train and selection and confirmation):
-                raise SearchStopped("every call of the unoptimized prompt failed", outcome="failed")
-            given = OptimizerInput(
-                effort=self.options.auto,
-                program=unoptimised.deepcopy(),
-                train=[example_of(question) for question in train],
-                selection=[example_of(question) for question in selection],
-                candidates=candidates,
-                reader=lms["reader"],
-                prompt_model=lms["prompt model"],
-                max_demos=self.options.demo_limit,
-                num_threads=plan.num_threads,
-                seed=self.options.seed,
-                proposal_adapter=adapter,
-            )
-            with _output_to(self.folder.path / "search.log"):
-                programs = self._optimize(given)
-            for candidate in list(candidates.tried.values()):
-                candidate.leaks = self._leaks([candidate.instructions, candidate.demos])
-            best, selectable = self._select(unoptimised, before, programs, selection, candidates)
-            after = self._score(best, confirmation, candidates)
-        return SearchResult(
-            program=best,
-            unoptimised=unoptimised,
-            before=before,
-            after=after,
-            questions=confirmation,
-            num_selectable=selectable,
-            unreadable=adapter.unreadable,
-            candidates=candidates,
-        )
-
-    def _optimize(self, given: OptimizerInput) -> list[dspy.Module]:
-        """Run the optimizer. DSPy treats SearchStopped and Ctrl-C as errors of the program: some optimizers raise them
-        in another form, and some score them as zero. So the reason to stop is checked here."""
-        try:
-            programs = OPTIMIZERS[self.options.optimizer](given)
-        except Exception as error:  # DSPy wraps the reason why a call was refused; all other errors are raised again
-            if reason := self.store.may_call():
-                raise SearchStopped(reason) from error
-            if is_of_a_model(error):  # the prompt model's error, because the metric handles the reader's
-                raise SearchStopped(f"no prompts could be written: {describe(error)}", outcome="failed") from error
-            raise
-        if reason := self.store.may_call():
-            raise SearchStopped(reason)
-        return programs
-
-    def _select(
-        self,
-        unoptimised: ReadingProgram,
-        before: Candidate,
-        programs: Sequence[dspy.Module],
-        questions: Sequence[Question],
-        candidates: CandidateLog,
-    ) -> tuple[ReadingProgram, int]:
-        """The best program on the selection questions, maybe the unoptimized one, and the number of candidates."""
-        selectable: dict[str, ReadingProgram] = {}
-        for program in programs:
-            assert isinstance(program, ReadingProgram)
-            program.read.demos = [excerpt(demo) for demo in program.read.demos]
-            prompt = prompt_digest(program.read)
-            if prompt != before.digest and not self._leaks(program.read.dump_state()):
-                selectable.setdefault(prompt, program)
-        ids = [question.id for question in questions]
-        base = before.mean(ids) or 0.0
-        best, highest = unoptimised, base
-        for program in selectable.values():
-            scored = self._score(program, questions, candidates)
-            # A failed call says nothing about a prompt, so only questions with both scores count.
-            both = [id for id in ids if id in scored.scores]
-            gain = (scored.mean(both) or 0.0) - (before.mean(both) or 0.0) if both else 0.0
-            if base + gain > highest:
-                best, highest = program, base + gain
-        return best, len(selectable)
-
-    def _score(self, program: ReadingProgram, questions: Sequence[Question], candidates: CandidateLog) -> Candidate:
-        """Score a program's prompt at temperature 0. A question whose call failed has no score."""
-
-        def run(question: Question) -> ProgramRun:
-            result: ProgramRun = program(**example_of(question).inputs()).run
-            if not result.failed:
-                candidates.score(question.id, result)
-            return result
-
-        with ThreadPoolExecutor(self.plan.num_threads) as pool:
-            futures = [pool.submit(copy_context().run, run, question) for question in questions]
-            try:
-                runs = [future.result() for future in futures]
-            except BaseException:  # raised again: no waiting call may start
-                for future in futures:
-                    future.cancel()
-                raise
-        found = candidates.tried.get(prompt_digest(program.read))
-        found = found or Candidate(prompt_digest(program.read), runs[0].instructions, runs[0].demos)
-        return replace(found, scores=dict(found.scores), replies=dict(found.replies), leaks=[])
+            unreadable = 0
+            for fold in plan.folds:
+                self._candidates = CandidateLog(objective, plan.questions, plan.conversations)
+                self._candidates.start_from(before)
+                adapter = ProposalAdapter()
+                with dspy.context(adapter=adapter):
+                    log = self.folder.path / "search.log"
+                    search = FoldSearch(
+                        plan, fold, before=before, candidates=self._candidates, lms=lms, adapter=adapter, log=log
+                    )
+                    found.append(search.run(unoptimised))
+                unreadable += adapter.unreadable
+        return SearchResult(folds=tuple(found), unoptimised=unoptimised, before=before, unreadable=unreadable)
 
     # ------------------------------------------------------------ the results
 
     def _write(self, found: SearchResult) -> Outcome:
         plan, path, out = self.plan, self.folder.path, self.options.output
         results = summarise(plan, self.store, found, run=path)
+        delivered = found.delivered
         names = ("optimizer", "auto", "reader", "prompt_model", "judge", "gain", "run")
         notes = {"rounds": self.options.rounds, **{name: results[name] for name in names}}
-        selected = found.program if results["gained"] else found.unoptimised
+        selected = delivered.program if results["gained"] else found.unoptimised
         for program, file, optimised in (
-            (found.program, path / "best_candidate.json", True),
+            (delivered.program, path / "best_candidate.json", True),
             (selected, out, results["gained"]),
         ):
             if leaks := self._leaks(program.read.dump_state()):
                 self._eprint(f"{file} is not written: the prompt contains held-out text ({', '.join(leaks)}).")
                 return "failed"
-            seen = (plan.train_conversations, plan.validation_conversations) if optimised else ((), ())
+            # The other conversations decided if a gain is reported.
+            seen = (delivered.fold.conversations, plan.conversations) if optimised else ((), ())
             ids = [[conversation.id for conversation in conversations] for conversations in seen]
             program_file.save(
                 program.read, file, {**notes, "optimised": optimised, "trained_on": ids[0], "selected_on": ids[1]}
             )
         self.folder.write_json("results.json", results)
-        self.folder.write_json("candidates.json", [each.as_json() for each in found.candidates.tried.values()])
+        tried = [
+            {"search": fold.fold.number, **each.as_json()}
+            for fold in found.folds
+            for each in fold.candidates.tried.values()
+        ]
+        self.folder.write_json("candidates.json", tried)
         lines = report_lines(plan, found, results, out=out)
         self.folder.write_text("report.txt", "".join(f"{plan.data.prefix}{line}\n" for line in lines))
         if not self.options.no_mlflow:
@@ -324,7 +244,17 @@ class Search:
             name = prompt_name(plan.data.benchmark, self.options.rounds)
             versions = self._prompt_versions(found, results)
             lines.append(
-                log_search(self.folder, results, found.candidates.nested_runs(), prompt=name, versions=versions)
+                log_search(
+                    self.folder,
+                    results,
+                    [
+                        run
+                        for fold in found.folds
+                        for run in fold.candidates.nested_runs(f"search {fold.fold.number}, ")
+                    ],
+                    prompt=name,
+                    versions=versions,
+                )
             )
         for line in lines:
             print(f"{plan.data.prefix}{line}", flush=True)
@@ -338,9 +268,9 @@ class Search:
         facts = {name: results[name] for name in ("optimizer", "reader", "gained", "run")} | {"gain": gain}
         programs: list[tuple[ReadingProgram, str, dict[str, Any]]]
         programs = [(found.unoptimised, "The prompt before optimization.", {})]
-        if prompt_digest(found.program.read) != prompt_digest(found.unoptimised.read):
+        if found.delivered.program is not found.unoptimised:
             message = f"Found by {results['optimizer']} for {results['reader']}."
-            programs.append((found.program, message, facts))
+            programs.append((found.delivered.program, message, facts))
         return [
             PromptVersion(program.read, program_file.digest_of(program.read), message, tags)
             for program, message, tags in programs
@@ -364,11 +294,7 @@ class Search:
         return contamination.HeldOut(self.plan.held_out, others=self.plan.conversations)
 
     def _leaks(self, prompt: Any) -> list[str]:
-        """Held-out texts in a prompt, by kind and id, without their words."""
-        if not self.plan.held_out:
-            return []
-        found = contamination.scan(contamination.texts_in("", prompt), self._held_out)
-        return [f"a {leak.kind} ({leak.of})" for leak in found]
+        return leaks_in(prompt, self._held_out) if self.plan.held_out else []
 
     def _judge(self, lm: dspy.LM) -> Judge:
         return Judge(lm, benchmarks.load(self.plan.data.benchmark).judge_prompt())
@@ -383,13 +309,13 @@ class Search:
         return score
 
     @contextmanager
-    def _progress(self, candidates: CandidateLog) -> Iterator[None]:
+    def _progress(self) -> Iterator[None]:
         plan, store = self.plan, self.store
-        total, enough = plan.forecast().calls, min(len(plan.train), len(plan.selection))
+        total, enough = plan.forecast().calls, min(len(part) for f in plan.folds for part in (f.train, f.selection))
         with progress.bar(total=total, initial=len(store), desc=f"{plan.data.prefix}calls, at most") as bar:
 
             def on_call() -> None:
-                lift, n = candidates.best_lift(enough)
+                lift, n = self._candidates.best_lift(enough)
                 text = f"best so far {100 * lift:+.1f} points on {n} questions" if n else "unoptimized prompt"
                 if failed := store.failed.total():
                     text += f", {failed} failed"
@@ -400,14 +326,3 @@ class Search:
 
             store.on_call = on_call
             yield
-
-
-@contextmanager
-def _output_to(log: Path) -> Iterator[None]:
-    """Redirect the output of DSPy's optimizers, and their progress bars, to a file."""
-    with (
-        log.open("a", encoding="utf-8", errors="backslashreplace") as file,
-        redirect_stdout(file),
-        redirect_stderr(file),
-    ):
-        yield

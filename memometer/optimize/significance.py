@@ -1,7 +1,11 @@
-"""The result of a search on questions that selected nothing: paired differences before and after, and their report.
+"""The result of a cross-fitted search on questions that selected nothing: paired differences and their report.
 
-The first line of the report states whether the answers improved significantly. Token counts are reported separately,
-because a prompt that is only cheaper does not give better answers.
+The gain is the mean over all confirming conversations. Each of them is answered by the prompt of the search that did
+not learn from it, so the gain belongs to the search, and each prompt counts for one half. The delivered prompt is the
+one with the highest gain on the selection questions of its own search. A gain is reported if the lower limit of its
+interval is above zero and the delivered prompt is better on its own confirmation questions.
+
+Token counts are reported separately, because a prompt that is only cheaper does not give better answers.
 """
 
 from __future__ import annotations
@@ -14,12 +18,13 @@ from typing import Any
 from memometer.benchmarks.protocol import Question
 from memometer.benchmarks.reward import Reply
 from memometer.models.replay_cache import CallStore
-from memometer.optimize.candidates import Candidate, CandidateLog
+from memometer.optimize.candidates import Candidate
+from memometer.optimize.fold_search import FoldResult
 from memometer.optimize.plan import SearchPlan
 from memometer.optimize.program import ReadingProgram
 from memometer.report import presenter
 from memometer.run import cost
-from memometer.stats.intervals import Comparison, paired
+from memometer.stats.intervals import READABLE_CLUSTERS, Comparison, paired
 from memometer.stats.number_format import number, percent
 
 Results = dict[str, Any]
@@ -28,41 +33,76 @@ Score = Callable[[Question, Reply], float]
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The result of a search.
+    """The results of all searches.
 
     Attributes:
-        program: The selected program; it may be the unoptimized one.
+        folds: The result of each search.
         unoptimised: The unoptimized program.
         before: Results of the unoptimized prompt.
-        after: Results of the selected prompt.
-        questions: The confirmation questions.
-        num_selectable: Number of candidates in the selection.
         unreadable: Number of unreadable proposals.
-        candidates: All prompts that were tried.
     """
 
-    program: ReadingProgram
+    folds: tuple[FoldResult, ...]
     unoptimised: ReadingProgram
     before: Candidate
-    after: Candidate
-    questions: Sequence[Question]
-    num_selectable: int
     unreadable: int
-    candidates: CandidateLog
+
+    @property
+    def delivered(self) -> FoldResult:
+        """The search whose prompt is delivered: the one with the highest gain on its own selection questions."""
+        return max(self.folds, key=lambda fold: fold.selection_gain)
 
     @property
     def changed(self) -> bool:
-        """True if the selected prompt is not the unoptimized one."""
-        return self.after.digest != self.before.digest
+        """True if a search selected a prompt other than the unoptimized one."""
+        return any(fold.program is not self.unoptimised for fold in self.folds)
 
-    def answered_by_both(self, questions: Iterable[Question]) -> list[Question]:
-        """Return the questions that have a score before and after."""
-        return [q for q in questions if q.id in self.before.scores and q.id in self.after.scores]
+    def pairs(self, folds: Iterable[FoldResult] | None = None) -> list[Pair]:
+        """Return the confirmation questions that have a reply before and after, with both replies."""
+        return [
+            Pair(
+                q,
+                self.before.replies[q.id],
+                fold.after.replies[q.id],
+                self.before.scores[q.id],
+                fold.after.scores[q.id],
+            )
+            for fold in (self.folds if folds is None else folds)
+            for q in fold.fold.confirmation
+            if q.id in self.before.scores and q.id in fold.after.scores
+        ]
 
-    def compare(self, questions: Sequence[Question], score: Score) -> Comparison:
-        """Return the paired comparison of the selected prompt with the unoptimized one, clustered by conversation."""
-        before, after = (_scores(questions, side, score) for side in (self.before, self.after))
-        return paired(after, before, [q.conversation for q in questions])
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A confirmation question with the replies and objectives of both prompts."""
+
+    question: Question
+    before: Reply
+    after: Reply
+    objective_before: float
+    objective_after: float
+
+
+def compare(pairs: Sequence[Pair], score: Score) -> Comparison:
+    """Return the paired comparison of the found prompts with the unoptimized one, clustered by conversation."""
+    before, after = _scores(pairs, score)
+    return paired(after, before, [pair.question.conversation for pair in pairs])
+
+
+def is_gain(gain: Comparison, delivered: Comparison) -> bool:
+    """Decide if a gain is reported.
+
+    Args:
+        gain: The comparison over all confirming conversations.
+        delivered: The comparison of the delivered prompt on its own confirmation questions.
+
+    Returns:
+        True if the lower limit of the gain is above zero, there are enough conversations to read it, and the delivered
+        prompt is better on its own questions.
+    """
+    readable = gain.clusters >= READABLE_CLUSTERS and gain.low is not None and gain.low > 0
+    return readable and (delivered.difference or 0.0) > 0
 
 
 def official_score(question: Question, reply: Reply) -> float:
@@ -73,10 +113,10 @@ def official_score(question: Question, reply: Reply) -> float:
 def summarise(plan: SearchPlan, store: CallStore, found: SearchResult, *, run: Path) -> Results:
     """Return the results as JSON data. `gained` is true if the quality improved significantly."""
     quality = plan.objective.quality
-    both = found.answered_by_both(found.questions)
-    gain, f1 = found.compare(both, quality), found.compare(both, official_score)
-    selection = found.compare(found.answered_by_both(plan.selection), quality)
-    tried = found.candidates.tried.values()
+    pairs = found.pairs()
+    gain, f1 = compare(pairs, quality), compare(pairs, official_score)
+    delivered = found.delivered
+    tried = [candidate for fold in found.folds for candidate in fold.candidates.tried.values()]
     usd = plan.spent(store)
     return {
         "optimizer": plan.options.optimizer,
@@ -85,26 +125,27 @@ def summarise(plan: SearchPlan, store: CallStore, found: SearchResult, *, run: P
         "prompt_model": plan.models["prompt model"].name,
         "judge": plan.models["judge"].name if "judge" in plan.models else None,
         "changed": found.changed,
-        "gained": found.changed and gain.low is not None and gain.low > 0,
-        "gain": _as_json(gain, *(_mean(_scores(both, side, quality)) for side in (found.before, found.after))),
+        "gained": found.changed and is_gain(gain, compare(found.pairs([delivered]), quality)),
+        "gain": _as_json(gain, *_means(pairs, quality)),
         "objective": {
-            name: _mean([side.scores[q.id] for q in both])
-            for name, side in (("before", found.before), ("after", found.after))
+            "before": _mean([pair.objective_before for pair in pairs]),
+            "after": _mean([pair.objective_after for pair in pairs]),
         },
-        "f1": _as_json(f1, *(_mean(_scores(both, side, official_score)) for side in (found.before, found.after))),
-        "gain_on_the_questions_that_chose": selection.difference,
-        "by_category": _by_category(both, plan.data.categories, found, quality),
+        "f1": _as_json(f1, *_means(pairs, official_score)),
+        "searches": [_search_as_json(fold, found, quality) for fold in found.folds],
+        "delivered": delivered.fold.number,
+        "by_category": _by_category(pairs, plan.data.categories, quality),
         "candidates": {
-            "left": found.num_selectable,
-            "tried": len(tried),
-            "leaking": sum(bool(candidate.leaks) for candidate in tried),
+            "left": sum(fold.num_selectable for fold in found.folds),
+            "tried": len({candidate.digest for candidate in tried}),
+            "leaking": len({candidate.digest for candidate in tried if candidate.leaks}),
         },
         "calls": {role: {"calls": bill.calls, "tokens": bill.total_tokens} for role, bill in store.spent.items()},
         "unreported_calls": sum(bill.unreported for bill in store.spent.values()),
         "failed_calls": dict(store.failed_before + store.failed),
         "unreadable_proposals": found.unreadable,
-        "failed_scores": found.candidates.imputed,
-        "left_out": len(plan.confirmation) - len(both),
+        "failed_scores": sum(fold.candidates.imputed for fold in found.folds),
+        "left_out": len(plan.confirmation) - len(pairs),
         "usd": usd,
         "cost": cost.money(usd, *plan.models.values()),
         "run": str(run),
@@ -113,8 +154,8 @@ def summarise(plan: SearchPlan, store: CallStore, found: SearchResult, *, run: P
 
 def report_lines(plan: SearchPlan, found: SearchResult, results: Results, *, out: Path) -> list[str]:
     """Return the report as lines, the conclusion first."""
-    both = found.answered_by_both(found.questions)
-    gain, f1 = found.compare(both, plan.objective.quality), found.compare(both, official_score)
+    pairs = found.pairs()
+    gain, f1 = compare(pairs, plan.objective.quality), compare(pairs, official_score)
     objective, candidates = results["objective"], results["candidates"]
     lines = [
         _conclusion(gain, results),
@@ -122,8 +163,13 @@ def report_lines(plan: SearchPlan, found: SearchResult, results: Results, *, out
         f"{gain.wins} questions better, {gain.losses} worse, {gain.ties} equal; objective with the token price "
         f"{percent(objective['before'])} -> {percent(objective['after'])}. All in percent.",
     ]
-    if found.changed and results["gain_on_the_questions_that_chose"] is not None:
-        lines.append(f"Difference on the selection questions: {_points(results['gain_on_the_questions_that_chose'])}.")
+    lines += [
+        f"Search {each['search']}: {_points(each['selection_gain'])} on its {each['selection_questions']} selection "
+        f"questions, {_points(each['difference'] or 0.0)} on its {each['n']} confirmation questions."
+        if each["changed"]
+        else f"Search {each['search']}: no candidate was better than the unoptimized prompt on its selection questions."
+        for each in results["searches"]
+    ]
     headers = ("", "n", "quality", "after", "F1", "after", "tokens", "after")
     formats: tuple[Any, ...] = (number, percent, percent, percent, percent, number, number)
     rows = [
@@ -144,7 +190,9 @@ def report_lines(plan: SearchPlan, found: SearchResult, results: Results, *, out
     if results["failed_scores"]:
         lines.append(f"Failed calls in the search that got the unoptimized prompt's score: {results['failed_scores']}.")
     if results["gained"]:
-        lines.append(f"Written to {out}; use it with python evaluate.py --program {out}.")
+        which = f"the prompt of search {results['delivered']}, which has the higher gain on its selection questions"
+        which = f"{which}. The gain is the mean of all searches" if len(found.folds) > 1 else "the prompt"
+        lines.append(f"Written to {out}: {which}. Use it with python evaluate.py --program {out}.")
     else:
         best = f" The best candidate is in {Path(results['run']) / 'best_candidate.json'}." if found.changed else ""
         lines.append(f"Written to {out}: the unoptimized prompt.{best}")
@@ -164,34 +212,57 @@ def _conclusion(gain: Comparison, results: Results) -> str:
         return f"Gain: quality {change}."
     if gain.high is not None and gain.high < 0:
         return f"Loss: quality {change}; the unoptimized prompt stays."
-    reason = "" if gain.low is not None else "; one conversation gives no interval"
-    if gain.detectable is not None and gain.detectable < 1:
-        reason = f" (the smallest detectable gain is {percent(gain.detectable)} points)"
-    elif gain.detectable is not None:
-        reason = " (no gain is detectable because the conversations differ too much)"
+    if gain.clusters < READABLE_CLUSTERS:
+        reason = f"; {READABLE_CLUSTERS} conversations or more are needed"
+    elif gain.low is not None and gain.low > 0:
+        reason = "; the delivered prompt was not better on its own confirmation questions"
+    elif gain.detectable is None:
+        reason = ""
+    elif gain.detectable < 1:
+        reason = f" (true gains from {percent(gain.detectable)} points are found in 80 % of searches)"
+    else:
+        reason = " (the interval is too wide to find any gain; use a larger --num-confirmation or more conversations)"
     return f"No significant gain: quality {change}{reason}; the unoptimized prompt stays."
 
 
 COLUMNS = ("n", "quality_before", "quality_after", "f1_before", "f1_after", "tokens_before", "tokens_after")
 
 
-def _by_category(
-    questions: Sequence[Question], names: Any, found: SearchResult, quality: Score
-) -> dict[str, dict[str, Any]]:
+def _by_category(pairs: Sequence[Pair], names: Any, quality: Score) -> dict[str, dict[str, Any]]:
     """COLUMNS by category name, all categories last. Tokens are means per question."""
-    groups = {name: [q for q in questions if q.category == key] for key, name in names.items()}
-    groups = {name: group for name, group in groups.items() if group} | {"all": list(questions)}
-    sides = (found.before, found.after)
+    groups = {name: [pair for pair in pairs if pair.question.category == key] for key, name in names.items()}
+    groups = {name: group for name, group in groups.items() if group} | {"all": list(pairs)}
     rows = {}
     for name, group in groups.items():
-        values = [_mean(_scores(group, side, score)) for score in (quality, official_score) for side in sides]
-        values += [_mean([side.replies[q.id].total_tokens for q in group]) for side in sides]
+        values = [value for score in (quality, official_score) for value in _means(group, score)]
+        values.append(_mean([pair.before.total_tokens for pair in group]))
+        values.append(_mean([pair.after.total_tokens for pair in group]))
         rows[name] = dict(zip(COLUMNS, (len(group), *values), strict=True))
     return rows
 
 
-def _scores(questions: Sequence[Question], side: Candidate, score: Score) -> list[float]:
-    return [score(q, side.replies[q.id]) for q in questions]
+def _search_as_json(fold: FoldResult, found: SearchResult, quality: Score) -> Results:
+    confirmed = compare(found.pairs([fold]), quality)
+    return {
+        "search": fold.fold.number,
+        "conversations": [c.id for c in fold.fold.conversations],
+        "confirmed_on": [c.id for c in fold.fold.confirming],
+        "changed": fold.program is not found.unoptimised,
+        "selection_gain": fold.selection_gain,
+        "selection_questions": len(fold.fold.selection),
+        "difference": confirmed.difference,
+        "n": confirmed.n,
+    }
+
+
+def _scores(pairs: Sequence[Pair], score: Score) -> tuple[list[float], list[float]]:
+    """Scores before and after."""
+    return [score(p.question, p.before) for p in pairs], [score(p.question, p.after) for p in pairs]
+
+
+def _means(pairs: Sequence[Pair], score: Score) -> tuple[float, float]:
+    before, after = _scores(pairs, score)
+    return _mean(before), _mean(after)
 
 
 def _mean(values: Sequence[float]) -> float:

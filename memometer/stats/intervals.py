@@ -17,6 +17,9 @@ import numpy as np
 FEW_CLUSTERS = 10
 """At or below this number of conversations, reports warn that intervals are unreliable."""
 
+READABLE_CLUSTERS = 4
+"""With fewer conversations a clustered interval has too few degrees of freedom to be read."""
+
 SEED = 0
 ENUMERATED_CLUSTERS = 20
 """Up to this number of conversations the sign-flip test enumerates all patterns; beyond it, it samples them."""
@@ -52,7 +55,8 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[str]) -> Estimate
     """Estimate the mean score with an interval clustered by conversation.
 
     Uses the cluster-robust variance of a ratio estimator and a t quantile with clusters - 1 degrees of freedom. If all
-    clusters have the same mean, that variance is zero; Wilson's interval for n trials is used instead.
+    clusters have the same mean, that variance is zero; Wilson's interval for n trials is used instead. Few clusters may
+    agree by chance, so the interval is never narrower than the one that treats questions as independent.
 
     Source: Cochran, Sampling Techniques, 1977, ch. 11.
 
@@ -69,6 +73,7 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[str]) -> Estimate
     low, high = estimate.low, estimate.high
     if not estimate.standard_error:
         low, high = wilson(estimate.mean, estimate.n)
+    low, high = _at_least_naive((low, high), values)
     return Estimate(estimate.mean, max(0.0, low), min(1.0, high), *_sizes(clusters), estimate.standard_error)
 
 
@@ -131,6 +136,12 @@ def naive(values: Sequence[float]) -> tuple[float, float] | None:
     mean = float(np.mean(values))
     half = _t(len(values) - 1, 0.975) * math.sqrt(_simple_variance(values))
     return mean - half, mean + half
+
+
+def _at_least_naive(interval: tuple[float, float], values: Sequence[float]) -> tuple[float, float]:
+    """Widen an interval to the limits of the naive one."""
+    independent = naive(values)
+    return (min(interval[0], independent[0]), max(interval[1], independent[1])) if independent else interval
 
 
 def design_effect(values: Sequence[float], estimate: Estimate) -> float | None:
@@ -240,7 +251,8 @@ class Comparison:
 def paired(a: Sequence[float], b: Sequence[float], clusters: Sequence[str]) -> Comparison:
     """Compare two systems by their scores on the same questions.
 
-    If no question separates the two systems the variance is zero; the interval is then ±z²/(n + z²).
+    If no question separates the two systems the variance is zero; the interval is then ±z²/(n + z²). As in
+    `clustered_mean`, the interval is never narrower than the naive one.
 
     Source: Tango, Statistics in Medicine 17, 1998, for the interval without discordant pairs.
 
@@ -258,6 +270,7 @@ def paired(a: Sequence[float], b: Sequence[float], clusters: Sequence[str]) -> C
     if estimate.mean is not None and low is not None and high is not None:
         if not estimate.standard_error:
             low, high = _zero_variance_interval(estimate.mean, estimate.n, all_tied=not differences.any())
+        low, high = _at_least_naive((low, high), differences.tolist())
         low, high = max(-1.0, low), min(1.0, high)
     wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
     binary = set(a) | set(b) <= {0.0, 1.0}
