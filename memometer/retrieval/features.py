@@ -20,6 +20,7 @@ from memometer.retrieval import dates
 from memometer.retrieval.bm25 import K1, idf, saturation
 from memometer.retrieval.speakers import asked_about
 from memometer.retrieval.tokenize import STOP_WORDS, char_ngrams, stem, terms, words_of
+from memometer.retrieval.turn_arrays import TurnArrays, turn_arrays
 from memometer.retrieval.turn_index import SHAPE, Postings, TurnIndex
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -112,63 +113,6 @@ def _bounded(z: np.ndarray, limit: float = 6.0) -> np.ndarray:
     return z / (1 + np.abs(z) / limit)
 
 
-BURST = 5
-"""Most turns of a burst: the turns of one speaker in a row, which people write as one message."""
-
-
-class _Turns:
-    """The index as arrays, for one question."""
-
-    def __init__(self, index: TurnIndex) -> None:
-        self.n = len(index)
-        self.lengths = np.array(index.lengths, np.float32)
-        self.gram_lengths = np.array(index.gram_lengths, np.float32)
-        self.session = np.array(index.session, np.int32)
-        self.starts = np.array(index.session_starts, np.int64)
-        self.days = np.array(index.days, np.int32)
-        self.speaker = np.array(index.speaker, np.int32)
-        self.shape = np.array(index.shape, np.float32).reshape(self.n, len(SHAPE))
-        self.same = {d: self.session[d:] == self.session[:-d] for d in (1, 2, 3)}
-        changes = np.ones(self.n, bool)
-        changes[1:] = (self.speaker[1:] != self.speaker[:-1]) | ~self.same[1]
-        runs = np.flatnonzero(changes)
-        place = np.arange(self.n) - np.repeat(runs, np.diff(np.append(runs, self.n)))
-        self.burst_starts = np.flatnonzero(place % BURST == 0)
-        self.burst = np.cumsum(place % BURST == 0) - 1
-
-    def shift(self, values: np.ndarray, distance: int) -> np.ndarray:
-        """Move each value to the turn `distance` later (earlier if negative); zero across sessions."""
-        moved = np.zeros_like(values)
-        d = abs(distance)
-        if self.n > d:
-            if distance > 0:
-                moved[d:] = values[:-d] * self.same[d]
-            else:
-                moved[:-d] = values[d:] * self.same[d]
-        return moved
-
-    def window(self, values: np.ndarray, reach: int = 1) -> np.ndarray:
-        """Sum each turn's value and those of its neighbours up to `reach` turns away."""
-        return sum((self.shift(values, d) for r in range(1, reach + 1) for d in (r, -r)), start=values)
-
-    def spread(self, values: np.ndarray, near: float, far: float) -> np.ndarray:
-        """Add a share of the neighbours' values, because an answer is often next to the question's words."""
-        one = self.shift(values, 1) + self.shift(values, -1)
-        return values + near * one + far * (self.shift(values, 2) + self.shift(values, -2))
-
-    def best_of_session(self, values: np.ndarray) -> np.ndarray:
-        return np.maximum.reduceat(values, self.starts)
-
-    def bursts(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the best value of each turn's burst, of the one before and of the one after; zero across sessions."""
-        best = np.maximum.reduceat(values, self.burst_starts)
-        session = self.session[self.burst_starts]
-        joined = session[1:] == session[:-1]
-        before, after = np.zeros_like(best), np.zeros_like(best)
-        before[1:], after[:-1] = best[:-1] * joined, best[1:] * joined
-        return best[self.burst], before[self.burst], after[self.burst]
-
-
 _NO_POSTINGS = Postings()
 
 
@@ -185,18 +129,17 @@ def bm25(index: TurnIndex, query: list[str], lengths: np.ndarray) -> np.ndarray:
     return scores
 
 
-def _lexical(index: TurnIndex, turns: _Turns, query: list[str]) -> dict[str, np.ndarray]:
+def _lexical(index: TurnIndex, turns: TurnArrays, query: list[str]) -> dict[str, np.ndarray]:
     """Return BM25 over turns, windows and sessions, and the share of the question that each turn covers."""
     n, sessions = turns.n, len(turns.starts)
     names = ("turn", "window", "wide", "covered", "window_covered", "matches", "rarest")
     out = {name: np.zeros(n, np.float32) for name in names}
     session, burst = np.zeros(sessions, np.float32), np.zeros(len(turns.burst_starts), np.float32)
-    burst_lengths = np.add.reduceat(turns.lengths, turns.burst_starts)
+    burst_lengths, session_lengths = turns.burst_lengths, turns.session_lengths
     burst_mean = float(burst_lengths.mean()) or 1.0
-    parts = _Passages(index)
-    window_lengths, wide_lengths = turns.window(turns.lengths), turns.window(turns.lengths, 3)
-    session_lengths = np.add.reduceat(turns.lengths, turns.starts)
+    window_lengths, wide_lengths = turns.window_lengths, turns.wide_lengths
     means = [float(x.mean()) or 1.0 for x in (turns.lengths, window_lengths, session_lengths, wide_lengths)]
+    weights: list[tuple[int, float]] = []
     total = highest = 0.0
     for term in query:
         found = index.postings.get(term, _NO_POSTINGS)
@@ -220,7 +163,7 @@ def _lexical(index: TurnIndex, turns: _Turns, query: list[str]) -> dict[str, np.
             out[name][held] += idf(n, len(held)) * saturation(counts[held], lengths[held], mean)
         by_burst = np.bincount(turns.burst[at], weights=tf[at], minlength=len(burst)).astype(np.float32)
         burst += idf(len(burst), int(np.count_nonzero(by_burst))) * saturation(by_burst, burst_lengths, burst_mean)
-        parts.add(index.numbers[term], weight, means[0])
+        weights.append((index.numbers[term], weight))
         session += idf(sessions, int(np.count_nonzero(by_session))) * saturation(by_session, session_lengths, means[2])
         out["covered"][at] += weight
         out["window_covered"][in_window] += weight
@@ -231,48 +174,15 @@ def _lexical(index: TurnIndex, turns: _Turns, query: list[str]) -> dict[str, np.
     out["matches"] /= max(1, len(query))
     out["rarest"] /= highest or 1.0
     out["session"], out["burst"] = session, burst[turns.burst]
-    parts.raise_to_best(out["turn"])
+    if len(turns.passages.turn):
+        np.maximum.at(out["turn"], turns.passages.turn, turns.passages.bm25(weights, means[0]))
     return out
 
 
-class _Passages:
-    """BM25 of the passages of long turns. A long turn is as good as its best passage."""
-
-    def __init__(self, index: TurnIndex) -> None:
-        self.turn = np.array(index.passage_turn, np.int64)
-        self.ends = np.array(index.passage_end, np.int64)
-        if not len(self.turn):
-            return
-        sequence = np.array(index.sequence, np.int32)
-        starts = np.append(0, self.ends[:-1])
-        first = np.flatnonzero(np.append(True, self.turn[1:] != self.turn[:-1]))
-        starts[first] = np.append(0, np.array(index.ends, np.int64))[self.turn[first]]
-        self.lengths = (self.ends - starts).astype(np.float32)
-        length = self.lengths.astype(np.int64)
-        at = np.repeat(starts - (np.cumsum(length) - length), length) + np.arange(length.sum())
-        self.words, self.owner = sequence[at], np.repeat(np.arange(len(self.turn)), length)
-        self.scores = np.zeros(len(self.turn), np.float32)
-
-    def add(self, number: int, weight: float, mean: float) -> None:
-        """Add a query term, given as its position in the vocabulary."""
-        if len(self.turn):
-            held = self.owner[self.words == number]
-            if len(held):
-                tf = np.bincount(held, minlength=len(self.turn)).astype(np.float32)
-                self.scores += weight * saturation(tf, self.lengths, min(mean, float(self.lengths.mean())))
-
-    def raise_to_best(self, scores: np.ndarray) -> None:
-        """Replace the score of each long turn by that of its best passage, if that is higher."""
-        if len(self.turn):
-            np.maximum.at(scores, self.turn, self.scores)
-
-
-def _dates(index: TurnIndex, turns: _Turns, question: Question) -> tuple[np.ndarray, np.ndarray]:
+def _dates(turns: TurnArrays, question: Question) -> tuple[np.ndarray, np.ndarray]:
     """Return how close each turn's day is to a date in the question (0 to 2), and 1 for turns that mention it."""
     close = np.zeros(turns.n, np.float32)
     meant = np.zeros(turns.n, np.float32)
-    starts, ends = np.array(index.when_start, np.int64), np.array(index.when_end, np.int64)
-    at = np.array(index.when_turn, np.int64)
     for when in question.dates:
         first, last = when.start.toordinal(), when.end.toordinal()
         within = (turns.days >= first) & (turns.days <= last)
@@ -287,7 +197,7 @@ def _dates(index: TurnIndex, turns: _Turns, question: Question) -> tuple[np.ndar
             late = 31 if when.precision == "month" else 366
             score = np.select([within, (after > 0) & (after <= late)], [1.0, 0.3], 0.0)
         close = np.maximum(close, score.astype(np.float32))
-        meant[at[(starts <= last) & (ends >= first)]] = 1.0
+        meant[turns.when_turn[(turns.when_start <= last) & (turns.when_end >= first)]] = 1.0
     return close, meant
 
 
@@ -306,12 +216,12 @@ def features(index: TurnIndex, text: str, similarities: Mapping[str, np.ndarray]
         similarities: further scores from an encoder by name, each of shape (turns,). They are used like the lexical
             score.
     """
-    turns = _Turns(index)
+    turns = turn_arrays(index)
     question = Question(index, text)
     lexical = _lexical(index, turns, question.content)
     letters = bm25(index, char_ngrams(" ".join(question.words)), turns.gram_lengths)
     scores = {"lexical": lexical["turn"], "letters": letters, **(similarities or {})}
-    date_match, date_meant = _dates(index, turns, question)
+    date_match, date_meant = _dates(turns, question)
     speaker = np.full(turns.n, 0.5, np.float32)
     if len(question.named) == 1:
         speaker = (turns.speaker == question.named[0]).astype(np.float32)
@@ -353,7 +263,7 @@ def features(index: TurnIndex, text: str, similarities: Mapping[str, np.ndarray]
     columns["wide window"] = _bounded(_z(lexical["wide"]))[pool]
     columns["burst"] = _bounded(_z(lexical["burst"]))[pool]
     columns["echo"] = _bounded(_z(_pseudo_relevance_feedback(index, first, question.content)))[pool]
-    columns["content"] = np.minimum(_information(index, pool), 6)
+    columns["content"] = np.minimum(turns.information(pool), 6)
     columns["pairs"] = _bounded(_z(_pairs(index, turns, question.terms)))[pool]
     for name in ("covered", "window_covered", "matches", "rarest"):
         columns[name] = lexical[name][pool]
@@ -413,24 +323,10 @@ def _top(values: np.ndarray, n: int) -> np.ndarray:
     return best[np.argsort(-values[best], kind="stable")]
 
 
-def _information(index: TurnIndex, positions: np.ndarray) -> np.ndarray:
-    """Return the summed idf of each turn's terms, divided by ten, shape (positions,)."""
-    n = len(index)
-    ends = np.array(index.ends, np.int64)
-    stops, starts = ends[positions], np.append(0, ends[:-1])[positions]
-    lengths = stops - starts
-    at = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
-    numbers, which = np.unique(np.array(index.sequence, np.int64)[at], return_inverse=True)
-    weights = [idf(n, len(index.postings[index.vocabulary[number]].positions)) / 10 for number in numbers.tolist()]
-    sums = np.append(0.0, np.cumsum(np.array(weights)[which] if weights else []))
-    last = np.cumsum(lengths)
-    return (sums[last] - sums[last - lengths]).astype(np.float32)
-
-
-def _pairs(index: TurnIndex, turns: _Turns, query: list[str]) -> np.ndarray:
+def _pairs(index: TurnIndex, turns: TurnArrays, query: list[str]) -> np.ndarray:
     """Return BM25 of every turn for the question's pairs of neighbouring terms, shape (turns,)."""
     scores = np.zeros(turns.n, np.float32)
-    sequence, ends = np.array(index.sequence, np.int32), np.array(index.ends, np.int64)
+    sequence, ends = turns.sequence, turns.ends
     mean = float(turns.lengths.mean()) or 1.0
     for first, second in sorted(set(itertools.pairwise(query))):
         if first not in index.numbers or second not in index.numbers:
