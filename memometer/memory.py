@@ -65,7 +65,7 @@ class Turn:
         """The date line above the turn, such as `# Mon 8 May 2023`. A session has one for each of its days."""
         return f"# {self.said_at:%a} {format_date(self.said_at)}\n"
 
-    @property
+    @cached_property
     def day(self) -> int:
         """The day of the turn (`date.toordinal`). Turns of one session and day share a date line."""
         return self.said_at.toordinal()

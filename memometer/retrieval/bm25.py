@@ -50,9 +50,9 @@ def bm25_scores(documents: Sequence[Counter[str]], question: str) -> np.ndarray:
         Shape (documents,); zero for a document that contains no term of the question.
     """
     total = np.zeros(len(documents))
-    lengths = np.array([counts.total() for counts in documents], float)
+    lengths = np.array([sum(counts.values()) for counts in documents], float)
     for term in sorted(set(terms(question))):
-        counts = np.array([document[term] for document in documents], float)
+        counts = np.array([document.get(term, 0) for document in documents], float)
         if frequency := int(np.count_nonzero(counts)):
             total += idf(len(documents), frequency) * saturation(counts, lengths, float(lengths.mean()))
     return total

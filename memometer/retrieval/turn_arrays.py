@@ -20,6 +20,7 @@ class TurnArrays:
     """The arrays of one index, one element or row per turn unless the name says otherwise."""
 
     def __init__(self, index: TurnIndex) -> None:
+        self._index = index
         self.n = len(index)
         self.lengths = np.array(index.lengths, np.float32)
         self.gram_lengths = np.array(index.gram_lengths, np.float32)
@@ -30,8 +31,6 @@ class TurnArrays:
         self.shape = np.array(index.shape, np.float32).reshape(self.n, len(SHAPE))
         self.sequence = np.array(index.sequence, np.int32)
         self.ends = np.array(index.ends, np.int64)
-        self.frequency = np.array(index.frequency, np.int64)
-        """The number of turns with each term, by its position in the vocabulary."""
         self.when_turn = np.array(index.when_turn, np.int64)
         self.when_start, self.when_end = (np.array(each, np.int64) for each in (index.when_start, index.when_end))
         self.same = {d: self.session[d:] == self.session[:-d] for d in (1, 2, 3)}
@@ -92,8 +91,10 @@ class TurnArrays:
         stops, starts = self.ends[positions], np.append(0, self.ends[:-1])[positions]
         lengths = stops - starts
         at = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
-        held = self.frequency[self.sequence[at]]
-        weights = np.log(1 + (self.n - held + 0.5) / (held + 0.5)) / 10
+        numbers, which = np.unique(self.sequence[at], return_inverse=True)
+        terms = (self._index.vocabulary[number] for number in numbers.tolist())
+        held = np.array([len(self._index.postings[term].positions) for term in terms])
+        weights = (np.log(1 + (self.n - held + 0.5) / (held + 0.5)) / 10)[which] if len(held) else held
         sums = np.append(0.0, np.cumsum(weights))
         last = np.cumsum(lengths)
         return (sums[last] - sums[last - lengths]).astype(np.float32)
@@ -101,9 +102,9 @@ class TurnArrays:
 
 def turn_arrays(index: TurnIndex) -> TurnArrays:
     """Return the arrays of an index, which are computed again after a turn was added."""
-    found = index.arrays
-    if not isinstance(found, TurnArrays) or found.n != len(index):
-        found = index.arrays = TurnArrays(index)
+    found: TurnArrays | None = index.computed.get("arrays")
+    if found is None or found.n != len(index):
+        found = index.computed["arrays"] = TurnArrays(index)
     return found
 
 

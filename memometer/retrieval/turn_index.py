@@ -10,6 +10,8 @@ from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +57,6 @@ class TurnIndex:
         gram_lengths: character n-grams per turn.
         vocabulary: the terms, in order of first occurrence.
         numbers: the position of each term in `vocabulary`.
-        frequency: the number of turns with each term, in the order of `vocabulary`.
         sequence: the terms of all turns in order, as positions in `vocabulary`.
         ends: the end of each turn in `sequence`.
         passage_turn: the turn of each passage, for the turns that are longer than a passage.
@@ -72,7 +73,6 @@ class TurnIndex:
         last_session: the session number of the last turn.
         roles: the role of each speaker, if the data have one, otherwise empty.
         addressed: for each speaker, the names with which that speaker addresses the others, and how often.
-        arrays: what `turn_arrays` computed of these turns; it is neither compared nor copied nor saved.
     """
 
     postings: dict[str, Postings] = field(default_factory=dict)
@@ -80,7 +80,6 @@ class TurnIndex:
     gram_lengths: array[int] = field(default_factory=lambda: array("i"))
     vocabulary: list[str] = field(default_factory=list)
     numbers: dict[str, int] = field(default_factory=dict)
-    frequency: array[int] = field(default_factory=lambda: array("i"))
     sequence: array[int] = field(default_factory=lambda: array("i"))
     ends: array[int] = field(default_factory=lambda: array("i"))
     passage_turn: array[int] = field(default_factory=lambda: array("i"))
@@ -97,7 +96,6 @@ class TurnIndex:
     last_session: int | None = None
     roles: list[str] = field(default_factory=list)
     addressed: list[dict[str, int]] = field(default_factory=list)
-    arrays: object = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, turns: Sequence[Turn]) -> TurnIndex:
@@ -109,11 +107,17 @@ class TurnIndex:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "arrays": None}
+    @cached_property
+    def computed(self) -> dict[str, Any]:
+        """Values that were computed of these turns, until a turn is added. They are not copied, compared or saved."""
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "computed"}
 
     def add(self, turns: Sequence[Turn]) -> None:
         """Append turns, in time order. A new session starts when the turns' session number changes."""
+        self.computed.clear()
         for turn in turns:
             position = len(self)
             if turn.session != self.last_session:
@@ -146,14 +150,11 @@ class TurnIndex:
                 if term not in self.numbers:
                     self.numbers[term] = len(self.vocabulary)
                     self.vocabulary.append(term)
-                    self.frequency.append(0)
                 self.sequence.append(self.numbers[term])
             self.ends.append(len(self.sequence))
             for term, count in Counter(words + ngrams).items():
                 if (postings := self.postings.get(term)) is None:
                     postings = self.postings[term] = Postings()
-                if (number := self.numbers.get(term)) is not None:
-                    self.frequency[number] += 1
                 postings.positions.append(position)
                 postings.counts.append(count)
             mentioned = dates.find(turn.text, turn.said_at.date())
