@@ -200,12 +200,14 @@ def _plan_tasks(plan: Plan) -> None:
             listed = ", ".join(f"{budget:,}" for budget in too_large)
             plan.notices.append(f"Budget {listed} lowered to {room:,} {plan.unit}, the limit of the context window.")
     mean = sum(plan.conversation_tokens.values()) / max(1, len(plan.conversation_tokens))
-    plan.cautions = [
-        f"A budget of {budget:,} {plan.unit} holds {min(1, budget / mean):.0%} of the mean conversation ({mean:,.0f}); "
-        "above 50 %, the choice of turns has little effect."
-        for budget in budgets
-        if 0 < mean < 2 * budget
-    ]
+    if large := [budget for budget in budgets if 0 < mean < 2 * budget]:
+        listed = ", ".join(f"{budget:,}" for budget in large)
+        shares = ", ".join(f"{min(1, budget / mean):.0%}" for budget in large)
+        plan.cautions = [
+            f"{'A budget' if len(large) == 1 else 'Budgets'} of {listed} {plan.unit} "
+            f"{'holds' if len(large) == 1 else 'hold'} {shares} of the mean conversation ({mean:,.0f}); above 50 %, "
+            "the choice of turns has little effect."
+        ]
     plan.notices += plan.cautions
     plan.tasks = plan_tasks(
         plan.systems.memories,
