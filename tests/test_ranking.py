@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import random
 import re
 import subprocess
@@ -303,6 +305,20 @@ def test_a_fold_has_never_seen_what_it_is_asked(locomo: Any, monkeypatch: pytest
         assert len(weights.fitted_on) == 9
     fit_ranker.folds(locomo, ["conv-26"])
     assert len(seen) == 2, "the second time they are read from disk"
+
+
+@pytest.mark.slow  # seven CPU minutes
+@pytest.mark.parametrize(
+    ("flags", "files"),
+    [((), "default-words.json"), (("--benchmark", "locomo", "--folds"), "locomo-words*.json")],
+)
+def test_the_shipped_weights_are_those_of_their_command(flags: tuple[str, ...], files: str, tmp_path: Path) -> None:
+    if flags and "LOCOMO_PATH" not in os.environ:
+        pytest.skip("LOCOMO_PATH is not set")
+    command = [sys.executable, "optimize.py", "--target", "retrieval", *flags, "--seed", "0", "--out", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    expected = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in ranker.FOLDER.glob(files)}
+    assert {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in expected} == expected
 
 
 def test_optimize_refuses_what_it_cannot_fit(sample: Any, tmp_path: Path) -> None:

@@ -183,6 +183,20 @@ def test_more_brings_what_the_lookup_names_and_keeps_the_prefix() -> None:
     assert f"\n{line} Nadia: I paid him 120 euros." in prediction.recall.text
 
 
+def test_an_excerpt_is_shown_whole_in_a_later_round() -> None:
+    memory = MemorySystem(count=Tiktoken("o200k_base"), rounds=3)
+    engine = Scripted(memory.memory.count, "1\nStatus: more\nAnswer: ?", "1, 2\nStatus: answered\nAnswer: blue")
+    long = "Now about the weather again. " * 60 + "The deploy key is in the blue folder. " + "It rained a lot. " * 60
+    prediction = ask(memory, observed(memory, talk(long)), engine, "Where is the deploy key?", 2000)
+    assert [(told.turn_ids, told.partial_ids) for told in prediction.rounds] == [
+        (("D1:1",), ("D1:1",)),
+        (("D1:1",), ()),
+    ]
+    assert prediction.recall.whole_ids == ("D1:1",)
+    assert prediction.citations == ("D1:1",)
+    assert prediction.recall.tokens <= 2000
+
+
 def test_the_last_round_does_not_offer_more() -> None:
     memory = MemorySystem(count=Tiktoken("o200k_base"), rounds=2)
     engine = Scripted(memory.memory.count, "none\nStatus: more\nLookup: bowl\nAnswer: so far so good")

@@ -53,7 +53,7 @@ def recall_table(plan: Plan) -> Table | None:
 
 
 def _recalled(memory: Memory[Any], state: Any, task: Task) -> float:
-    shown = memory.checked_recall(state, task.question.text, task.budget_tokens).turn_ids
+    shown = memory.checked_recall(state, task.question.text, task.budget_tokens).whole_ids
     return evidence_recall(task.question.evidence, set(shown)) or 0.0
 
 

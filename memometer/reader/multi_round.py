@@ -22,9 +22,9 @@ MESSAGE_TOKENS, PROMPT_TOKENS = 8, 16
 MIN_NEW_TOKENS = 64
 """A further round is offered only if at least this many tokens are left for new lines."""
 
-NextPage = Callable[[tuple[str, ...], tuple[str, ...], int], Recall]
-"""(follow-up queries, turn ids already shown, budget in tokens) -> the next lines, whose numbers continue those of
-the shown lines."""
+NextPage = Callable[[tuple[str, ...], tuple[str, ...], tuple[str, ...], int], Recall]
+"""(follow-up queries, the turn id of each line already shown, turn ids shown in part, budget in tokens) -> the next
+lines, whose numbers continue those of the shown lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class Round:
         context_tokens: tokens of memory in the prompt.
         total_tokens: upper bound of the tokens of the call.
         turn_ids: all turns shown so far.
+        partial_ids: those of which only an excerpt was shown.
     """
 
     status: str
@@ -46,6 +47,7 @@ class Round:
     context_tokens: int
     total_tokens: int
     turn_ids: tuple[str, ...]
+    partial_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,27 +98,30 @@ def answer_in_rounds(
         QuestionBudgetTooSmall: `question_budget` does not hold one prompt.
     """
     queries: tuple[str, ...] = ()
-    shown: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()  # one turn id for each line
+    partial: tuple[str, ...] = ()
     text = ""
     calls: list[Round] = []
     left = question_budget
     for number in range(rounds):
         last = number + 1 == rounds
         limit = budget_tokens >> (rounds - 1 - number)
-        page, cost = _next_page(predict, question, text, shown, queries, limit=limit, left=left, more=more, count=count)
+        known = queries, shown, partial
+        page, cost = _next_page(predict, question, text, known, limit=limit, left=left, more=more, count=count)
         if page is None and calls:
-            break  # there is nothing new to show, or no budget for it: the last answer stays
+            continue  # nothing new fits this round; a later one is larger, or the last answer stays
         if page is None or (left is not None and cost > left):
             raise QuestionBudgetTooSmall(
                 f"a prompt without memory takes {cost:,} tokens, but the question budget is {left:,}"
             )
         text, shown = text + page.text, shown + page.turn_ids
+        partial = tuple(id for id in (*partial, *page.partial_ids) if id not in page.whole_ids)
         # The next round repeats this round's tokens, so the budget must also hold new lines.
         offers = not last and (left is None or left >= 2 * cost + MIN_NEW_TOKENS)
         reply = predict(**inputs_of(predict, text, question, offers=offers))
         wants_more = offers and reply.status == "more"
         query = str(getattr(reply, "lookup", None) or "") if wants_more else ""
-        calls.append(Round(reply.status, offers, query, count(text), cost, shown))
+        calls.append(Round(reply.status, offers, query, count(text), cost, tuple(dict.fromkeys(shown)), partial))
         if not wants_more:
             break
         queries += (query,) if query else ()
@@ -131,8 +136,7 @@ def _next_page(
     predict: dspy.Predict,
     question: str,
     text: str,
-    shown: tuple[str, ...],
-    queries: tuple[str, ...],
+    known: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]],
     *,
     limit: int,
     left: int | None,
@@ -152,11 +156,11 @@ def _next_page(
     if left is not None:
         room = min(room, left - cost_of(text))
     while True:
-        page = more(queries, shown, max(0, room))
+        page = more(*known, max(0, room))
         cost = cost_of(text + page.text)
         excess = max(count(text + page.text) - limit, 0 if left is None else cost - left)
         if excess <= 0 or not page.turn_ids:
-            return (page if page.turn_ids or not shown else None), cost
+            return (page if page.turn_ids or not text else None), cost
         room = min(room, page.tokens) - excess  # a tokenizer may join texts that were counted separately
 
 

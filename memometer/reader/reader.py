@@ -104,7 +104,10 @@ class Reader(dspy.Module):
             question_budget=self.question_budget,
         )
         tokens = memory.count(reading.text)
-        shown = Recall(reading.text, tokens, reading.rounds[-1].turn_ids, speaker_gap=pages.speaker_gap)
+        last = reading.rounds[-1]
+        shown = Recall(
+            reading.text, tokens, last.turn_ids, partial_ids=last.partial_ids, speaker_gap=pages.speaker_gap
+        )
         return dspy.Prediction(
             answer=reading.answer,
             recall=shown,

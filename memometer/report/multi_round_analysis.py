@@ -120,7 +120,7 @@ def needed_tokens(
         state = memory.new()
         memory.observe(state, conversation.turns)
         for question in (q for q in used if q.conversation == conversation.id):
-            enough = (b for b in grid if set(question.evidence) <= set(memory.recall(state, question.text, b).turn_ids))
+            enough = (b for b in grid if set(question.evidence) <= set(memory.recall(state, question.text, b).whole_ids))
             needed[question.id] = next(enough, float("inf"))
     return needed
 
@@ -146,7 +146,8 @@ def analyze(pairs: Iterable[tuple[Question, Record]], needed: Mapping[str, float
         for one in record.get("rounds", ()):
             fixed.append(one["total_tokens"] - one["context_tokens"])
             if one["offers_more"]:
-                decisions.append((set(question.evidence) <= set(one["turn_ids"]), one["status"] != "more"))
+                whole = set(one["turn_ids"]) - set(one.get("partial_ids", ()))
+                decisions.append((set(question.evidence) <= whole, one["status"] != "more"))
     found: Results = {}
     for name, sufficient in (("p", True), ("f", False)):
         enough = [replied for shown, replied in decisions if shown == sufficient]

@@ -24,6 +24,10 @@ from memometer.retrieval.turn_index import TurnIndex
 from memometer.token_counters import TokenCounter
 
 
+NUMBER_TOKENS = 16
+"""Upper bound of the tokens of a line's number."""
+
+
 @dataclass
 class IndexedState(State):
     """A State with the data that ranking needs about each turn."""
@@ -183,17 +187,25 @@ class RankedPages:
         self._scores: dict[tuple[str, ...], np.ndarray] = {(): memory.scores(state, question)}
         self.speaker_gap = memory.speaker_gap(state, question, self._scores[()])
 
-    def __call__(self, follow_up_queries: tuple[str, ...], shown: tuple[str, ...], budget_tokens: int) -> Recall:
+    def __call__(
+        self,
+        follow_up_queries: tuple[str, ...],
+        shown: tuple[str, ...],
+        partial: tuple[str, ...],
+        budget_tokens: int,
+    ) -> Recall:
         """Return the next page as numbered lines.
 
         Args:
             follow_up_queries: further queries of the reader; they count as much as the question.
-            shown: the ids of the turns shown already; the new lines continue their numbers.
+            shown: the turn id of each line shown already; the new lines continue their numbers.
+            partial: the turns of which only an excerpt was shown; they are shown again if they fit as a whole.
             budget_tokens: a hard bound on this page.
         """
         if follow_up_queries not in self._scores:
             self._scores[follow_up_queries] = self._memory.scores(self._state, self._question, follow_up_queries)
-        known, turns = set(shown), self._state.turns
+        turns = self._state.turns
+        known = set(shown) - {id for id in partial if self._fits(id, budget_tokens)}
         values = self._memory.values(self._state, self._scores[follow_up_queries], budget_tokens)
         ranking = (p for p in best_first(values) if turns[p].id not in known)
         return pack(
@@ -204,3 +216,10 @@ class RankedPages:
             question=self._question,
             first_number=len(shown) + 1,
         )
+
+    def _fits(self, id: str, budget_tokens: int) -> bool:
+        """Return True if a whole turn fits a page of its own, with its date line and its number."""
+        state = self._state
+        position = next(n for n, turn in enumerate(state.turns) if turn.id == id)
+        header = state.header_tokens[state.turns[position].day]
+        return state.line_tokens[position] + header + NUMBER_TOKENS <= budget_tokens
