@@ -23,6 +23,7 @@ from memometer.benchmarks.metrics import abstains, list_f1, normalize
 from memometer.benchmarks.protocol import Conversation, Question
 from memometer.memory import Turn
 from memometer.retrieval import dates
+from memometer.retrieval.date_ranges import WEEKDAYS
 from memometer.retrieval.speakers import named_speaker
 from memometer.retrieval.tokenize import mentions
 from memometer.run.folder import Record
@@ -128,7 +129,7 @@ def citation_score(question: Question, reply: Reply) -> float:
 
 Span = tuple[date, date]
 ANY_DAY = date(2023, 6, 1)  # any date will do, because dates that depend on it are skipped
-_UNITS = "day|week|weekend|month|year|" + "|".join(dates.WEEKDAYS)
+_UNITS = "day|week|weekend|month|year|" + "|".join(WEEKDAYS)
 _RELATIVE = re.compile(rf"(?:(?P<count>\w+) )?(?P<unit>{_UNITS})s? (?P<side>before|after|of) (?P<day>.+)")
 
 

@@ -19,7 +19,8 @@ from typing import Literal
 from memometer.benchmarks.metrics import ABSTENTION, token_f1
 from memometer.benchmarks.protocol import Conversation, Dataset, Question
 from memometer.benchmarks.sampling import sample
-from memometer.retrieval.dates import MONTHS, WEEKDAYS, DateRange, find
+from memometer.retrieval.date_ranges import MONTHS, WEEKDAYS, DateRange
+from memometer.retrieval.dates import find
 
 RIGHT = ("gold", "paraphrase")
 WRONG = ("refusal", "other_speaker", "adjacent_date", "specific_wrong")

@@ -105,9 +105,7 @@ class Reader(dspy.Module):
         )
         tokens = memory.count(reading.text)
         last = reading.rounds[-1]
-        shown = Recall(
-            reading.text, tokens, last.turn_ids, partial_ids=last.partial_ids, speaker_gap=pages.speaker_gap
-        )
+        shown = Recall(reading.text, tokens, last.turn_ids, partial_ids=last.partial_ids, speaker_gap=pages.speaker_gap)
         return dspy.Prediction(
             answer=reading.answer,
             recall=shown,

@@ -120,7 +120,9 @@ def needed_tokens(
         state = memory.new()
         memory.observe(state, conversation.turns)
         for question in (q for q in used if q.conversation == conversation.id):
-            enough = (b for b in grid if set(question.evidence) <= set(memory.recall(state, question.text, b).whole_ids))
+            enough = (
+                b for b in grid if set(question.evidence) <= set(memory.recall(state, question.text, b).whole_ids)
+            )
             needed[question.id] = next(enough, float("inf"))
     return needed
 

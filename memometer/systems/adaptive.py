@@ -23,7 +23,6 @@ from memometer.retrieval.speakers import named_speaker, speaker_gap
 from memometer.retrieval.turn_index import TurnIndex
 from memometer.token_counters import TokenCounter
 
-
 NUMBER_TOKENS = 16
 """Upper bound of the tokens of a line's number."""
 
