@@ -155,8 +155,8 @@ class AdaptiveMemory(Memory[IndexedState]):
     def values(self, state: IndexedState, scores: np.ndarray, budget_tokens: int) -> np.ndarray:
         """Return the logarithm of the expected evidence per token of each turn, shape (turns,).
 
-        A turn that is longer than the budget is shown as an excerpt, so its cost is that of the largest excerpt, and its
-        value is EXCERPT_CREDIT of the whole turn's.
+        A turn that is longer than the budget is shown as an excerpt, so its cost is that of the largest excerpt, and
+        its value is EXCERPT_CREDIT of the whole turn's.
 
         Args:
             state: the state.
