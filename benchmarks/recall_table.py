@@ -7,6 +7,11 @@ or in the shape of own data. A turn counts as recalled if every word of it is sh
 whose gold answer has all its content words in the text shown. Each row gives the mean with a 95 % interval over
 conversations, and the last block the difference from the best baseline. --reliability also prints how often turns of
 each predicted probability are evidence.
+
+    python benchmarks/recall_table.py --no-locomo --synthetic 4 --encoder minilm --similarity-weight 1.5
+
+--synthetic N adds N synthetic conversations of each style that the default weights were not fitted on. Constants of the
+ranking are chosen on these.
 """
 
 from __future__ import annotations
@@ -16,7 +21,8 @@ import json
 import sys
 import time
 from collections import defaultdict
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +30,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from memometer import benchmarks, systems
+from memometer import benchmarks, synthetic, systems
 from memometer.benchmarks.metrics import evidence_recall
-from memometer.benchmarks.protocol import DataError, Dataset
+from memometer.benchmarks.protocol import Conversation, DataError, Question, Session
 from memometer.models import encoders
+from memometer.retrieval import ranker
 from memometer.retrieval.tokenize import terms
 from memometer.stats.intervals import clustered_mean, paired
 from memometer.token_counters import counter_for
@@ -35,6 +42,9 @@ from memometer.token_counters import counter_for
 SYSTEMS = ("adaptive", "untrained", "bm25_neighbours", "bm25", "session")
 WITH_ENCODER = ("adaptive", "untrained", "rrf", "vector", "bm25_neighbours", "bm25")
 BASELINES = ("bm25", "bm25_neighbours", "rrf", "vector")
+FIRST_HELD_OUT = 200
+"""The default weights are fitted on the first 120 synthetic conversations of a style, or fewer."""
+
 BINS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 1.01)
 
 Values = dict[tuple[str, int], list[float]]
@@ -49,26 +59,32 @@ def main() -> int:
     parser.add_argument("--ranking", default="default", choices=["default", "locomo"])
     parser.add_argument("--conversations", type=int, default=10**6, help="only the first ones of each data set")
     parser.add_argument("--no-locomo", action="store_true")
+    parser.add_argument("--synthetic", type=int, default=0, metavar="N", help="synthetic conversations of each style")
+    parser.add_argument("--similarity-weight", type=float, help="weight of the encoder's similarity")
     parser.add_argument("--reliability", action="store_true")
     parser.add_argument("--out", type=Path, help="folder for results.json")
     args = parser.parse_args()
+    if args.similarity_weight is not None:
+        ranker.SIMILARITY_WEIGHT = args.similarity_weight
     encoder = encoders.load(args.encoder) if args.encoder else None
     names = args.systems.split(",") if args.systems else list(WITH_ENCODER if encoder else SYSTEMS)
     budgets = [int(budget) for budget in args.budgets.split(",")]
     written: dict[str, Any] = {}
-    for title, data in _data_sets(args.data, with_locomo=not args.no_locomo):
-        recall, answer, clusters = measure(data, names, budgets, encoder, args)
+    data_sets = _data_sets(args.data, with_locomo=not args.no_locomo)
+    for title, conversations in [*data_sets, *_synthetic(args.synthetic)]:
+        conversations = conversations[: args.conversations]
+        recall, answer, clusters = measure(conversations, names, budgets, encoder, args)
         print(f"\n{title}: n = {len(clusters)} in {len(set(clusters))} conversations; recall at {args.budgets} tokens")
         written[title] = report(names, budgets, recall, answer, clusters)
         if args.reliability:
-            reliability(data, encoder, args)
+            reliability(conversations, encoder, args)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "results.json").write_text(json.dumps(written, indent=1))
     return 0
 
 
-def _data_sets(given: list[str], *, with_locomo: bool) -> list[tuple[str, Dataset]]:
+def _data_sets(given: list[str], *, with_locomo: bool) -> list[tuple[str, Sequence[Conversation]]]:
     """Return the data sets that can be read; print the reason for the others."""
     found = []
     for text in ["locomo=", *given] if with_locomo else given:
@@ -77,21 +93,44 @@ def _data_sets(given: list[str], *, with_locomo: bool) -> list[tuple[str, Datase
             data = benchmarks.read(None if path else "locomo", path or None)
             if title == "locomo" and data.kind:
                 raise DataError("LOCOMO's file is not on this machine")
-            found.append((title, data))
+            found.append((title, data.conversations))
         except DataError as error:
             print(f"SKIPPED {title}: {error}")
     return found
 
 
+def _synthetic(number: int) -> list[tuple[str, Sequence[Conversation]]]:
+    """Return synthetic conversations of each style, as those of a benchmark."""
+    if not number:
+        return []
+    return [
+        (f"synthetic {style}", [_conversation(style, FIRST_HELD_OUT + n) for n in range(number)])
+        for style in synthetic.STYLES
+    ]
+
+
+def _conversation(style: str, number: int) -> Conversation:
+    made = synthetic.generate(f"{style}/{number}", style)
+    sessions = [
+        Session(session, turns[0].said_at, turns)
+        for session, turns in ((s, tuple(t)) for s, t in groupby(made.turns, key=lambda turn: turn.session))
+    ]
+    questions = [
+        Question(made.id, n, q.text, q.kind, q.answer or "-", q.evidence) for n, q in enumerate(made.questions)
+    ]
+    speakers = tuple(dict.fromkeys(turn.speaker for turn in made.turns))
+    return Conversation(made.id, speakers, tuple(sessions), tuple(questions))
+
+
 def measure(
-    data: Dataset, names: list[str], budgets: list[int], encoder: Any, args: argparse.Namespace
+    conversations: Sequence[Conversation], names: list[str], budgets: list[int], encoder: Any, args: argparse.Namespace
 ) -> tuple[Values, Values, list[str]]:
     """Return recall and answer-in-context by system and budget, and the conversation of each question."""
     count = counter_for(tokenizer=None)
     recall: Values = defaultdict(list)
     answer: Values = defaultdict(list)
     clusters: list[str] = []
-    for conversation in data.conversations[: args.conversations]:
+    for conversation in conversations:
         asked = [q for q in conversation.questions if q.answerable and q.evidence]
         clusters += [conversation.id] * len(asked)
         for name in names:
@@ -139,11 +178,11 @@ def report(names: list[str], budgets: list[int], recall: Values, answer: Values,
     return written
 
 
-def reliability(data: Dataset, encoder: Any, args: argparse.Namespace) -> None:
+def reliability(conversations: Sequence[Conversation], encoder: Any, args: argparse.Namespace) -> None:
     """Print predicted against observed frequency of evidence, in bins of the predicted probability."""
     memory = systems.load("adaptive")(ranking=args.ranking, **({"encoder": encoder} if encoder else {}))
     predicted, observed = [], []
-    for conversation in data.conversations[: args.conversations]:
+    for conversation in conversations:
         state = memory.new()
         memory.observe(state, conversation.turns)
         for question in conversation.questions:
