@@ -38,6 +38,11 @@ MANIFEST_FIELDS = {
     "provenance", "parents", "files",
 }  # fmt: skip
 
+OTHER_WEIGHTS = (
+    "its ranking weights are of an earlier version and for other features, so the default ones replace them and recalls "
+    "may differ"
+)
+
 RENAMED = {"beside": "neighbours", "token_map": "projection"}
 """Parameters with another name in version 0.1.0."""
 
@@ -57,6 +62,7 @@ class Cartridge:
         signed_by: Ed25519 public key of the signature in hexadecimal; empty if there is none.
         persona: free text.
         goal: vector of shape (dimensions,); None if there is none.
+        notices: what differs from the file, one sentence each.
     """
 
     memory: Memory[Any]
@@ -67,6 +73,7 @@ class Cartridge:
     signed_by: str = ""
     persona: str = ""
     goal: np.ndarray | None = None
+    notices: tuple[str, ...] = ()
 
 
 def load_cartridge(
@@ -184,6 +191,7 @@ class _Loading:
         self._folder = folder
         self._count, self._encoder, self._reobserve = count, encoder, reobserve
         self._holds_episodes = self._manifest["holds"] == "episodes"
+        self._notices: list[str] = []
 
     def cartridge(self, memory_url: str | None, scope: str | None) -> Cartridge:
         kind = memory_spec.kind_of(self._manifest["system"])
@@ -224,7 +232,15 @@ class _Loading:
                 state = self._state(memory, decoder)
         source = self._source
         return Cartridge(
-            memory, reader, state, self._manifest, source.file.digest, source.signed_by, about["persona"], goal
+            memory=memory,
+            reader=reader,
+            state=state,
+            manifest=self._manifest,
+            digest=source.file.digest,
+            signed_by=source.signed_by,
+            persona=about["persona"],
+            goal=goal,
+            notices=tuple(self._notices),
         )
 
     def _arrays(self, name: str) -> Any:
@@ -275,7 +291,8 @@ class _Loading:
         for column in columns:
             name = RENAMED.get(column, column)
             if name == "ranker" and decoder.holds(f"parameters.{column}.hidden"):
-                decoder.discard(f"parameters.{column}")  # of an earlier version, for other features
+                decoder.discard(f"parameters.{column}")
+                self._notices.append(OTHER_WEIGHTS)
                 continue
             found[name] = decoder.read(hints[name], 1, f"parameters.{column}")[0]
         return found

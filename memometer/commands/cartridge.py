@@ -86,6 +86,8 @@ def _verify(args: argparse.Namespace) -> int:
     loaded = load_cartridge(args.file, public_key=args.public_key)
     signature = f"signed by {loaded.signed_by}" if loaded.signed_by else "not signed, so its origin is unknown"
     print(f"{args.file} is intact: {loaded.manifest['records']['count']:,} records, {signature}.")
+    for notice in loaded.notices:
+        print(f"Note: {notice}.")
     return 0
 
 
