@@ -39,8 +39,8 @@ MANIFEST_FIELDS = {
 }  # fmt: skip
 
 OTHER_WEIGHTS = (
-    "its ranking weights are of an earlier version and for other features, so the default ones replace them and recalls "
-    "may differ"
+    "its ranking weights are of an earlier version and for other features, so the default ones replace them and "
+    "recalls may differ"
 )
 
 RENAMED = {"beside": "neighbours", "token_map": "projection"}

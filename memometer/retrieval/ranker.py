@@ -35,8 +35,8 @@ FEW_TURNS = 8
 """With fewer turns, ranks and quantiles mean little, and the untrained score counts more."""
 
 SIMILARITY_WEIGHT = 1.0
-"""Weight of an encoder's similarity, in standard deviations over the turns. It was chosen on synthetic conversations that
-the weights were not fitted on (docs/experiments.md)."""
+"""Weight of an encoder's similarity, in standard deviations over the turns. It was chosen on synthetic conversations
+that the weights were not fitted on (docs/experiments.md)."""
 
 UNTRAINED_SHARPNESS = 1.0
 """Factor of the untrained score, so that its softmax is about as sharp as the learned one."""
