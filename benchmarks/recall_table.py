@@ -6,7 +6,7 @@ LOCOMO is read from its usual place, and skipped with a reason if it is not ther
 or in the shape of own data. A turn counts as recalled if every word of it is shown. `answer` is the share of questions
 whose gold answer has all its content words in the text shown. Each row gives the mean with a 95 % interval over
 conversations, and the last block the difference from the best baseline. --reliability also prints how often turns of
-each predicted probability are evidence.
+each predicted probability are evidence, and --plot FILE draws it as SVG.
 
     python benchmarks/recall_table.py --no-locomo --synthetic 4 --encoder minilm --similarity-weight 1.5
 
@@ -47,6 +47,9 @@ FIRST_HELD_OUT = 200
 
 BINS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 1.01)
 
+Curve = list[tuple[float, float]]
+"""Predicted and observed frequency of evidence in each bin."""
+
 Values = dict[tuple[str, int], list[float]]
 
 
@@ -62,6 +65,7 @@ def main() -> int:
     parser.add_argument("--synthetic", type=int, default=0, metavar="N", help="synthetic conversations of each style")
     parser.add_argument("--similarity-weight", type=float, help="weight of the encoder's similarity")
     parser.add_argument("--reliability", action="store_true")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the reliability as SVG")
     parser.add_argument("--out", type=Path, help="folder for results.json")
     args = parser.parse_args()
     if args.similarity_weight is not None:
@@ -70,14 +74,17 @@ def main() -> int:
     names = args.systems.split(",") if args.systems else list(WITH_ENCODER if encoder else SYSTEMS)
     budgets = [int(budget) for budget in args.budgets.split(",")]
     written: dict[str, Any] = {}
+    curves: dict[str, Curve] = {}
     data_sets = _data_sets(args.data, with_locomo=not args.no_locomo)
     for title, conversations in [*data_sets, *_synthetic(args.synthetic)]:
         conversations = conversations[: args.conversations]
         recall, answer, clusters = measure(conversations, names, budgets, encoder, args)
         print(f"\n{title}: n = {len(clusters)} in {len(set(clusters))} conversations; recall at {args.budgets} tokens")
         written[title] = report(names, budgets, recall, answer, clusters)
-        if args.reliability:
-            reliability(conversations, encoder, args)
+        if args.reliability or args.plot:
+            curves[title] = reliability(conversations, encoder, args)
+    if args.plot:
+        args.plot.write_text(reliability_plot(curves), encoding="utf-8")
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "results.json").write_text(json.dumps(written, indent=1))
@@ -178,7 +185,7 @@ def report(names: list[str], budgets: list[int], recall: Values, answer: Values,
     return written
 
 
-def reliability(conversations: Sequence[Conversation], encoder: Any, args: argparse.Namespace) -> None:
+def reliability(conversations: Sequence[Conversation], encoder: Any, args: argparse.Namespace) -> Curve:
     """Print predicted against observed frequency of evidence, in bins of the predicted probability."""
     memory = systems.load("adaptive")(ranking=args.ranking, **({"encoder": encoder} if encoder else {}))
     predicted, observed = [], []
@@ -191,10 +198,41 @@ def reliability(conversations: Sequence[Conversation], encoder: Any, args: argpa
                 observed.append(np.isin([turn.id for turn in state.turns], question.evidence))
     p, y = np.concatenate(predicted), np.concatenate(observed)
     print("  reliability: predicted / observed (turns)")
+    curve = []
     for low, high in pairwise(BINS):
         inside = (p >= low) & (p < high)
         if inside.any():
-            print(f"    {p[inside].mean():8.4f} {y[inside].mean():8.4f}  ({inside.sum():,})")
+            curve.append((float(p[inside].mean()), float(y[inside].mean())))
+            print(f"    {curve[-1][0]:8.4f} {curve[-1][1]:8.4f}  ({inside.sum():,})")
+    return curve
+
+
+def reliability_plot(curves: dict[str, Curve]) -> str:
+    """Return an SVG of observed against predicted frequencies, on logarithmic axes from 0.0001 to 1."""
+    side, margin = 400, 50
+
+    def place(value: float) -> float:
+        return side * (4 + float(np.log10(max(value, 1e-4)))) / 4
+
+    parts = [f'<rect x="{margin}" y="10" width="{side}" height="{side}" fill="white" stroke="#888"/>',
+             f'<line x1="{margin}" y1="{10 + side}" x2="{margin + side}" y2="10" stroke="#bbb" stroke-dasharray="4"/>',
+             f'<text x="{margin + side / 2}" y="{side + 48}" text-anchor="middle">predicted probability</text>',
+             f'<text transform="translate(14 {side / 2}) rotate(-90)">observed</text>']  # fmt: skip
+    for tick in (0.0001, 0.001, 0.01, 0.1, 1.0):
+        at = place(tick)
+        parts.append(f'<text x="{margin + at:.0f}" y="{side + 28}" text-anchor="middle">{tick:g}</text>')
+        parts.append(f'<text x="{margin - 4}" y="{14 + side - at:.0f}" text-anchor="end">{tick:g}</text>')
+    colours = ("#1b6ca8", "#c0392b", "#2a8c55", "#8e44ad", "#d68910", "#555555", "#16a085", "#7f4f24")
+    for n, (title, curve) in enumerate(curves.items()):
+        colour = colours[n % len(colours)]
+        points = [(margin + place(p), 10 + side - place(y)) for p, y in curve]
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}"/>')
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points]
+        parts.append(f'<text x="{margin + 10}" y="{30 + 16 * n}" fill="{colour}">{title}</text>')
+    size = f'viewBox="0 0 {side + margin + 20} {side + 60}" width="{side + margin + 20}"'
+    text = "\n".join(parts)
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">\n{text}\n</svg>\n'
 
 
 if __name__ == "__main__":
