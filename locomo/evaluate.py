@@ -30,7 +30,8 @@ def _result_formats() -> Mapping[str, Any]:
 
 
 def _person_names(seed: str, taken: Collection[str]) -> Callable[[], str]:
-    from locomo.synthetic.templates import Draw, Names
+    from locomo.synthetic.templates import Names
+    from memometer.synthetic.draw import Draw
 
     return Names(Draw(seed), "person", taken=taken)
 

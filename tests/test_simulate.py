@@ -14,9 +14,10 @@ from locomo import dataset
 from locomo.dataset import Question
 from locomo.synthetic import simulate
 from locomo.synthetic.conversation import RATES
-from locomo.synthetic.templates import Draw, Names, relative_date, vocabulary
+from locomo.synthetic.templates import Names, relative_date, vocabulary
 from memometer import cli
 from memometer.benchmarks.protocol import Conversation, Session
+from memometer.synthetic.draw import Draw
 
 MADE = [simulate.conversation(1, number) for number in (1, 2, 3)]
 ASKED = [(conversation, question) for conversation in MADE for question in conversation.questions]

@@ -13,9 +13,10 @@ from datetime import datetime, timedelta
 
 from locomo.dataset import Question
 from locomo.synthetic.facts import Fact, Key, Plan, Slots, Thread
-from locomo.synthetic.templates import Draw, Names, blanks, fill, relative_date, said_by, vocabulary
+from locomo.synthetic.templates import Names, blanks, fill, relative_date, said_by, vocabulary
 from memometer.benchmarks.protocol import Session
 from memometer.memory import Turn
+from memometer.synthetic.draw import Draw
 
 RATES = {1: 282 / 5882, 2: 321 / 5882, 3: 96 / 5882, 4: 841 / 5882, 5: 446 / 5882}
 """Number of questions of each category per turn, as in LOCOMO."""

@@ -18,9 +18,9 @@ from typing import Any
 from locomo import dataset
 from locomo.dataset import CATEGORIES, SIMULATED, Question
 from locomo.synthetic.conversation import ConversationGenerator
-from locomo.synthetic.templates import Draw
 from memometer.benchmarks.protocol import Conversation, Dataset, Session
 from memometer.run.environment import digest
+from memometer.synthetic.draw import Draw
 
 
 def history(seed: int, *, turns: int = 280_000) -> Iterator[tuple[Session, tuple[Question, ...]]]:

@@ -5,52 +5,23 @@ The words were written for this project and are in simulation.toml and simulatio
 
 from __future__ import annotations
 
-import math
-import random
 import re
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from memometer.memory import format_date
+from memometer.synthetic.draw import Draw
 
-T = TypeVar("T")
 Slots = Mapping[str, str | Sequence[str]]
 """Blank -> text, or a sequence of texts from which one is drawn at each use."""
 
 IMPLIED = {"some": {"kind"}, "venue": {"spot"}}
 CONCENTRATION, DISCOUNT = 12.0, 0.6
 """Parameters of the distribution of names; the number of different names grows as n ** DISCOUNT."""
-
-
-class Draw:
-    """Makes seeded random choices, with `random()` only, because Python guarantees that its results do not change."""
-
-    def __init__(self, seed: str) -> None:
-        self.random = random.Random(seed).random
-
-    def chance(self, probability: float) -> bool:
-        """Return True with this probability."""
-        return self.random() < probability
-
-    def pick(self, options: Sequence[T]) -> T:
-        """Draw one of the options, all with the same probability."""
-        return options[int(self.random() * len(options))]
-
-    def between(self, low: int, high: int) -> int:
-        """Draw an integer from `low` to `high`, both included."""
-        return low + int(self.random() * (high - low + 1))
-
-    def lengthy(self, median: float, spread: float) -> float:
-        """Draw a length from a log-normal distribution; `spread` is the standard deviation of its logarithm."""
-        return median * math.exp(spread * (sum(self.random() for _ in range(12)) - 6))
-
-    def wait(self, mean: float) -> float:
-        """Draw a waiting time from an exponential distribution."""
-        return -mean * math.log(1 - self.random())
 
 
 class Names:
