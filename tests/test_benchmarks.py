@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +251,40 @@ def test_a_rubric_is_graded_item_by_item(tmp_path: Path, server: Server) -> None
     verdict = judge(question.text, question.gold or "", "It is well.", of=question)
     assert (verdict.label, verdict.score, len(server.requests)) == ("wrong", 0.5, judge.calls(question))
     assert judge.record(verdict)["score"] == 0.5
+    server.answer = lambda number, body: completion("Partly." if "state: well" in json.dumps(body) else "yes")
+    assert judge(question.text, question.gold or "", "It is well.", of=question).score == 0.75
+    published = Judge(model.lm, benchmarks.load("beam").judge_prompts["rubric-published"])
+    assert published(question.text, question.gold or "", "It is well.", of=question).score == 0.5
+    server.answer = lambda number, body: completion("perhaps")
+    assert judge(question.text, question.gold or "", "It is well.", of=question).label == "missing"
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"), [("a\nb\nc", 1.0), ("c\nb\na", 0.0), ("b\n\na\nc", 2 / 3), ("nothing", 0.0)]
+)
+def test_the_order_of_events_is_scored_by_line(tmp_path: Path, server: Server, answer: str, score: float) -> None:
+    from memometer.judging.judge import Judge
+    from memometer.models import resolve_models
+
+    question = replace(
+        next(q for q in data_of("beam", tmp_path).questions if q.category == "knowledge_update"),
+        category="event_ordering",
+        rubric=("a", "b", "c"),  # type: ignore[call-arg]
+    )
+    model = resolve_models.load("openai/judge", api_base=server.url, max_tokens=8)
+    judge = Judge(model.lm, benchmarks.load("beam").judge_prompt())
+
+    def same(number: int, body: Any) -> Any:
+        text = body["messages"][-1]["content"]
+        event, line = (re.search(rf"{name}:?\s*(\w+)", text, re.IGNORECASE) for name in ("gold", "answer"))
+        return completion("yes" if event and line and event[1] == line[1] else "no")
+
+    server.answer = same
+    verdict = judge(question.text, "", answer, of=question)
+    assert verdict.score == pytest.approx(score, abs=0.12 if answer == "nothing" else 1e-9)
+    assert len(server.requests) <= judge.calls(question)
+    server.answer = lambda number, body: (500, {}, b"{}")
+    assert judge(question.text, "", answer, of=question).label == "missing"
 
 
 # ---------------------------------------------------------------- a benchmark in one folder

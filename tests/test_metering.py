@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +61,26 @@ class Upstream:
         return 200, {"Content-Type": "text/event-stream"}, text.encode()
 
 
-@pytest.mark.parametrize("name", ["own process", "this process"])
-def test_calls_are_counted_to_the_token(tmp_path: Path, server: Server, name: str) -> None:
+@pytest.fixture
+def behind_http() -> Iterator[str]:
+    """A server that started before the evaluation, with another address in its environment."""
+    environment = {**os.environ, "OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "own"}
+    words = [sys.executable, worker.__file__, f"{STUBS}:AsksModel", "--http", "0"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout
+    yield f"asks={process.stdout.readline().strip()}"
+    process.terminate()
+    process.communicate()
+
+
+@pytest.mark.parametrize("name", ["own process", "this process", "HTTP"])
+def test_calls_are_counted_to_the_token(
+    tmp_path: Path, server: Server, name: str, request: pytest.FixtureRequest
+) -> None:
     server.answer = upstream = Upstream()
-    system = command("AsksModel") if name == "own process" else f"asks={STUBS}:AsksModel"
+    inside = f"asks={STUBS}:AsksModel"
+    system = {"own process": command("AsksModel"), "this process": inside}.get(name)
+    system = system or request.getfixturevalue("behind_http")
     done = evaluate(*remote(server, "--split", "all", "--systems", system, "--run-dir", "run", "--judge-model", "none"),
                     cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr

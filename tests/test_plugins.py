@@ -10,15 +10,17 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from memometer.cli import main
 from memometer.systems import worker
 from memometer.systems.contract import check
+from memometer.systems.open_scopes import OpenScopes
 from tests.conftest import ROOT
 from tests.evaluation import evaluate, records, results
+from tests.stub_systems import Sound
 
 STUBS = ROOT / "tests" / "stub_systems.py"
 WORKER = f"{sys.executable} {worker.__file__}"
@@ -220,6 +222,61 @@ def test_facts_without_ids_have_no_evidence_recall(tmp_path: Path) -> None:
     text = (tmp_path / "run" / "table.txt").read_text()
     assert "worse (degraded)" in text
     assert "spaCy is missing" in text
+
+
+class OfOthers(BaseHTTPRequestHandler):
+    """A system behind a server of its own, which knows nothing of the metered endpoint."""
+
+    scopes: ClassVar[list[str]] = []
+    caller: ClassVar[Any] = None
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if request["method"] in ("open", "close"):
+            (self.scopes.append if request["method"] == "open" else self.scopes.remove)(request["params"]["scope"])
+        body = json.dumps(self.caller.reply(request)).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None: ...
+
+
+@pytest.fixture
+def of_others() -> Iterator[str]:
+    OfOthers.scopes, OfOthers.caller = [], worker.Caller(Sound())
+    server = ThreadingHTTPServer(("127.0.0.1", 0), OfOthers)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_server_without_the_meter_is_marked(tmp_path: Path, of_others: str, http_system: str) -> None:
+    done, found = recall_only(tmp_path, {"other": of_others, "ours": http_system}, "--dry-run")
+    assert "other: its model calls are not metered" in " ".join((done.stdout + done.stderr).split())
+    done, found = recall_only(tmp_path, {"other": of_others, "ours": http_system})
+    assert done.returncode == 0
+    assert [found["plug_ins"][name]["metered"] for name in ("other", "ours")] == [False, True]
+    table = (tmp_path / "run" / "table.txt").read_text()
+    assert "not metered" in table
+    assert OfOthers.scopes == [], "the memories are deleted"
+
+
+def test_memories_of_a_killed_run_are_deleted_by_the_next(tmp_path: Path, of_others: str) -> None:
+    runs = [OpenScopes(of_others), OpenScopes(of_others)]
+    for number, run in enumerate(runs):
+        run.add(f"memometer{number}")
+        OfOthers.scopes.append(f"memometer{number}")
+        OfOthers.caller.reply({"id": 1, "method": "open", "params": {"scope": f"memometer{number}"}})
+    assert runs[0]._lock
+    runs[0]._lock.release()  # as the kernel does when a process is killed
+    done, found = recall_only(tmp_path, {"other": of_others})
+    assert done.returncode == 0
+    assert OfOthers.scopes == ["memometer1"], "a run that lives keeps its memory"
+    assert any("earlier run" in notice for notice in found["plug_ins"]["other"]["notices"])
+    assert len(list(runs[0]._folder.glob("*.txt"))) == 1, "nothing of the finished run is left"
 
 
 class Answers(BaseHTTPRequestHandler):

@@ -26,10 +26,12 @@ class Hindsight:
 
     Args:
         encoder: A sentence-transformers model, by name or folder.
+        recency: True dates a question at the end of the conversation, so that Hindsight prefers recent turns. False
+            leaves the date out, as Hindsight's own evaluation on LOCOMO does, whose questions have no date.
     """
 
-    def __init__(self, encoder: str = "sentence-transformers/all-MiniLM-L6-v2") -> None:
-        self.encoder = encoder
+    def __init__(self, encoder: str = "sentence-transformers/all-MiniLM-L6-v2", recency: bool = False) -> None:
+        self.encoder, self.recency = encoder, recency
         self.engine: Any = None
         self.folder = tempfile.TemporaryDirectory(prefix="hindsight-", ignore_cleanup_errors=True)
 
@@ -79,7 +81,7 @@ class Hindsight:
         engine = await self._started()
         contents = [
             {
-                "content": f"{turn['speaker']}: {turn['text']}",
+                "content": dated(turn),
                 "document_id": turn["id"],
                 "event_date": datetime.fromisoformat(turn["said_at"]).replace(tzinfo=UTC),
             }
@@ -93,13 +95,14 @@ class Hindsight:
     async def search(self, scope: str, question: str, limit: int, at: str) -> list[dict[str, Any]]:
         from hindsight_api.engine.memory_engine import Budget
 
+        dates = {"question_date": datetime.fromisoformat(at).replace(tzinfo=UTC)} if self.recency else {}
         found = await (await self._started()).recall_async(
             bank_id=scope,
             query=question or "?",
             budget=Budget.HIGH,
             max_tokens=60 * limit,
-            question_date=datetime.fromisoformat(at).replace(tzinfo=UTC),
             request_context=self._context(),
+            **dates,
         )
         return [
             {"text": fact.text, "turn_ids": [fact.document_id] if fact.document_id else None, "score": None}
@@ -113,6 +116,18 @@ class Hindsight:
         return {
             "name": "Hindsight",
             "versions": {"hindsight-api": version("hindsight-api")},
-            "parameters": {"llm": "none", "encoder": self.encoder, "reranker": "rrf", "budget": "high"},
+            "parameters": {
+                "llm": "none",
+                "encoder": self.encoder,
+                "reranker": "rrf",
+                "budget": "high",
+                "recency": self.recency,
+            },
             "degraded": ["it runs without a model, so it stores chunks and extracts no facts"],
         }
+
+
+def dated(turn: dict[str, Any]) -> str:
+    """The turn with its date and its speaker. Hindsight stores `event_date`, but searches the text alone."""
+    day = datetime.fromisoformat(turn["said_at"])
+    return f"# {day:%a} {day.day} {day:%B %Y}\n{turn['speaker']}: {turn['text']}"

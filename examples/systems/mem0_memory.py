@@ -82,14 +82,11 @@ class Mem0:
         self.memories.pop(scope).delete_all(user_id=scope)
 
     def describe(self) -> dict[str, Any]:
-        missing = []
-        if not find_spec("fastembed"):
-            missing.append("fastembed is missing, so there is no keyword search")
-        if not find_spec("spacy"):
-            missing.append("spaCy is missing, so words are not lemmatised and entities are not linked")
+        packages = ["mem0ai", "qdrant-client", "sentence-transformers"]
+        packages += [name for name in ("fastembed", "spacy", "en_core_web_sm") if find_spec(name)]
         return {
             "name": "mem0",
-            "versions": {name: version(name) for name in ("mem0ai", "qdrant-client", "sentence-transformers")},
+            "versions": {name: version(name) for name in packages},
             "parameters": {
                 "infer": self.infer,
                 "batch": self.batch if self.infer else 1,
@@ -97,8 +94,33 @@ class Mem0:
                 "model": self.model if self.infer else None,
                 "threshold": self.threshold,
             },
-            "degraded": missing,
+            "degraded": missing_parts(),
         }
+
+
+def missing_parts() -> list[str]:
+    """What mem0 would do without: it logs one line and goes on."""
+    missing = []
+    if not find_spec("fastembed"):
+        missing.append("fastembed is missing, so there is no keyword search")
+    elif problem := no_keywords():
+        missing.append(f"fastembed cannot load Qdrant/bm25 ({problem}), so there is no keyword search")
+    if not find_spec("spacy"):
+        missing.append("spaCy is missing, so words are not lemmatised and entities are not linked")
+    elif not find_spec("en_core_web_sm"):  # mem0 would run pip to get it
+        missing.append("spaCy's en_core_web_sm is missing, so words are not lemmatised and entities are not linked")
+    return missing
+
+
+def no_keywords() -> str:
+    """Why fastembed cannot load the files of its keyword encoder; empty if it can."""
+    from fastembed import SparseTextEmbedding
+
+    try:
+        SparseTextEmbedding(model_name="Qdrant/bm25")
+    except Exception as error:  # noqa: BLE001 - a missing file, a closed network; the reason is reported
+        return type(error).__name__
+    return ""
 
 
 def dated(turn: dict[str, Any]) -> str:

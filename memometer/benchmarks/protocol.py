@@ -265,8 +265,11 @@ class JudgePrompt:
         rule: When an answer is correct, in a few words.
         text: (question, gold, answer) -> the whole prompt, for published prompts that depend on the question. None
             sends the instructions and the three texts as fields.
-        rubric: The items that an answer is graded for, one call each, in place of the gold answer. The score is the
-            share of items that it meets.
+        rubric: The items that an answer is graded for, one call each, in place of the gold answer. The score is their
+            mean.
+        half_met: The score of an item to which the judge replies `partly`; None does not allow this reply.
+        order: True for a question whose items are events in order. Its score is the agreement of the answer's lines
+            with that order (Kendall's tau-b, scaled to 0 to 1).
     """
 
     name: str
@@ -274,6 +277,8 @@ class JudgePrompt:
     rule: str
     text: Callable[[Question, str, str], str] | None = None
     rubric: Callable[[Question], Sequence[str]] | None = None
+    half_met: float | None = None
+    order: Callable[[Question], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,7 @@ class _Builder:
             inner = self._of_class(name, systems.load(specification.target), specification.parameters)
             built = inner if inner.skipped else ThroughSearch(inner, specification.target)
             return self._plug_in(name, InProcess(specification.target, {}, {}, build=lambda: built))
-        environment = {} if kind == specifications.HTTP else self.endpoint.environment(name)
+        environment = self.endpoint.environment(name)
         if kind in (specifications.COMMAND, specifications.HTTP):
             return self._plug_in(name, connect(specification, environment))
         try:
@@ -169,6 +169,8 @@ class _Builder:
         except PluginError as error:
             memory.skipped = str(error)
             memory.stop()
+        else:
+            self.notices += [f"{name}: {notice}." for notice in connection.notices()]
         return memory
 
     def _of_class(self, name: str, kind: Any, parameters: Mapping[str, Any]) -> Memory[Any]:

@@ -117,6 +117,7 @@ class Plan:
             name: {
                 **asdict(memory.description),
                 "notices": memory.notices(),
+                "metered": memory.connection.metered,
                 "peak_memory_bytes": memory.connection.peak_memory(),
             }
             for name, memory in self.systems.memories.items()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import dspy
 
 from memometer.benchmarks.protocol import JudgePrompt, Question
+from memometer.judging import rubric
 from memometer.models.embedded import TIERS
 from memometer.models.errors import FATAL, describe, without_keys
 from memometer.models.plain_adapter import PlainAdapter
@@ -22,6 +24,12 @@ from memometer.models.replies import observed_replies
 from memometer.models.usage import metered
 
 NOT_A_LABEL = "the reply is not a label"
+
+SAME_EVENT = (
+    "The gold answer is one event, and the answer is one line of a longer answer. Do both describe the same event? "
+    "Other words are fine. Reply with one word: yes or no."
+)
+"""The instructions for the order of events."""
 
 Label = Literal["correct", "wrong", "missing"]
 """A label is missing if the call failed or the reply is not a label."""
@@ -48,7 +56,7 @@ class Verdict:
         prompt_tokens: Tokens of the prompt.
         completion_tokens: Tokens of the reply.
         unreported: Calls whose tokens the server did not report.
-        score: Share of the rubric's items that the answer meets; None without a rubric.
+        score: Mean score of the rubric's items, or agreement with the order of events; None without a rubric.
     """
 
     label: Label
@@ -84,13 +92,21 @@ class Judge:
         self.parse = parse_label
         self._grade = dspy.Predict(Grade.with_instructions(prompt.instructions))
         self._grade.lm = self.lm
-        self._text, self._rubric = prompt.text, prompt.rubric
+        self._text, self._rubric, self._order, self._half_met = (
+            prompt.text,
+            prompt.rubric,
+            prompt.order,
+            prompt.half_met,
+        )
+        self._match = dspy.Predict(Grade.with_instructions(SAME_EVENT))
+        self._match.lm = self.lm
 
     def with_lm(self, lm: dspy.LM) -> Judge:
         """Return a judge with the same prompt and another client."""
         judge = copy(self)
         judge.lm, judge._grade = lm, dspy.Predict(self._grade.signature)
-        judge._grade.lm = lm
+        judge._match = dspy.Predict(self._match.signature)
+        judge._grade.lm = judge._match.lm = lm
         return judge
 
     @property
@@ -99,8 +115,9 @@ class Judge:
         return hashlib.sha256(self.instructions.encode()).hexdigest()[:16]
 
     def calls(self, question: Question) -> int:
-        """The calls for one answer: one, or one per item of the question's rubric."""
-        return max(1, len(self._rubric(question))) if self._rubric else 1
+        """The calls for one answer: one, or one per item of the question's rubric; for an order about half a square."""
+        items = len(self._rubric(question)) if self._rubric else 1
+        return max(1, items * (items + 1) // 2 if self._order and self._order(question) else items)
 
     def __call__(self, question: str, gold: str, answer: str, *, of: Question | None = None) -> Verdict:
         """Grade an answer.
@@ -120,9 +137,35 @@ class Judge:
         items = self._rubric(of) if self._rubric and of else ()
         if not items:
             return self._verdict(question, gold, answer, of)
+        if self._order and of and self._order(of):
+            return self._order_verdict(question, items, answer)
         verdicts = [self._verdict(question, item, answer, of) for item in items]
+        half = [
+            self._half_met is not None and verdict.reason == NOT_A_LABEL and rubric.is_half_met(verdict.raw)
+            for verdict in verdicts
+        ]
+        scores = [
+            float(v.label == "correct") + (self._half_met or 0.0) * h for v, h in zip(verdicts, half, strict=True)
+        ]
+        missing = next((v for v, h in zip(verdicts, half, strict=True) if v.label == "missing" and not h), None)
+        return self._summed(verdicts, missing, sum(scores) / len(scores))
+
+    def _order_verdict(self, question: str, events: Sequence[str], answer: str) -> Verdict:
+        """Grade the order of the events in an answer: the judge says which line is which event."""
+        verdicts: list[Verdict] = []
+
+        def is_same(event: str, line: str) -> bool:
+            if any(verdict.label == "missing" for verdict in verdicts):
+                return False  # without one reply there is no order
+            verdicts.append(self._verdict(question, event, line, None, grade=self._match))
+            return verdicts[-1].label == "correct"
+
+        score = rubric.order_score(events, rubric.aligned(events, rubric.lines_of(answer), is_same))
         missing = next((verdict for verdict in verdicts if verdict.label == "missing"), None)
-        score = sum(verdict.label == "correct" for verdict in verdicts) / len(verdicts)
+        return self._summed(verdicts or [Verdict("wrong")], missing, score)
+
+    def _summed(self, verdicts: Sequence[Verdict], missing: Verdict | None, score: float) -> Verdict:
+        """The verdict of several calls with their score."""
         return Verdict(
             missing.label if missing else "correct" if score == 1 else "wrong",
             "\n".join(verdict.raw for verdict in verdicts),
@@ -135,7 +178,9 @@ class Judge:
             reasoning_tokens=sum(verdict.reasoning_tokens for verdict in verdicts),
         )
 
-    def _verdict(self, question: str, gold: str, answer: str, of: Question | None) -> Verdict:
+    def _verdict(
+        self, question: str, gold: str, answer: str, of: Question | None, *, grade: dspy.Predict | None = None
+    ) -> Verdict:
         raw, reason = "", ""
         with (
             observed_replies() as replies,
@@ -146,7 +191,7 @@ class Judge:
                 if self._text and of:
                     raw = _text_of(self.lm(self._text(of, gold, answer)))
                 else:
-                    raw = self._grade(question=question, gold=gold, answer=answer).verdict
+                    raw = (grade or self._grade)(question=question, gold=gold, answer=answer).verdict
             except FATAL:
                 raise
             except Exception as error:  # noqa: BLE001 - a failure of the judge is a missing label, never a wrong answer

@@ -54,7 +54,7 @@ def all_parts(
         parts += _frontier(summary, measure)
     for found in summary.judge_calibrations:
         parts += calibration_parts(found)
-    parts += _plug_in_calls(results.get("plug_in_calls") or {})
+    parts += _plug_in_calls(results.get("plug_in_calls") or {}, results.get("plug_ins") or {})
     return [
         *parts,
         *_cost(results.get("cost")),
@@ -430,7 +430,7 @@ def _cost(found: Results | None) -> list[Table]:
     return [Table("Cost of all attempts (+ at least, ? unknown)", headers, rows, left=3)]
 
 
-def _plug_in_calls(found: Mapping[str, Any]) -> list[Table]:
+def _plug_in_calls(found: Mapping[str, Any], plug_ins: Mapping[str, Any]) -> list[Table]:
     names = (
         "calls",
         "prompt_tokens",
@@ -445,6 +445,8 @@ def _plug_in_calls(found: Mapping[str, Any]) -> list[Table]:
         for system, stages in found.items()
         for stage, counts in stages.items()
     ]
+    unmetered = [name for name, plug_in in plug_ins.items() if not plug_in.get("metered", True)]
+    rows += [[name, "not metered", *(UNKNOWN for _ in names)] for name in unmetered]
     headers = ["system", "stage", "calls", "prompt tokens", "reply tokens", "embedding calls", "embedding tokens",
                "failed", "refused"]  # fmt: skip
     return [Table("Model calls that plug-ins made through the metered endpoint", headers, rows, 2)] if rows else []

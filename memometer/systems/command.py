@@ -50,6 +50,7 @@ class Command:
         self.command = command
         self.environment = environment
         self.starts = 0
+        self.metered = True
         self._process: subprocess.Popen[bytes] | None = None
         self._replies: queue.Queue[bytes | None] = queue.Queue()
         self._errors: deque[str] = deque(maxlen=5)

@@ -17,10 +17,10 @@ def connect(specification: Specification, environment: Mapping[str, str]) -> Con
 
     Args:
         specification: A class in this process, a command or a URL.
-        environment: Environment variables for a class in this process or a command.
+        environment: Environment variables that lead the model calls of the system to the metered endpoint.
     """
     if specification.kind == kinds.COMMAND:
         return Command(specification.target, environment)
     if specification.kind == kinds.HTTP:
-        return Http(specification.target)
+        return Http(specification.target, environment)
     return InProcess(specification.target, specification.parameters, environment)

@@ -14,9 +14,11 @@ class Connection(Protocol):
 
     Attributes:
         starts: How often the system was started. A system that is started again has forgotten everything.
+        metered: True if the model calls of the system go to the metered endpoint.
     """
 
     starts: int
+    metered: bool
 
     def begin(self) -> int:
         """Start the system if it does not run. Returns `starts`."""

@@ -37,6 +37,7 @@ class InProcess:
         self.target = target
         self.environment = environment
         self.starts = 0
+        self.metered = True
         self._build = build or (lambda: worker.make(worker.load_class(target), dict(parameters)))
         self._tasks: queue.Queue[tuple[Callable[[], Any], queue.Queue[Any]] | None] = queue.Queue()
         self._caller: worker.Caller | None = None

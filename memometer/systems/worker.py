@@ -260,6 +260,36 @@ class _Unavailable:
         return {"id": request.get("id") if isinstance(request, dict) else None, "error": self.reason}
 
 
+class _MeteredSystems:
+    """One system for each metered endpoint. An evaluation sends the address of its endpoint with every request.
+
+    The address is in OPENAI_BASE_URL while the system works, so that its clients send their calls there.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._callers: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def reply(self, request: Any) -> dict[str, Any]:
+        """Carry out a request. The reply says that the calls of the system are metered if they are."""
+        url = request.get("openai_base_url") if isinstance(request, dict) else None
+        url = url if isinstance(url, str) else ""
+        with self._lock:
+            if url:
+                os.environ.update(
+                    {"OPENAI_BASE_URL": url, "OPENAI_API_BASE": url, "OPENAI_API_KEY": "metered-by-memometer"}
+                )
+            if url not in self._callers:
+                self._callers = {url: _caller(self._target), **dict(list(self._callers.items())[:MOST_ENDPOINTS])}
+            reply: dict[str, Any] = self._callers[url].reply(request)
+        return {**reply, "metered": True} if url else reply
+
+
+MOST_ENDPOINTS = 7
+"""Endpoints of earlier evaluations whose systems are kept: those evaluations may still run."""
+
+
 def _caller(target: str) -> Any:
     try:
         place, parameters = split_parameters(target)
@@ -302,16 +332,16 @@ def serve_http(target: str, port: int) -> None:
         target: The class of the system, with its parameters.
         port: Port of 127.0.0.1; 0 chooses a free one. The URL is printed.
     """
-    caller = _caller(target)
+    systems = _MeteredSystems(target)
 
     class Requests(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             try:
                 request = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
             except ValueError as error:
-                request, reply = None, {"id": None, "error": f"the request is not JSON ({error})"}
+                reply = {"id": None, "error": f"the request is not JSON ({error})"}
             else:
-                reply = caller.reply(request)
+                reply = systems.reply(request)
             body = json.dumps(reply).encode("ascii")
             self.send_response(200)
             self.send_header("Content-Type", "application/json")

@@ -58,9 +58,19 @@ def load(path: str | Path | None) -> Dataset:
 
 
 def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the items in the shape of own conversations.
+
+    The histories share most of their sessions, so equal texts are kept once: memory grows with the number of different
+    sessions, and only slightly with the number of items.
+    """
+    pool: dict[str, str] = {}
     for n, item in json_files.items(path, max_bytes=MAX_BYTES):
         where = f"{path}, item {n}"
-        yield where, in_shape(lambda item=item: _entry(item), path=Path(where), title="LongMemEval")  # type: ignore[misc]
+        entry = in_shape(lambda item=item: _entry(item), path=Path(where), title="LongMemEval")  # type: ignore[misc]
+        for turn in entry["turns"]:
+            for name in ("id", "text", "session"):
+                turn[name] = pool.setdefault(turn[name], turn[name])
+        yield where, entry
 
 
 def _entry(item: Mapping[str, Any]) -> dict[str, Any]:
