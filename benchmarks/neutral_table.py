@@ -1,16 +1,21 @@
 """The neutral table: memory systems of several projects under one exact budget, without a model.
 
-    python benchmarks/neutral_table.py --encoder minilm --model-folder FOLDER --out docs/neutral-table.md
-    python benchmarks/neutral_table.py --from runs/A runs/B --out docs/neutral-table.md      from finished runs
+    python benchmarks/neutral_table.py --model-folder FOLDER --out docs/neutral-table.md
+    python benchmarks/neutral_table.py --only mem0,txtai --run-dir runs/neutral-table       some systems now
+    python benchmarks/neutral_table.py --from runs/neutral-table/* --out docs/neutral-table.md     from finished runs
 
-Each adapter of examples/systems runs with `uv` in an environment of its own, with the versions that its file names.
-FOLDER is all-MiniLM-L6-v2 as sentence-transformers saves it; without the option, the systems download it.
+Every system has a run folder of its own below --run-dir. A finished one is not repeated, and one that was stopped goes
+on. Each adapter of examples/systems runs with `uv` in an environment of its own, with the versions that its file names;
+--environments FOLDER uses FOLDER/NAME/bin/python instead. --model-folder is all-MiniLM-L6-v2 as sentence-transformers
+saves it; without it, the systems download the model.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
+import json
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,15 +34,27 @@ from memometer.stats.pairwise import align, conversations
 
 ADAPTERS = {
     "mem0": "mem0_memory.py:Mem0",
-    "LangGraph": "langgraph_store.py:LangGraphStore",
-    "LlamaIndex": "llamaindex_vectors.py:LlamaIndexVectors",
-    "Haystack": "haystack_hybrid.py:HaystackHybrid",
+    "mem0hybrid": "mem0_hybrid.py:Mem0Hybrid",
+    "langgraph": "langgraph_store.py:LangGraphStore",
+    "llamaindex": "llamaindex_vectors.py:LlamaIndexVectors",
+    "haystack": "haystack_hybrid.py:HaystackHybrid",
     "txtai": "txtai_hybrid.py:TxtaiHybrid",
-    "Hindsight": "hindsight_memory.py:Hindsight",
+    "hindsight": "hindsight_memory.py:Hindsight",
 }
-BUILT_IN = ("bm25", "vector", "adaptive", "search:adaptive")
-BASELINES = ("bm25", "vector")
+BUILT_IN = {
+    "adaptive-words": ("adaptive", False),
+    "adaptive": ("adaptive", True),
+    "search-adaptive": ("search:adaptive", True),
+    "untrained": ("untrained", False),
+    "rrf": ("rrf", True),
+    "bm25_neighbours": ("bm25_neighbours", False),
+    "bm25": ("bm25", False),
+    "vector": ("vector", True),
+}
+"""Name in the table -> the system, and True if it has the encoder."""
+BASELINES = ("bm25", "bm25_neighbours", "vector", "rrf")
 """The strongest of these at each budget is the reference of the differences."""
+PEAK = "peak_memory.json"
 
 
 PAGE = """# The neutral table
@@ -50,44 +67,53 @@ conversation.
 
 {table}
 
-Ingest: seconds for 1,000 turns; search: milliseconds; memory: MB at most, of systems in a process of their own. Times
-are those of one run on a shared, busy machine and tell orders of magnitude only. A star marks a degraded system, see
-below.
+Ingest: seconds for 1,000 turns; search: milliseconds; memory: MB at most, of the worker of a system in a process of its
+own, of the whole evaluation for the others. Times are those of one run on a shared, busy machine and tell orders of
+magnitude only. A star marks a degraded system, see below.
 
-`adaptive` packs its own ranking; `search:adaptive` returns it through the plug-in protocol, and the harness packs it
-like everyone else's. Its weights were fitted on LOCOMO's training conversations; a conversation that they were fitted
-on is evaluated with weights fitted on the others. The other systems were fitted on nothing of LOCOMO. All use all-
-MiniLM-L6-v2, except `bm25`.
+`adaptive` packs its own ranking; `search-adaptive` returns it through the plug-in protocol, and the harness packs it
+like everyone else's. `adaptive-words`, `untrained`, `bm25` and `bm25_neighbours` match words only; all others use
+all-MiniLM-L6-v2. No system was fitted on LOCOMO: the weights of `adaptive` are fitted on generated conversations.
 
 {notes}
 
-Make it again with `python benchmarks/neutral_table.py --out docs/neutral-table.md`. Each adapter is one file in
-`examples/systems/`, with the versions of its packages.
+Make it again with `python benchmarks/neutral_table.py --out docs/neutral-table.md`; a stopped command goes on where it
+was. Each adapter is one file in `examples/systems/`, with the versions of its packages.
 """
 
 
-def systems(model_folder: Path | None) -> list[str]:
-    """The systems of the table, as --systems takes them."""
+def specification(name: str, args: argparse.Namespace) -> list[str]:
+    """The options of the evaluation that name a system."""
+    if name in BUILT_IN:
+        system, encoded = BUILT_IN[name]
+        label = f"{name}={system}" if name != system else name
+        return ["--systems", label, *(["--encoder", args.encoder] if encoded else [])]
     folder = ROOT / "examples" / "systems"
     worker = ROOT / "memometer" / "systems" / "worker.py"
-    parameter = f"?encoder={model_folder}" if model_folder else ""
-    return [
-        *BUILT_IN,
-        *(
-            f"{name}=cmd:uv run --no-project --with-requirements {folder / adapter.split(':')[0]} python {worker} "
-            f"'{folder / adapter}{parameter}'"
-            for name, adapter in ADAPTERS.items()
-        ),
-    ]
+    file = folder / ADAPTERS[name].split(":")[0]
+    python = ["uv", "run", "--no-project", "--with-requirements", str(file), "python"]
+    if args.environments:
+        python = [str(args.environments / name / "bin" / "python")]
+    target = str(folder / ADAPTERS[name]) + (f"?encoder={args.model_folder}" if args.model_folder else "")
+    return ["--systems", f"{name}=cmd:{shlex.join([*python, str(worker), target])}"]
 
 
-def evaluate(args: argparse.Namespace) -> Path:
-    """Run the evaluation of every system; returns the run folder."""
+def evaluate(name: str, args: argparse.Namespace) -> Path:
+    """Run or finish the evaluation of a system; returns its run folder."""
+    place = Path(args.run_dir) / name
+    if (place / "results.json").exists():
+        return place
     words = ["eval", "--recall-only", "--no-mlflow", "--split", args.split, "--categories", "1,2,3,4"]
-    words += ["--budgets", args.budgets, "--encoder", args.encoder, "--run-dir", str(args.run_dir)]
-    words += [word for system in systems(args.model_folder) for word in ("--systems", system)]
-    subprocess.run([sys.executable, "-m", "memometer", *words], cwd=ROOT, check=True)
-    return Path(args.run_dir)
+    words += ["--budgets", args.budgets, "--run-dir", str(place), *specification(name, args)]
+    if (place / "manifest.json").exists():
+        words = ["eval", "--resume", str(place)]
+    print(f"{name} ...", file=sys.stderr, flush=True)
+    process = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, "-m", "memometer", *words])
+    _, status, usage = os.wait4(process, 0)
+    if code := os.waitstatus_to_exitcode(status):
+        sys.exit(f"the evaluation of {name} ended with exit code {code}; the same command goes on")
+    (place / PEAK).write_text(json.dumps({"bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)}))
+    return place
 
 
 def load(path: Path) -> Run:
@@ -118,6 +144,9 @@ def rows(runs: Sequence[tuple[Path, Run]], budgets: Sequence[int]) -> tuple[list
             fact["search"] = max(fact["search"], seconds)  # other budgets pack what the first one found
             fact["ingest"] = 1000 * sum(line["seconds"] for line in own) / max(1, sum(line["turns"] for line in own))
             fact["plug_in"] = (run.results.get("plug_ins") or {}).get(system, {})
+            fact["git"] = str(run.manifest["git"])
+            if (path / PEAK).exists():
+                fact["peak"] = json.loads((path / PEAK).read_text())["bytes"]
         skipped |= run.results["skipped"]
     names = [name for name in facts if name not in ("none", "oracle", "refusal")]
     names.sort(key=lambda name: -sum(mean(scores.get((name, budget), {})) for budget in budgets))
@@ -128,13 +157,16 @@ def rows(runs: Sequence[tuple[Path, Run]], budgets: Sequence[int]) -> tuple[list
         cells = [f"{name} *" if plug_in.get("degraded") else name]
         for budget in budgets:
             cells.append(cell(scores.get((name, budget), {}), scores.get((strongest[budget], budget), {})))
-        memory = plug_in.get("peak_memory_bytes")
+        memory = plug_in.get("peak_memory_bytes") or facts[name].get("peak")
         cells += [f"{facts[name]['ingest']:.1f}", f"{1000 * facts[name]['search']:,.0f}"]
         cells.append(f"{memory / 1e6:,.0f}" if memory else "-")
         table.append(cells)
         versions = ", ".join(f"{package} {version}" for package, version in (plug_in.get("versions") or {}).items())
         described = "; ".join(filter(None, [versions, *(plug_in.get("degraded") or ())]))
         notes += [f"{name}: {described}."] if described else []
+    for git in dict.fromkeys(facts[name]["git"] for name in names):
+        state = " with changes that are not committed" if git.endswith("+") else ", clean"
+        notes.append(f"Commit {git.rstrip('+')}{state}: {', '.join(n for n in names if facts[n]['git'] == git)}.")
     notes += [f"{name} was skipped: {reason}." for name, reason in skipped.items() if name not in facts]
     reference = ", ".join(f"{strongest[budget]} at {budget:,}" for budget in budgets)
     return table, [f"The strongest baseline is {reference}.", *notes]
@@ -162,15 +194,17 @@ def page(runs: Sequence[tuple[Path, Run]], budgets: Sequence[int]) -> str:
     table, notes = rows(runs, budgets)
     _, first = runs[0]
     manifest = first.manifest
-    questions = len({r["question_id"] for r in first.records})
     held = len({r["conversation"] for r in first.records})
     headers = ["system", *(f"{budget:,}" for budget in budgets), "ingest", "search", "memory"]
     split = manifest["config"]["split"]
     commits = ", ".join(dict.fromkeys(str(run.manifest["git"]) for _, run in runs))
-    scope = f"{questions:,} questions of {held} conversations (split {split})"
+    dates = sorted({run.manifest["created_at"][:10] for _, run in runs})
+    by_id = {question.id: question for question in first.data.questions}
+    scored = {r["question_id"] for r in first.records if by_id[r["question_id"]].evidence}
+    scope = f"{len(scored):,} questions with evidence of {held} conversations (split {split})"
     return PAGE.format(
         scope=f"{scope}; budgets in tokens ({first.results['token_counter']}).",
-        made=f"Commit {commits}, {manifest['created_at'][:10]}.",
+        made=f"Commit {commits}; {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}.",
         table="\n".join("| " + " | ".join(cells) + " |" for cells in [headers, ["---"] * len(headers), *table]),
         notes="\n".join(f"- {note}" for note in notes),
     )
@@ -182,14 +216,21 @@ def main() -> None:
     p.add_argument("--budgets", default="512,1024,2048,4096")
     p.add_argument("--encoder", default="minilm")
     p.add_argument("--model-folder", type=Path)
+    p.add_argument("--environments", type=Path, help="a folder with an environment for each system, in place of uv")
+    p.add_argument("--only", help="these systems, separated by commas")
     p.add_argument("--run-dir", type=Path, default=Path("runs/neutral-table"))
-    p.add_argument("--from", dest="runs", nargs="+", type=Path, help="finished runs, in place of a new one")
-    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--from", dest="runs", nargs="+", type=Path, help="finished runs, in place of new ones")
+    p.add_argument("--out", type=Path, help="the Markdown file; without it, only the runs are made")
     args = p.parse_args()
-    paths = args.runs or [evaluate(args)]
-    budgets = [int(budget) for budget in args.budgets.split(",")]
-    args.out.write_text(page([(path, load(path)) for path in paths], budgets), encoding="utf-8")
-    print(f"Written to {args.out}")
+    known = [*BUILT_IN, *ADAPTERS]
+    names = args.only.split(",") if args.only else known
+    if unknown := [name for name in names if name not in known]:
+        p.error(f"--only: {unknown[0]} is unknown; known: {', '.join(known)}")
+    paths = args.runs or [evaluate(name, args) for name in names]
+    if args.out:
+        budgets = [int(budget) for budget in args.budgets.split(",")]
+        args.out.write_text(page([(path, load(path)) for path in paths], budgets), encoding="utf-8")
+        print(f"Written to {args.out}")
 
 
 if __name__ == "__main__":

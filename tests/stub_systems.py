@@ -116,6 +116,11 @@ class Empty(Sound):
         return []
 
 
+class BlankText(Sound):
+    def item(self, turn: dict[str, Any]) -> Any:
+        return {"text": " ", "turn_ids": [turn["id"]], "score": 1}
+
+
 class CrashInSearch(Sound):
     """Fails from its second search, after the canary."""
 

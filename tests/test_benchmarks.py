@@ -260,7 +260,7 @@ def test_a_rubric_is_graded_item_by_item(tmp_path: Path, server: Server) -> None
 
 
 @pytest.mark.parametrize(
-    ("answer", "score"), [("a\nb\nc", 1.0), ("c\nb\na", 0.0), ("b\n\na\nc", 2 / 3), ("nothing", 0.0)]
+    ("answer", "score"), [("a\nb\nc", 1.0), ("c\nb\na", 0.0), ("b\n\na\nc", 2 / 3), ("nothing", (1 - 0.5**0.5) / 2)]
 )
 def test_the_order_of_events_is_scored_by_line(tmp_path: Path, server: Server, answer: str, score: float) -> None:
     from memometer.judging.judge import Judge
@@ -281,7 +281,7 @@ def test_the_order_of_events_is_scored_by_line(tmp_path: Path, server: Server, a
 
     server.answer = same
     verdict = judge(question.text, "", answer, of=question)
-    assert verdict.score == pytest.approx(score, abs=0.12 if answer == "nothing" else 1e-9)
+    assert verdict.score == pytest.approx(score)
     assert len(server.requests) <= judge.calls(question)
     server.answer = lambda number, body: (500, {}, b"{}")
     assert judge(question.text, "", answer, of=question).label == "missing"

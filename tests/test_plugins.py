@@ -80,6 +80,13 @@ def test_a_question_is_searched_once_and_every_text_is_written_once(tmp_path: Pa
             assert ids == set(record["recall"]["turn_ids"])
 
 
+def test_parameters_are_json_or_text() -> None:
+    text = "Sound?a=5&b=true&c=1e999&d=NaN&e=x%26y&f=&g=%5B1%5D"
+    assert worker.split_parameters(text) == (
+        "Sound", {"a": 5, "b": True, "c": "1e999", "d": "NaN", "e": "x&y", "f": "", "g": [1]}
+    )  # fmt: skip
+
+
 BAD = {
     "NeedsParameter": "path",
     "NoSearch": "method",
@@ -87,6 +94,7 @@ BAD = {
     "CrashInAdd": "speaker_id",
     "Exits": "SystemExit",
     "Empty": "empty",
+    "BlankText": "empty",
     "CrashInSearch": "index is corrupt",
     "UnknownId": "no such turn",
     "NaNScore": "nan",

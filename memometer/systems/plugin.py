@@ -142,7 +142,7 @@ def read_description(value: Any) -> Description:
 
 
 def read_items(value: Any, known_ids: Collection[str], limit: int) -> list[Item]:
-    """Check the result of `search`. Repeated items, and those beyond the limit, are dropped.
+    """Check the result of `search`. Repeated items, blank texts and what is beyond the limit are dropped.
 
     Args:
         value: The result.
@@ -158,7 +158,7 @@ def read_items(value: Any, known_ids: Collection[str], limit: int) -> list[Item]
     if not isinstance(value, list):
         raise PluginError(f"search returned {_kind(value)}; expected a list of items")
     items = dict.fromkeys(_item(number, each, known_ids) for number, each in enumerate(value[:limit], start=1))
-    return list(items)
+    return [item for item in items if item.text is None or item.text.strip()]
 
 
 def _item(number: int, value: Any, known_ids: Collection[str]) -> Item:

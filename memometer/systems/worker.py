@@ -50,10 +50,23 @@ def split_parameters(text: str) -> tuple[str, dict[str, Any]]:
     found: dict[str, Any] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         try:
-            found[name] = json.loads(value)
+            found[name] = json.loads(value, parse_constant=_refuse, parse_float=_finite)
         except ValueError:
             found[name] = value
     return target, found
+
+
+def _refuse(name: str) -> Any:
+    """Refuse NaN and Infinity, which are not JSON."""
+    raise ValueError(name)
+
+
+def _finite(text: str) -> float:
+    """Decode a number that a float can hold."""
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(text)
+    return number
 
 
 def load_class(target: str) -> Any:
