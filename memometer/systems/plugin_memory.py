@@ -29,7 +29,7 @@ GIVE_UP_AFTER = 3
 
 FIRST_LIMIT = 4.0
 """A first search asks for this many times the number of mean turns that fit the largest budget. Systems that fuse
-several rankings need depth: with 1.5, Haystack's hybrid loses about a point on a validation conversation (docs/experiments.md)."""
+several rankings need depth: with 1.5, Haystack's hybrid loses about a point on a validation conversation."""
 
 MOST_ITEMS = 100_000
 
