@@ -196,6 +196,7 @@ FAULTS: dict[str, tuple[Change, list[str]]] = {
     "answer true": (change("answer", True), ["question 0 (q1)", "answer is true"]),
     "answer object": (change("answer", {"text": "x"}), ["question 0 (q1)", "answer is an object"]),
     "answer blank": (change("answer", " "), ["question 0 (q1)", "answer is blank"]),
+    "answer invisible": (change("answer", " \u200b\ufeff"), ["question 0 (q1)", "answer is blank"]),
     "answer missing": (change("answer"), ["question 0 (q1)", "answer is missing"]),
     "both answers": (change("answers", ["x"]), ["question 0 (q1)", "both"]),
     "answers empty": (change("answers", [], at=1), ["question 1", "answers is empty"]),

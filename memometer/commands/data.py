@@ -67,7 +67,8 @@ def _check(path: str | None) -> int:
     conversations = [conversation for conversation, _ in found.conversations]
     turns = sum(len(conversation.turns) for conversation in conversations)
     questions = sum(len(conversation.questions) for conversation in conversations)
-    counted = f"{len(conversations):,} conversations, {turns:,} turns, {questions:,} questions"
+    numbers = {"conversation": len(conversations), "turn": turns, "question": questions}
+    counted = ", ".join(f"{n:,} {name}{'' if n == 1 else 's'}" for name, n in numbers.items())
     if n := len(found.faults):
         print(f"{path}: {n:,} fault{'s' if n > 1 else ''}; {counted} without fault.")
         return 2

@@ -80,7 +80,9 @@ def check(entries: Iterable[tuple[str, Any]]) -> Checked:
                 found.conversations.append((conversation, times))
             _count_unread(conversation, unread)
         found.faults += [f"{place}: {fault}." for fault in faults]
-    found.losses = [f"The field {name} is not read ({n:,} times)." for name, n in unread.items()]
+    found.losses = [
+        f"The field {name} is not read ({n:,} {'time' if n == 1 else 'times'})." for name, n in unread.items()
+    ]
     found.losses += _losses([conversation for conversation, _ in found.conversations])
     return found
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +29,8 @@ def _whole(value: str) -> str:
 
 
 def _not_blank(value: str) -> str:
-    if not value.strip():
+    """Refuse a text without a visible character, also one of zero-width characters only."""
+    if not any(unicodedata.category(c)[0] not in "ZC" for c in value):
         raise PydanticCustomError("blank", "is blank")
     return _whole(value)
 
