@@ -192,7 +192,7 @@ def shown(body: dict[str, Any]) -> tuple[str, str, str]:
     fields = [content.split(f"{name}:", 1)[1] for name in ("Question", "Gold", "Answer")]
     ends = ("\n\nGold:", "\n\nAnswer:", "\n\nVerdict:")
     question, gold, answer = (field.split(end)[0].strip() for field, end in zip(fields, ends, strict=True))
-    return question, gold, answer
+    return question, gold, json.loads(answer).strip() if answer.startswith('"') else answer
 
 
 def truthful(sets: Any) -> Callable[[int, dict[str, Any]], Reply]:

@@ -119,7 +119,8 @@ def test_what_differs_is_said_first_and_compared_all_the_same(folder: Any, say: 
         budget=2048,
         a=right(range(6)),
     )
-    (second / "results.json").write_text('{"status": "invalid"}')
+    with RunFolder.reopen(second) as reopened:
+        reopened.write_json("results.json", {"status": "invalid"})
     code, out, _ = say(first, second)
     assert code == 0
     assert out.splitlines()[:3] == [

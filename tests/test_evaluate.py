@@ -92,7 +92,7 @@ def judged(server: Server, *more: str) -> list[str]:
 
 def test_judged_answers_are_counted_exactly(server: Server, tmp_path: Path) -> None:
     """By a judge that errs never, but for two answers that it lets pass."""
-    known = truthful(draw(read(ROOT / "locomo" / "sample.json"), 25))
+    known = truthful(draw(read(ROOT / "locomo" / "sample.json"), 60))
 
     def answer(number: int, body: dict[str, Any]) -> Reply:
         if body["model"] != "judge":
@@ -109,14 +109,20 @@ def test_judged_answers_are_counted_exactly(server: Server, tmp_path: Path) -> N
     assert "The judge is not calibrated; it is measured first: " in done.stdout
     figures = results(tmp_path / "run")["systems"]["adaptive"]["budgets"]["150"]
     assert (figures["judge_correct"], figures["judge_n"], figures["missing"]) == (2, 11, 0)
-    assert figures["judge_corrected"] == figures["judge"] == 2 / 11
-    assert figures["judge_corrected_interval"] is None, "one conversation has no interval"
+    assert figures["judge"] == 2 / 11
+    assert "judge_corrected" not in figures, "made-up answers correct no judge"
     assert figures["by_category"]["4"]["judge"] == 2 / 5
     assert figures["by_category"]["5"]["f1"] == 1.0, "an abstention is right in category 5"
     assert "judge" not in figures["by_category"]["5"]
     (certificate,) = results(tmp_path / "run")["judge_calibrations"]
     assert (certificate["judge"], certificate["prompt"], certificate["passed"]) == ("openai/judge", "strict", True)
-    assert "openai/judge (strict) passed its calibration" in (tmp_path / "run" / "table.txt").read_text()
+    assert "openai/judge (strict) was not certified" in (tmp_path / "run" / "table.txt").read_text()
+    (probes,) = results(tmp_path / "run")["hidden_probes"]
+    assert (probes["passed"], probes["checked"], probes["false_accept"]["n"]) == (True, True, 60)
+    lines = (tmp_path / "run" / "probes.jsonl").read_text().splitlines()
+    assert len(lines) == 80
+    texts = [json.dumps(body["messages"]) for body in server.requests if body["model"] == "judge"]
+    assert not any("probe" in text for text in texts), "a judge cannot tell them from answers"
     asked = len(server.requests)
     assert evaluate("--resume", "run", cwd=tmp_path, **cache).returncode == 0
     assert len(server.requests) == asked, "the certificate is kept"
@@ -132,14 +138,13 @@ def test_a_judge_that_accepts_everything_shows_no_score(server: Server, tmp_path
     measured = len(server.requests)
     done = evaluate("--resume", "run", "--allow-failed-calibration", cwd=tmp_path, **cache)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(server.requests) == measured + 3 * 13 + 4 * 11, "the calibration is known, and every answer is graded"
+    assert len(server.requests) == measured + 3 * 13, "the calibration is known, and no verdict is paid for"
     assert "failed its calibration" in (tmp_path / "run" / "table.txt").read_text()
     assert "it accepts 100.0 [" in (tmp_path / "run" / "table.txt").read_text()
     found = results(tmp_path / "run")
     assert "judge" not in found["systems"]["adaptive"]["budgets"]["150"]
     assert not found["judge_calibrations"][0]["passed"]
-    assert all(record["verdicts"] or record["question_id"] in ("sample-1#11", "sample-1#12")
-               for record in records(tmp_path / "run")), "its verdicts are kept"  # fmt: skip
+    assert not any(record["verdicts"] for record in records(tmp_path / "run"))
 
 
 def test_a_judge_that_cannot_be_measured_ends_the_run_before_it_costs_anything(server: Server, tmp_path: Path) -> None:
@@ -205,7 +210,7 @@ def test_a_dry_run_says_what_it_would_cost(server: Server, tmp_path: Path) -> No
 
 
 def test_the_controls_and_what_they_show_stand_in_the_table(server: Server, tmp_path: Path) -> None:
-    known = truthful(draw(read(ROOT / "locomo" / "sample.json"), 25))
+    known = truthful(draw(read(ROOT / "locomo" / "sample.json"), 60))
 
     def answer(number: int, body: dict[str, Any]) -> Reply:
         if body["model"] != "judge":

@@ -43,7 +43,7 @@ def test_a_judge_grades_with_its_own_model_and_prompt(server: Server, prompt: st
     verdict = judge("Who?", "Nadia", "It was Nadia.")
     assert (verdict.label, verdict.raw, verdict.prompt_tokens, verdict.completion_tokens) == ("correct", "yes", 90, 1)
     sent = server.requests[0]
-    assert sent["messages"][0]["content"] == PROMPTS[prompt].instructions
+    assert sent["messages"][0]["content"].endswith(PROMPTS[prompt].instructions)
     assert sent["temperature"] == 0
     kept = judge.record(verdict, label_set="corrected", repeat=2)
     assert (kept["prompt"], kept["label_set"], kept["repeat"]) == (prompt, "corrected", 2)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from locomo.dataset import SAMPLE, SIMULATED, read
 from memometer import cli
 from memometer.judging import human_labels
+from memometer.judging.label_session import LabelSession
+from memometer.report.label_server import LabelServer
 from memometer.run.folder import RunFolder, read_records
 from tests.test_aggregate import record
 
@@ -125,3 +130,61 @@ def test_labels_do_not_change_the_answers(run: Path, monkeypatch: pytest.MonkeyP
     before = (run / "records.jsonl").read_bytes()
     label(run, "cwu", monkeypatch)
     assert (run / "records.jsonl").read_bytes() == before
+
+
+@pytest.fixture
+def page(run: Path, data: Path) -> Iterator[LabelServer]:
+    with RunFolder.reopen(run) as folder:
+        dataset = read(data)
+        drawn = human_labels.draws(folder.records(), dataset)[:5]
+        server = LabelServer(LabelSession(folder, dataset, drawn, "Ada", 0), 0)
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield server
+        server.shutdown()
+        server.server_close()
+
+
+def test_the_page_labels_one_answer_at_a_time(page: LabelServer, run: Path) -> None:
+    base = page.url.partition("/#")[0]
+    with httpx.Client(base_url=base, headers={"X-Token": page.token}) as client:
+        assert "Label answers" in client.get("/").text
+        item = client.post("/item", json={}).json()
+        assert (item["position"], item["labelled"], item["total"], item["label"]) == (0, 0, 5, None)
+        assert item["gold"]
+        assert "verdict" not in item
+        item = client.post("/label", json={"position": 0, "label": "correct"}).json()
+        assert (item["position"], item["labelled"]) == (1, 1)
+        back = client.post("/item", json={"before": 1}).json()
+        assert (back["position"], back["label"]) == (0, "correct")
+        client.post("/label", json={"position": 0, "label": "wrong"})
+        for position in range(1, 5):
+            item = client.post("/label", json={"position": position, "label": "unclear"}).json()
+        assert (item["position"], item["labelled"]) == (None, 5)
+        lines = [json.loads(line) for line in (run / "labels.jsonl").read_text().splitlines()]
+        assert [line["label"] for line in lines] == ["correct", "wrong", *["unclear"] * 4]
+        assert {line["labeller"] for line in lines} == {"Ada"}
+        assert client.post("/stop", json={}).json() == {"stopped": True}
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "body", "status"),
+    [
+        ("/item", {"X-Token": "guess"}, "{}", 403),
+        ("/item", {"Host": "evil.example"}, "{}", 403),
+        ("/label", {}, '{"position": 5, "label": "correct"}', 400),
+        ("/label", {}, '{"position": true, "label": "correct"}', 400),
+        ("/label", {}, '{"position": 0, "label": "right"}', 400),
+        ("/label", {}, '{"label": "correct"}', 400),
+        ("/label", {}, "[]", 400),
+        ("/label", {}, "not json", 400),
+        ("/labels", {}, "{}", 400),
+    ],
+)
+def test_the_page_takes_only_labels_from_the_person(
+    page: LabelServer, run: Path, path: str, headers: dict[str, str], body: str, status: int
+) -> None:
+    base = page.url.partition("/#")[0]
+    reply = httpx.post(base + path, content=body, headers={"X-Token": page.token, **headers})
+    assert reply.status_code == status
+    assert reply.json()["error"]
+    assert not (run / "labels.jsonl").exists()

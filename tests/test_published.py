@@ -22,8 +22,8 @@ from memometer.benchmarks.protocol import Dataset
 from memometer.commands import verify
 from memometer.harness.import_records import scores
 from memometer.harness.import_results import ImportResultsError, read, write
-from memometer.harness.rerun_detection import Subset, log10_chance, merges
 from memometer.harness.runner import resume_run
+from memometer.judging.rerun_detection import Subset, log10_chance, merges
 from memometer.report.aggregate import aggregate as figures
 from memometer.run.folder import RunFolder, RunFolderError, key
 from tests.conftest import sampled

@@ -29,7 +29,7 @@ SAMPLE = ROOT / "locomo" / "sample.json"
 DATA = read(SAMPLE)
 ASKED = [question for question in DATA.questions if question.gold is not None]
 NOT_KNOWN = "No information available"
-TRUE = truthful(draw(DATA, 25))
+TRUE = truthful(draw(DATA, 60))
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +105,7 @@ def test_verdicts_are_added_and_nothing_is_answered_again(
     found = figures(run)
     assert (found["judge_n"], found["judge_correct"]) == (11, 8)
     assert found["graders"]["openai/judge (strict, original)"]["score"] == pytest.approx(8 / 11)
-    assert found["judge_corrected"] == pytest.approx(8 / 11), "this judge errs never"
+    assert "judge_corrected" not in found, "made-up answers correct no judge"
     results = json.loads((run / "results.json").read_text())
     assert results["reader"] == "openai/reader", "what was known of the run is kept"
     assert results["judge_calibrations"][0]["passed"]
@@ -328,9 +328,8 @@ def test_an_imported_run_keeps_its_own_verdicts(server: Server, tmp_path: Path) 
     assert again(server, run, more=CALIBRATED) == 0
     found = json.loads((run / "results.json").read_text())["systems"]["theirs"]["budgets"]["10000000"]
     assert found["judge"] == pytest.approx(2 / 3), "the mean of their three"
-    assert "judge_corrected" not in found, "their judge was never measured here"
     ours = found["graders"]["openai/judge (strict, original)"]
-    assert ours["score"] == ours["corrected"] == 1.0
+    assert ours["score"] == 1.0
 
 
 # ------------------------------------------------------------ the panel
@@ -342,7 +341,7 @@ def test_the_panel_grades_under_every_prompt_and_judges_the_ranking(
     """Under the strict prompt the one that knows leads; under the lenient one refusing is enough."""
 
     def answer(number: int, body: dict[str, Any]) -> Reply:
-        if body["messages"][0]["content"] == PROMPTS["lenient"].instructions:
+        if body["messages"][0]["content"].endswith(PROMPTS["lenient"].instructions):
             return completion("yes" if shown(body)[2] == NOT_KNOWN else "no")
         return TRUE(number, body)
 

@@ -16,8 +16,9 @@ from memometer import cli
 from memometer.commands import evaluate
 from memometer.harness.make_plan import make_plan
 from memometer.harness.runner import Runner, resume_run
+from memometer.judging.rerun_detection import of_records
 from memometer.run import chain, usage_log
-from memometer.run.folder import RunFolderError, read_manifest
+from memometer.run.folder import RunFolder, RunFolderError, changes, read_manifest
 from tests.conftest import ROOT, sampled
 
 
@@ -150,3 +151,54 @@ def test_any_deletion_or_swap_of_lines_breaks_the_chain(first: int, second: int)
     found = chain.read(path, {"created_at": "now"})
     anchored = {path.name: {"lines": 21, "digest": head.digest}}
     assert chain.problems([found], [anchored])
+
+
+def test_edited_results_are_named_by_every_command_that_reads_the_run(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((run / "results.json").read_text())
+    content["systems"]["recent"]["budgets"]["64"]["evidence_recall"] = 0.99
+    (run / "results.json").write_text(json.dumps(content))
+    for words in (["verify", "run"], ["compare", "run"]):
+        cli.main(words)
+        assert "results.json was changed" in capsys.readouterr().out
+    assert cli.main(["view", "run", "--export", "page"]) == 0
+    assert "results.json was changed" in Path("page/report.md").read_text()
+    with pytest.raises(RunFolderError, match="cannot be resumed"):
+        resume_run(run)
+
+
+@pytest.mark.parametrize("name", ["calibrations", "probes", "labels"])
+def test_calibrations_probes_and_labels_are_in_the_chain(run: Path, name: str) -> None:
+    line = {"system": "recent", "budget_tokens": 64, "question_id": "sample-1#0", "option_order": "free",
+            "label": "wrong", "labeller": "Ada", "passed": False}  # fmt: skip
+    with RunFolder.reopen(run) as folder:
+        folder.append_to(f"{name}.jsonl", line)
+        folder.append_to(f"{name}.jsonl", line)
+    assert changes(run) == []
+    edit(run / f"{name}.jsonl", lambda lines: lines[1].update(label="correct", passed=True))
+    assert any(name in change for change in changes(run)), "the last line is anchored"
+    edit(run / f"{name}.jsonl", lambda lines: lines[0].update(label="correct", passed=True))
+    assert any(f"{name}.jsonl was changed by hand: line 2" in change for change in changes(run))
+
+
+def judged(correct: list[bool], **fields: list[Any]) -> list[dict[str, Any]]:
+    grade = {"judge": "m", "prompt": "strict"}
+    return [
+        {"system": "a", "budget_tokens": 64, "question_id": f"c#{n}", "option_order": "free", "answer": "x",
+         "error": "", "attempt": 1, "at": float(n), "verdicts": [{**grade, "label": "correct" if right else "wrong"}],
+         **{name: values[n] for name, values in fields.items()}}
+        for n, right in enumerate(correct)
+    ]  # fmt: skip
+
+
+def test_failures_that_were_run_again_and_merged_are_found_in_our_own_runs() -> None:
+    honest = [n % 5 != 0 for n in range(200)]
+    late = [float(n + (7200 if n >= 180 else 0)) for n in range(200)]
+    assert of_records(judged(honest, at=late)) == [], "a run may be resumed after hours"
+    assert of_records(judged(honest, attempt=[1 + (n % 9 == 0) for n in range(200)])) == []
+    merged = [n < 180 or n % 2 == 0 for n in range(200)]
+    (found,) = of_records(judged(merged, at=late))
+    assert "MERGED" in found
+    assert of_records(judged(merged, attempt=[1 + (n >= 180) for n in range(200)]))
+    assert of_records(judged([True] * 200, at=late)) == []

@@ -11,7 +11,8 @@ from memometer.benchmarks.protocol import JudgePrompt
 _REPLY = "Reply with one word: yes or no."
 _INSTRUCTIONS = {
     "strict": "Does the answer state the same fact as the gold answer? Other words, other date formats and extra "
-    "detail are fine; another person, thing, place, number or date is not.",
+    "detail are fine. Another person, thing, place, number or date is not, and neither is an answer that is vaguer "
+    "than the gold answer or names several candidates.",
     "lenient": "Does the answer touch on the same topic as the gold answer? Be generous: a longer or vaguer answer, or "
     "a date in any format or relative form that refers to the same time, counts.",
     "mem0-new": "Does the answer get at what the gold answer says? Accept it if any one item of a list in the gold "

@@ -27,9 +27,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--per-set",
         type=positive,
-        default=25,
+        default=60,
         metavar="N",
-        help="answers per set, and twice as many gold answers (default 25)",
+        help="answers per set (default 60); a set with fewer than 30 is not checked",
     )
     options.add_argument(
         "--repeats",
@@ -53,8 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parser().parse_args(argv)
     from memometer.benchmarks.arguments import load_data
-    from memometer.judging import judge_calibration
     from memometer.judging.calibrate import Calibrator
+    from memometer.judging.judge_assessment import assess
+    from memometer.judging.judge_calibration import CalibrationError
     from memometer.models.errors import FATAL, describe
     from memometer.report import presenter
     from memometer.report.judge_tables import calibration_parts
@@ -81,11 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         with stopping() as stop:
             try:
                 found = calibrator.measure(num_threads=judge_threads(args), stop=stop)
-            except (judge_calibration.CalibrationError, *FATAL) as error:
-                reason = str(error) if isinstance(error, judge_calibration.CalibrationError) else describe(error)
+            except (CalibrationError, *FATAL) as error:
+                reason = str(error) if isinstance(error, CalibrationError) else describe(error)
                 print(f"memometer calibrate: {reason}; nothing was cached.", file=sys.stderr)
                 return 4 if stop.is_set() else 1
-    found = judge_calibration.assess(found, max_false_accept=args.max_false_accept)
+    found = assess(found, max_false_accept=args.max_false_accept)
     for line in presenter.text(calibration_parts(found)).splitlines():
         print(f"{data.prefix}{line}")
     return 0 if found["passed"] else 3

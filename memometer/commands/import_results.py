@@ -18,7 +18,11 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("files", nargs="+", type=Path, metavar="FILE")
     p.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="the folder for the run folders")
-    p.add_argument("--format", metavar="NAME", help="the format, if it is not recognised")
+    p.add_argument(
+        "--format",
+        metavar="NAME",
+        help="the format, if it is not recognised: its name, or a JSON file with the paths of its values",
+    )
     p.add_argument("--model-name", metavar="NAME", help="the model that answered, if the file does not name it")
     p.add_argument("--judge-model-name", metavar="NAME", help="the judge model, if the file does not name it")
     p.add_argument(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -14,9 +12,8 @@ from memometer.commands.argument_types import positive
 from memometer.errors import UserError
 
 if TYPE_CHECKING:
-    from memometer.benchmarks.protocol import Dataset
-    from memometer.judging.human_labels import Draw, HumanLabel
-    from memometer.run.folder import RunFolder
+    from memometer.judging.human_labels import HumanLabel
+    from memometer.judging.label_session import LabelSession
 
 LABELS: Mapping[str, HumanLabel] = {"c": "correct", "w": "wrong", "u": "unclear"}
 KEYS = "c correct, w wrong, u unclear, b back, q stop"
@@ -36,6 +33,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--budget", type=positive, metavar="TOKENS", help="only answers at this budget")
     options.add_argument("--labeller", metavar="NAME", help="your name (default: the user name)")
     options.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the order (default 0)")
+    options.add_argument("--browser", action="store_true", help="label on a page in the browser, on this machine only")
+    options.add_argument("--port", type=int, default=0, metavar="N", help="port of the page (default: any free one)")
+    options.add_argument("--no-browser", action="store_true", help="with --browser: print the address, open nothing")
     return options
 
 
@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     from memometer.harness.rescore import rewrite_results
     from memometer.judging import human_labels
+    from memometer.judging.label_session import LabelSession
     from memometer.report.write import data_of
     from memometer.run.folder import RunFolder
 
@@ -67,9 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(
                 f"{args.run} has no such answers to label; see its systems with memometer compare {args.run}."
             )
-        session = Session(folder, data, drawn, args.labeller or human_labels.user_name(), args.seed)
+        session = LabelSession(folder, data, drawn, args.labeller or human_labels.user_name(), args.seed)
         try:
-            session.ask(sys.stdin, sys.stdout)
+            if args.browser:
+                _in_browser(session, args.port, opened=not args.no_browser)
+            else:
+                ask(session, sys.stdin, sys.stdout)
         except (KeyboardInterrupt, EOFError):
             print()
         if folder.labels():
@@ -79,77 +83,57 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class Session:
-    """One person's labelling of a run.
+def ask(session: LabelSession, source: TextIO, screen: TextIO) -> None:
+    """Show each answer without a label and append the label that the person types.
 
-    Attributes:
-        folder: The run.
-        data: Its data.
-        drawn: The answers to label, in order.
-        labeller: Name of the person.
-        seed: Seed of the order.
+    Args:
+        session: The labelling.
+        source: The person's input, one key a line.
+        screen: The text is written here.
+
+    Raises:
+        EOFError: The input ended.
     """
+    first = session.next_unlabelled()
+    position = len(session.drawn) if first is None else first
+    while position < len(session.drawn):
+        print(f"\n{position + 1} of {len(session.drawn)}", *_shown(session, position), sep="\n", file=screen)
+        reply = _reply(source, screen)
+        if reply == "q":
+            return
+        if reply == "b":
+            position = max(0, position - 1)
+            continue
+        session.add(position, LABELS[reply])
+        following = session.next_unlabelled(position)
+        position = len(session.drawn) if following is None or following <= position else following
 
-    folder: RunFolder
-    data: Dataset
-    drawn: Sequence[Draw]
-    labeller: str
-    seed: int
 
-    def done(self) -> int:
-        """The number of drawn answers that this person has labelled."""
-        return sum(label != "" for label in self._given())
+def _shown(session: LabelSession, position: int) -> Iterator[str]:
+    draw = session.drawn[position]
+    yield f"Question: {draw.question.text}"
+    yield f"Gold:     {draw.question.gold}"
+    yield f"Answer:   {' '.join(session.answer(draw).split())}"
+    yield from (f"Evidence: {line}" for line in session.evidence(draw))
 
-    def _given(self) -> list[str]:
-        from memometer.judging.human_labels import by_labeller
-        from memometer.run.folder import key
 
-        mine = by_labeller(self.folder.labels()).get(self.labeller, {})
-        return [mine.get(key(draw.record), "") for draw in self.drawn]
+def _in_browser(session: LabelSession, port: int, *, opened: bool) -> None:
+    """Serve the label page until the person stops it there or with Ctrl-C."""
+    from memometer.report.label_server import LabelServer
 
-    def ask(self, source: TextIO, screen: TextIO) -> None:
-        """Show each answer without a label and append the label that the person types.
+    try:
+        server = LabelServer(session, port)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"cannot listen on port {port} ({error}); choose another one with --port.") from error
+    print(f"{session.data.prefix}Label at {server.url} (q on the page or Ctrl-C to stop)", flush=True)
+    if opened:
+        import webbrowser
 
-        Args:
-            source: The person's input, one key a line.
-            screen: The text is written here.
-
-        Raises:
-            EOFError: The input ended.
-        """
-        from memometer.judging.human_labels import label_line
-
-        given = self._given()
-        position = next((n for n, label in enumerate(given) if not label), len(given))
-        while position < len(self.drawn):
-            draw = self.drawn[position]
-            print(f"\n{position + 1} of {len(self.drawn)}", *self._shown(draw), sep="\n", file=screen)
-            reply = _reply(source, screen)
-            if reply == "q":
-                return
-            if reply == "b":
-                position = max(0, position - 1)
-                continue
-            at = datetime.now(UTC).isoformat(timespec="seconds")
-            label = label_line(draw.record, LABELS[reply], labeller=self.labeller, at=at, seed=self.seed)
-            self.folder.append_label(label)
-            given[position] = LABELS[reply]
-            position = next((n for n in range(position + 1, len(given)) if not given[n]), len(given))
-
-    def _shown(self, draw: Draw) -> Iterator[str]:
-        question = draw.question
-        conversation = next(c for c in self.data.conversations if c.id == question.conversation)
-        turns = {turn.id: turn for turn in conversation.turns}
-        yield f"Question: {question.text}"
-        yield f"Gold:     {question.gold}"
-        # An answer is a model's text: control characters would reach the terminal.
-        yield f"Answer:   {''.join(c if c.isprintable() else ' ' for c in draw.record['answer'])}"
-        yield from (
-            f"Evidence: {turns[id].said_at:%Y-%m-%d} {turns[id].line.strip()}"
-            for id in question.evidence
-            if id in turns
-        )
+        webbrowser.open(server.url)
+    try:
+        server.serve_forever()
+    finally:
+        server.server_close()
 
 
 def _reply(source: TextIO, screen: TextIO) -> str:

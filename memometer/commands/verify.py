@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-RECOMPUTED = ("status", "systems", "comparisons", "withheld", "missing_share", "human_labels")
+RECOMPUTED = ("status", "systems", "comparisons", "withheld", "missing_share", "human_labels", "hidden_probes")
 """Fields of results.json that depend on the records alone."""
+FORMER = tuple(f"{name}{part}" for name in ("judge_corrected", "corrected") for part in ("", "_interval", "_reason"))
+"""Metrics that earlier versions computed."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _problems(path: Path) -> Iterator[str]:
     from memometer.harness.rescore import rewrite_results
+    from memometer.judging.rerun_detection import of_records
     from memometer.report.results import read_results
     from memometer.report.write import data_of
     from memometer.run.folder import RunFolder, changes, read_manifest, read_records
@@ -63,6 +66,7 @@ def _problems(path: Path) -> Iterator[str]:
 
     yield from changes(path)
     yield from duplicate_attempts(read_records(path))
+    yield from of_records(read_records(path))
     if not (path / "results.json").exists():
         return
     saved = read_results(path)
@@ -72,7 +76,7 @@ def _problems(path: Path) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "run"
         shutil.copytree(path, copy, ignore=shutil.ignore_patterns(".lock", "report.*"))
-        with RunFolder.reopen(copy) as folder:
+        with RunFolder.reopen(copy, anchored=False) as folder:
             computed, _ = rewrite_results(folder, data)
     for name in RECOMPUTED:
         if (place := _difference(saved.get(name), computed.get(name), name)) and name in saved:
@@ -82,7 +86,7 @@ def _problems(path: Path) -> Iterator[str]:
 def _difference(saved: Any, computed: Any, place: str) -> str:
     """The first place at which two JSON values differ; empty if they are equal up to rounding."""
     if isinstance(saved, Mapping) and isinstance(computed, Mapping):
-        for name in saved:  # later versions compute further metrics
+        for name in (name for name in saved if name not in FORMER):  # later versions compute further metrics
             if found := _difference(saved.get(name), computed.get(name), f"{place}, {name}"):
                 return found
         return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from memometer.benchmarks.protocol import Conversation
+from memometer.benchmarks.protocol import Conversation, Question
 from memometer.budget import show
 from memometer.harness.tasks import Task, prompt_overhead
 from memometer.judging.judge import Judge
@@ -26,6 +26,7 @@ def estimate(
     judge: Judge | None = None,
     readers: Mapping[str, Reader],
     memory_tokens: Callable[[Task], int],
+    probes: Sequence[Question] = (),
 ) -> str:
     """Estimate the cost of tasks.
 
@@ -38,6 +39,7 @@ def estimate(
         judge: The judge, whose prompt may need several calls per answer.
         readers: The reader of each system.
         memory_tokens: The tokens of memory in the prompt of a task, at most.
+        probes: The question of each hidden probe that the judge grades.
 
     Returns:
         Calls, tokens and dollars in words.
@@ -53,7 +55,7 @@ def estimate(
     replies = calls * model.max_tokens
     cost = accounting.forecast(model, prompts, replies)
     if judge_model:
-        graded = [task.question for task in tasks if task.question.answerable]
+        graded = [*(task.question for task in tasks if task.question.answerable), *probes]
         needed = [judge.calls(question) if judge else 1 for question in graded]
         grading = sum(
             n * (JUDGE_PROMPT_TOKENS + judge_model.count(f"{q.text}{q.gold}") + model.max_tokens)

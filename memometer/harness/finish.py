@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 from memometer.harness.plan import Plan
-from memometer.judging.judge_calibration import Calibration
 from memometer.report import aggregate, multi_round_analysis, prompt_counts
 from memometer.report.write import write_results
 from memometer.run import resume, test_set_usage
@@ -21,15 +20,13 @@ class Ending:
     Attributes:
         fatal: The reason why no call can succeed; empty if the calls can.
         stopped: True if tasks are left for --resume.
-        judge_failed: True if the run ended because the judge failed its calibration.
-        calibration: The judge's calibration, if there is one.
+        judge_failed: True if the judge failed its calibration, so that no answer is graded.
         resume_words: Further words of the resume command.
     """
 
     fatal: str = ""
     stopped: bool = False
     judge_failed: bool = False
-    calibration: Calibration | None = None
     resume_words: list[str] = field(default_factory=list)
 
 
@@ -72,7 +69,6 @@ def finish(plan: Plan, folder: RunFolder, ending: Ending, *, verbose: bool = Fal
         plan.data,
         keys,
         facts,
-        calibrations=[ending.calibration] if ending.calibration else [],
         no_judge=plan.models.no_judge,
         rounds=rounds,
         notes=list(filter(None, [*lines, str(usage or ""), test_set_usage.duplicates_message(repeated)])),
@@ -99,7 +95,7 @@ def _closing_lines(plan: Plan, folder: RunFolder, ending: Ending, share: float, 
         reason = f"Stopped, because {because}: {fatal}." if fatal else "Stopped."
         reason = "Failed, because every system was skipped." if plan.all_skipped() else reason
         lines.append(f"{reason} Continue with: {resume_command}")
-        if ending.judge_failed:
+        if ending.judge_failed and fatal:
             lines.append(
                 "That measures the judge again. To go on without judge accuracy, add --allow-failed-calibration."
             )

@@ -8,6 +8,7 @@ from typing import Any
 
 from memometer.benchmarks.protocol import FREE, Question
 from memometer.budget import UNBOUNDED
+from memometer.harness.import_files import text_of
 from memometer.harness.import_formats import Format, at, first
 from memometer.run.folder import Record
 
@@ -25,10 +26,9 @@ def answer_record(
         model: Name of the model that answered.
         judge: Name of the judge model.
     """
-    text = first(answer, format.answer)
-    if not isinstance(text, str | int) or isinstance(text, bool):
-        text = None  # null or an object: the call failed
-    verdicts = [verdict_record(value, n, format, judge) for n, value in enumerate(at(answer, format.verdicts))]
+    text = text_of(first(answer, format.answer))  # None for null or an object without text: the call failed
+    values = at(answer, format.verdicts) if format.verdicts else ()
+    verdicts = [verdict_record(value, n, format, judge) for n, value in enumerate(values)]
     # An empty answer with a label is an answer. Without one, the call failed.
     failed = text is None or (not str(text).strip() and all(v["label"] == "missing" for v in verdicts))
     return {
@@ -65,7 +65,7 @@ def verdict_record(value: Any, repeat: int, format: Format, judge: str | None) -
         format: The format of the file.
         judge: Name of the judge model.
     """
-    label = format.labels.get(value, "missing") if isinstance(value, str | bool) else "missing"
+    label = format.labels.get(value, "missing") if isinstance(value, str | bool | int | float) else "missing"
     return {
         "judge": judge or "unknown",
         "prompt": "published",

@@ -7,7 +7,6 @@ file lacks, such as token counts, are None. The benchmark defines the file forma
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,11 +18,11 @@ from memometer import benchmarks
 from memometer.benchmarks.metrics import comparable
 from memometer.benchmarks.protocol import Dataset, Question
 from memometer.errors import UserError
-from memometer.harness import rerun_detection
-from memometer.harness.import_formats import Format, at, first, recognise
+from memometer.harness.import_files import match, parse, text_of
+from memometer.harness.import_formats import TOOL_FORMATS, Format, at, first, named, of_file, outline, recognise
 from memometer.harness.import_records import answer_record, majority, scores, verdict_record
 from memometer.harness.options import EvaluateOptions
-from memometer.judging import label_sets
+from memometer.judging import label_sets, rerun_detection
 from memometer.report import aggregate
 from memometer.report.summary import STATUS
 from memometer.report.write import write_results
@@ -32,6 +31,12 @@ from memometer.run.folder import Key, Record, RunFolder, RunFolderError, key
 
 FAIL_ON_ERROR = 0.02
 """A run is invalid if a larger share of its answers has no label. Same default as evaluate.py."""
+
+
+EXAMPLE_TABLE = (
+    '{"entries": "results.*", "question": "question", "gold": "reference", "answer": "response", '
+    '"verdicts": "label", "labels": {"right": "correct", "false": "wrong"}}'
+)
 
 
 class ImportResultsError(UserError, ValueError):
@@ -73,7 +78,7 @@ def read(
     Args:
         path: The file.
         data: The data.
-        format: Name of the format; None to recognise it.
+        format: Name of the format, or a JSON file with its table; None to recognise it.
         model: Name of the model that answered, if the file does not name it.
         judge: Name of the judge model, if the file does not name it.
 
@@ -82,31 +87,39 @@ def read(
     """
     try:
         raw = path.read_bytes()
-        content = json.loads(raw)
+        content = parse(raw)
     except OSError as error:
         raise ImportResultsError(f"{path} cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:
-        raise ImportResultsError(f"{path} is not JSON ({error}).") from error
-    formats = benchmarks.load(data.benchmark).result_formats()
-    if format and format not in formats:
-        raise ImportResultsError(f"--format is {format!r}; allowed are {', '.join(formats)}.")
-    found = formats[format] if format else recognise(content, formats.values())
-    if found is None:
+        raise ImportResultsError(f"{path} is not JSON or JSON lines ({error}).") from error
+    formats = {**benchmarks.load(data.benchmark).result_formats(), **TOOL_FORMATS}
+    if format and format not in formats and not format.endswith(".json"):
+        raise ImportResultsError(f"--format is {format!r}; allowed are {', '.join(formats)}, and a table in JSON.")
+    if format:
+        found = formats[format] if format in formats else of_file(Path(format))
+    elif (recognised := recognise(content, formats.values())) is None:
         raise ImportResultsError(
-            f"The format of {path} is not one of {', '.join(formats)}; name a format with --format, or add one to the "
-            "benchmark's result formats."
+            f"The format of {path} is not one of {', '.join(formats)}. Describe it in a JSON file and name that with "
+            f"--format FILE.json. It needs the paths of entries, question, gold and answer, and of the verdicts if "
+            f"there are any, such as {EXAMPLE_TABLE}. The file has {outline(content)}."
         )
-    found_questions = [
-        (entry, _question(entry, found, data)) for entry in at(content, found.entries) if isinstance(entry, dict)
-    ]
+    else:
+        found = recognised
+    entries_found = [entry for entry in at(content, found.entries) if isinstance(entry, dict)]
+    if not entries_found:
+        raise ImportResultsError(
+            f"{path} has no entries at {found.entries!r} ({found.name}); it has {outline(content)}."
+        )
+    found_questions = list(zip(entries_found, match(entries_found, found, data), strict=True))
     _verify(path, found_questions, found, data)
     answerable = [(entry, question) for entry, question in found_questions if question and question.gold is not None]
-    model = _text(first(content, found.model)) or model
-    judge = _text(first(content, found.judge)) or judge
+    model = _text(named(content, found.model)) or model
+    judge = _text(named(content, found.judge)) or judge
     records: list[Record] = []
     merges: list[tuple[str, rerun_detection.Merge]] = []
     entries = [entry for entry, _ in answerable]
-    subsets = rerun_detection.subsets(content, entries, [str(first(entry, found.id)) for entry in entries])
+    ids = [str(first(entry, found.id)) if found.id else question.id for entry, question in answerable]
+    subsets = rerun_detection.subsets(content, entries, ids)
     place = {question.id: i for i, question in enumerate(data.questions)}
     for system, variant in _systems(path, answerable, found).items():
         own = [answer_record(system, variant(entry), question, found, model, judge) for entry, question in answerable]
@@ -135,28 +148,31 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _question(entry: dict[str, Any], format: Format, data: Dataset) -> Question | None:
-    match = format.id_pattern.fullmatch(str(first(entry, format.id)))
-    return data.question_at(int(match[1]), int(match[2])) if match else None
-
-
 def _verify(
     path: Path, entries: Sequence[tuple[dict[str, Any], Question | None]], format: Format, data: Dataset
 ) -> None:
     """Verify that a file has each answerable question exactly once, with the text and the gold answer of the data."""
+
+    def same(entry: dict[str, Any], where: str, expected: str) -> bool:
+        # The input of an inspect_ai sample may be a whole prompt, which contains the question.
+        text = comparable(text_of(first(entry, where)) or "")
+        return text == comparable(expected) or (bool(format.id) and comparable(expected) in text)
+
     due = {question.id for question in data.questions if question.answerable}
     counts = Counter(question.id for _, question in entries if question)
     faults = {
         "missing": [id for id in sorted(due) if id not in counts],
         "duplicate": [id for id, n in counts.items() if n > 1],
-        "unknown": [str(first(entry, format.id)) for entry, question in entries if question is None],
+        "unknown": [
+            str(first(entry, format.id or format.question))[:60] for entry, question in entries if question is None
+        ],
         "with another text": [
-            q.id for entry, q in entries if q and comparable(first(entry, format.question)) != comparable(q.text)
+            q.id for entry, q in entries if q and format.question and not same(entry, format.question, q.text)
         ],
         "with another gold": [
             q.id
             for entry, q in entries
-            if q and q.gold is not None and comparable(first(entry, format.gold)) != comparable(q.gold)
+            if q and q.gold is not None and format.gold and not same(entry, format.gold, q.gold)
         ],
     }
     counted = [f"{len(ids):,} {fault} ({_some(ids)})" for fault, ids in faults.items() if ids]

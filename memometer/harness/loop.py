@@ -85,6 +85,7 @@ def run(
     progress: Callable[[Record], None] = lambda _: None,
     traced: Traced = untraced,
     answering: Answering = at_once,
+    after_verdict: Callable[[], None] = lambda: None,
 ) -> str:
     """Carry out every task without a result in the folder, and append a record for each.
 
@@ -103,6 +104,7 @@ def run(
         progress: Called with each new record.
         traced: Makes a trace of each attempt.
         answering: How the calls of a task are answered.
+        after_verdict: Called after each new verdict; it grades hidden probes.
 
     Returns:
         An empty text, or the reason why no call can succeed, such as a rejected key; the run then ends early.
@@ -159,6 +161,7 @@ def run(
             end = end or early.add(record["error"], of_prompt=record["error"].startswith(TOO_LONG))
         for verdict in record["verdicts"]:
             end = end or judge_ends(verdict)
+            after_verdict()
         give_up(end)
 
     def grade(task: Task, judge: Judge, answer: str) -> None:
@@ -168,9 +171,12 @@ def run(
             if not calls.waits:
                 calls.mark(verdict)
                 folder.append_verdict(task.key, verdict)
+                after_verdict()
                 give_up(end or judge_ends(verdict))
 
     def judge_ends(verdict: Mapping[str, Any]) -> str:
+        if verdict.get("rule"):  # which is not a call, and says nothing about the judge
+            return ""
         why = early_judge.add("" if verdict["reason"] == NOT_A_LABEL else verdict["reason"])
         return why and f"judge: {why}"
 

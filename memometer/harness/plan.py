@@ -16,7 +16,9 @@ from memometer.harness.models import Models
 from memometer.harness.options import EvaluateOptions
 from memometer.harness.questions import chosen_questions
 from memometer.harness.tasks import Task, window_budget
-from memometer.judging.judge_calibration import Calibration, assess, sentence
+from memometer.judging.hidden_probes import Probe, draw_probes
+from memometer.judging.judge_assessment import assess, sentence
+from memometer.judging.judge_calibration import Calibration
 from memometer.memory import Memory
 from memometer.reader.abstention import AbstentionRule
 from memometer.reader.program_file import Program
@@ -194,7 +196,14 @@ class Plan:
             judge=self.models.judge,
             readers=self.systems.readers,
             memory_tokens=self.memory_tokens,
+            probes=[probe.answer.question for probe in self.probes()],
         )
+
+    def probes(self) -> list[Probe]:
+        """Return the hidden probes of the run; none if no answer is graded or judge accuracy is not shown."""
+        if self.models.judge is None or self.options.no_calibration or self.options.batch:
+            return []
+        return draw_probes(self.questions, self.conversations, seed=self.options.seed)
 
     def memory_tokens(self, task: Task) -> int:
         """Bound the tokens of memory in a task's prompt."""
@@ -225,10 +234,11 @@ class Plan:
         Args:
             resumed: True if the run was started before.
         """
-        found = self.models.calibrator.cached() if self.models.calibrator else None
+        limit = self.options.max_false_accept
+        found = self.models.calibrator.cached(max_false_accept=limit) if self.models.calibrator else None
         if found is None:
             return None
-        found = assess(found, max_false_accept=self.options.max_false_accept)
+        found = assess(found, max_false_accept=limit)
         return None if resumed and not found["passed"] and not self.options.allow_failed_calibration else found
 
     def _power(self) -> str:

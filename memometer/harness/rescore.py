@@ -18,7 +18,9 @@ from memometer.harness.questions import chosen_questions
 from memometer.judging import judge_calibration, judge_sensitivity, label_sets
 from memometer.judging.calibrate import Calibrator
 from memometer.judging.graders import Grader, PendingVerdict, grade_pending, graders_of, pending_verdicts, score
+from memometer.judging.hidden_probes import Prober, draw_probes
 from memometer.judging.judge import Judge
+from memometer.judging.judge_assessment import assess, sentence
 from memometer.judging.judge_calibration import Calibration
 from memometer.judging.label_sets import LabelCorrections
 from memometer.models.errors import FATAL, describe
@@ -314,29 +316,60 @@ class Rescoring:
     def _calibration(self, judge: Judge, stop: threading.Event) -> tuple[Calibration | None, str]:
         """Return the calibration of the judge, and the reason if no call can succeed."""
         calibrator = Calibrator(self.data, self.model, judge, address=self.address, wrong_answers=self.wrong_answers)
-        found = calibrator.cached()
+        limit = self.max_false_accept
+        found = calibrator.cached(max_false_accept=limit)
         try:
             if found is None:
                 eprint(f"{self.data.prefix}The judge is not calibrated yet. Calibrating it: {calibrator.estimate()}.")
-                found = calibrator.measure(num_threads=self.num_threads, stop=stop, folder=self.folders[0])
+                found = calibrator.measure(
+                    num_threads=self.num_threads, stop=stop, folder=self.folders[0], end_at=limit
+                )
         except FATAL as error:
             return None, describe(error)
         except judge_calibration.CalibrationError as error:
             return None, "" if stop.is_set() else str(error)
-        found = judge_calibration.assess(found, max_false_accept=self.max_false_accept)
-        self._print(judge_calibration.sentence(found))
+        found = assess(found, max_false_accept=limit)
+        for folder in self.folders:
+            folder.append_calibration(found)
+        self._print(sentence(found))
         return found, ""
 
     def _grade(self, judge: Judge, pending: Sequence[PendingVerdict], stop: threading.Event) -> str:
+        probers = self._probers(judge, pending)
+
+        def after_verdict(item: PendingVerdict) -> None:
+            if prober := probers.get(item.folder.path):
+                prober.after_verdict()
+
         with progress.bar(total=len(pending), desc=f"{self.data.prefix}{judge.prompt}") as bar:
-            return grade_pending(
+            fatal = grade_pending(
                 pending,
                 judge,
                 label_set=self.label_set,
                 num_threads=self.num_threads,
                 stop=stop,
                 progress=bar.update,
+                after_verdict=after_verdict,
             )
+        for prober in [] if fatal else probers.values():
+            prober.finish(num_threads=self.num_threads, stop=stop)
+        return fatal
+
+    def _probers(self, judge: Judge, pending: Sequence[PendingVerdict]) -> dict[Path, Prober]:
+        """The hidden probes of each run that gets verdicts, by folder; none without a calibration."""
+        if not self.calibrate:
+            return {}
+        found = {}
+        for folder in {item.folder.path: item.folder for item in pending}.values():
+            asked = {record["question_id"] for record in folder.records()}
+            questions = [question for question in self.data.questions if question.id in asked]
+            named = {question.conversation for question in questions}
+            conversations = [c for c in self.data.conversations if c.id in named]
+            seed = int(folder.manifest["config"].get("seed") or 0)
+            verdicts = sum(item.folder.path == folder.path for item in pending)
+            probes = draw_probes(questions, conversations, seed=seed)
+            found[folder.path] = Prober(judge, folder, probes, verdicts=verdicts, seed=seed)
+        return found
 
     def _sensitivity(self) -> str:
         """Compare scores and rankings between prompts, over the answers that have a label under every prompt."""

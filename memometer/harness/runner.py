@@ -21,6 +21,9 @@ from memometer.harness.options import EvaluateOptions
 from memometer.harness.plan import Plan
 from memometer.harness.recall_preview import recall_table
 from memometer.judging import judge_calibration
+from memometer.judging.hidden_probes import Prober
+from memometer.judging.judge import Judge
+from memometer.judging.judge_assessment import assess, sentence
 from memometer.models.errors import FATAL, describe
 from memometer.models.resolve_models import Model
 from memometer.report import aggregate, presenter
@@ -215,7 +218,12 @@ class Runner:
                         log=lambda text: eprint(f"{plan.data.prefix}{text}"),
                     )
                 elif not fatal:
-                    fatal = carry_out(plan.tasks, reader=plan.models.reader, judge=plan.models.judge)
+                    judge = None if self._ending.judge_failed else plan.models.judge
+                    prober = self._prober(folder, judge)
+                    after_verdict = prober.after_verdict if prober else lambda: None
+                    fatal = carry_out(plan.tasks, reader=plan.models.reader, judge=judge, after_verdict=after_verdict)
+                    if prober and not fatal:
+                        prober.finish(num_threads=self._num_threads(plan.models.judge_model), stop=stop)
             keys = plan.active_keys
             ending = self._ending
             ending.fatal = fatal
@@ -290,23 +298,33 @@ class Runner:
         plan, calibrator = self.plan, self.plan.models.calibrator
         if calibrator is None or plan.options.no_calibration:
             return ""
-        needed = self._needs_judge(folder)
+        needed, limit = self._needs_judge(folder), plan.options.max_false_accept
         found = plan.calibration(resumed=self.resumed and needed)
+        if found is None and not needed:  # every answer has its verdict, and the run its calibration
+            return ""
         try:
             if found is None:
-                measured = calibrator.measure(
-                    num_threads=self._num_threads(plan.models.judge_model), stop=stop, folder=folder
-                )
-                found = judge_calibration.assess(measured, max_false_accept=plan.options.max_false_accept)
+                threads = self._num_threads(plan.models.judge_model)
+                measured = calibrator.measure(num_threads=threads, stop=stop, folder=folder, end_at=limit)
+                found = assess(measured, max_false_accept=limit)
         except FATAL as error:
             return f"judge: {describe(error)}"
         except judge_calibration.CalibrationError as error:
             return "" if stop.is_set() else f"judge: {error}"
-        self._ending.calibration = found
-        if found["passed"] or plan.options.allow_failed_calibration or not needed or stop.is_set():
+        folder.append_calibration(found)
+        if found["passed"] or not needed or stop.is_set():
             return ""
-        self._ending.judge_failed = True
-        return judge_calibration.sentence(found).rstrip(".")
+        self._ending.judge_failed = True  # its verdicts are not paid for, because their accuracy would be withheld
+        return "" if plan.options.allow_failed_calibration else sentence(found).rstrip(".")
+
+    def _prober(self, folder: RunFolder, judge: Judge | None) -> Prober | None:
+        """Return the hidden probes of the run; None if no answer is graded or no accuracy is shown."""
+        plan = self.plan
+        probes = plan.probes()
+        if judge is None or not probes or not self._needs_judge(folder):
+            return None
+        verdicts = len(plan.active_keys) - _answered(folder, plan.active_keys)
+        return Prober(judge, folder, probes, verdicts=verdicts, seed=plan.options.seed)
 
     def _traced(self) -> Traced:
         if not self.plan.options.trace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -74,6 +75,15 @@ def score(record: Record, grader: Grader, *, rule: Rule = "mean") -> float | Non
     return mean if rule == "mean" else float(mean > 0.5)
 
 
+def judged_by_rule(records: Iterable[Record]) -> dict[str, dict[str, int]]:
+    """Count the answers that a rule called wrong before any call to a judge: system -> rule -> answers."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        for rule in {verdict["rule"] for verdict in record["verdicts"] if verdict.get("rule")}:
+            found[record["system"]][rule] += 1
+    return {system: dict(counts) for system, counts in found.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class PendingVerdict:
     """A verdict that an answer of a run still needs."""
@@ -136,6 +146,7 @@ def grade_pending(
     num_threads: int,
     stop: threading.Event,
     progress: Callable[[], object] = lambda: None,
+    after_verdict: Callable[[PendingVerdict], object] = lambda _: None,
 ) -> str:
     """Ask a judge for pending verdicts and append them to the run folders.
 
@@ -146,6 +157,7 @@ def grade_pending(
         num_threads: Concurrent calls.
         stop: No further call starts once it is set.
         progress: Called after each call.
+        after_verdict: Called after each verdict; it grades hidden probes.
 
     Returns:
         The reason why no call can succeed, or "".
@@ -166,8 +178,9 @@ def grade_pending(
             abandoned.set()
             return
         with lock:
-            failures.append(verdict.failure)
-            end = early.add(verdict.failure)
+            if not verdict.rule:  # which is not a call, and says nothing about the judge
+                failures.append(verdict.failure)
+            end = "" if verdict.rule else early.add(verdict.failure)
             held.append((item, judge.record(verdict, label_set=label_set, repeat=item.repeat)))
             if not all(failures):
                 write()
@@ -175,6 +188,8 @@ def grade_pending(
                 fatal.append(end)
                 abandoned.set()
         progress()
+        if not abandoned.is_set():
+            after_verdict(item)
 
     def write() -> None:
         while held:

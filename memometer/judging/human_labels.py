@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from memometer.benchmarks.protocol import Dataset, Question
 from memometer.judging.graders import graders_of, score
+from memometer.judging.misclassification import corrected, rates_of_labels
 from memometer.run.folder import Key, Record, failed, is_answered, key, latest
 from memometer.stats.intervals import Estimate, clustered_mean
 from memometer.stats.prediction_powered import prediction_powered
@@ -159,8 +160,9 @@ def accuracies(records: Sequence[Record], lines: Sequence[Record], data: Dataset
         data: The data of the run.
 
     Returns:
-        For each system and budget with labels: `system`, `budget`, `labels`, `unclear`, `weight`, and `accuracy`,
-        `labels_alone` and `judge`, each with `mean`, `low`, `high` and `n`.
+        For each system and budget with labels: `system`, `budget`, `labels`, `unclear`, `weight`; `accuracy`,
+        `labels_alone` and `judge`, each with `mean`, `low`, `high` and `n`; the judge's `false_accept` and
+        `false_reject` by these labels; and `rogan_gladen`, the judge accuracy corrected with them, or its `reason`.
     """
     labels: dict[Key, list[float]] = defaultdict(list)
     unclear = set()
@@ -198,6 +200,7 @@ def accuracies(records: Sequence[Record], lines: Sequence[Record], data: Dataset
         estimate = prediction_powered([verdict or 0.0 for verdict in judged], human, inclusion, clusters)
         pairs = [(verdict, id) for verdict, id in zip(judged, clusters, strict=True) if verdict is not None]
         judge = clustered_mean([verdict for verdict, _ in pairs], [id for _, id in pairs]) if grader else None
+        false_accept, false_reject = rates_of_labels(judged, human, inclusion)
         found.append(
             {
                 "system": system,
@@ -208,6 +211,9 @@ def accuracies(records: Sequence[Record], lines: Sequence[Record], data: Dataset
                 "accuracy": _plain(estimate.estimate),
                 "labels_alone": _plain(estimate.labels_alone),
                 "judge": _plain(judge) if judge else None,
+                "false_accept": false_accept,
+                "false_reject": false_reject,
+                "rogan_gladen": corrected(_plain(judge) if judge else None, false_accept, false_reject),
             }
         )
     return found

@@ -1,59 +1,45 @@
 """Judge calibration: how often a judge accepts wrong answers and rejects right ones, measured before it grades.
 
-The answers come from `memometer.judging.calibration_set`. A calibration is cached per model, prompt and data, is part
-of every report, and decides whether judge accuracy is shown at all.
+The answers come from `memometer.judging.calibration_set`. `judge_assessment` decides from a calibration whether judge
+accuracy is shown at all, and `calibration_cache` keeps it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
 import random
-import re
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import UTC, datetime
+from itertools import zip_longest
 from typing import Any
 
 from memometer.errors import UserError
+from memometer.judging.answer_rules import LEXICAL, lexical_label
 from memometer.judging.calibration_set import RIGHT, SEED, WRONG, CalibrationAnswer
 from memometer.judging.judge import Judge, Label, Verdict
-from memometer.models.downloads import models_folder
 from memometer.models.errors import EarlyStop
-from memometer.run.environment import digest
 from memometer.stats.intervals import clustered_mean, wilson
-from memometer.stats.number_format import percent, rate
 
 Calibration = dict[str, Any]
 """A calibration as JSON.
 
 Keys: judge, prompt, prompt_hash, date (UTC), per_set, false_accept and false_reject ({rate, low, high, n}), sets
-({name: the same with missing, clustered and kinds}), missing, stability, parser, usage (cost of the calls).
+({name: the same with missing, clustered and kinds}), lexical (the sets under the lexical judge), labels ([set, kind,
+question id, label] of each answer), by_rule (rule -> answers), planned (set -> answers), missing, stability, parser,
+usage (cost of the calls), ended_early (True if a set could not pass any more).
 """
 
-PER_SET = 25
+PER_SET = 60
+"""Answers per set: with so many, three errors in a set leave the upper limit below 15 %."""
 REPEATS = 3
 REPEATED_ANSWERS = 20
 """Number of answers that are graded REPEATS times."""
 
-MAX_FALSE_ACCEPT = 0.15
-"""Limit for the upper end of the interval, because false accepts raise every score and a few lucky answers prove
-nothing. The lenient prompt behind most published scores accepts 11 % of specific wrong answers and 63 % of vague ones.
-At 15 %, a judge reports 57 % if half of the answers are right."""
-MAX_FALSE_REJECT = 0.15
-MAX_GOLD_REJECTED = 0.02
-"""Limits for the measured rates: false rejects lower the scores, and nobody benefits from luck."""
 MAX_MISSING = 0.02
-
-MAX_AGE = timedelta(days=30)
-"""For a model that is served under a name, whose weights may change. A file of weights is identified by its bytes and
-its calibration does not expire."""
 
 
 class CalibrationError(UserError):
@@ -71,6 +57,7 @@ def measure(
     num_threads: int = 4,
     stop: threading.Event | None = None,
     progress: Callable[[], object] = lambda: None,
+    end_at: Callable[[int, int], bool] | None = None,
 ) -> Calibration:
     """Grade every answer of the calibration set, and REPEATED_ANSWERS of them several times.
 
@@ -81,6 +68,8 @@ def measure(
         num_threads: Concurrent calls.
         stop: Ends the measurement once it is set.
         progress: Called after each call.
+        end_at: (false accepts in a set, its answers) -> True to end the measurement, because the set cannot pass any
+            more. None measures everything.
 
     Returns:
         The calibration.
@@ -89,51 +78,65 @@ def measure(
         CalibrationError: More than MAX_MISSING of the calls failed, or `stop` was set.
         Exception: Errors that every further call would raise too, such as a rejected key.
     """
-    stop, abandoned = stop or threading.Event(), threading.Event()
-    answers = [answer for drawn in sets.values() for answer in drawn]
+    stop, abandoned, decided = stop or threading.Event(), threading.Event(), threading.Event()
+    # The sets take turns, so that a bad judge is found out early.
+    rows = zip_longest(*sets.values())
+    answers = [answer for row in rows for answer in row if answer is not None]
     repeated = random.Random(SEED).sample(answers, min(REPEATED_ANSWERS, len(answers)))
     asked = [*answers, *(answer for answer in repeated for _ in range(repeats - 1))]
     failures: list[str] = []  # the error of each finished call, empty for a success
     early = EarlyStop()
     verdicts: list[Verdict] = []
+    false_accepts = Counter[str]()
     started = time.perf_counter()
 
-    def grade(item: CalibrationAnswer) -> Label | None:
-        if stop.is_set() or abandoned.is_set():
+    def grade(number: int, item: CalibrationAnswer) -> Label | None:
+        if stop.is_set() or abandoned.is_set() or decided.is_set():
             return None
         verdict = judge(item.question.text, item.question.gold or "", item.answer, of=item.question)
         verdicts.append(verdict)
-        failures.append(verdict.failure)
-        if early.add(verdict.failure):
-            abandoned.set()
+        if not verdict.rule:  # which is not a call, and says nothing about the judge
+            failures.append(verdict.failure)
+            if early.add(verdict.failure):
+                abandoned.set()
+        if number < len(answers) and item.set in WRONG and verdict.label == "correct":
+            false_accepts[item.set] += 1
+            if end_at and end_at(false_accepts[item.set], len(sets[item.set])):
+                decided.set()
         progress()
         return verdict.label
 
     with ThreadPoolExecutor(num_threads) as pool:
-        pending = [pool.submit(grade, answer) for answer in asked]
+        pending = [pool.submit(grade, number, answer) for number, answer in enumerate(asked)]
         try:
             labels = [future.result() for future in pending]
         except BaseException:  # a rejected key or Ctrl-C; re-raised
             abandoned.set()  # otherwise the pool would make all pending calls before it ends
             raise
     failed = [failure for failure in failures if failure]
-    if len(failed) > MAX_MISSING * len(asked) or (failed and abandoned.is_set()):
+    if len(failed) > MAX_MISSING * len(failures) or (failed and abandoned.is_set()):
         raise CalibrationError(
             f"{len(failed)} of {len(failures)} calls to the judge failed, the last with {failed[-1]}"
         )
-    graded = [label for label in labels if label is not None]
-    if len(graded) < len(asked):
+    if stop.is_set() or (None in labels and not decided.is_set()):
         raise CalibrationError("the measurement was stopped")
+    graded = [(answer, label) for answer, label in zip(answers, labels, strict=False) if label is not None]
+    by_rule = Counter(verdict.rule for verdict in verdicts if verdict.rule)
     return {
         "judge": judge.lm.model,
         "prompt": judge.prompt,
         "prompt_hash": judge.prompt_hash,
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        **_errors(answers, graded[: len(answers)]),
-        "stability": _stability(answers, repeated, graded, repeats),
+        **error_rates([answer for answer, _ in graded], [label for _, label in graded]),
+        LEXICAL: _lexical(answers),
+        "labels": [[answer.set, answer.kind, answer.question.id, label] for answer, label in graded],
+        "by_rule": dict(by_rule),
+        "planned": {name: len(drawn) for name, drawn in sets.items()},
+        "ended_early": decided.is_set(),
+        "stability": _stability(answers, repeated, labels, 1 if decided.is_set() else repeats),
         "parser": check_parser(judge.parse),
         "usage": {
-            "calls": len(verdicts),
+            "calls": sum(not verdict.rule for verdict in verdicts),
             "unreported": sum(verdict.unreported for verdict in verdicts),
             "prompt_tokens": sum(verdict.prompt_tokens for verdict in verdicts),
             "completion_tokens": sum(verdict.completion_tokens for verdict in verdicts),
@@ -142,7 +145,23 @@ def measure(
     }
 
 
-def _errors(answers: Sequence[CalibrationAnswer], labels: Sequence[Label]) -> Calibration:
+def _lexical(answers: Sequence[CalibrationAnswer]) -> dict[str, Any]:
+    """The error rates of the lexical judge, by set."""
+    labels = [lexical_label(answer.question.gold or "", answer.answer) for answer in answers]
+    sets: dict[str, Any] = error_rates(answers, labels)["sets"]
+    return sets
+
+
+def error_rates(answers: Sequence[CalibrationAnswer], labels: Sequence[Label]) -> Calibration:
+    """Compute false accepts and false rejects from the labels of answers of known correctness.
+
+    Args:
+        answers: The answers, shape (n,).
+        labels: Their labels, shape (n,).
+
+    Returns:
+        `false_accept` and `false_reject`, the means over the sets; `sets`; and `missing`, the share of missing labels.
+    """
     by_set: dict[str, list[tuple[CalibrationAnswer, Label]]] = defaultdict(list)
     for answer, label in zip(answers, labels, strict=True):
         by_set[answer.set].append((answer, label))
@@ -200,16 +219,16 @@ def macro_rate(sets: Sequence[Mapping[str, Any]]) -> Calibration:
 
 
 def _stability(
-    answers: Sequence[CalibrationAnswer], repeated: Sequence[CalibrationAnswer], labels: Sequence[Label], repeats: int
+    answers: Sequence[CalibrationAnswer],
+    repeated: Sequence[CalibrationAnswer],
+    labels: Sequence[Label | None],
+    repeats: int,
 ) -> Calibration:
     """The share of the repeated answers whose label differs in any repeat; a missing label differs from any other."""
-    first = {(answer.set, answer.question.id): label for answer, label in zip(answers, labels, strict=False)}
+    first = {id(answer): label for answer, label in zip(answers, labels, strict=False)}
     later = labels[len(answers) :]
     flipped = sum(
-        any(
-            label != first[answer.set, answer.question.id]
-            for label in later[i * (repeats - 1) : (i + 1) * (repeats - 1)]
-        )
+        any(label != first[id(answer)] for label in later[i * (repeats - 1) : (i + 1) * (repeats - 1)])
         for i, answer in enumerate(repeated)
     )
     n = len(repeated) if repeats > 1 else 0
@@ -244,158 +263,3 @@ def check_parser(parse: Callable[[str], Label]) -> Calibration:
     cases: dict[str, Label] = dict.fromkeys(BAD_REPLIES, "missing")
     cases |= {"yes": "correct", "No.": "wrong", " **Yes** ": "correct"}
     return {"cases": len(cases), "failed": [reply for reply, label in cases.items() if parse(reply) != label]}
-
-
-# ---------------------------------------------------------------- assessment
-
-
-def assess(calibration: Calibration, *, max_false_accept: float = MAX_FALSE_ACCEPT) -> Calibration:
-    """Decide whether a judge passed.
-
-    Args:
-        calibration: The measurement.
-        max_false_accept: Limit for the upper end of the false-accept rate.
-
-    Returns:
-        The calibration with `passed` and, if it is false, the `reasons` as clauses.
-    """
-    accept, reject, gold = calibration["false_accept"], calibration["false_reject"], calibration["sets"]["gold"]
-    reasons = []
-    if failed := calibration["parser"]["failed"]:
-        reasons.append(f"its parser misreads {', '.join(map(repr, failed))}")
-    if calibration["missing"] > MAX_MISSING:
-        reasons.append(f"{percent(calibration['missing'])} % of its replies are not a label (limit {MAX_MISSING:.0%})")
-    if accept["rate"] is None or reject["rate"] is None:
-        return {**calibration, "passed": False, "reasons": reasons or ["it graded nothing"]}
-    if accept["high"] > max_false_accept:
-        reasons.append(
-            f"it accepts {error_rate(accept)} of wrong answers (limit {max_false_accept:.0%} for the upper end)"
-        )
-    if gold["rate"] is None or gold["rate"] > MAX_GOLD_REJECTED:
-        reasons.append(f"it rejects {error_rate(gold)} of the gold answers (limit {MAX_GOLD_REJECTED:.0%})")
-    if reject["rate"] > MAX_FALSE_REJECT:
-        reasons.append(f"it rejects {error_rate(reject)} of right answers (limit {MAX_FALSE_REJECT:.0%})")
-    return {**calibration, "passed": not reasons, "reasons": reasons}
-
-
-def error_rate(found: Mapping[str, Any]) -> str:
-    """Format an error rate with its interval: `6.2 [3.1, 12.0] %`."""
-    return f"{rate(found['rate'], found['low'], found['high'])} %"
-
-
-def sentence(calibration: Calibration) -> str:
-    """Summarize an assessed calibration in one sentence."""
-    name = f"{calibration['judge']} ({calibration['prompt']})"
-    if calibration["passed"]:
-        return (
-            f"{name} passed its calibration ({calibration['date'][:10]}): it accepts "
-            f"{error_rate(calibration['false_accept'])} of wrong answers and rejects "
-            f"{error_rate(calibration['false_reject'])} of right ones."
-        )
-    return f"{name} failed its calibration ({calibration['date'][:10]}): {'; '.join(calibration['reasons'])}."
-
-
-def notes(calibration: Calibration) -> str:
-    """Describe the parser test, the stability and a missing set, a line each."""
-    parser, stability = calibration["parser"], calibration["stability"]
-    lines = [f"Parser: {parser['cases'] - len(parser['failed'])} of {parser['cases']} test replies read correctly."]
-    if stability["n"]:
-        lines.append(
-            f"Stability: {stability['flipped']} of {stability['n']} labels differ in {stability['repeats']} repeats."
-        )
-    if "specific_wrong" not in calibration["sets"]:
-        lines.append("Specific wrong answers were not measured; give them with --wrong-answers FILE.")
-    return "\n".join(lines)
-
-
-# ---------------------------------------------------------------- cache
-
-
-def identify(
-    judge: Judge, *, revision: str, address: str | None, data: str, wrong_answers: Path | None
-) -> dict[str, str]:
-    """Describe what must be the same for a cached calibration to be valid.
-
-    Args:
-        judge: The judge.
-        revision: Revision of the weights; empty for a model that is served under a name.
-        address: The API base, because a server may give any model that name.
-        data: SHA-256 of the data.
-        wrong_answers: The file of specific wrong answers, or None.
-
-    Returns:
-        Name -> value.
-    """
-    return {
-        "judge": judge.lm.model,
-        "prompt": judge.prompt,
-        "prompt_hash": judge.prompt_hash,
-        "revision": revision,
-        "address": address or "",
-        "data": data,
-        "wrong_answers": hashlib.sha256(wrong_answers.read_bytes()).hexdigest() if wrong_answers else "",
-        "calibration_set": hashlib.sha256(Path(__file__).with_name("calibration_set.py").read_bytes()).hexdigest()[:16],
-    }
-
-
-def _path(identity: Mapping[str, str]) -> Path:
-    slug = re.sub(r"[^\w.-]+", "_", f"{identity['judge']}-{identity['prompt']}")[-80:]
-    return models_folder() / "judge_calibrations" / f"{slug}-{digest({**identity, 'wrong_answers': ''})}.json"
-
-
-def cached(identity: Mapping[str, str], *, per_set: int = 0, now: datetime | None = None) -> Calibration | None:
-    """Read a calibration from the cache.
-
-    A calibration with specific wrong answers is also valid if none are given.
-
-    Args:
-        identity: As `identify` returns it.
-        per_set: Minimum number of answers per set.
-        now: The current time; None for the system's.
-
-    Returns:
-        The calibration; None if there is none, or it is too small, expired or damaged.
-    """
-    path = _path(identity)
-    if not path.exists():  # versions before 0.2
-        path = path.parents[1] / "certificates" / path.name
-    try:
-        found = _upgraded(json.loads(path.read_bytes()))
-        age = (now or datetime.now(UTC)) - datetime.fromisoformat(found["date"])
-        wrong_answers = identity["wrong_answers"] or found["identity"]["wrong_answers"]
-        expired = age > MAX_AGE and not identity["revision"]
-        if found["identity"] != {**identity, "wrong_answers": wrong_answers} or found["per_set"] < per_set or expired:
-            return None
-        return dict(found)
-    except (OSError, ValueError, KeyError, TypeError):  # absent or damaged: measure again
-        return None
-
-
-def _upgraded(value: Any) -> Any:
-    """Rename the field `ungraded` of earlier versions."""
-    if not isinstance(value, dict):
-        return value
-    return {"missing" if name == "ungraded" else name: _upgraded(of) for name, of in value.items()}
-
-
-def cache(calibration: Calibration, identity: Mapping[str, str], *, per_set: int) -> Calibration:
-    """Write a calibration to the cache, atomically.
-
-    Args:
-        calibration: The measurement.
-        identity: As `identify` returns it.
-        per_set: Answers per set that were drawn.
-
-    Returns:
-        The calibration with `per_set` and `identity`.
-
-    Raises:
-        OSError: The cache cannot be written.
-    """
-    whole = {**calibration, "per_set": per_set, "identity": dict(identity)}
-    path = _path(identity)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(whole, indent=1) + "\n")
-    part.replace(path)
-    return whole

@@ -1,4 +1,8 @@
-"""Judge accuracy corrected for the judge's misclassification (Rogan-Gladen), and withheld for judges that failed."""
+"""Judge accuracy corrected for the judge's misclassification (Rogan-Gladen), with rates from human labels alone.
+
+Error rates from made-up answers are not those of a system's own answers: a correction with them can move an accuracy
+away from the truth. So only people who labelled answers of the same run can give the rates.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from memometer.judging.graders import Grader, graders_of, prompt_hashes
-from memometer.judging.judge_calibration import Calibration, sentence
-from memometer.run.folder import Record
+from memometer.stats.intervals import wilson
+
+MIN_LABELS = 20
+"""Human labels that each error rate needs."""
 
 
 def rogan_gladen(
@@ -18,7 +23,7 @@ def rogan_gladen(
 
     The estimate is (apparent + specificity - 1) / (sensitivity + specificity - 1), clipped to [0, 1]. Its interval
     combines the clustered interval of the accuracy with those of the error rates (delta method, each limit on the side
-    where it moves the result). It is valid as far as a system's wrong answers resemble those of the calibration set.
+    where it moves the result). The rates must come from labels of these answers: a judge errs at other rates elsewhere.
 
     Source: Rogan and Gladen, American Journal of Epidemiology 107, 1978.
 
@@ -54,80 +59,68 @@ def rogan_gladen(
     return corrected, (max(0.0, unclipped - down), min(1.0, unclipped + up)), ""
 
 
-KEPT_IF_WITHHELD = ("judge_n", "judge_missing", "judge_tokens")
-"""Fields that stay if judge accuracy is withheld: the number of verdicts and their cost."""
+def rates_of_labels(
+    verdicts: Sequence[float | None], labels: Sequence[float | None], inclusion: Sequence[float]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Estimate a judge's error rates from human labels of the answers that it judged.
 
+    Labels are weighted by the inverse of their inclusion probability. The intervals are Wilson's, with Kish's effective
+    number of labels.
 
-def apply_calibration(metrics: dict[str, Any], calibration: Calibration | None) -> None:
-    """Add the corrected accuracy next to every judge accuracy, or remove all of them if the judge did not pass.
-
-    Args:
-        metrics: Nested metrics of results.json; changed in place.
-        calibration: The assessed calibration of the run's own judge, or None.
-    """
-    for value in list(metrics.values()):
-        if isinstance(value, dict):
-            apply_calibration(value, calibration)
-    if calibration is None or not calibration["passed"]:
-        for name in [name for name in metrics if name.startswith("judge") and name not in KEPT_IF_WITHHELD]:
-            del metrics[name]
-    elif isinstance(metrics.get("judge"), float):
-        _correct(metrics, calibration, "judge", "judge_interval", "judge_corrected")
-        if not metrics["judge_corrected_reason"]:
-            del metrics["judge_corrected_reason"]
-
-
-def apply_calibrations(
-    systems: Mapping[str, Any], records: Sequence[Record], calibrations: Sequence[Calibration]
-) -> dict[str, str]:
-    """Correct the accuracy of every grader whose judge passed, and withhold it for the run's own judge if it did not.
-
-    The verdicts stay, and so do their counts under `graders`. Verdicts that were imported with their answers were not
-    given under one of our prompts; they are neither corrected nor withheld.
+    Source: Kish, Survey Sampling, 1965, for the effective number.
 
     Args:
-        systems: `systems` of results.json; changed in place.
-        records: The records of the run.
-        calibrations: Assessed calibrations.
+        verdicts: Judge score of each answer in [0, 1], or None without a verdict, shape (n,).
+        labels: Human label of each answer in [0, 1], or None, shape (n,).
+        inclusion: Probability with which each answer was drawn for labelling, shape (n,).
 
     Returns:
-        Name of each grader whose accuracy is withheld -> the reason.
+        The false-accept rate (of answers that people call wrong) and the false-reject rate (of right ones), each with
+        `rate`, `low`, `high` and `n`, the number of labels.
     """
-    withheld: dict[str, str] = {}
-    for number, grader in enumerate(graders_of(records)):
-        hashes = prompt_hashes(records, grader)
-        if hashes <= {""}:
-            continue
-        found = _calibration_of(grader, hashes, calibrations)
-        if found and found["passed"]:
-            for system in systems.values():
-                for entry in system["budgets"].values():
-                    metrics = entry["graders"].get(grader.name)
-                    if metrics and metrics["score"] is not None:
-                        _correct(metrics, found, "score", "interval", "corrected")
-        else:
-            withheld[grader.name] = sentence(found) if found else _not_measured(grader)
-        if number == 0:
-            apply_calibration(dict(systems), found)
-    return withheld
+    known = [
+        (verdict, label, 1 / probability)
+        for verdict, label, probability in zip(verdicts, labels, inclusion, strict=True)
+        if verdict is not None and label is not None
+    ]
+    accepts = [(verdict, weight) for verdict, label, weight in known if label < 0.5]
+    rejects = [(1 - verdict, weight) for verdict, label, weight in known if label >= 0.5]
+    return _weighted_rate(accepts), _weighted_rate(rejects)
 
 
-def _calibration_of(grader: Grader, hashes: set[str], calibrations: Sequence[Calibration]) -> Calibration | None:
-    for found in calibrations:
-        if (found["judge"], found["prompt"]) == (grader.judge, grader.prompt) and hashes == {found["prompt_hash"]}:
-            return found
-    return None
+def _weighted_rate(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    if not pairs:
+        return {"rate": None, "low": None, "high": None, "n": 0}
+    total = sum(weight for _, weight in pairs)
+    rate = sum(error * weight for error, weight in pairs) / total
+    low, high = wilson(rate, total**2 / sum(weight**2 for _, weight in pairs))
+    return {"rate": rate, "low": low, "high": high, "n": len(pairs)}
 
 
-def _not_measured(grader: Grader) -> str:
-    model = grader.judge.replace("embedded/", "embedded:", 1)
-    return f"{grader.name} was not calibrated; run memometer rescore RUN --judge-model {model} --judge {grader.prompt}."
+def corrected(
+    judge: Mapping[str, Any] | None, false_accept: Mapping[str, Any], false_reject: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Correct the judge accuracy of one system with error rates from labels of its own answers.
 
+    Args:
+        judge: `mean`, `low` and `high` of the judge accuracy; None without a judge.
+        false_accept: As of `rates_of_labels`.
+        false_reject: As of `rates_of_labels`.
 
-def _correct(metrics: dict[str, Any], calibration: Calibration, value: str, interval: str, name: str) -> None:
-    corrected, limits, reason = rogan_gladen(
-        metrics[value], metrics[interval], calibration["false_accept"], calibration["false_reject"]
-    )
-    metrics[name] = corrected
-    metrics[f"{name}_interval"] = None if limits is None else list(limits)
-    metrics[f"{name}_reason"] = reason
+    Returns:
+        `mean`, `low` and `high`, or None with a `reason`.
+    """
+    unknown = {"mean": None, "low": None, "high": None}
+    if not judge or judge["mean"] is None:
+        return {**unknown, "reason": "no answer has a verdict"}
+    fewest = min(false_accept["n"], false_reject["n"])
+    if fewest < MIN_LABELS:
+        return {
+            **unknown,
+            "reason": f"people called {false_accept['n']} answers wrong and {false_reject['n']} right, and "
+            f"{MIN_LABELS} of each are needed",
+        }
+    interval = None if judge["low"] is None else (judge["low"], judge["high"])
+    mean, limits, reason = rogan_gladen(judge["mean"], interval, false_accept, false_reject)
+    low, high = limits or (None, None)
+    return {"mean": mean, "low": low, "high": high, "reason": reason}

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from memometer.benchmarks.metrics import evidence_recall
 from memometer.benchmarks.protocol import FREE, Question
 from memometer.benchmarks.reward import balanced_f1
+from memometer.judging.answer_rules import lexical_label
 from memometer.judging.graders import Grader, Rule, score
 from memometer.run.folder import Record, failed, is_answered
 
@@ -50,6 +51,26 @@ def by_question(
         value = None if record is None else _score(question, record, measure, grader, rule)
         if value is not None:
             found[question.id].append(value)
+    return {id: sum(values) / len(values) for id, values in found.items()}
+
+
+def lexical(pairs: Iterable[Pair]) -> dict[str, float]:
+    """Score answers by a judge without a model (`memometer.judging.answer_rules.lexical_label`).
+
+    Args:
+        pairs: Questions and attempts.
+
+    Returns:
+        Question id -> score in [0, 1], of the questions with a gold answer and an answer.
+    """
+    found: dict[str, list[float]] = defaultdict(list)
+    for question, record in pairs:
+        if record is None or question.gold is None or not is_answered(record):
+            continue
+        if failed(record):
+            found[question.id].append(0.0)
+        elif record["answer"] is not None:
+            found[question.id].append(float(lexical_label(question.gold, record["answer"]) == "correct"))
     return {id: sum(values) / len(values) for id, values in found.items()}
 
 

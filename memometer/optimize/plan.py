@@ -19,7 +19,7 @@ from memometer.harness.models import JUDGE_FLAGS, JUDGE_TOKENS
 from memometer.harness.tasks import prompt_overhead
 from memometer.judging.calibrate import Calibrator
 from memometer.judging.judge import Judge
-from memometer.judging.judge_calibration import assess, sentence
+from memometer.judging.judge_assessment import MAX_FALSE_ACCEPT, assess, sentence
 from memometer.models import resolve_models
 from memometer.models.encoders import TokenEncoder
 from memometer.models.encoders import load as load_encoder
@@ -336,7 +336,9 @@ def _load_models(options: OptimizeOptions, data: Dataset) -> tuple[dict[str, Mod
 def _require_calibration(data: Dataset, model: Model, address: str | None) -> None:
     """A judge may guide the search only if its calibration passed. It is never used for reports."""
     prompt = benchmarks.load(data.benchmark).judge_prompt()
-    calibration = Calibrator(data, model, Judge(model.lm, prompt), address=address).cached()
+    calibration = Calibrator(data, model, Judge(model.lm, prompt), address=address).cached(
+        max_false_accept=MAX_FALSE_ACCEPT
+    )
     if calibration is None:
         raise UserError(
             f"{model.name} has no judge calibration, and the search would learn its errors; run memometer calibrate "

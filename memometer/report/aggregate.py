@@ -73,6 +73,8 @@ def aggregate(records: Sequence[Record], questions: Iterable[Question], planned:
             }
             for grader in graders
         }
+        if graders:
+            entry["lexical"] = rate(sample_scores.lexical(answerable), sample_scores.expected(answerable, "judge"))
         entry["gap_closed"] = _gap_closed(system, budget, groups, graders[:1])
         systems.setdefault(system, {"budgets": {}})["budgets"][str(budget)] = entry
     return systems

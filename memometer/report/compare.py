@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from memometer.benchmarks.protocol import Dataset, Question
 from memometer.judging import sample_scores
 from memometer.judging.graders import Grader, Rule, graders_of, prompt_hashes
 from memometer.judging.sample_scores import MEASURES
-from memometer.report import aggregate, presenter
+from memometer.report import aggregate, presenter, variance
 from memometer.report.compared_run import ComparedRun, ComparisonError, differences
 from memometer.report.comparisons import few_clusters
 from memometer.report.presenter import Table
@@ -43,6 +43,7 @@ class RunComparison:
         notes: Sentences about the questions and the number of conversations.
         categories: Key -> name of the benchmark's categories.
         prefix: The start of every printed line; empty for a benchmark's own data.
+        variance: The parts of the variance (`memometer.report.variance`), if all runs have one configuration.
     """
 
     measure: str
@@ -54,10 +55,11 @@ class RunComparison:
     notes: list[str]
     categories: dict[str, str]
     prefix: str
+    variance: list[Results] = field(default_factory=list)
 
     def __str__(self) -> str:
         first, *rest = self.notes
-        tables = [self._table(), *comparison_tables(self.pairs, self.categories)]
+        tables = [self._table(), *comparison_tables(self.pairs, self.categories), *variance.tables(self.variance)]
         parts: list[Table | str] = ["\n".join([*self.warnings, *self.subjects]), first, *tables, *rest]
         # A file gets whole lines, a terminal lines that fit.
         shown = presenter.screen(parts, prefix=self.prefix) if sys.stdout.isatty() else presenter.text(parts)
@@ -170,6 +172,9 @@ def compare(
         notes=notes,
         categories=dict(dataset.categories),
         prefix=dataset.prefix,
+        variance=[]
+        if subjects or warnings or len(read) < 2 or measure == "evidence_recall"
+        else variance.measure([run.records for run in read], shared, grader),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from memometer.benchmarks.protocol import Question
 from memometer.budget import UNBOUNDED
 from memometer.errors import UserError
-from memometer.judging import misclassification
+from memometer.judging import withheld as withholding
 from memometer.judging.sample_scores import Pair
 from memometer.report.results import read_results
 from memometer.run import resume
@@ -46,7 +46,7 @@ class ComparedRun:
             results = read_results(path)
             status, withheld = str(results["status"]), dict(results.get("withheld", {}))
         except (RunFolderError, KeyError):
-            status, withheld = "not finished", misclassification.apply_calibrations({}, records, [])
+            status, withheld = "not finished", withholding.withhold({}, records, [])
         return cls(name, manifest, status, records, frozenset(asked), withheld)
 
     @property

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from memometer.judging import judge_calibration
+from memometer.judging import judge_assessment
+from memometer.judging.answer_rules import LEXICAL
 from memometer.report.presenter import Table
 from memometer.report.summary import shown_budget
 from memometer.stats.number_format import UNKNOWN, number, percent, rate
@@ -31,9 +32,27 @@ def calibration_parts(calibration: Results) -> list[Table | str]:
         ]
         for name, found in sets.items()
     ]
+    lexical = calibration.get(LEXICAL) or {}
+    if lexical:
+        for row, name in zip(rows, sets, strict=True):
+            row.insert(2, percent(lexical[name]["rate"]) if name in lexical else UNKNOWN)
     title = f"Judge calibration of {calibration['judge']} ({calibration['prompt']}): percent of wrong verdicts"
-    table = Table(title, ["answers", "wrong", "n", "missing", "by kind"], rows)
-    return [judge_calibration.sentence(calibration), table, judge_calibration.notes(calibration)]
+    headers = ["answers", "wrong", *(["lexical judge"] if lexical else []), "n", "missing", "by kind"]
+    table = Table(title, headers, rows)
+    return [judge_assessment.sentence(calibration), table, judge_assessment.notes(calibration)]
+
+
+def probe_lines(results: Mapping[str, Any]) -> list[str]:
+    """Describe the hidden probes of a run and the answers that were judged by rule, a line each."""
+    lines = [str(found["sentence"]) for found in results.get("hidden_probes") or ()]
+    passed = any(found["passed"] for found in results.get("judge_calibrations") or ())
+    if passed and not lines:
+        lines.append("Hidden probes: not checked, because this run has none.")
+    lines += [
+        f"{system}: judged wrong by rule, without a call: {judge_assessment.counted(counts)}."
+        for system, counts in (results.get("judged_by_rule") or {}).items()
+    ]
+    return ["\n".join(lines)] if lines else []
 
 
 def human_label_parts(results: Mapping[str, Any]) -> list[Table | str]:
@@ -47,6 +66,7 @@ def human_label_parts(results: Mapping[str, Any]) -> list[Table | str]:
             shown_budget(entry["budget"]),
             *(rate(of["mean"], of["low"], of["high"]) for of in (entry["accuracy"], entry["labels_alone"])),
             percent(entry["judge"]["mean"]) if entry["judge"] else UNKNOWN,
+            _corrected(entry.get("rogan_gladen")),
             number(entry["accuracy"]["n"]),
             number(entry["labels"]),
             number(entry["unclear"]),
@@ -57,13 +77,23 @@ def human_label_parts(results: Mapping[str, Any]) -> list[Table | str]:
         "Accuracy from human labels, percent with 95 % intervals clustered by conversation; in the first, the judge's "
         "verdicts on all answers shorten the interval (PPI++)"
     )
-    headers = ["system", "budget", "labels and judge", "labels alone", "judge alone", "n", "labels", "unclear"]
+    headers = ["system", "budget", "labels and judge", "labels alone", "judge alone", "Rogan-Gladen", "n", "labels",
+               "unclear"]  # fmt: skip
+    reasons = [
+        f"{entry['system']} has no Rogan-Gladen estimate: {entry['rogan_gladen']['reason']}."
+        for entry in found["systems"]
+        if (entry.get("rogan_gladen") or {}).get("reason")
+    ]
     agreements = [
         f"{' and '.join(pair['labellers'])} both labelled {pair['n']} answers: Cohen's kappa "
         f"{number(pair['kappa'], 2)}."
         for pair in found["agreement"]
     ]
-    return [Table(title, headers, rows, 2), *agreements]
+    return [Table(title, headers, rows, 2), *reasons, *agreements]
+
+
+def _corrected(found: Results | None) -> str:
+    return rate(found["mean"], found["low"], found["high"]) if found and found["mean"] is not None else UNKNOWN
 
 
 def sensitivity_table(found: Results) -> Table:

@@ -99,13 +99,11 @@ def _own_table(summary: Summary) -> Table:
     def score(row: Row) -> Score | None:
         return row.scores.get(headline.key)
 
-    corrected = any(found.corrected for row in summary.rows if (found := score(row)))
     headers = [
         f"budget, {summary.unit}",
         "system",
         *(measure.short for measure in measures),
         f"n ({headline.short})",
-        *(["J corrected"] if corrected else []),
         "none to oracle, %",
         "tokens per question",
         f"{headline.short} minus {reference}'s",
@@ -125,7 +123,6 @@ def _own_table(summary: Summary) -> Table:
                 f"{row.system} (baseline)" if row.baseline else row.system,
                 *(str(row.scores.get(measure.key) or UNKNOWN) for measure in measures),
                 _n(found),
-                *([str((found and found.corrected) or UNKNOWN)] if corrected else []),
                 str(row.gap.get(headline.key) or UNKNOWN),
                 number(row.tokens),
                 rate(difference["value"], difference["low"], difference["high"], signed=True)

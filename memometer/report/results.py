@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from memometer.benchmarks.protocol import DataError, Dataset
-from memometer.judging import human_labels, label_sets, misclassification, sample_scores
-from memometer.judging.graders import Grader, graders_of
+from memometer.judging import human_labels, label_sets, sample_scores
+from memometer.judging.graders import Grader, graders_of, judged_by_rule
+from memometer.judging.hidden_probes import assess_probes
 from memometer.judging.judge import shared_family
+from memometer.judging.judge_assessment import MAX_FALSE_ACCEPT
 from memometer.judging.judge_calibration import Calibration
 from memometer.judging.label_sets import LabelCorrections
-from memometer.report import aggregate, comparisons, fact_recall, pareto
+from memometer.judging.withheld import withhold
+from memometer.report import aggregate, answer_form, comparisons, fact_recall, pareto, variance
 from memometer.report.prompt_counts import cut_prompts
 from memometer.run import cost
 from memometer.run.folder import Key, Record, RunFolderError
@@ -47,6 +50,7 @@ def compute_results(
     measurings: Sequence[Record] = (),
     items: fact_recall.Items | None = None,
     labels: Sequence[Record] = (),
+    probes: Sequence[Record] = (),
 ) -> Results:
     """Compute the content of results.json. Calls no model.
 
@@ -63,6 +67,7 @@ def compute_results(
         measurings: Cost of the calibrations that were measured for this run.
         items: The items that plug-ins returned (`memometer.run.shown_items.texts`).
         labels: Human labels of answers.
+        probes: Hidden probes with their verdicts. The accuracy of a judge that errs on them is withheld.
 
     Returns:
         The results.
@@ -79,7 +84,9 @@ def compute_results(
     except DataError as error:  # the other results do not depend on it
         problem = f"Clean and flagged questions are not separated: {error}"
     clean_and_flagged = _clean_and_flagged(records, data, keys, graders[:1], corrections)
-    withheld = misclassification.apply_calibrations(systems, records, calibrations)
+    limit = max((found.get("max_false_accept", MAX_FALSE_ACCEPT) for found in calibrations), default=MAX_FALSE_ACCEPT)
+    probe_results = assess_probes(probes, graders, max_false_accept=limit)
+    withheld = withhold(systems, records, calibrations, probe_results)
     pairs = [found for found in pairs if found["grader"] not in withheld]
     if graders and graders[0].name in withheld:
         clean_and_flagged = {}
@@ -100,7 +107,13 @@ def compute_results(
         "missing_share": aggregate.missing_share(records, keys),
         "cut_prompts": cut_prompts(aggregate.current(records, keys)),
         "judge_family": shared_family(facts.get("reader") or "", graders[0].judge) if graders else "",
-        "judge_calibrations": [{k: v for k, v in found.items() if k != "identity"} for found in calibrations],
+        "judge_calibrations": [
+            {k: v for k, v in found.items() if k not in ("identity", "labels")} for found in calibrations
+        ],
+        "hidden_probes": probe_results,
+        "answer_form": answer_form.measure(records, questions, keys, graders, withheld),
+        "variance": variance.of_run(records, questions, withheld),
+        "judged_by_rule": judged_by_rule(aggregate.current(records, keys)),
         "withheld": withheld,
         "human_labels": {
             "systems": human_labels.accuracies(records, labels, data) if labels else [],
@@ -126,7 +139,7 @@ def compute_results(
         ],
         "clean_and_flagged": clean_and_flagged,
         "cost": {
-            **cost.summarize(manifest, records, ingests, measurings),
+            **cost.summarize(manifest, records, ingests, measurings, probes),
             "frontier": pareto.frontier(records, ingests, questions),
             "areas": pareto.areas(records, questions),
         },

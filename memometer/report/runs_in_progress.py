@@ -14,12 +14,12 @@ from memometer.run.folder import (
     Record,
     RunFolderError,
     add_verdicts,
+    changes,
     key,
     latest,
-    parse_lines,
-    read_lines,
     read_manifest,
 )
+from memometer.run.record_lines import parse_lines, read_lines
 
 
 class AppendedFile:
@@ -87,7 +87,11 @@ class FollowedRun:
         """Return the run in its present state."""
         stamp = self.read()
         if stamp != self._stamp:
-            self._results, self._stamp = self._newest_results(), stamp
+            results = self._newest_results()
+            alarms = [write.alarm(change) for change in changes(self.path)]
+            new = [text for text in alarms if text not in results.get("warnings", ())]
+            self._results = {**results, "warnings": [*results.get("warnings", ()), *new]} if new else results
+            self._stamp = stamp
         return Run(self.name, self.manifest, self.records, self._results, self.data)
 
     def rows(self) -> list[dict[str, Any]]:

@@ -41,7 +41,6 @@ class Score:
         missing: Questions without a score because a call failed.
         worst: Mean if all missing answers were wrong.
         best: Mean if all missing answers were right.
-        corrected: Judge accuracy corrected for the errors of the judge.
     """
 
     value: float
@@ -51,7 +50,6 @@ class Score:
     missing: int | None = None
     worst: float | None = None
     best: float | None = None
-    corrected: Score | None = None
 
     def __str__(self) -> str:
         return number_format.rate(self.value, self.low, self.high)
@@ -270,10 +268,7 @@ def scores_of(entry: Results, measures: Iterable[Measure]) -> dict[str, Score]:
 
 def _judged(entry: Results, name: str) -> Score | None:
     found = entry.get("graders", {}).get(name, {})
-    if found.get("corrected") is None and name == next(iter(entry.get("graders", {})), None):
-        own = {"corrected": entry.get("judge_corrected"), "corrected_interval": entry.get("judge_corrected_interval")}
-        found = {**own, **{key: value for key, value in found.items() if key not in own}}
-    return _score(found, "score", "interval", found.get("n"), _score(found, "corrected", "corrected_interval", None))
+    return _score(found, "score", "interval", found.get("n"))
 
 
 def _measured(entry: Results, name: str) -> Score | None:
@@ -282,12 +277,11 @@ def _measured(entry: Results, name: str) -> Score | None:
     return _score({"missing": entry["missing"], **entry, **found}, name, f"{name}_interval", entry.get(f"{prefix}n"))
 
 
-def _score(found: Results, value: str, interval: str, n: int | None, corrected: Score | None = None) -> Score | None:
+def _score(found: Results, value: str, interval: str, n: int | None) -> Score | None:
     if found.get(value) is None:
         return None
     low, high = found.get(interval) or (None, None)
-    bounds = (found.get("missing"), found.get("worst"), found.get("best")) if value != "corrected" else (None,) * 3
-    return Score(found[value], low, high, n, *bounds, corrected)
+    return Score(found[value], low, high, n, found.get("missing"), found.get("worst"), found.get("best"))
 
 
 MEASURES = ("judge", "f1", "balanced_f1", "evidence_recall", "all_evidence")

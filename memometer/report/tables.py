@@ -7,7 +7,8 @@ from typing import Any
 
 from memometer.benchmarks.protocol import category_label
 from memometer.judging.sample_scores import MEASURES
-from memometer.report.judge_tables import calibration_parts, human_label_parts
+from memometer.report import answer_form, variance
+from memometer.report.judge_tables import calibration_parts, human_label_parts, probe_lines
 from memometer.report.presenter import Table
 from memometer.report.summary import Measure, Score, Summary, entries_of, scores_of, shown_budget
 from memometer.run import cost
@@ -38,10 +39,13 @@ def all_parts(
         "\n".join(summary.warnings),
         main_table(summary),
         "\n".join(summary.withheld),
+        *probe_lines(results),
         *human_label_parts(results),
         *_reliability(entries, headline),
         *comparison_tables(headline_comparisons(summary)),
         *_graders(entries, results.get("withheld", {})),
+        *answer_form.tables(results.get("answer_form") or {}),
+        *variance.tables(results.get("variance") or ()),
         *_label_sets(summary),
         *_all_questions(entries, summary),
         *_fact_recall(results.get("fact_recall") or {}),
@@ -247,25 +251,25 @@ def side_name(side: Results) -> str:
 
 
 def _graders(entries: Entries, withheld: Mapping[str, str]) -> list[Table]:
-    """Judge accuracy under each grader that may be shown, with the correction for the errors of the judge."""
+    """Judge accuracy under each grader that may be shown, with the accuracy that a judge without a model gives."""
     names = list(dict.fromkeys(name for *_, entry in entries for name in entry["graders"]))
     tables = []
     for name in names:
-        corrected = any("corrected" in entry["graders"].get(name, {}) for *_, entry in entries)
-        if name in withheld or (len(names) < 2 and not corrected):
+        has_lexical = any(entry.get("lexical") for *_, entry in entries)
+        if name in withheld or (len(names) < 2 and not has_lexical):
             continue
 
-        def cells(entry: Results, name: str = name, corrected: bool = corrected) -> list[str] | None:
+        def cells(entry: Results, name: str = name, has_lexical: bool = has_lexical) -> list[str] | None:
             found = entry["graders"].get(name)
             if not found or not found["n"]:
                 return None
             bounds = [number(found["n"]), number(found["missing"]), percent(found["worst"]), percent(found["best"])]
-            if not corrected:
-                return [_estimate(found), *bounds]
-            return [_estimate(found), *bounds, found.get("corrected_reason") or _estimate(found, "corrected")]
+            lexical = entry.get("lexical")
+            return [_estimate(found), *bounds, *([_estimate(lexical) if lexical else UNKNOWN] if has_lexical else [])]
 
-        headers = ["J", "n", "missing", "worst", "best", *(["corrected (Rogan-Gladen)"] if corrected else [])]
+        headers = ["J", "n", "missing", "worst", "best", *(["lexical judge"] if has_lexical else [])]
         title = f"Judge accuracy (J) of {name}; not comparable with other graders"
+        title += "; lexical judge: all words of the gold answer are in the answer" if has_lexical else ""
         tables += _by_system(title, headers, entries, cells)
     return tables
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from memometer import benchmarks
 from memometer.benchmarks.protocol import Dataset
+from memometer.judging import rerun_detection
 from memometer.judging.graders import graders_of
 from memometer.judging.judge_calibration import Calibration
 from memometer.judging.label_sets import LabelCorrections
@@ -87,7 +88,7 @@ def write_results(
     Returns:
         The results, and a text to print.
     """
-    changed = changes(folder.path)
+    changed = [*changes(folder.path), *rerun_detection.of_records(folder.records())]
     if changed:
         facts = {**facts, "status": "invalid", "warnings": [*facts.get("warnings", ()), *map(alarm, changed)]}
     results = compute_results(
@@ -97,7 +98,8 @@ def write_results(
         data,
         keys,
         facts,
-        calibrations=_with_known(folder, calibrations),
+        calibrations=_calibrations(folder, calibrations),
+        probes=folder.probes(),
         rounds=rounds,
         corrections=corrections,
         measurings=folder.measurings(),
@@ -122,13 +124,15 @@ def alarm(change: str) -> str:
     return f"ALARM: {change} The results of this run cannot be trusted."
 
 
-def _with_known(folder: RunFolder, new: Sequence[Calibration]) -> list[Calibration]:
-    """The calibrations of a run so far, the newest of each judge and prompt."""
+def _calibrations(folder: RunFolder, new: Sequence[Calibration]) -> list[Calibration]:
+    """The calibrations of a run, the newest of each judge and prompt. Those of calibrations.jsonl are in the chain;
+    earlier versions kept them in results.json alone."""
+    own = [*folder.calibrations(), *new]
     try:
-        earlier = read_results(folder.path)["judge_calibrations"]
-        found = {(each["judge"], each["prompt"], each["prompt_hash"]): each for each in [*earlier, *new]}
+        earlier = [] if folder.calibrations() else read_results(folder.path)["judge_calibrations"]
+        found = {(each["judge"], each["prompt"], each["prompt_hash"]): each for each in [*earlier, *own]}
     except (RunFolderError, KeyError, TypeError):  # none yet, or damaged, and about to be replaced
-        return list(new)
+        return own
     return list(found.values())
 
 

@@ -16,7 +16,10 @@ from typing import Any
 FIELD = "previous"
 """The field of a line that has the digest of the lines before it."""
 
-FILES = tuple(f"{name}.jsonl" for name in ("records", "verdicts", "ingest", "measuring", "labels", "items", "searches"))
+NAMES = (
+    "records", "verdicts", "ingest", "measuring", "calibrations", "probes", "labels", "items", "searches",
+)  # fmt: skip
+FILES = tuple(f"{name}.jsonl" for name in NAMES)
 """The files of a run that have a chain."""
 
 

@@ -87,6 +87,7 @@ def summarize(
     records: Iterable[Record],
     ingests: Iterable[Record],
     measurings: Iterable[Record] = (),
+    probes: Iterable[Record] = (),
 ) -> Results:
     """Compute the field `cost` of results.json, without `frontier` and `areas`.
 
@@ -95,11 +96,12 @@ def summarize(
         records: All attempts.
         ingests: The lines of ingest.jsonl.
         measurings: The lines of measuring.jsonl: calls that calibrated judges.
+        probes: The lines of probes.jsonl: hidden probes that judges graded.
 
     Returns:
         `prices` as in the manifest. `systems.<name>` has the stage `ingest`, and under `budgets.<tokens>` the stages
-        `recall`, `answer` and `judge`. `calibration` is the stage of calibrating judges for this run, all zero if the
-        calibrations were cached. `total` is the sum of all stages.
+        `recall`, `answer` and `judge`. `calibration` is the stage of calibrating judges for this run and of its hidden
+        probes, without the calibrations that were cached. `total` is the sum of all stages.
 
         A stage has `calls`, `unreported`, `prompt_tokens`, `completion_tokens`, `cached_tokens` (part of the prompt
         tokens), `reasoning_tokens` (part of the completion tokens), `seconds` (null if not measured), `usd` (null if
@@ -124,7 +126,9 @@ def summarize(
     for name in unmetered & set(systems):
         for stage in (systems[name]["ingest"], *(found["recall"] for found in systems[name]["budgets"].values())):
             stage["usd"], stage["local"] = None, False
-    calibration = _stage([(measuring, measuring["judge"]) for measuring in measurings], known)
+    verdicts = [probe["verdict"] for probe in probes]
+    measured = [*((found, found["judge"]) for found in measurings), *((_call(v), v["judge"]) for v in verdicts)]
+    calibration = _stage(measured, known)
     return {
         "prices": dict(manifest.get("prices", {})),
         "systems": systems,
@@ -165,8 +169,8 @@ def _stages(records: Sequence[Record], known: Prices) -> Results:
 
 
 def _call(verdict: Record) -> Record:
-    """Return a verdict with its number of calls, which is 1."""
-    return {"calls": 1, **verdict}
+    """Return a verdict with its number of calls: 1, or 0 if a rule decided."""
+    return {"calls": 0 if verdict.get("rule") else 1, **verdict}
 
 
 def _stage(parts: Iterable[tuple[Record, str | None]], known: Prices) -> Results:
@@ -288,6 +292,8 @@ class Spending:
             self.add("ingest.jsonl", ingest)
         for measuring in folder.measurings():
             self.add("measuring.jsonl", measuring)
+        for probe in folder.probes():
+            self.add("probes.jsonl", probe)
         if self.reached:
             stop.set()
         folder.on_append = count
@@ -296,13 +302,13 @@ class Spending:
         """Count one line.
 
         Args:
-            file: Name of its file: records.jsonl, verdicts.jsonl, ingest.jsonl or measuring.jsonl.
+            file: Name of its file: records.jsonl, verdicts.jsonl, ingest.jsonl, measuring.jsonl or probes.jsonl.
             line: The line.
         """
         if file == "measuring.jsonl":
             self._count(line, line["judge"], answered=True)
             return
-        if file == "verdicts.jsonl":
+        if file in ("verdicts.jsonl", "probes.jsonl"):
             verdicts = [line["verdict"]]
         else:
             verdicts = line.get("verdicts", [])

@@ -17,29 +17,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from memometer.errors import UserError
 from memometer.run import chain, usage_log
-
-Record = dict[str, Any]
-"""One attempt at one question, as `memometer.harness.attempt` makes it."""
+from memometer.run.record_lines import Record as Record
+from memometer.run.record_lines import RunFolderError as RunFolderError
+from memometer.run.record_lines import read_lines
 
 Key = tuple[str, int, str, str]
 """(system, budget in tokens, question id, option order): the identity of a task."""
 
 
-FIELDS = ("system", "budget_tokens", "question_id", "option_order", "attempt", "answer", "recall", "verdicts", "error",
-"model",
-          "calls", "unreported", "prompt_tokens", "completion_tokens", "seconds", "truncated")  # fmt: skip
-"""The fields that every record has, also one of imported results."""
-VERDICT_FIELDS = ("judge", "prompt", "label")
-
-
 ANCHOR_EVERY = 20
 """A run saves the heads of its chains in the user's log after this number of lines of a file, and when it is closed."""
-
-
-class RunFolderError(UserError, ValueError):
-    """The folder cannot be used for the command. The message is one sentence for the user."""
 
 
 def needs_verdict(record: Record) -> bool:
@@ -84,6 +72,7 @@ class RunFolder:
         self.on_append: Callable[[str, Record], None] = lambda *_: None
         self._write_lock = threading.Lock()
         self._heads: dict[str, chain.Head] = {}
+        self._anchored = True
         self._process_lock = FileLock(path / ".lock", blocking=False)
         try:
             self._process_lock.acquire()
@@ -117,17 +106,19 @@ class RunFolder:
         return folder
 
     @classmethod
-    def reopen(cls, path: Path) -> RunFolder:
+    def reopen(cls, path: Path, *, anchored: bool = True) -> RunFolder:
         """Open an existing run. An incomplete last line, which a killed process leaves, is removed.
 
         Args:
             path: The folder.
+            anchored: False writes nothing into the user's log, for a copy of a run.
 
         Raises:
             RunFolderError: The folder holds no run or is in use.
         """
         read_manifest(path)
         folder = cls(path)
+        folder._anchored = anchored
         for file in path.glob("*.jsonl"):
             content = file.read_bytes()
             if content and not content.endswith(b"\n"):
@@ -138,7 +129,7 @@ class RunFolder:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._heads:
+        if self._heads and self._anchored:
             usage_log.anchor(self._manifest, self._heads)
         self._process_lock.release()
 
@@ -169,6 +160,15 @@ class RunFolder:
         """Append the cost of a judge calibration."""
         self._append("measuring.jsonl", record)
 
+    def append_calibration(self, calibration: Record) -> None:
+        """Append the judge calibration that the run uses, if it differs from the latest one."""
+        if self.calibrations()[-1:] != [json.loads(json.dumps(calibration))]:
+            self._append("calibrations.jsonl", calibration, cost=False)
+
+    def append_probe(self, probe: Record) -> None:
+        """Append a hidden probe with its verdict."""
+        self._append("probes.jsonl", probe)
+
     def append_label(self, record: Record) -> None:
         """Append a human label of an answer."""
         self._append("labels.jsonl", record)
@@ -187,7 +187,7 @@ class RunFolder:
             if file.write(line + b"\n") != len(line) + 1:
                 raise OSError(f"{self.path / name} could not be written completely; is the disk full?")
             self._heads[name] = head.after(line)
-            if self._heads[name].lines % ANCHOR_EVERY == 1:
+            if self._heads[name].lines % ANCHOR_EVERY == 1 and self._anchored:
                 usage_log.anchor(self._manifest, self._heads)
             if cost:
                 self.on_append(name, record)
@@ -204,13 +204,24 @@ class RunFolder:
         """The cost of each judge calibration for this run."""
         return read_lines(self.path / "measuring.jsonl")
 
+    def calibrations(self) -> list[Record]:
+        """The judge calibrations that the run used, the latest last."""
+        return read_lines(self.path / "calibrations.jsonl")
+
+    def probes(self) -> list[Record]:
+        """The hidden probes with their verdicts, in the order of completion."""
+        return read_lines(self.path / "probes.jsonl")
+
     def labels(self) -> list[Record]:
         """The human labels, in the order in which they were given."""
         return read_lines(self.path / "labels.jsonl")
 
     def write_json(self, name: str, value: object) -> None:
         """Replace a file atomically."""
-        self.write_text(name, json.dumps(value, indent=1) + "\n")
+        text = json.dumps(value, indent=1) + "\n"
+        if name == "results.json" and self._anchored:
+            usage_log.anchor_results(self._manifest, text.encode())
+        self.write_text(name, text)
 
     def write_text(self, name: str, text: str) -> None:
         """Replace a file atomically."""
@@ -232,7 +243,11 @@ def changes(path: Path) -> list[str]:
         RunFolderError: The folder holds no run.
     """
     manifest = read_manifest(path)
-    return chain.problems(chain.read_all(path, manifest), usage_log.anchors(manifest))
+    found = chain.problems(chain.read_all(path, manifest), usage_log.anchors(manifest))
+    results = path / "results.json"
+    if results.exists() and usage_log.is_results_changed(manifest, results.read_bytes()):
+        found.append("results.json was changed after it was written.")
+    return found
 
 
 def latest(records: Iterable[Record]) -> dict[Key, Record]:
@@ -301,81 +316,6 @@ def add_verdicts(counting: Mapping[Key, Record], lines: Iterable[Record]) -> Non
     for line in lines:
         if (record := counting.get(key(line))) is not None:
             record["verdicts"].append(line["verdict"])
-
-
-def read_lines(path: Path) -> list[Record]:
-    """The complete lines of a file. An incomplete last line is ignored."""
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    return parse_lines(content[: content.rfind(b"\n") + 1], path)
-
-
-def parse_lines(content: bytes, path: Path) -> list[Record]:
-    """Parse lines of JSON and upgrade those of earlier versions.
-
-    Args:
-        content: Complete lines.
-        path: Their file, for the message.
-
-    Raises:
-        RunFolderError: A line is not JSON, or not a record of any version.
-    """
-    try:
-        lines = [json.loads(line) for line in content.split(b"\n") if line]
-    except (ValueError, RecursionError) as error:
-        raise RunFolderError(
-            f"{path} has a line that is not JSON ({error}); restore the file, or start a new run."
-        ) from error
-    for line in lines:
-        _upgrade(line)
-        if isinstance(line, dict):
-            line.pop(chain.FIELD, None)
-    if missing := next(filter(None, (_missing(line, path.name) for line in lines)), ""):
-        raise RunFolderError(
-            f"{path} has a line that is not a record (it has no {missing}); restore the file, or start a new run."
-        )
-    return lines
-
-
-RENAMED = {"form": "option_order", "said": "raw_answer", "cited": "citations"}
-"""Field of a record of an earlier version -> its name in this version."""
-
-
-def _upgrade(line: Any) -> None:
-    """Rename the fields that earlier versions wrote, also in verdicts (`key`, and the label `ungraded`)."""
-    if not isinstance(line, dict):
-        return
-    for old, new in RENAMED.items():
-        if old in line:
-            line[new] = line.pop(old)
-    if "question_id" in line:
-        line.setdefault("conversation", str(line["question_id"]).rpartition("#")[0])
-    verdicts = line.get("verdicts") or []
-    for verdict in (*(verdicts if isinstance(verdicts, list) else ()), line.get("verdict")):
-        if isinstance(verdict, dict):
-            if "key" in verdict:
-                verdict["label_set"] = verdict.pop("key")
-            if verdict.get("label") == "ungraded":
-                verdict["label"] = "missing"
-
-
-def _missing(line: Any, name: str) -> str:
-    """The first field that a line of records.jsonl, verdicts.jsonl or labels.jsonl lacks; empty if it is complete."""
-    if not isinstance(line, dict):
-        return "fields"
-    fields = {
-        "records.jsonl": FIELDS,
-        "verdicts.jsonl": (*FIELDS[:4], "verdict"),
-        "labels.jsonl": (*FIELDS[:4], "label", "labeller"),
-    }.get(name, ())
-    if missing := [field for field in fields if field not in line]:
-        return missing[0]
-    verdicts = line["verdicts"] if name == "records.jsonl" else [line["verdict"]] if "verdict" in line else []
-    for verdict in verdicts:
-        if not isinstance(verdict, dict) or any(field not in verdict for field in VERDICT_FIELDS):
-            return "verdict with judge, prompt and label"
-    return ""
 
 
 def new_path(root: Path = Path("runs")) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -92,12 +93,30 @@ def anchor(manifest: Mapping[str, Any], heads: Mapping[str, chain.Head]) -> None
         append(_anchors_of(manifest), saved)
 
 
+def anchor_results(manifest: Mapping[str, Any], content: bytes) -> None:
+    """Save the digest of a results.json before it is written.
+
+    Args:
+        manifest: The manifest of the run.
+        content: The content of the file.
+    """
+    with suppress(OSError):  # as above
+        append(_anchors_of(manifest), {"results": hashlib.sha256(content).hexdigest()})
+
+
+def is_results_changed(manifest: Mapping[str, Any], content: bytes) -> bool:
+    """True if this user wrote results of the run, but none with this content."""
+    saved = {entry["results"] for entry in read(_anchors_of(manifest)) if "results" in entry}
+    return bool(saved) and hashlib.sha256(content).hexdigest() not in saved
+
+
 def anchors(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the saved heads of a run, oldest first; empty if this user did not write the run."""
-    return [
+    found = [
         {name: saved for name, saved in entry.items() if isinstance(saved, dict)}
         for entry in read(_anchors_of(manifest))
     ]
+    return [heads for heads in found if heads]
 
 
 def _anchors_of(manifest: Mapping[str, Any]) -> Path:

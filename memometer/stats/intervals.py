@@ -102,14 +102,14 @@ def clustered_ratio(numerators: Sequence[float], denominators: Sequence[float], 
     return Estimate(ratio, ratio - half, ratio + half, n, groups, error)
 
 
-def wilson(rate: float, n: int) -> tuple[float, float]:
+def wilson(rate: float, n: float) -> tuple[float, float]:
     """Compute Wilson's score interval for a rate over independent trials.
 
     Source: Wilson, Journal of the American Statistical Association 22, 1927.
 
     Args:
         rate: Observed rate in [0, 1].
-        n: Number of trials, at least 1.
+        n: Number of trials, at least 1; it may be an effective number.
 
     Returns:
         Lower and upper 95 % limits in [0, 1].

@@ -17,6 +17,7 @@ SYSTEMS = {
     "fact_augmented": "memometer.systems.fact_augmented:FactAugmented",
     "full_context": "memometer.systems.full_context:FullContext",
     "knowledge_graph": "memometer.systems.knowledge_graph:KnowledgeGraph",
+    "random": "memometer.systems.random_turns:RandomTurns",
     "recent": "memometer.systems.recent:Recent",
     "rewritten_notes": "memometer.systems.rewritten_notes:RewrittenNotes",
     "rrf": "memometer.systems.rrf:RRF",

@@ -72,8 +72,6 @@ function mainTable(runs, colours) {
   const read = all.some(({ row }) => row.calls);
   const rates = [
     ...measures.map((one) => ({ name: one.short, under: one.judged ? one.label : "", of: (row) => row.scores[one.key] })),
-    ...measures.filter((one) => one.judged).map((one) => ({
-      name: `${one.short} corrected`, under: "for the errors of the judge", of: (row) => (row.scores[one.key] || {}).corrected })),
   ].filter((rate) => all.some(({ row }) => rate.of(row)));
   const gapOf = (row) => (measures.length ? row.gap[measures[0].key] : null);
   const gap = all.some(({ row }) => gapOf(row)) && {

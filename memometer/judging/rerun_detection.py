@@ -16,10 +16,14 @@ these signs is not found.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from math import exp, lgamma, log, log10
 from typing import Any
+
+from memometer.judging.graders import graders_of, score
+from memometer.run.folder import Record, latest
 
 MOST_CHANCE = -6.0
 """A subset is flagged if log10 of its probability is below this."""
@@ -189,3 +193,47 @@ def _after_a_restart(ids: Sequence[str]) -> Iterator[Subset]:
     if len(restarts) <= _MOST_RESTARTS:
         for start in restarts:
             yield Subset(f"the order of the file restarts at {ids[start]}", frozenset(range(start, len(ids))))
+
+
+def of_records(records: Iterable[Record]) -> list[str]:
+    """Find signs that failed questions of one of our own runs were run again and merged.
+
+    The subsets are the answers of repeated attempts, those after the longest pause of the run, and those after a place
+    where the order of the questions restarts.
+
+    Args:
+        records: The records of a run in the order of their file, with their verdicts.
+
+    Returns:
+        A sentence for each system and budget with such a sign.
+    """
+    listed = list(records)
+    counting = {id(record) for record in latest(listed).values()}
+    graders = graders_of(listed)[:1]
+    groups: dict[tuple[str, int], list[Record]] = {}
+    for record in listed:
+        if id(record) in counting and record["answer"] is not None and graders:
+            groups.setdefault((record["system"], record["budget_tokens"]), []).append(record)
+    found = []
+    for (system, _), group in groups.items():
+        correct = [bool(score(record, graders[0], rule="majority")) for record in group]
+        marked = [{"attempt": record["attempt"]} for record in group]
+        ids = [record["question_id"] for record in group]
+        signs = [*_set_apart(marked), *_after_a_restart(ids), *_after_a_pause([record.get("at") for record in group])]
+        found += [f"{system}: {merge}" for merge in merges(correct, signs) if merge.flagged]
+    return found
+
+
+_LONGEST_PAUSE = 3600.0
+"""Seconds between two answers of a run; a resumed run may have longer ones."""
+
+
+def _after_a_pause(times: Sequence[float | None]) -> Iterator[Subset]:
+    known = [time for time in times if time is not None]
+    if len(known) < len(times) or len(known) < 2:
+        return
+    pauses = [later - earlier for earlier, later in pairwise(known)]
+    longest = max(range(len(pauses)), key=lambda i: pauses[i])
+    if pauses[longest] > _LONGEST_PAUSE:
+        places = frozenset(range(longest + 1, len(known)))
+        yield Subset("they were answered after the longest pause of the run", places)
