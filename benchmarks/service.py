@@ -2,14 +2,16 @@
 
     python benchmarks/service.py [--minutes 30] [--clients 8] [--turns 5000] [--encoder minilm] [--json FILE]
 
-The service runs in its own process on one SQLite file. Each client sends its next request when the last one is
-answered. Of ten requests, six retrieve, two store, one recalls within a budget, and one lists or reads the metrics;
-every thousandth one consolidates. A client that has stored a hundred turns deletes one for each new one, so the number
-of turns is constant and memory has no reason to grow. The turns are random words of LOCOMO's length
-(benchmarks/stores.py). Resident memory is sampled every second; slopes are fitted to the second half, when the caches
-are full. A run of a minute checks that everything works; a slope needs half an hour.
+The service runs in its own process on one SQLite file, with tokens of two tenants, who have half of the clients each.
+Each client sends its next request when the last one is answered. Every half minute, each tenant exports its memory and
+imports the file into another one. Of ten requests, six retrieve, two store, one recalls within a budget, and one lists
+or reads the metrics; every thousandth one consolidates. A client that has stored a hundred turns deletes one for each
+new one, so the number of turns is constant and memory has no reason to grow. The turns are random words of LOCOMO's
+length (benchmarks/stores.py). Resident memory is sampled every second; slopes are fitted to the second half, when the
+caches are full. A run of a minute checks that everything works; a slope needs half an hour.
 
-Exits 1 if a request failed, or if anonymous memory grows faster than --slope.
+Exits 1 if a request failed, if a turn that was acknowledged is missing at the end, or if anonymous memory grows faster
+than --slope.
 """
 
 from __future__ import annotations
@@ -46,8 +48,10 @@ def resident(pid: int) -> tuple[float, float]:
 class Load:
     """The clients of the service, and their latencies and failures."""
 
-    def __init__(self, address: str, lines: list[str], seconds: float) -> None:
+    def __init__(self, address: str, tokens: list[str], lines: list[str], seconds: float) -> None:
         self.address = address
+        self.tokens = tokens
+        self.kept: dict[int, list[str]] = defaultdict(list)
         self.lines = lines
         self.end = time.monotonic() + seconds
         self.milliseconds: dict[str, list[float]] = defaultdict(list)
@@ -59,9 +63,10 @@ class Load:
         import httpx
 
         draw = random.Random(seed)
+        tenant = seed % len(self.tokens)
         ids: list[str] = []
         number = 0
-        with httpx.Client(base_url=self.address, timeout=120) as client:
+        with self.client(tenant) as client:
             while time.monotonic() < self.end:
                 number += 1
                 kind = draw.choice(MIX)
@@ -77,6 +82,46 @@ class Load:
                 except httpx.HTTPError as error:
                     self.failed[f"{kind} {error!r}"] += 1
                 self.milliseconds[kind].append(1000 * (time.perf_counter() - started))
+        self.kept[tenant] += ids
+
+    def client(self, tenant: int) -> Any:
+        """Return a client with the token of a tenant."""
+        import httpx
+
+        headers = {"Authorization": f"Bearer {self.tokens[tenant]}"}
+        return httpx.Client(base_url=self.address, headers=headers, timeout=120)
+
+    def copy(self, tenant: int) -> None:
+        """Export and import a tenant's memory every half minute."""
+        with self.client(tenant) as client:
+            while time.monotonic() < self.end - 30:
+                time.sleep(30)
+                started = time.perf_counter()
+                exported = client.get("/v1/memories/default/cartridge")
+                self.milliseconds["export"].append(1000 * (time.perf_counter() - started))
+                started = time.perf_counter()
+                imported = client.put("/v1/memories/copy/cartridge", content=exported.content)
+                self.milliseconds["import"].append(1000 * (time.perf_counter() - started))
+                for reply in (exported, imported):
+                    if reply.status_code != 200:
+                        self.failed[f"copy {reply.status_code} {reply.text[:200]}"] += 1
+
+    def missing(self) -> int:
+        """Return the number of acknowledged turns that are not stored."""
+        missing = 0
+        for tenant, kept in self.kept.items():
+            with self.client(tenant) as client:
+                archived = client.get("/v1/memories/default/archived", params={"limit": 1000}).json()
+                found, cursor = {turn["id"] for turn in archived["turns"]}, None
+                while True:
+                    page = {"limit": 1000, **({"cursor": cursor} if cursor else {})}
+                    listed = client.get("/v1/memories/default/turns", params=page).json()
+                    found |= {turn["id"] for turn in listed["turns"]}
+                    cursor = listed["next"]
+                    if cursor is None:
+                        break
+            missing += len(set(kept) - found)
+        return missing
 
     def send(self, client: Any, kind: str, draw: random.Random, ids: list[str]) -> Any:
         """Send one request of a kind."""
@@ -100,12 +145,21 @@ class Load:
         return client.get(path)
 
 
+def _token(url: str, tenant: str) -> str:
+    """Issue a token to a tenant of a store."""
+    from memometer.serve.auth import AccessTokens
+    from memometer.store import open_store
+
+    with open_store(url) as store:
+        return AccessTokens(store).issue(tenant, at=time.time())
+
+
 def main() -> int:
     """Run the benchmark; print and write the measures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--turns", type=int, default=5000, help="turns stored before the load")
+    parser.add_argument("--turns", type=int, default=5000, help="turns of each tenant stored before the load")
     parser.add_argument("--encoder", default="minilm")
     parser.add_argument("--slope", type=float, default=10.0, help="allowed growth of anonymous memory, MB per hour")
     parser.add_argument("--json", type=Path)
@@ -115,8 +169,10 @@ def main() -> int:
     lines = list(texts(turns(), max(args.turns, 2000)))
     address = f"http://127.0.0.1:{PORT}"
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "memometer", "serve", "--port", str(PORT), "--rate", "0",
-                   "--memory-url", f"sqlite:///{folder}/memory.db", "--encoder", args.encoder]  # fmt: skip
+        url = f"sqlite:///{folder}/memory.db"
+        tokens = [_token(url, tenant) for tenant in ("ada", "grace")]
+        command = [sys.executable, "-m", "memometer", "serve", "--port", str(PORT), "--rate", "0", "--auth",
+                   "--memory-url", url, "--encoder", args.encoder]  # fmt: skip
         process = subprocess.Popen(command, cwd=Path(__file__).resolve().parent.parent)
         try:
             while True:
@@ -126,13 +182,17 @@ def main() -> int:
                 except httpx.TransportError:
                     time.sleep(0.2)
             empty = resident(process.pid)
-            for start in range(0, args.turns, 500):
-                turns_in = [{"text": line, "speaker": "Nadia"} for line in lines[start : min(start + 500, args.turns)]]
-                body = {"turns": turns_in}
-                httpx.get(f"{address}/memory/retrieve", params={"q": "a"}, timeout=600).raise_for_status()
-                httpx.post(f"{address}/v1/memories/default/observe", json=body, timeout=600).raise_for_status()
-            load = Load(address, lines, 60 * args.minutes)
+            load = Load(address, tokens, lines, 60 * args.minutes)
+            for tenant in range(len(tokens)):
+                with load.client(tenant) as client:
+                    client.get("/memory/retrieve", params={"q": "a"}, timeout=600).raise_for_status()
+                    for start in range(0, args.turns, 500):
+                        part = lines[start : min(start + 500, args.turns)]
+                        body = {"turns": [{"text": line, "speaker": "Nadia"} for line in part]}
+                        client.post("/v1/memories/default/observe", json=body, timeout=600).raise_for_status()
+            load.end = time.monotonic() + 60 * args.minutes
             threads = [threading.Thread(target=load.run, args=(seed,)) for seed in range(args.clients)]
+            threads += [threading.Thread(target=load.copy, args=(tenant,)) for tenant in range(len(tokens))]
             started = time.monotonic()
             for thread in threads:
                 thread.start()
@@ -141,6 +201,7 @@ def main() -> int:
                 samples.append((time.monotonic() - started, *resident(process.pid)))
                 time.sleep(1)
             seconds = time.monotonic() - started
+            missing = load.missing()
             process.send_signal(signal.SIGTERM)
             exit_code = process.wait(120)
         finally:
@@ -155,6 +216,7 @@ def main() -> int:
     measures = {
         "minutes": round(seconds / 60, 2), "clients": args.clients, "requests": total,
         "per_second": round(total / seconds, 1), "stored": load.stored, "errors": sum(load.failed.values()),
+        "missing_turns": missing,
         "rss_empty_mb": empty, "rss_first_mb": samples[0][1:3],
         "rss_middle_mb": half[0][1:3], "rss_last_mb": samples[-1][1:3],
         "anonymous_mb_by_tenths": [round(samples[(len(samples) - 1) * tenth // 10][2], 1) for tenth in range(11)],
@@ -169,7 +231,7 @@ def main() -> int:
         print(f"{count} x {failure}")
     if args.json:
         args.json.write_text(json.dumps(measures, indent=1) + "\n")
-    return int(bool(load.failed) or slopes[1] > args.slope)
+    return int(bool(load.failed or missing) or slopes[1] > args.slope)
 
 
 if __name__ == "__main__":

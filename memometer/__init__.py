@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from memometer.memory import Memory, Recall, State, Turn
     from memometer.report.compare import compare
     from memometer.serve.open_memory import open_memory
+    from memometer.serve.user_memory import UserMemory
     from memometer.systems.adaptive import AdaptiveMemory
     from memory_system import MemorySystem
 
@@ -27,6 +28,7 @@ __all__ = [
     "Recall",
     "State",
     "Turn",
+    "UserMemory",
     "compare",
     "evaluate",
     "open_memory",
@@ -39,6 +41,7 @@ _MODULES = {
     "Recall": "memometer.memory",
     "State": "memometer.memory",
     "Turn": "memometer.memory",
+    "UserMemory": "memometer.serve.user_memory",
     "compare": "memometer.report.compare",
     "evaluate": "memometer.harness.evaluate",
     "open_memory": "memometer.serve.open_memory",

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from memometer import cli
-from memometer.serve.tenants import NewTurn, TenantMemories
+from memometer.serve.new_turns import NewTurn
+from memometer.serve.tenants import TenantMemories
 from memometer.store import open_store
 from memometer.store.episode import Episode
 from memometer.store.hybrid_scoring import DAY, SEED

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from memometer import cli
+from memometer.serve.new_turns import NewTurn
 from memometer.serve.quotation import quoted
-from memometer.serve.tenants import NewTurn, TenantMemories
+from memometer.serve.tenants import TenantMemories
 from memometer.store import open_store
 from memometer.store.episode import Episode, VectorFormat
 from memometer.token_counters import Utf8Bytes

@@ -20,8 +20,9 @@ from memometer.commands import serve
 from memometer.models import encoders
 from memometer.serve import default_url
 from memometer.serve.answering import is_supported
+from memometer.serve.new_turns import MAX_TURN_BYTES, NewTurn
 from memometer.serve.registry import ORPHAN_AGE_SECONDS, MemoryEntry
-from memometer.serve.tenants import MAX_TURN_BYTES, NewTurn, TenantMemories
+from memometer.serve.tenants import TenantMemories
 from memometer.store.episode import Episode
 from tests.conftest import ROOT, HashEncoder
 from tests.test_cartridge import keys

@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 
 from memometer import cli
+from memometer.serve.auth import AccessTokens
+from memometer.serve.cartridge_io import export_cartridge, import_cartridge
+from memometer.serve.new_turns import NewTurn
+from memometer.serve.tenants import TenantMemories
 from memometer.store import open_store
 from memometer.store.episode import Conflict, Episode
-from memometer.store.migrate import migrate
+from memometer.store.migrate import MIGRATIONS, migrate
 from memometer.store.protocol import Store
 from memometer.store.url import without_password
+from tests.conftest import HashEncoder
 
 
 def store_command(*words: str) -> int:
@@ -30,7 +35,11 @@ def filled(url: str, count: int = 40) -> Store:
 
 
 def everything(store: Store) -> dict[str, list[Episode]]:
-    return {scope: sorted(store.scan(scope), key=lambda episode: episode.id) for scope in store.scopes()}
+    return {
+        scope: sorted(store.scan(scope), key=lambda episode: episode.id)
+        for scope in store.scopes()
+        if scope != MIGRATIONS
+    }
 
 
 def test_a_migration_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -127,3 +136,36 @@ def test_a_password_is_not_said() -> None:
     ):  # fmt: skip
         assert "secret" not in without_password(hidden)
         assert without_password(hidden).startswith(hidden[:8])
+
+
+def test_a_repeated_migration_carries_deletions_and_revocations(tmp_path: Path) -> None:
+    """Into a store with a memory of the same name; with a replaced memory, a deleted one and a revoked token."""
+    source_url, target_url = f"sqlite:///{tmp_path}/a.db", f"sqlite:///{tmp_path}/b.db"
+    source, target = (TenantMemories(url, encoder=HashEncoder()) for url in (source_url, target_url))
+    tokens = AccessTokens(source.store)
+    kept, revoked = (tokens.issue("ada", at=1.0) for _ in range(2))
+    target.observe("local", "default", [NewTurn("I own a lamp.", id="own")])
+    for name in ("default", "diary", "old"):
+        source.registry.ensure("local", name)
+        source.observe("local", name, [NewTurn(f"{name} kayak", id="1"), NewTurn(f"{name} bowl", id="2")])
+    migrate(source.store, target.store, progress=False)
+    assert {e.id for e in target.newest("local", "default", k=9)} == {"own", "1", "2"}
+
+    tokens.revoke(next(t.id for t in tokens.issued() if tokens.find(revoked) == t))
+    source.forget("local", "default", ["1"], permanent=True)
+    source.registry.delete("local", "old")
+    cartridge = tmp_path / "diary.cartridge"
+    export_cartridge(source, "local", "default", cartridge)
+    import_cartridge(source, "local", "diary", cartridge)
+    migrate(source.store, target.store, progress=False)
+
+    there = AccessTokens(target.store)
+    assert there.tenant_of(kept) == "ada"
+    assert there.tenant_of(revoked) is None
+    assert {e.id for e in target.newest("local", "default", k=9)} == {"own", "2"}
+    assert [e.text for e in target.newest("local", "diary", k=9)] == ["user: default bowl"]
+    assert [entry.name for entry in target.registry.entries("local")] == ["default", "diary"]
+    scopes = {entry.scope for entry in target.registry.entries("local")}
+    assert {scope for scope in target.store.scopes() if "/" in scope} == scopes
+    source.close()
+    target.close()

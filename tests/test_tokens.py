@@ -12,7 +12,9 @@ pytest.importorskip("prometheus_client", reason="the service is not installed: p
 
 from memometer import cli
 from memometer.serve.auth import AccessTokens, InvalidToken
-from memometer.serve.tenants import NewTurn, TenantLimits, TenantMemories
+from memometer.serve.new_turns import NewTurn
+from memometer.serve.tenant_limits import TenantLimits
+from memometer.serve.tenants import TenantMemories
 from memometer.store import open_store
 from tests.conftest import HashEncoder
 from tests.serving import in_thread

@@ -142,7 +142,8 @@ def add(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--system", metavar="NAME", help="memory system of a new memory (default: episodic)")
     args = parser.parse_args(argv)
-    from memometer.serve.tenants import MAX_TURNS, NewTurn
+    from memometer.serve.new_turns import NewTurn
+    from memometer.serve.tenants import MAX_TURNS
 
     if args.file:
         return _add_transcript(args)
@@ -170,7 +171,8 @@ def add(argv: Sequence[str] | None = None) -> int:
 
 def _add_transcript(args: argparse.Namespace) -> int:
     """Import a transcript, and report its format and what was left out."""
-    from memometer.serve.tenants import MAX_TURNS, NewTurn
+    from memometer.serve.new_turns import NewTurn
+    from memometer.serve.tenants import MAX_TURNS
     from memometer.transcripts.read import read_transcript
 
     if args.text:

@@ -44,6 +44,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--max-turns", type=limit, default=0, metavar="N", help="turns that each tenant may store (default: no limit)"
     )
+    p.add_argument(
+        "--max-model-tokens",
+        type=_tokens,
+        default=0,
+        metavar="N",
+        help="tokens of recalled text that each tenant may show to the model per day (default: no limit)",
+    )
     p.add_argument("--systems", nargs="+", metavar="NAME", help="memory systems that tenants may create (default: all)")
     p.add_argument(
         "--answers",
@@ -51,6 +58,10 @@ def parser() -> argparse.ArgumentParser:
         default=True,
         help="let tenants use the language model, at your cost",
     )
+    for name, content in (("access", "every request"), ("audit", "requests that store, change, export or delete")):
+        p.add_argument(
+            f"--{name}-log", metavar="FILE", help=f"add a JSON line to FILE for {content}; - for standard error"
+        )
     model_options(p)
     return p
 
@@ -59,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or Ctrl-C."""
     args = parser().parse_args(argv)
     from memometer.serve.server import serve
-    from memometer.serve.tenants import TenantLimits
+    from memometer.serve.tenant_limits import TenantLimits
 
     with open_memories(args, create=True) as memories:
         serve(
@@ -71,9 +82,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             per_second=args.rate,
             consolidate_after_seconds=args.consolidate_after,
             proxies=args.proxy,
-            limits=TenantLimits(args.max_turns, frozenset(args.systems) if args.systems else None, args.answers),
+            limits=TenantLimits(
+                args.max_turns,
+                frozenset(args.systems) if args.systems else None,
+                args.answers,
+                args.max_model_tokens,
+            ),
+            access_log=args.access_log,
+            audit_log=args.audit_log,
         )
     return 0
+
+
+def _tokens(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of tokens, 0 or more")
+    return int(text)
 
 
 def _rate(text: str) -> float:

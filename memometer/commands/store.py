@@ -108,7 +108,9 @@ def _migrate(store: Store, args: argparse.Namespace) -> int:
     if args.target == args.source:
         raise StoreError("cannot copy a store to itself; name another store as TO_URL.")
     with open_store(args.target) as target:
-        print(f"{migrate(store, target):,} episodes are in {without_password(args.target)}.")
+        count = migrate(store, target)
+        target.erase()  # what was deleted in the source since an earlier migration
+        print(f"{count:,} episodes are in {without_password(args.target)}.")
     return 0
 
 

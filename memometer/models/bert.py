@@ -80,9 +80,14 @@ class Bert:
             vectors[batch] = self._encode([ids[i] for i in batch])
 
         # One batch per core is 3 times faster than all cores on one batch, because BLAS threads spin-wait.
-        with one_thread(), ThreadPoolExecutor(os.cpu_count()) as pool:
-            for _ in pool.map(fill, filter(None, batches)):
-                pass
+        with one_thread():
+            if len(batches) == 1:  # a question needs no other thread
+                if batches[0]:
+                    fill(batches[0])
+                return vectors
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                for _ in pool.map(fill, batches):
+                    pass
         return vectors
 
     def tokens(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -82,7 +82,7 @@ def import_cartridge(
         CartridgeError: the file is refused; the existing memory stays.
     """
     manifest, _, _ = open_manifest(path, public_key=public_key)
-    memories.check_system(manifest["system"])
+    memories.limits.check_system(manifest["system"])
     load = partial(
         load_cartridge,
         path,

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dspy
 
+from memometer.serve.new_turns import NewTurn
 from memometer.serve.quotation import quoted
-from memometer.serve.tenants import NewTurn, TenantMemories
+from memometer.serve.tenants import TenantMemories
 
 
 def tools(memories: TenantMemories, tenant: str, name: str, *, budget_tokens: int = 1000) -> list[dspy.Tool]:

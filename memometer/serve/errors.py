@@ -17,14 +17,20 @@ from memometer.errors import UserError
 from memometer.models.encoders import EncoderUnavailable
 from memometer.serve.answering import ModelUnavailable
 from memometer.serve.registry import AlreadyExists, NotFound
-from memometer.serve.tenants import NotAllowed
+from memometer.serve.tenant_limits import NotAllowed
 from memometer.store.episode import Conflict, StoreError
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = 1
 
+
+class PreconditionFailed(UserError):
+    """The resource is not the one that If-Match names."""
+
+
 STATUS: dict[type[Exception], int] = {
     NotFound: 404,
+    PreconditionFailed: 412,
     AlreadyExists: 409,
     Conflict: 409,
     CartridgeError: 409,  # not 422: the body matches its schema (bytes) and conflicts with the state of the memory

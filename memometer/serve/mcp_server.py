@@ -24,10 +24,11 @@ from mcp_types import ToolAnnotations
 from pydantic import ConfigDict, Field
 
 from memometer.errors import UserError
+from memometer.serve.new_turns import NewTurn
 from memometer.serve.quotation import quoted
 from memometer.serve.registry import DEFAULT_MEMORY
 from memometer.serve.schemas import Count, Id, MemoryOut, Name, ShortText, StoredOut, Text, Tokens, TurnOut
-from memometer.serve.tenants import NewTurn, TenantMemories
+from memometer.serve.tenants import TenantMemories
 from memometer.store import deadline
 
 INSTRUCTIONS = """Long-term memory. Call recall before you answer a question that may depend on earlier conversations. \

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from anyio import CapacityLimiter, move_on_after, to_thread
 from cachetools import LRUCache
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from memometer.serve.admission import Admission, TooManyRequests
 from memometer.serve.auth import AccessToken, AccessTokens
 from memometer.serve.errors import problem_response
+from memometer.serve.request_log import RequestLog, request_id
 from memometer.store import deadline
 from memometer.store.episode import StoreError
 
@@ -57,6 +58,8 @@ class Metrics:
         labels = ("method", "route", "status")
         self.requests = Counter("http_requests", "Finished requests.", labels, registry=self.registry)
         self.seconds = Histogram("http_request_seconds", "Duration of a request.", ("route",), registry=self.registry)
+        self.waiting = Gauge("pool_waiting", "Requests that wait for a slot.", ("pool",), registry=self.registry)
+        self.store_bytes = Gauge("store_bytes", "Size of a SQLite store's file.", registry=self.registry)
         self.in_progress = Gauge("http_requests_in_progress", "Requests in progress.", registry=self.registry)
 
 
@@ -104,6 +107,7 @@ class RequestGuard:
         kind_of: returns the kind of work of a request, from its ASGI scope and the length of its body.
         hosts: accepted Host headers if there are no tokens (protection against DNS rebinding); None for any.
         max_requests: requests in progress; further ones get status 503.
+        log: writes every request down; None for no log.
     """
 
     def __init__(
@@ -118,8 +122,10 @@ class RequestGuard:
         kind_of: Callable[[Scope, int], str],
         hosts: Collection[str] | None = None,
         max_requests: int = 1000,
+        log: RequestLog | None = None,
     ) -> None:
         self._app = app
+        self._log = log or RequestLog()
         self._tokens = tokens
         self._tenant = tenant
         self._rate = rate
@@ -138,24 +144,29 @@ class RequestGuard:
             await self._app(scope, receive, send)
             return
         started, status = time.perf_counter(), 500
+        id = scope.setdefault("state", {})["request_id"] = request_id(scope)
 
         async def send_and_note_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = id
             await send(message)
 
         self._in_progress += 1
         self._metrics.in_progress.set(self._in_progress)
-        try:
-            await self._handle(scope, receive, send_and_note_status)
-        finally:
-            self._in_progress -= 1
-            self._metrics.in_progress.set(self._in_progress)
-            route = getattr(scope.get("route"), "path", "none")
-            method = scope["method"] if scope["method"] in METHODS else "other"
-            self._metrics.requests.labels(method, route, status).inc()
-            self._metrics.seconds.labels(route).observe(time.perf_counter() - started)
+        with self._log.span(scope) as span:
+            try:
+                await self._handle(scope, receive, send_and_note_status)
+            finally:
+                self._in_progress -= 1
+                seconds = time.perf_counter() - started
+                self._metrics.in_progress.set(self._in_progress)
+                route = getattr(scope.get("route"), "path", "none")
+                method = scope["method"] if scope["method"] in METHODS else "other"
+                self._metrics.requests.labels(method, route, status).inc()
+                self._metrics.seconds.labels(route).observe(seconds)
+                self._log.finish(scope, span, status=status, seconds=seconds)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         if refusal := await self._refusal(scope):
@@ -285,10 +296,11 @@ class RequestGuard:
             if not authorized.allows(right := _right_for(scope)):
                 return problem_response(403, f"The token allows to {authorized.right}; this request needs {right}.")
             tenant = authorized.tenant
+            scope["state"]["token"] = authorized.id
             caller = f"tenant {tenant}"
         if not self._rate.allows(caller):
             return problem_response(429, "Too many requests; try again later.")
-        scope.setdefault("state", {})["tenant"] = tenant
+        scope["state"]["tenant"] = tenant
         return None
 
     async def _token_of(self, tokens: AccessTokens, authorization: str) -> AccessToken | None:

@@ -18,8 +18,9 @@ from typing import Self
 
 from memometer.memory import Recall
 from memometer.serve import LOCAL_TENANT, default_url
+from memometer.serve.new_turns import NewTurn
 from memometer.serve.registry import DEFAULT_MEMORY
-from memometer.serve.tenants import NewTurn, TenantMemories
+from memometer.serve.tenants import TenantMemories
 
 BUDGET_TOKENS = 1_000
 """The default budget of `recall` and `answer`."""

@@ -9,8 +9,6 @@ Idempotency-Key header can be repeated safely.
 
 from __future__ import annotations
 
-import base64
-import json
 import tempfile
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, nullcontext
@@ -21,38 +19,39 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi.responses import FileResponse, HTMLResponse
 from fastapi.security import HTTPBearer
 from prometheus_client import generate_latest
-from pydantic import FiniteFloat, TypeAdapter
+from pydantic import TypeAdapter
 from starlette.background import BackgroundTask
 from starlette.types import Scope
 
 from memometer.cartridge.container import CartridgeError
-from memometer.serve import schemas
+from memometer.serve import api_page, schemas
 from memometer.serve.admission import BULK, MCP, MODEL, POOLS, SEARCH, SINGLE_TENANT_POOLS, Admission, Pool
 from memometer.serve.auth import AccessTokens
-from memometer.serve.cartridge_io import export_cartridge, import_cartridge
+from memometer.serve.child_jobs import Jobs
+from memometer.serve.cursors import Cursor, Limit, decoded, encoded
 from memometer.serve.errors import ProblemDetails, add_error_handlers
 from memometer.serve.middleware import MAX_CARTRIDGE_BYTES, Metrics, RateLimiter, RequestGuard
 from memometer.serve.readiness import Readiness
-from memometer.serve.registry import DEFAULT_MEMORY, MemoryEntry, NotFound
-from memometer.serve.schemas import Id, Name, Text
+from memometer.serve.registry import DEFAULT_MEMORY, MemoryEntry
+from memometer.serve.request_log import RequestLog
+from memometer.serve.rest_jobs import add_job_routes
+from memometer.serve.rest_turns import Key, add_turn_routes
+from memometer.serve.schemas import Name, Text
+from memometer.serve.tenant_of_request import Tenant
 from memometer.serve.tenants import TenantMemories
 from memometer.store import deadline
-from memometer.store.hybrid_scoring import NAMED
+from memometer.store.url import bytes_of
 
 BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 BULK_BYTES = 100_000
 """Size of a request from which it counts as bulk work."""
 
-Key = Annotated[str | None, Header(alias="Idempotency-Key", pattern=r"^[\x21-\x7e]{1,200}$")]
 Memory = Annotated[Name, Query()]
-Limit = Annotated[int, Query(ge=1, le=1000)]
-Cursor = Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_-]{1,1000}$")]
-MEMORY_CURSOR: TypeAdapter[Any] = TypeAdapter(tuple[Name])
-TURN_CURSOR: TypeAdapter[Any] = TypeAdapter(tuple[FiniteFloat, Text])
+MEMORY_CURSOR: TypeAdapter[tuple[str]] = TypeAdapter(tuple[Name])
 
 
 def application(
@@ -63,6 +62,8 @@ def application(
     rate: RateLimiter | None = None,
     hosts: Collection[str] | None = None,
     pools: Mapping[str, Pool] | None = None,
+    child_jobs: bool = False,
+    log: RequestLog | None = None,
 ) -> FastAPI:
     """Return the service as an ASGI application.
 
@@ -73,9 +74,11 @@ def application(
         rate: limit of requests per caller; None for no limit.
         hosts: accepted Host headers if there are no tokens; None for any.
         pools: limits of each kind of work; None for the default ones.
+        child_jobs: run large exports, imports and consolidations in processes of their own.
+        log: writes every request down; None for no log.
     """
     metrics, admission = Metrics(), Admission(pools or (SINGLE_TENANT_POOLS if tokens is None else POOLS))
-    mcp = _mcp_server(memories, tenant)
+    mcp, jobs = _mcp_server(memories, tenant), Jobs(memories, in_child=child_jobs)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -87,19 +90,27 @@ def application(
         title="Memometer",
         version="1",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's page loads scripts from another server
         redoc_url=None,
         responses={status: {"model": ProblemDetails} for status in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503)},
     )
-    guard: dict[str, Any] = {"tokens": tokens, "tenant": tenant, "rate": rate or RateLimiter(0), "hosts": hosts}
+    guard: dict[str, Any] = {
+        "tokens": tokens,
+        "tenant": tenant,
+        "rate": rate or RateLimiter(0),
+        "hosts": hosts,
+        "log": log,
+    }
     kind_of = partial(_kind_of, memories)
     app.add_middleware(RequestGuard, metrics=metrics, admission=admission, kind_of=kind_of, **guard)
     add_error_handlers(app)
     router = APIRouter(dependencies=[Depends(HTTPBearer(auto_error=False))] if tokens else [])
-    _add_default_routes(router, memories)
-    _add_memory_routes(router, memories)
-    _add_turn_routes(router, memories)
-    _add_cartridge_routes(router, memories, admission)
-    _add_metrics_route(router, metrics)
+    _add_default_routes(router, memories, jobs)
+    _add_memory_routes(router, memories, jobs)
+    add_turn_routes(router, memories)
+    add_job_routes(router, memories, admission, jobs)
+    _add_cartridge_routes(router, memories, admission, jobs)
+    _add_metrics_route(router, metrics, admission, memories)
     app.include_router(router)
     _add_health_routes(app, memories)
     if mcp:
@@ -137,18 +148,10 @@ def _mcp_server(memories: TenantMemories, tenant: str) -> Any:
     return server(memories, tenant=tenant)
 
 
-def tenant_of(request: Request) -> str:
-    """Return the tenant that RequestGuard has set."""
-    tenant: str = request.state.tenant
-    return tenant
-
-
-Tenant = Annotated[str, Depends(tenant_of)]
-
 # Route functions without `async` run in a thread pool, which keeps encoding and storage off the event loop.
 
 
-def _add_default_routes(app: APIRouter, memories: TenantMemories) -> None:
+def _add_default_routes(app: APIRouter, memories: TenantMemories, jobs: Jobs) -> None:
     @app.post("/memory/store", status_code=201)
     def store(body: schemas.StoreIn, tenant: Tenant, key: Key = None) -> schemas.StoredOut:
         """Store a turn. Creates the memory if it is missing."""
@@ -170,7 +173,7 @@ def _add_default_routes(app: APIRouter, memories: TenantMemories) -> None:
     def consolidate(body: schemas.ConsolidateIn, tenant: Tenant) -> schemas.ConsolidatedOut:
         """Merge near-duplicate turns and archive faded ones. Idempotent."""
         return schemas.ConsolidatedOut.of(
-            body.memory, memories.consolidate(tenant, body.memory, weights=NAMED[body.weights], dry_run=body.dry_run)
+            body.memory, jobs.consolidate(tenant, body.memory, weights=body.weights, dry_run=body.dry_run)
         )
 
     @app.get("/memory/stats")
@@ -182,23 +185,23 @@ def _add_default_routes(app: APIRouter, memories: TenantMemories) -> None:
         )
 
 
-def _add_memory_routes(app: APIRouter, memories: TenantMemories) -> None:
+def _add_memory_routes(app: APIRouter, memories: TenantMemories, jobs: Jobs) -> None:
     def out(entry: MemoryEntry) -> schemas.MemoryOut:
         return schemas.MemoryOut.of(entry, memories.store.size(entry.scope))
 
     @app.get("/v1/memories")
     def list_memories(tenant: Tenant, limit: Limit = 100, cursor: Cursor = None) -> schemas.MemoriesOut:
         """List the memories, sorted by name."""
-        after = _decoded(cursor, MEMORY_CURSOR)[0] if cursor else ""
+        after = decoded(cursor, MEMORY_CURSOR)[0] if cursor else ""
         entries = [entry for entry in memories.registry.entries(tenant) if entry.name > after]
         page = entries[:limit]
-        following = _encoded(page[-1].name) if len(entries) > limit else None
+        following = encoded(page[-1].name) if len(entries) > limit else None
         return schemas.MemoriesOut(memories=[out(entry) for entry in page], next=following)
 
     @app.put("/v1/memories/{name}", status_code=201, responses={200: {"model": schemas.MemoryOut}})
     def create(name: Name, body: schemas.CreateIn, tenant: Tenant, response: Response) -> schemas.MemoryOut:
         """Create a memory: 201, or 200 if it exists with the same system."""
-        memories.check_system(body.system)
+        memories.limits.check_system(body.system)
         entry, created = memories.registry.create(tenant, name, system=body.system)
         response.status_code = 201 if created else 200
         return out(entry)
@@ -230,7 +233,7 @@ def _add_memory_routes(app: APIRouter, memories: TenantMemories) -> None:
     @app.post("/v1/memories/{name}/consolidate")
     def consolidate_one(name: Name, tenant: Tenant, dry_run: bool = False) -> schemas.ConsolidatedOut:
         """Same as /memory/consolidate, with the default weights."""
-        return schemas.ConsolidatedOut.of(name, memories.consolidate(tenant, name, dry_run=dry_run))
+        return schemas.ConsolidatedOut.of(name, jobs.consolidate(tenant, name, weights="default", dry_run=dry_run))
 
     @app.post("/v1/memories/{name}/consolidate/undo")
     def undo_consolidation(name: Name, tenant: Tenant) -> schemas.RestoredOut:
@@ -238,43 +241,11 @@ def _add_memory_routes(app: APIRouter, memories: TenantMemories) -> None:
         return schemas.RestoredOut(memory=name, restored=memories.undo_consolidation(tenant, name))
 
 
-def _add_turn_routes(app: APIRouter, memories: TenantMemories) -> None:
-    @app.post("/v1/memories/{name}/observe", status_code=201)
-    def observe(name: Name, body: schemas.ObserveIn, tenant: Tenant, key: Key = None) -> schemas.StoredOut:
-        """Store turns. All of them are durable when the response arrives."""
-        return schemas.StoredOut(
-            memory=name, ids=memories.observe(tenant, name, [t.turn() for t in body.turns], key=key)
-        )
+def _add_cartridge_routes(app: APIRouter, memories: TenantMemories, admission: Admission, jobs: Jobs) -> None:
+    def shown(tenant: str, name: str) -> schemas.MemoryOut:
+        entry = memories.registry.find(tenant, name)
+        return schemas.MemoryOut.of(entry, memories.store.size(entry.scope))
 
-    @app.get("/v1/memories/{name}/turns")
-    def turns(name: Name, tenant: Tenant, limit: Limit = 100, cursor: Cursor = None) -> schemas.TurnsOut:
-        """List the turns that are not archived, newest first."""
-        before = _decoded(cursor, TURN_CURSOR) if cursor else None
-        found = memories.newest(tenant, name, k=limit + 1, before=before)
-        page = found[:limit]
-        following = _encoded(page[-1].at, page[-1].id) if len(found) > limit else None
-        return schemas.TurnsOut(turns=[schemas.TurnOut.of(episode) for episode in page], next=following)
-
-    @app.get("/v1/memories/{name}/archived")
-    def archived(name: Name, tenant: Tenant, limit: Limit = 100) -> schemas.ArchivedOut:
-        """List the newest archived turns, which are not recalled."""
-        found = memories.archived(tenant, name, k=limit)
-        return schemas.ArchivedOut(turns=[schemas.TurnOut.of(episode) for episode in found])
-
-    @app.post("/v1/memories/{name}/turns/{id}/restore", status_code=204)
-    def restore(name: Name, id: Id, tenant: Tenant) -> None:
-        """Restore an archived turn, so that it is recalled again."""
-        if not memories.restore(tenant, name, [id]):
-            raise NotFound(f"there is no archived turn {id!r} in memory {name!r}.")
-
-    @app.delete("/v1/memories/{name}/turns/{id}", status_code=204)
-    def forget(name: Name, id: Id, tenant: Tenant, archive: bool = False) -> None:
-        """Delete a turn permanently, or archive it (`archive=true`), which excludes it from recall."""
-        if not memories.forget(tenant, name, [id], permanent=not archive):
-            raise NotFound(f"there is no turn {id!r} in memory {name!r}.")
-
-
-def _add_cartridge_routes(app: APIRouter, memories: TenantMemories, admission: Admission) -> None:
     upload_threads = CapacityLimiter(4)  # uploads must not queue behind other requests
 
     @app.get("/v1/memories/{name}/cartridge", response_class=FileResponse, responses={200: {"content": BINARY}})
@@ -284,7 +255,7 @@ def _add_cartridge_routes(app: APIRouter, memories: TenantMemories, admission: A
         folder = tempfile.TemporaryDirectory()
         try:
             path = Path(folder.name) / f"{name}.cartridge"
-            export_cartridge(memories, tenant, name, path, archived=archived)
+            jobs.export(tenant, name, path, archived=archived)
         except BaseException:  # without a response, no background task cleans up
             folder.cleanup()
             raise
@@ -300,19 +271,24 @@ def _add_cartridge_routes(app: APIRouter, memories: TenantMemories, admission: A
                 await to_thread.run_sync(file.write, block, limiter=upload_threads)
             await to_thread.run_sync(file.flush, limiter=upload_threads)
             path = Path(file.name)
-            put = partial(import_cartridge, memories, tenant, name, path, max_record_bytes=MAX_CARTRIDGE_BYTES)
+            put = partial(jobs.import_, tenant, name, path, max_record_bytes=MAX_CARTRIDGE_BYTES)
             release = await admission.acquire(BULK, tenant)
             try:
                 with deadline.deadline(admission.pools[BULK].seconds):
-                    entry = await to_thread.run_sync(put)
+                    await to_thread.run_sync(put)
             except CartridgeError as error:  # the caller does not know the temporary path
                 raise CartridgeError(str(error).replace(str(path), "The request body")) from error
             finally:
                 release()
-            return schemas.MemoryOut.of(entry, memories.store.size(entry.scope))
+            return await to_thread.run_sync(shown, tenant, name)
 
 
 def _add_health_routes(app: FastAPI, memories: TenantMemories) -> None:
+    @app.get("/docs", include_in_schema=False, response_class=HTMLResponse)
+    async def reference() -> HTMLResponse:
+        """Return the API reference."""
+        return HTMLResponse(api_page.page(app.openapi()))
+
     @app.get("/livez")
     async def livez() -> schemas.HealthOut:
         """Check that the process responds."""
@@ -327,20 +303,11 @@ def _add_health_routes(app: FastAPI, memories: TenantMemories) -> None:
         return schemas.HealthOut(status="ok")
 
 
-def _add_metrics_route(app: APIRouter, metrics: Metrics) -> None:
+def _add_metrics_route(app: APIRouter, metrics: Metrics, admission: Admission, memories: TenantMemories) -> None:
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def prometheus() -> Response:
         """Return metrics in Prometheus text format."""
+        for kind in admission.pools:
+            metrics.waiting.labels(kind).set(admission.waiting(kind))
+        metrics.store_bytes.set(bytes_of(memories.memory_url))
         return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def _encoded(*position: str | float) -> str:
-    """The cursor of the page after a position."""
-    return base64.urlsafe_b64encode(json.dumps(position).encode()).decode().rstrip("=")
-
-
-def _decoded(cursor: str, kind: TypeAdapter[Any]) -> Any:
-    try:
-        return kind.validate_json(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-    except ValueError as error:
-        raise NotFound("invalid cursor; omit it to start from the first page.") from error

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from memometer.memory import Recall
+from memometer.serve.new_turns import NewTurn
 from memometer.serve.registry import DEFAULT_MEMORY, DEFAULT_SYSTEM, NAME_PATTERN, MemoryEntry
-from memometer.serve.tenants import MAX_TURNS, NewTurn
+from memometer.serve.tenants import MAX_TURNS
 from memometer.store.episode import Episode, ScopeSize, SearchResult
 from memometer.store.protocol import Consolidated
 from memometer.store.turn_conversion import turn_of
@@ -70,6 +70,15 @@ class ObserveIn(_Body):
     turns: Annotated[list[TurnIn], Field(min_length=1, max_length=MAX_TURNS)]
 
 
+class SearchIn(_Body):
+    question: Text
+    k: Count = 10
+
+
+class TurnPatch(_Body):
+    text: Text
+
+
 class CreateIn(_Body):
     system: Annotated[str, Field(json_schema_extra={"enum": sorted(SYSTEMS)})] = DEFAULT_SYSTEM
 
@@ -91,6 +100,13 @@ class ConsolidateIn(_Body):
     dry_run: Annotated[bool, _strictly(bool)] = False
 
 
+class ConsolidationIn(_Body):
+    """As ConsolidateIn, for the memory of the address."""
+
+    weights: Literal["default", "seed"] = "default"
+    dry_run: Annotated[bool, _strictly(bool)] = False
+
+
 class StoredOut(BaseModel):
     memory: str
     ids: list[str]
@@ -108,10 +124,19 @@ class TurnOut(BaseModel):
 
     @classmethod
     def of(cls, episode: Episode, **scores: Any) -> Self:
-        """Convert an episode; `scores` are the further fields of FoundOut."""
+        """Convert an episode; `scores` are the further fields of FoundOut. The values are valid already."""
         turn = turn_of(episode)
-        said_at = turn.said_at.replace(tzinfo=turn.said_at.tzinfo or UTC)
-        return cls(**asdict(turn) | {"said_at": said_at}, importance=episode.importance, uses=episode.uses, **scores)
+        return cls.model_construct(
+            id=turn.id,
+            speaker=turn.speaker,
+            text=turn.text,
+            said_at=turn.said_at if turn.said_at.tzinfo else turn.said_at.replace(tzinfo=UTC),
+            session=turn.session,
+            caption=turn.caption,
+            importance=episode.importance,
+            uses=episode.uses,
+            **scores,
+        )
 
 
 class FoundOut(TurnOut):
@@ -169,6 +194,17 @@ class ConsolidatedOut(BaseModel):
     def of(cls, memory: str, result: Consolidated) -> ConsolidatedOut:
         merged = {id: list(others) for id, others in result.merged.items()}
         return cls(memory=memory, merged=merged, forgotten=list(result.forgotten))
+
+
+class JobOut(BaseModel):
+    """`status` is `running`, `done` with a `result`, or `failed` with the reason in `detail`."""
+
+    id: str
+    kind: str
+    memory: str
+    status: str
+    result: ConsolidatedOut | None = None
+    detail: str | None = None
 
 
 class MemoryOut(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import sys
@@ -17,8 +18,10 @@ from memometer.serve.auth import AccessTokens
 from memometer.serve.glibc_trim import trimmed_heap
 from memometer.serve.middleware import RateLimiter
 from memometer.serve.registry import InvalidRequest
+from memometer.serve.request_log import RequestLog
 from memometer.serve.rest import application
-from memometer.serve.tenants import TenantLimits, TenantMemories
+from memometer.serve.tenant_limits import TenantLimits
+from memometer.serve.tenants import TenantMemories
 from memometer.serve.upkeep import Upkeep
 from memometer.store.consolidation import IdleConsolidation
 from memometer.store.url import without_password
@@ -32,7 +35,7 @@ HEADER_SECONDS = 10
 KEEP_ALIVE_SECONDS = 15
 """Time after a response in which a connection may stay idle."""
 
-SWITCH_SECONDS = 0.0005
+SWITCH_SECONDS = 0.0001
 """Time after which Python lets another thread run. With the default of 5 ms, each read of a short request waits that
 long for a thread that computes."""
 
@@ -83,6 +86,8 @@ def serve(
     consolidate_after_seconds: float = 0,
     proxies: Sequence[str] = (),
     limits: TenantLimits | None = None,
+    access_log: str | None = None,
+    audit_log: str | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; requests in progress are finished first.
 
@@ -96,6 +101,8 @@ def serve(
         consolidate_after_seconds: consolidate a memory after this time without new turns; 0 for never.
         proxies: addresses of proxies whose X-Forwarded-For header names the caller; nobody else's is believed.
         limits: what tenants may do; None for no limits.
+        access_log: file to which every request adds a line of JSON; `-` for standard error, None for none.
+        audit_log: the same for requests that store, change, export or delete.
 
     Raises:
         InvalidRequest: the address cannot be used, or tokens are required and none exists.
@@ -113,7 +120,16 @@ def serve(
     memories.registry.remove_orphans()
     memories.encoder.ready()  # fail before the first request
     hosts = ("127.0.0.1", "localhost", "::1")
-    app = application(memories, tenant=tenant, tokens=tokens, rate=RateLimiter(per_second), hosts=hosts)
+    log = RequestLog(access_log, audit_log)
+    app = application(
+        memories,
+        tenant=tenant,
+        tokens=tokens,
+        rate=RateLimiter(per_second),
+        hosts=hosts,
+        child_jobs=True,
+        log=log,
+    )
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
@@ -121,7 +137,10 @@ def serve(
         raise InvalidRequest(f"cannot listen on {host}:{port} ({reason}); choose another --port.") from error
     print(f"Serving on http://{host}:{port} (API reference: /docs; stop with Ctrl-C)", flush=True)
     sys.setswitchinterval(SWITCH_SECONDS)
+    gc.collect()
+    gc.freeze()  # what was loaded at the start lives as long as the process, so collections need not look at it
     with ExitStack() as stack:
+        stack.callback(log.close)
         stack.enter_context(trimmed_heap())
         stack.enter_context(Upkeep(memories, tokens))
         if consolidate_after_seconds:

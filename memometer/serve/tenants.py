@@ -10,70 +10,41 @@ demand, so several processes can share one store. Tenants cannot see each other'
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from heapq import nlargest
 from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from memometer import store
-from memometer.errors import UserError
-from memometer.memory import Recall, Turn
+from memometer.memory import Recall
 from memometer.models.concurrency_limited import ConcurrencyLimitedEncoder
 from memometer.models.encoders import Encoder
+from memometer.serve import turn_versions
 from memometer.serve.answering import AnswerModel
-from memometer.serve.registry import DEFAULT_SYSTEM, AlreadyExists, InvalidRequest, MemoryEntry, MemoryRegistry
+from memometer.serve.new_turns import NewTurn, complete, new_id, said, zone_named
+from memometer.serve.registry import (
+    DEFAULT_SYSTEM,
+    AlreadyExists,
+    InvalidRequest,
+    MemoryEntry,
+    MemoryRegistry,
+    NotFound,
+)
 from memometer.serve.state_cache import StateCache
+from memometer.serve.tenant_limits import ModelTokens, TenantLimits
 from memometer.store import deadline, turn_conversion
 from memometer.store.episode import Conflict, Episode, SearchResult, StoreError
 from memometer.store.hybrid_scoring import DEFAULT, Weights
 from memometer.store.protocol import Consolidated, Store
-from memometer.systems import SYSTEMS, load
+from memometer.systems import load
 from memometer.token_counters import TokenCounter, counter_for, default_counter
 
 MAX_TURNS = 1000
 """Turns per call of `observe`."""
-
-MAX_TURN_BYTES = 2**20
-"""UTF-8 bytes of a turn."""
-
-
-@dataclass(frozen=True)
-class NewTurn:
-    """A turn to store. Missing fields get defaults: the current time, a session per day, a random id."""
-
-    text: str
-    speaker: str = "user"
-    said_at: datetime | None = None
-    session: int | None = None
-    caption: str | None = None
-    id: str | None = None
-
-
-class NotAllowed(UserError, PermissionError):
-    """The operator does not allow it, or a quota is exhausted."""
-
-
-@dataclass(frozen=True)
-class TenantLimits:
-    """What a tenant may do.
-
-    Args:
-        turns: turns of all its memories, archived ones included; 0 for no limit.
-        systems: memory systems that it may create; None for all.
-        answers: whether `answer`, and systems that write with a model, may spend the operator's money.
-    """
-
-    turns: int = 0
-    systems: frozenset[str] | None = None
-    answers: bool = True
 
 
 class TenantMemories:
@@ -108,11 +79,13 @@ class TenantMemories:
     ) -> None:
         self.memory_url = memory_url
         self.store: Store = store.opened(memory_url)
+        self.timezone = timezone
+        self.encoder_name = encoder if isinstance(encoder, str) or encoder is None else encoder.name
         self.encoder = ConcurrencyLimitedEncoder(encoder)
         self.encoder.on_part = deadline.check
         self.count: TokenCounter = counter_for(tokenizer=tokenizer) if tokenizer else default_counter()
         self.now = now
-        self._zone = None if timezone is None else _zone(timezone)
+        self._zone = None if timezone is None else zone_named(timezone)
         self._always_encode = always_encode
         self.on_observed: Callable[[str], object] = lambda _: None
         """Called with the scope after each `observe` (memometer/store/consolidation.py)."""
@@ -120,6 +93,7 @@ class TenantMemories:
         """Called after each permanent deletion."""
         self.limits = TenantLimits()
         """What a tenant may do. The command line has no limits."""
+        self._model_tokens = ModelTokens()
         self._uses: dict[str, Counter[str]] = {}
         self._uses_lock = threading.Lock()
         self.model = AnswerModel(model, api_base=api_base, program=program)
@@ -156,22 +130,29 @@ class TenantMemories:
         """
         if len(turns) > MAX_TURNS:
             raise InvalidRequest(f"got {len(turns):,} turns; send at most {MAX_TURNS:,} at once.")
-        ids = [turn.id or _new_id(tenant, key, index) for index, turn in enumerate(turns)]
+        ids = [turn.id or new_id(tenant, key, index) for index, turn in enumerate(turns)]
         if len(set(ids)) < len(ids):
             raise InvalidRequest("two turns have the same id; ids must be unique.")
 
-        self._check_turns(tenant, len(turns))
+        if self.limits.turns:
+            sizes = [self.store.size(entry.scope) for entry in self.registry.entries(tenant)]
+            self.limits.check_turns(sum(size.episodes + size.archived for size in sizes), len(turns))
+
+        now = self._local_time()
+        metadata = {id: turn.metadata for id, turn in zip(ids, turns, strict=True) if turn.metadata}
 
         def write(entry: MemoryEntry) -> list[str]:
             for attempt in (1, 2):
                 known = {episode.id: episode for episode in self.store.get(entry.scope, ids)}
-                complete = [self._turn(turn, id, known.get(id)) for turn, id in zip(turns, ids, strict=True)]
-                new = sorted((turn for turn in complete if turn.id not in known), key=turn_conversion.at_of)
+                given = [complete(turn, id, known.get(id), now=now) for turn, id in zip(turns, ids, strict=True)]
+                new = sorted((turn for turn in given if turn.id not in known), key=turn_conversion.at_of)
                 if archived := [id for id, episode in known.items() if episode.archived]:
                     self.store.change(entry.scope, restore=archived)
                 try:
                     encoder = self._encoder_of(entry)
-                    turn_conversion.store_new(self.store, entry.scope, new, encoder=encoder, importance=importance)
+                    turn_conversion.store_new(
+                        self.store, entry.scope, new, encoder=encoder, importance=importance, metadata=metadata
+                    )
                     break
                 except Conflict as error:  # the same request ran at the same time; the next attempt sees its turns
                     if attempt == 2:
@@ -225,10 +206,11 @@ class TenantMemories:
 
         Raises:
             ModelUnavailable: the model cannot be loaded or does not answer.
+            NotAllowed: the operator does not allow it, or the tenant's quota is exhausted.
         """
-        if not self.limits.answers:
-            raise NotAllowed("this service does not answer with a language model; use recall.")
+        self.limits.check_answers()
         recall = self.recall(tenant, name, question, budget_tokens=budget_tokens)
+        self._model_tokens.spend(tenant, recall.tokens, self.limits.model_tokens, at=self.now())
         return self.model.read(recall.text, question), recall
 
     def newest(self, tenant: str, name: str, *, k: int, before: tuple[float, str] | None = None) -> list[Episode]:
@@ -252,7 +234,7 @@ class TenantMemories:
         """Return the k newest archived turns as episodes, newest first."""
 
         def read(entry: MemoryEntry) -> list[Episode]:
-            found = (episode for episode in self.store.scan(entry.scope) if episode.archived)
+            found = (e for e in self.store.scan(entry.scope) if e.archived and not turn_versions.is_former(e))
             return nlargest(k, found, key=lambda episode: episode.at)
 
         return self.registry.apply(tenant, name, read)
@@ -279,13 +261,65 @@ class TenantMemories:
             episodes = self.store.get(entry.scope, list(dict.fromkeys(ids)))
             found = [episode.id for episode in episodes if permanent or not episode.archived]
             if permanent:
-                self.store.delete(entry.scope, found)
+                former = [id for episode in episodes for id in turn_versions.former_ids(episode)]
+                self.store.delete(entry.scope, [*found, *former])
                 self.on_deleted()
             elif found:
                 self.store.change(entry.scope, archive=found)
             return found
 
         return self.registry.apply(tenant, name, write)
+
+    def get(self, tenant: str, name: str, id: str) -> Episode:
+        """Return a turn as an episode, archived or not.
+
+        Raises:
+            NotFound: there is no such turn.
+        """
+
+        def read(entry: MemoryEntry) -> list[Episode]:
+            return self.store.get(entry.scope, [id])
+
+        found = self.registry.apply(tenant, name, read)
+        if not found or turn_versions.is_former(found[0]):
+            raise NotFound(f"there is no turn {id!r} in memory {name!r}.")
+        return found[0]
+
+    def update(self, tenant: str, name: str, id: str, text: str, *, expected: Episode | None = None) -> Episode:
+        """Replace the text of a turn. The former text is kept as an archived version (`history`).
+
+        Args:
+            tenant: the owner.
+            name: the memory.
+            id: the turn.
+            text: the new words.
+            expected: the turn as the caller has read it; None accepts any.
+
+        Raises:
+            NotFound: there is no such turn, or it is archived.
+            AlreadyExists: the turn is not the expected one any more.
+        """
+
+        def write(entry: MemoryEntry) -> Episode:
+            known = self.get(tenant, name, id)
+            if known.archived:
+                raise NotFound(f"turn {id!r} is archived; restore it first.")
+            new = complete(NewTurn(text, *said(known)), id, None, now=self._local_time())
+            return turn_versions.replace_text(
+                self.store, entry.scope, known, new, encoder=self._encoder_of(entry), expected=expected
+            )
+
+        return self.registry.apply(tenant, name, write)
+
+    def history(self, tenant: str, name: str, id: str) -> list[Episode]:
+        """Return all versions of a turn, the oldest first; empty if there is no such turn."""
+
+        def read(entry: MemoryEntry) -> list[Episode]:
+            with self.store.snapshot():
+                known = self.store.get(entry.scope, [id])
+                return [*self.store.get(entry.scope, turn_versions.former_ids(known[0])), *known] if known else []
+
+        return self.registry.apply(tenant, name, read)
 
     def consolidate(self, tenant: str, name: str, *, weights: Weights = DEFAULT, dry_run: bool = False) -> Consolidated:
         """Merge near-duplicate turns and archive faded ones; with `dry_run`, only say which."""
@@ -299,28 +333,6 @@ class TenantMemories:
     def undo_consolidation(self, tenant: str, name: str) -> list[str]:
         """Restore the turns that the last consolidation archived, and return their ids."""
         return self.registry.apply(tenant, name, lambda entry: self.store.undo_consolidation(entry.scope))
-
-    def check_system(self, system: str) -> None:
-        """Check that a tenant may create a memory of a system.
-
-        Raises:
-            NotAllowed: the operator does not allow it.
-        """
-        allowed = self.limits.systems
-        if allowed is not None and system not in allowed:
-            raise NotAllowed(
-                f"memories of system {system!r} are not allowed here; allowed: {', '.join(sorted(allowed))}."
-            )
-        kind: Any = load(system) if system in SYSTEMS else None
-        if kind and kind.needs_model and not self.limits.answers:
-            raise NotAllowed(f"system {system!r} writes with a language model, which this service does not allow.")
-
-    def _check_turns(self, tenant: str, added: int) -> None:
-        if self.limits.turns:
-            sizes = [self.store.size(entry.scope) for entry in self.registry.entries(tenant)]
-            held = sum(size.episodes + size.archived for size in sizes)
-            if held + added > self.limits.turns:
-                raise NotAllowed(f"the quota of {self.limits.turns:,} turns is exhausted; delete turns permanently.")
 
     def delete_tenant(self, tenant: str) -> int:
         """Delete all memories of a tenant permanently; return the number of deleted turns."""
@@ -351,35 +363,3 @@ class TenantMemories:
 
     def _local_time(self) -> datetime:
         return datetime.fromtimestamp(self.now(), UTC).astimezone(self._zone)
-
-    def _turn(self, new: NewTurn, id: str, known: Episode | None) -> Turn:
-        """Complete a new turn, and check it against the stored turn with the same id."""
-        said_at = new.said_at or (turn_conversion.turn_of(known).said_at if known else self._local_time())
-        if not 1 < said_at.year < 9999:
-            raise InvalidRequest(f"said_at is in the year {said_at.year}; expected a year from 2 to 9998.")
-        session = said_at.toordinal() if new.session is None else new.session
-        turn = Turn(id, new.speaker, new.text, session, said_at, new.caption)
-        try:
-            size = len(turn.line.encode())
-        except UnicodeEncodeError as error:
-            raise InvalidRequest("text contains an unpaired surrogate; send valid UTF-8.") from error
-        if size > MAX_TURN_BYTES:
-            raise InvalidRequest(f"a turn has {size:,} bytes; the limit is {MAX_TURN_BYTES:,}.")
-        at = None if new.said_at is None else turn_conversion.at_of(turn)
-        if known and (known.text != turn.line.rstrip("\n") or at not in (None, known.at)):
-            raise AlreadyExists(f"id {id!r} or its idempotency key belongs to another turn; use a new one.")
-        return turn
-
-
-def _zone(name: str) -> ZoneInfo:
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise InvalidRequest(f"unknown time zone {name!r}; use a name such as Europe/Berlin or UTC.") from error
-
-
-def _new_id(tenant: str, key: str | None, index: int) -> str:
-    if key is None:
-        return uuid.uuid4().hex[:16]
-    digest = hashlib.sha256(f"{tenant}\0{key}".encode()).hexdigest()
-    return f"{digest[:24]}.{index}"

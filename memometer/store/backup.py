@@ -38,6 +38,7 @@ def backup(source: Store, path: Path) -> str:
         if isinstance(source, SQLite):
             source.file.copy_to(scratch)
             with SQLite(scratch) as written:
+                written.erase()  # deletions may have left copies of rows in pages
                 problems, content = written.check(), digest(written)
         else:
             with source.snapshot():

@@ -23,6 +23,10 @@ PART_BYTES = 6
 """Length of the parts of a deleted text that are searched for in dictionaries."""
 
 
+_USUAL_BYTES = 8192
+"""A read allocates all that it may return, so most texts are read with a small limit."""
+
+
 class Codec:
     """Compresses with the newest dictionary and decompresses with any of them.
 
@@ -85,7 +89,10 @@ class Codec:
         def read(packed: bytes) -> bytes:
             # As a stream, because the size that a frame declares is not trusted.
             try:
-                text = bytes(reader.stream_reader(packed).read(MAX_BYTES + 1))
+                stream = reader.stream_reader(packed)
+                text = bytes(stream.read(_USUAL_BYTES))
+                if len(text) == _USUAL_BYTES:
+                    text += stream.read(MAX_BYTES + 1 - _USUAL_BYTES)
             except zstandard.ZstdError as error:
                 raise ValueError(f"damaged data: {error}") from error
             if len(text) > MAX_BYTES:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -88,6 +89,8 @@ class Postgres(Store):
             self._query("INSERT INTO memory_meta VALUES ('format', %s) ON CONFLICT DO NOTHING", str(FORMAT))
             if self._one("SELECT value FROM memory_meta WHERE name = 'format'") != (str(FORMAT),):
                 raise StoreError(f"the database is not a store of format {FORMAT}; name another database.")
+            self._query("INSERT INTO memory_meta VALUES ('store', %s) ON CONFLICT DO NOTHING", uuid.uuid4().hex)
+            self.identity = str(self._one("SELECT value FROM memory_meta WHERE name = 'store'")[0])
 
     # ------------------------------------------------------------ metadata
 

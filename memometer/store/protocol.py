@@ -77,6 +77,9 @@ class Store(ABC):
 
     default_bits = DEFAULT_BITS
 
+    identity = ""
+    """An id that the store keeps as long as it exists; empty if it has none."""
+
     # ------------------------------------------------------------ implemented by each back end
 
     @abstractmethod

@@ -50,9 +50,9 @@ class RedisCache(DelegatingStore):
             import redis
         except ImportError as error:
             raise StoreError("a redis: store needs the package redis; run pip install redis.") from error
-        self.default_bits = behind.default_bits
+        self.default_bits, self.identity = behind.default_bits, behind.identity
         self._behind = behind
-        self._prefix = f"memory:{_digest(name)[:16]}"
+        self._prefix = f"memory:{_digest(behind.identity or name)[:16]}"
         self._failure = redis.RedisError
         try:
             self._redis: Any = redis.Redis.from_url(url, socket_timeout=TIMEOUT_SECONDS)

@@ -67,7 +67,7 @@ class SQLite(Store):
             sqlite_schema.prepare(self.file)
             with self.snapshot():
                 self.file.load_codec()
-                self._store_id = self.file.meta("store") or ""
+                self.identity = self.file.meta("store") or ""
             maintenance.update_index(self.file)
         except StoreError as error:
             self.file.close()
@@ -333,7 +333,7 @@ class SQLite(Store):
         with self._caches_lock:
             cache = self._caches.get(scope)
         if cache is None or cache.state != state:
-            cache = ScanCache(*state, store=self._store_id, path=self.file.path)
+            cache = ScanCache(*state, store=self.identity, path=self.file.path)
         view = cache.view(self.file, live)
         with self._caches_lock:
             self._caches[scope] = cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import groupby
 
@@ -19,6 +20,7 @@ from memometer.token_counters import TokenCounter
 MIN_EPISODES = 100
 """Least number of episodes to retrieve. With large budgets it is one per four tokens, because few lines are shorter."""
 
+_META = "meta."
 
 Details = Mapping[str, str | int | float]
 
@@ -44,6 +46,11 @@ def episode_of(turn: Turn, number: int, *, importance: float = 0.5) -> Episode:
         if _speaker_and_text(line, details)[name] != value:
             details[name] = value
     return Episode(turn.id, line, at_of(turn), importance, details=details)
+
+
+def metadata_of(episode: Episode) -> Details:
+    """Return the values that the user gave with a turn."""
+    return {name.removeprefix(_META): value for name, value in episode.details.items() if name.startswith(_META)}
 
 
 def at_of(turn: Turn) -> float:
@@ -92,6 +99,7 @@ def store_new(
     encoder: Encoder | None,
     number: int | None = None,
     importance: float = 0.5,
+    metadata: Mapping[str, Details] | None = None,
 ) -> None:
     """Store turns that are not in the scope yet.
 
@@ -102,6 +110,7 @@ def store_new(
         encoder: encodes the turns; None stores them without vectors.
         number: position of the first turn in the scope; None for the next free one.
         importance: importance of the episodes.
+        metadata: further values by turn id, which `metadata_of` returns.
 
     Raises:
         Conflict: an id belongs to another text or time.
@@ -113,6 +122,11 @@ def store_new(
     for _, group in groupby(turns, key=lambda turn: turn.session):
         session = list(group)
         episodes = [episode_of(turn, number + n, importance=importance) for n, turn in enumerate(session)]
+        if metadata:
+            episodes = [
+                replace(e, details={**e.details, **{_META + k: v for k, v in metadata.get(e.id, {}).items()}})
+                for e in episodes
+            ]
         vectors = encoder([turn.header + turn.line for turn in session]) if encoder else None
         store.store_episodes(scope, episodes, vectors, encoder=encoder.name if encoder else "")
         number += len(session)

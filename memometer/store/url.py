@@ -48,6 +48,14 @@ def check_exists(url: str) -> None:
         raise StoreError(f"store {path} does not exist; name an existing store.")
 
 
+def bytes_of(url: str) -> int:
+    """Return the size of a SQLite store's file; 0 for another store."""
+    try:
+        return file_of(url).stat().st_size if url.startswith("sqlite:") else 0
+    except OSError:
+        return 0
+
+
 def file_of(url: str) -> Path:
     """Return the file that a SQLite URL names. The path is taken as it is, without percent-decoding.
 
