@@ -44,6 +44,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "list": ("memometer.commands.memory:list_turns", "list the latest turns, or the memories"),
         "forget": ("memometer.commands.memory:forget", "archive or delete turns"),
         "restore": ("memometer.commands.memory:restore", "restore archived turns"),
+        "codebook": ("memometer.commands.codebook", "show the vector codebook of a memory"),
         "export": ("memometer.commands.memory:export", "write a memory to a cartridge file"),
         "import": ("memometer.commands.memory:import_", "create a memory from a cartridge file"),
         "serve": ("memometer.commands.serve", "serve memories over REST and MCP"),

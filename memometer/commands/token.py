@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memometer.commands.memory import limit, open_memories, print_result, store_options
 from memometer.errors import UserError
+
+if TYPE_CHECKING:
+    from memometer.serve.tenants import TenantMemories
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,6 +32,10 @@ def parser() -> argparse.ArgumentParser:
         "--keep-memories", action="store_true", help="give a tenant without tokens the memories that its name has"
     )
     p.add_argument("--rotate", metavar="ID", help="replace the token with this id by a new one")
+    p.add_argument(
+        "--export-tenant", nargs=2, metavar=("NAME", "FOLDER"),
+        help="write a cartridge of each memory of a tenant, archived turns included, into a folder",
+    )  # fmt: skip
     p.add_argument("--delete-tenant", metavar="NAME", help="delete a tenant's tokens, memories and turns permanently")
     p.add_argument("--revoke", metavar="ID", help="revoke the token with this id, or all tokens of a tenant")
     p.add_argument("--json", action="store_true", help="print JSON")
@@ -55,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise UserError(f"there is no token {args.rotate}; `memometer token` lists the tokens.")
             print_result(args, {"tenant": rotated[0].tenant, "token": rotated[1]}, rotated[1])
             return 0
+        if args.export_tenant:
+            return _export(memories, args)
         if args.delete_tenant:
             revoked, count = tokens.revoke(args.delete_tenant), memories.delete_tenant(args.delete_tenant)
             memories.store.erase()
@@ -81,6 +92,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     print_result(args, [vars(token) for token in issued], "\n".join(lines) or "No tokens.")
     return 0
+
+
+def _export(memories: TenantMemories, args: argparse.Namespace) -> int:
+    """Write the memories of a tenant into a folder: 1 if it has none."""
+    from memometer.serve.cartridge_io import export_cartridge
+
+    tenant, folder = args.export_tenant[0], Path(args.export_tenant[1])
+    names = [entry.name for entry in memories.registry.entries(tenant)]
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write into {folder} ({error.strerror}); name another folder.") from error
+    for name in names:
+        export_cartridge(memories, tenant, name, folder / f"{name}.cartridge", archived=True)
+    data = {"tenant": tenant, "memories": names}
+    print_result(args, data, f"Exported memories of tenant {tenant} to {folder}: {len(names)}.")
+    return 0 if names else 1
 
 
 def _day(at: float | None) -> str:

@@ -314,7 +314,9 @@ class RequestGuard:
 def _right_for(scope: Scope) -> str:
     """Return the right that a request needs (memometer/serve/auth.py)."""
     method, path = scope["method"], scope["path"]
-    if method in ("GET", "HEAD", "OPTIONS") or re.fullmatch(r"/v1/memories/[^/]+/(recall|answer)", path):
+    if method in ("GET", "HEAD", "OPTIONS") or re.fullmatch(
+        r"/v1/memories/[^/]+/(recall|answer|search|codebook)", path
+    ):
         return "read"
     if is_upload(scope) or (method == "DELETE" and re.fullmatch(r"/v1/memories/[^/]+", path)):
         return "admin"

@@ -128,7 +128,7 @@ def application(
 def _kind_of(memories: TenantMemories, scope: Scope, body_bytes: int) -> str:
     """Return the kind of work of a request (memometer/serve/admission.py)."""
     path, _, action = scope["path"].rpartition("/")
-    if action in ("cartridge", "consolidate", "undo") or body_bytes >= BULK_BYTES:
+    if action in ("cartridge", "consolidate", "undo", "codebook") or body_bytes >= BULK_BYTES:
         return BULK
     if scope["path"] == "/mcp":
         return MCP
@@ -229,6 +229,12 @@ def _add_memory_routes(app: APIRouter, memories: TenantMemories, jobs: Jobs) -> 
         """Answer a question with the language model, from recalled turns."""
         text, recall = memories.answer(tenant, name, body.question, budget_tokens=body.budget_tokens)
         return schemas.AnswerOut(answer=text, recall=schemas.RecallOut.of(recall))
+
+    @app.post("/v1/memories/{name}/codebook")
+    def codebook(name: Name, body: schemas.CodebookIn, tenant: Tenant) -> schemas.CodebookOut:
+        """Return the codebook of the memory's vectors: recurring ones, recent ones, and their energies."""
+        codes = memories.codebook(tenant, name, goals=body.goals)
+        return schemas.CodebookOut.of(name, codes, at=memories.now(), vectors=body.vectors)
 
     @app.post("/v1/memories/{name}/consolidate")
     def consolidate_one(name: Name, tenant: Tenant, dry_run: bool = False) -> schemas.ConsolidatedOut:

@@ -15,6 +15,7 @@ from memometer.store.episode import Episode, ScopeSize, SearchResult
 from memometer.store.protocol import Consolidated
 from memometer.store.turn_conversion import turn_of
 from memometer.systems import SYSTEMS
+from memometer.systems.codebook import Codes
 
 
 def _strictly(*types: type) -> BeforeValidator:
@@ -77,6 +78,13 @@ class SearchIn(_Body):
 
 class TurnPatch(_Body):
     text: Text
+
+
+class CodebookIn(_Body):
+    """`goals` are texts whose mean vector is the goal. `vectors` adds the vectors to the reply."""
+
+    goals: Annotated[list[Text], Field(max_length=100)] = []
+    vectors: Annotated[bool, _strictly(bool)] = False
 
 
 class CreateIn(_Body):
@@ -194,6 +202,24 @@ class ConsolidatedOut(BaseModel):
     def of(cls, memory: str, result: Consolidated) -> ConsolidatedOut:
         merged = {id: list(others) for id, others in result.merged.items()}
         return cls(memory=memory, merged=merged, forgotten=list(result.forgotten))
+
+
+class CodebookOut(BaseModel):
+    """`energy` has the count, sum, mean, min and max of the codes' energies now. `arrays` has the vectors, energies and
+    times (in hours) of the ring (`short_...`) and of the codes (`long_...`), and the goal."""
+
+    memory: str
+    energy: dict[str, float]
+    goal: list[float]
+    arrays: dict[str, list[Any]] | None
+
+    @classmethod
+    def of(cls, memory: str, codes: Codes | None, *, at: float, vectors: bool) -> Self:
+        if codes is None:
+            return cls(memory=memory, energy={"count": 0}, goal=[], arrays={} if vectors else None)
+        dumped = {name: array.tolist() for name, array in codes.dump().items()}
+        energy = codes.energy_stats(time=at / 3600)
+        return cls(memory=memory, energy=energy, goal=dumped.pop("goal"), arrays=dumped if vectors else None)
 
 
 class JobOut(BaseModel):

@@ -41,6 +41,7 @@ from memometer.store.episode import Conflict, Episode, SearchResult, StoreError
 from memometer.store.hybrid_scoring import DEFAULT, Weights
 from memometer.store.protocol import Consolidated, Store
 from memometer.systems import load
+from memometer.systems.codebook import Codes
 from memometer.token_counters import TokenCounter, counter_for, default_counter
 
 MAX_TURNS = 1000
@@ -318,6 +319,30 @@ class TenantMemories:
             with self.store.snapshot():
                 known = self.store.get(entry.scope, [id])
                 return [*self.store.get(entry.scope, turn_versions.former_ids(known[0])), *known] if known else []
+
+        return self.registry.apply(tenant, name, read)
+
+    def codebook(self, tenant: str, name: str, *, goals: Sequence[str] = ()) -> Codes | None:
+        """Return the codebook of a memory's vectors, which is the same for all who ask (memometer/systems/codebook.py).
+
+        Args:
+            tenant: the owner.
+            name: the memory, of any system.
+            goals: texts whose mean vector becomes the goal.
+
+        Returns:
+            The codebook; None if the memory has no vectors.
+        """
+
+        def read(entry: MemoryEntry) -> Codes | None:
+            kind = self.store.vector_format()
+            if kind is None:
+                return None
+            codes = Codes(kind.dimensions, goal_dim=kind.dimensions)
+            codes.catch_up(self.store, entry.scope)
+            for vector in self.encoder(list(goals)) if goals else ():
+                codes.aim(vector)
+            return codes if codes.added else None
 
         return self.registry.apply(tenant, name, read)
 
