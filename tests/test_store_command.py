@@ -157,13 +157,15 @@ def test_a_repeated_migration_carries_deletions_and_revocations(tmp_path: Path) 
     cartridge = tmp_path / "diary.cartridge"
     export_cartridge(source, "local", "default", cartridge)
     import_cartridge(source, "local", "diary", cartridge)
+    source.update("local", "default", "2", "default vase")
     migrate(source.store, target.store, progress=False)
 
     there = AccessTokens(target.store)
     assert there.tenant_of(kept) == "ada"
     assert there.tenant_of(revoked) is None
     assert {e.id for e in target.newest("local", "default", k=9)} == {"own", "2"}
-    assert [e.text for e in target.newest("local", "diary", k=9)] == ["user: default bowl"]
+    assert [e.text for e in target.newest("local", "diary", k=9)] == ["user: default bowl"], "as exported"
+    assert target.get("local", "default", "2").text == "user: default vase"
     assert [entry.name for entry in target.registry.entries("local")] == ["default", "diary"]
     scopes = {entry.scope for entry in target.registry.entries("local")}
     assert {scope for scope in target.store.scopes() if "/" in scope} == scopes

@@ -29,7 +29,7 @@ def store_options(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--memory-url", metavar="URL", help="URL of the store (default: MEMOMETER_URL, or a file in ~/.local/share)"
     )
-    parser.add_argument("--encoder", metavar="NAME", help="embedding model (default: minilm)")
+    parser.add_argument("--encoder", metavar="NAME", help="embedding model; none for words alone (default: minilm)")
     parser.add_argument(
         "--timezone", metavar="NAME", help="the speakers' time zone, as Europe/Berlin (default: that of this machine)"
     )

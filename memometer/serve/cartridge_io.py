@@ -42,7 +42,7 @@ def export_cartridge(
     def write(entry: MemoryEntry) -> None:
         save = partial(save_cartridge, path, provenance={"name": name}, sign_with=sign_with, archived=archived)
         if entry.system == DEFAULT_SYSTEM:
-            memory = Episodic(count=memories.count, encoder=memories.encoder)
+            memory = Episodic(count=memories.count, encoder=None if memories.by_words else memories.encoder)
             state: Any = EpisodicState(scope=entry.scope)
             state.store = memories.store
             save(memory, state)
@@ -86,7 +86,7 @@ def import_cartridge(
     load = partial(
         load_cartridge,
         path,
-        encoder=memories.encoder,
+        encoder=None if memories.by_words else memories.encoder,
         public_key=public_key,
         reobserve=reobserve,
         max_record_bytes=max_record_bytes,
@@ -96,6 +96,7 @@ def import_cartridge(
         if manifest["holds"] == "episodes":
             load(memory_url=memories.memory_url, scope=scope)
         else:
-            turn_conversion.store_new(memories.store, scope, load().state.turns, encoder=memories.encoder)
+            encoder = None if memories.by_words else memories.encoder
+            turn_conversion.store_new(memories.store, scope, load().state.turns, encoder=encoder)
 
     return memories.registry.replace(tenant, name, system=manifest["system"], fill=fill)

@@ -75,7 +75,7 @@ class Jobs:
 
     def consolidate(self, tenant: str, name: str, *, weights: str, dry_run: bool) -> Consolidated:
         """Merge near-duplicates and archive faded turns; see `TenantMemories.consolidate`."""
-        self._memories.flush_uses()
+        self._memories.uses.flush()
         is_small = self._turns(tenant, name) < SMALL_TURNS
         done = self._run("consolidate", tenant, name, is_small, weights=weights, dry_run=dry_run)
         merged = {id: tuple(others) for id, others in done["merged"].items()}

@@ -50,4 +50,4 @@ class Readiness:
             store.change(SCOPE, add=[probe])
             if not store.get(SCOPE, [probe.id]):
                 raise StoreError("the store has lost what was written to it.")
-        self._memories.encoder.ready()
+        self._memories.ready()

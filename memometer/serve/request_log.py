@@ -106,13 +106,15 @@ class RequestLog:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         parent = TraceContextTextMapPropagator().extract(dict(Headers(scope=scope)))
-        with self._tracer.start_as_current_span(scope["method"], parent, SpanKind.SERVER) as span:
+        # The message of an exception may quote a text.
+        kept = {"record_exception": False, "set_status_on_exception": False}
+        with self._tracer.start_as_current_span(scope["method"], parent, SpanKind.SERVER, **kept) as span:
             yield span
 
     def finish(self, scope: Scope, span: Any, *, status: int, seconds: float) -> None:
         """Write what is known at the end of a request."""
         state, method = scope.get("state", {}), scope["method"]
-        route = getattr(scope.get("route"), "path", None)
+        route = getattr(scope.get("route"), "path", None) or ("/mcp" if scope["path"] == "/mcp" else None)
         fields = {
             "request_id": state.get("request_id"),
             "method": method if method.isalpha() else "other",

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Path, Response
 
 from memometer.errors import UserError
 from memometer.serve import schemas
-from memometer.serve.admission import BULK, Admission
+from memometer.serve.admission import BULK, Admission, TooManyRequests
 from memometer.serve.child_jobs import JOB_SECONDS, Jobs
 from memometer.serve.registry import NotFound
 from memometer.serve.schemas import Name
@@ -27,6 +27,9 @@ from memometer.store.protocol import Store
 SCOPE = "jobs:"
 KEEP_SECONDS = 86_400.0
 """Time for which a job can be asked for."""
+
+KEEP_JOBS = 100
+"""Jobs of a tenant that can be asked for."""
 
 JobId = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
 
@@ -42,11 +45,13 @@ class JobRecords:
         self._store = store
 
     def start(self, tenant: str, kind: str, memory: str) -> str:
-        """Record a new job and return its id. Jobs older than KEEP_SECONDS are removed."""
+        """Record a new job and return its id. Old jobs are removed."""
         now, id = time.time(), uuid.uuid4().hex
-        old = [job.id for job in self._store.scan(SCOPE) if job.at < now - KEEP_SECONDS]
+        jobs = sorted(self._store.scan(SCOPE), key=lambda job: -job.at)
+        others = [job for job in jobs if job.details["tenant"] == tenant][KEEP_JOBS:]
+        old = {job.id for job in (*others, *(job for job in jobs if job.at < now - KEEP_SECONDS))}
         if old:
-            self._store.delete(SCOPE, old)
+            self._store.delete(SCOPE, list(old))
         details: dict[str, str | int | float] = {"tenant": tenant, "kind": kind, "memory": memory, "status": "running"}
         self._store.change(SCOPE, add=[Episode(id, "", now, details=details)])
         return id
@@ -72,7 +77,7 @@ class JobRecords:
                     status, outcome = "failed", {"detail": "the service ended before the job; start it again."}
                 return schemas.JobOut(id=id, kind=str(about["kind"]), memory=str(about["memory"]), status=status,
                                       **outcome)  # fmt: skip
-        raise NotFound(f"there is no job {id}; jobs are kept for a day.")
+        raise NotFound(f"there is no job {id}; a tenant's last 100 jobs are kept for a day.")
 
 
 def add_job_routes(app: APIRouter, memories: TenantMemories, admission: Admission, jobs: Jobs) -> None:
@@ -90,6 +95,9 @@ def add_job_routes(app: APIRouter, memories: TenantMemories, admission: Admissio
                 release()
             result = schemas.ConsolidatedOut.of(name, done).model_dump()
             await to_thread.run_sync(partial(records.finish, id, "done", result=result))
+        except TooManyRequests:
+            detail = "Too many jobs of this tenant wait already; start it again later."
+            await to_thread.run_sync(partial(records.finish, id, "failed", detail=detail))
         except UserError as error:
             await to_thread.run_sync(partial(records.finish, id, "failed", detail=str(error)))
         except Exception:

@@ -118,7 +118,7 @@ def serve(
         raise InvalidRequest(f"{url} has no access token; create one with: memometer token NAME --memory-url {url}")
     memories.limits = limits or TenantLimits()
     memories.registry.remove_orphans()
-    memories.encoder.ready()  # fail before the first request
+    memories.ready()  # fail before the first request
     hosts = ("127.0.0.1", "localhost", "::1")
     log = RequestLog(access_log, audit_log)
     app = application(

@@ -10,10 +10,8 @@ demand, so several processes can share one store. Tenants cannot see each other'
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from heapq import nlargest
@@ -36,6 +34,7 @@ from memometer.serve.registry import (
 )
 from memometer.serve.state_cache import StateCache
 from memometer.serve.tenant_limits import ModelTokens, TenantLimits
+from memometer.serve.use_counter import UseCounter
 from memometer.store import deadline, turn_conversion
 from memometer.store.episode import Conflict, Episode, SearchResult, StoreError
 from memometer.store.hybrid_scoring import DEFAULT, Weights
@@ -48,12 +47,16 @@ MAX_TURNS = 1000
 """Turns per call of `observe`."""
 
 
+NO_ENCODER = "none"
+"""The name of no encoder: turns are stored without vectors and found by words alone."""
+
+
 class TenantMemories:
     """The memories of all tenants in a store. Thread-safe; other processes may use the same store.
 
     Args:
         memory_url: URL of the store (memometer/store/__init__.py).
-        encoder: an encoder or its name; None for the default one. Loaded at first use.
+        encoder: an encoder or its name; None for the default one, `none` for words alone. Loaded at first use.
         tokenizer: tokenizer that budgets are counted with (memometer/token_counters.py).
         model: model of `answer` and of systems that write with a model; None for the default one. Loaded at first use.
         api_base: URL of an OpenAI-compatible server for `model`.
@@ -84,6 +87,7 @@ class TenantMemories:
         self.encoder_name = encoder if isinstance(encoder, str) or encoder is None else encoder.name
         self.encoder = ConcurrencyLimitedEncoder(encoder)
         self.encoder.on_part = deadline.check
+        self.by_words = encoder == NO_ENCODER
         self.count: TokenCounter = counter_for(tokenizer=tokenizer) if tokenizer else default_counter()
         self.now = now
         self._zone = None if timezone is None else zone_named(timezone)
@@ -95,18 +99,22 @@ class TenantMemories:
         self.limits = TenantLimits()
         """What a tenant may do. The command line has no limits."""
         self._model_tokens = ModelTokens()
-        self._uses: dict[str, Counter[str]] = {}
-        self._uses_lock = threading.Lock()
+        self.uses = UseCounter(self.store)
         self.model = AnswerModel(model, api_base=api_base, program=program)
         self.states = StateCache(self.store, self.encoder, self.count, self.model)
         self.registry = MemoryRegistry(
             self.store, now=now, on_clear=self.states.drop, on_cleared=lambda: self.on_deleted()
         )
 
+    def ready(self) -> None:
+        """Load the encoder, if there is one. Raises EncoderUnavailable."""
+        if not self.by_words:
+            self.encoder.ready()
+
     def close(self) -> None:
         """Write the counted uses and close the store."""
         with suppress(StoreError):  # uses are not worth an error, for example of a read-only store
-            self.flush_uses()
+            self.uses.flush()
         store.close(self.memory_url)
 
     def observe(
@@ -179,22 +187,29 @@ class TenantMemories:
                 found = self.states.recall(entry.scope, entry.system, question, budget_tokens, at=at)
             else:
                 found = turn_conversion.recall(
-                    self.store, entry.scope, question, budget_tokens, encoder=self.encoder, count=self.count, at=at
+                    self.store,
+                    entry.scope,
+                    question,
+                    budget_tokens,
+                    encoder=self._question_encoder,
+                    count=self.count,
+                    at=at,
                 )
-            self._count_uses(entry.scope, found.turn_ids)
+            self.uses.add(entry.scope, found.turn_ids)
             return found
 
         return self.registry.apply(tenant, name, read)
 
     def retrieve(self, tenant: str, name: str, question: str, *, k: int) -> list[SearchResult]:
         """Return the k best turns by words and meaning, best first, independent of the memory's system."""
-        vector = self.encoder([question])[0]
+        encoder = self._question_encoder
+        vector = encoder([question])[0] if encoder else None
 
         def read(entry: MemoryEntry) -> list[SearchResult]:
             found = self.store.retrieve_similar(
-                entry.scope, question, vector, k, at=self.now(), encoder=self.encoder.name
+                entry.scope, question, vector, k, at=self.now(), encoder=encoder.name if encoder else ""
             )
-            self._count_uses(entry.scope, (hit.episode.id for hit in found))
+            self.uses.add(entry.scope, (hit.episode.id for hit in found))
             return found
 
         return self.registry.apply(tenant, name, read)
@@ -244,7 +259,8 @@ class TenantMemories:
         """Restore archived turns, so that they are recalled again. Returns the ids that were archived."""
 
         def write(entry: MemoryEntry) -> list[str]:
-            found = [e.id for e in self.store.get(entry.scope, list(dict.fromkeys(ids))) if e.archived]
+            known = self.store.get(entry.scope, list(dict.fromkeys(ids)))
+            found = [e.id for e in known if e.archived and not turn_versions.is_former(e)]
             if found:
                 self.store.change(entry.scope, restore=found)
             return found
@@ -348,7 +364,7 @@ class TenantMemories:
 
     def consolidate(self, tenant: str, name: str, *, weights: Weights = DEFAULT, dry_run: bool = False) -> Consolidated:
         """Merge near-duplicate turns and archive faded ones; with `dry_run`, only say which."""
-        self.flush_uses()
+        self.uses.flush()
 
         def write(entry: MemoryEntry) -> Consolidated:
             return self.store.consolidate(entry.scope, at=self.now(), weights=weights, dry_run=dry_run)
@@ -364,21 +380,15 @@ class TenantMemories:
         names = [entry.name for entry in self.registry.entries(tenant)]
         return sum(self.registry.delete(tenant, name) for name in names)
 
-    def flush_uses(self) -> None:
-        """Write the uses that were counted since the last call."""
-        with self._uses_lock:
-            uses, self._uses = self._uses, {}
-        for scope, counts in uses.items():
-            if self.store.size(scope).episodes:
-                self.store.change(scope, uses=counts)
-
-    def _count_uses(self, scope: str, ids: Iterable[str]) -> None:
-        with self._uses_lock:
-            self._uses.setdefault(scope, Counter()).update(ids)
+    @property
+    def _question_encoder(self) -> Encoder | None:
+        return None if self.by_words else self.encoder
 
     def _encoder_of(self, entry: MemoryEntry) -> Encoder | None:
         system: Any = load(entry.system)
-        return self.encoder if self._always_encode or system.needs_encoder else None
+        if self.by_words and entry.system == DEFAULT_SYSTEM:  # it searches by words without one
+            return None
+        return self.encoder if system.needs_encoder or (self._always_encode and not self.by_words) else None
 
     def with_zone(self, time: datetime) -> datetime:
         """Return a time with the speakers' zone if it has none."""

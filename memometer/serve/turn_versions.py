@@ -8,11 +8,11 @@ from memometer.memory import Turn
 from memometer.models.encoders import Encoder
 from memometer.serve.registry import AlreadyExists
 from memometer.store import turn_conversion
-from memometer.store.episode import Episode
+from memometer.store.episode import VERSIONS, Episode
 from memometer.store.protocol import Store
 
-COUNT, FORMER = "versions", "version_of"
-"""Details of a turn that has former versions, and of such a version."""
+FORMER = "version_of"
+"""The detail of a former version that names its turn."""
 
 
 def is_former(episode: Episode) -> bool:
@@ -22,7 +22,7 @@ def is_former(episode: Episode) -> bool:
 
 def former_ids(episode: Episode) -> list[str]:
     """Return the ids of the former versions of a turn, the oldest first."""
-    return [f"{episode.id}~{number}" for number in range(1, int(episode.details.get(COUNT, 0)) + 1)]
+    return [f"{episode.id}~{number}" for number in range(1, int(episode.details.get(VERSIONS, 0)) + 1)]
 
 
 def replace_text(
@@ -42,7 +42,9 @@ def replace_text(
         AlreadyExists: the turn was changed meanwhile.
     """
     details = turn_conversion.episode_of(turn, int(known.details.get("n", 0))).details
-    kept = {name: value for name, value in known.details.items() if name in ("role", COUNT) or name.startswith("meta.")}
+    kept = {
+        name: value for name, value in known.details.items() if name in ("role", VERSIONS) or name.startswith("meta.")
+    }
     new = turn_conversion.episode_of(turn, 0, importance=known.importance)
     new = replace(new, at=known.at, uses=known.uses, sources=known.sources, details={**kept, **details})
     if encoder:
@@ -52,9 +54,9 @@ def replace_text(
         now = store.get(scope, [known.id])
         if not now or (now[0].text, now[0].archived) != ((expected or known).text, False):
             raise AlreadyExists(f"turn {known.id!r} was changed meanwhile; read it again.")
-        number = int(now[0].details.get(COUNT, 0)) + 1
+        number = int(now[0].details.get(VERSIONS, 0)) + 1
         former = {**now[0].details, FORMER: known.id}
-        new = replace(new, details={**new.details, COUNT: number})
+        new = replace(new, details={**new.details, VERSIONS: number})
         store.delete(scope, [known.id])
         store.change(scope, add=[new, replace(now[0], id=f"{known.id}~{number}", archived=True, details=former)])
     return new

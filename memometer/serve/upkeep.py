@@ -52,7 +52,7 @@ class Upkeep:
             if started - written > USES_SECONDS:
                 written = started
                 try:
-                    self._memories.flush_uses()
+                    self._memories.uses.flush()
                     if self._tokens:
                         self._tokens.flush_uses()
                 except StoreError as error:

@@ -11,6 +11,8 @@ line finds it too (`memometer recall --memory user-ada ...`).
 from __future__ import annotations
 
 import re
+import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +30,10 @@ from memometer.store.turn_conversion import metadata_of, turn_of
 Message = Mapping[str, Any]
 
 MAX_RESULTS = 1000
+
+_lock = threading.Lock()
+_open: Counter[str] = Counter()
+"""Open memories by the URL of their store, which they share."""
 
 
 class UserMemory:
@@ -51,6 +57,8 @@ class UserMemory:
         self._stored = open_memory(location, name=f"user-{user_id}", **options)
         self._system = str(options.get("system", "adaptive"))
         self._memories, self._name = self._stored.memories, self._stored.name
+        with _lock:
+            _open[self._memories.memory_url] += 1
 
     def add(
         self,
@@ -143,8 +151,13 @@ class UserMemory:
         return changes
 
     def close(self) -> None:
-        """Close the store."""
-        self._stored.close()
+        """Close the memory. The store is closed with the last memory of a user that is open on it."""
+        self._memories.uses.flush()
+        with _lock:
+            _open[self._memories.memory_url] -= 1
+            is_last = _open[self._memories.memory_url] <= 0
+        if is_last:
+            self._stored.close()
 
     def __enter__(self) -> Self:
         return self

@@ -12,6 +12,9 @@ import numpy as np
 from memometer.errors import UserError
 from memometer.store.quantise import Quantiser, quantiser
 
+VERSIONS = "versions"
+"""The detail that counts how often the text of an episode was replaced."""
+
 
 class StoreError(UserError, RuntimeError):
     """A store operation failed. The message is meant for the user."""

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TypeVar
 
 from memometer.run.progress import bar
-from memometer.store.episode import Episode, StoreError, check_same
+from memometer.store.episode import VERSIONS, Episode, StoreError, check_same
 from memometer.store.protocol import Store
 
 BATCH = 500
@@ -178,6 +178,10 @@ def copy(
         known = {episode.id: episode for episode in target.get(scope, ids)}
         for episode in batch:
             if present := known.get(episode.id):
+                if _versions(episode) > _versions(present):  # its text was replaced meanwhile
+                    target.replace(scope, episode)
+                    changed += 1
+                    continue
                 check_same(present, episode)
                 if set(episode.sources) > set(present.sources) or episode.uses > present.uses:
                     behind.append(episode)
@@ -194,6 +198,10 @@ def copy(
     for ids in batches(archived):
         target.change(scope, archive=ids)
     return changed
+
+
+def _versions(episode: Episode) -> int:
+    return int(episode.details.get(VERSIONS, 0))
 
 
 def _merge(target: Store, scope: str, episodes: Sequence[Episode]) -> int:

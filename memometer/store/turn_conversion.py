@@ -138,7 +138,7 @@ def recall(
     question: str,
     budget_tokens: int,
     *,
-    encoder: Encoder,
+    encoder: Encoder | None,
     count: TokenCounter,
     weights: Weights = DEFAULT,
     at: float | None = None,
@@ -151,7 +151,7 @@ def recall(
         scope: scope to search.
         question: query text.
         budget_tokens: limit for the text, counted by `count`.
-        encoder: encodes the question.
+        encoder: encodes the question; None searches by words.
         count: token counter.
         weights: weights of the signals.
         at: time of the question in Unix seconds, which excludes later episodes; None for the time of the newest one.
@@ -159,7 +159,7 @@ def recall(
     """
     if not store.size(scope).episodes:
         return Recall()
-    vector = encoder([question])[0]
+    vector = encoder([question])[0] if encoder else None
     with store.snapshot():
         newest = store.newest(scope, 1)
         if not newest:
@@ -172,7 +172,7 @@ def recall(
             max(MIN_EPISODES, budget_tokens // 4),
             at=latest if at is None else at,
             weights=weights,
-            encoder=encoder.name,
+            encoder=encoder.name if encoder else "",
             until=at,
         )
     shown = in_time_order(hit.episode for hit in found)
