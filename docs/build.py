@@ -64,7 +64,7 @@ def section(words: list[str], level: int) -> str:
     text = help_of(words)
     parts = [f"{'#' * level} memometer {' '.join(words)}\n\n```text\n{text.rstrip()}\n```\n"]
     usage = text.split("\n\n")[0]
-    choices = re.search(r"\{([a-z,-]+)\} \.\.\.", usage)
+    choices = re.search(r"\{([a-z,-]+)\}\s+\.\.\.", usage)
     if level == 3 and choices:
         parts += [section([*words, name], 4) for name in choices[1].split(",")]
     return "\n".join(parts)

@@ -73,7 +73,7 @@ class ObserveIn(_Body):
 
 class SearchIn(_Body):
     question: Text
-    k: Count = 10
+    k: Annotated[int, Field(ge=1, le=1000), _strictly(int, float)] = 10
 
 
 class TurnPatch(_Body):
