@@ -196,6 +196,10 @@ class Memory(Generic[S]):
     shows_turns: ClassVar[bool] = True
     """False for a system that shows text written by a model, which no `TurnFormat` can print."""
 
+    recall_only_computes: ClassVar[bool] = False
+    """True for a system whose `recall` calls no model but its `encoder`, and waits for no other process. An evaluation
+    without an encoder then recalls in one thread, ahead of the calls of the reader."""
+
     skipped: str = ""
     """The reason why a system takes no further part in a run; empty if it does."""
 

@@ -72,9 +72,10 @@ def run(command: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder for all pages: MLflow's database is made once, which takes long."""
+def folder(tmp_path_factory: pytest.TempPathFactory, mlflow_tables: Path) -> Path:
+    """A working folder for all pages, with a database of MLflow."""
     folder = tmp_path_factory.mktemp("pages")
+    shutil.copy(mlflow_tables, folder / "mydb.sqlite")
     (folder / "memometer").symlink_to(ROOT / "memometer")
     return folder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -269,13 +270,14 @@ def test_category_5_alone_has_its_own_table(server: Server, tmp_path: Path) -> N
     assert evaluate("--resume", "run/", cwd=tmp_path).returncode == 0
 
 
-def test_traces_hold_no_key(server: Server, tmp_path: Path) -> None:
+def test_traces_hold_no_key(server: Server, tmp_path: Path, mlflow_tables: Path) -> None:
+    shutil.copy(mlflow_tables, tmp_path / "mydb.sqlite")
     server.answer = lambda number, body: failure(500, f"you sent Authorization: Bearer {SECRET} and {SECRET}")
     args = [arg for arg in remote(server, "--trace", "--systems", "simple", "--run-dir", "run") if arg != "--no-mlflow"]
     process = start_evaluation(*args, cwd=tmp_path)  # MLflow traces a process until its end
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 1, stdout + stderr
-    assert (tmp_path / "mydb.sqlite").exists()
+    assert (tmp_path / "mydb.sqlite").read_bytes() != mlflow_tables.read_bytes()
     assert SECRET not in everything(tmp_path) + stdout + stderr
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -25,15 +26,17 @@ pytestmark = pytest.mark.filterwarnings("default")  # MLflow reads its own datab
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder; its database is made once, which takes long."""
-    return tmp_path_factory.mktemp("mlflow")
+def folder(tmp_path_factory: pytest.TempPathFactory, mlflow_tables: Path) -> Path:
+    """A working folder with a database."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    shutil.copy(mlflow_tables, folder / "mydb.sqlite")
+    return folder
 
 
 def test_a_run_is_in_mlflow(folder: Path, server: Server) -> None:
     reader = ("--model", "openai/scripted", "--api-base", server.url, "--tokenizer", "o200k_base")
     options = ("--context-window", "8192", "--judge-model", "none", "--trace", "--run-dir", "runs/main-job")
-    done = run_job(folder, *reader, *options)
+    done = run_job(folder, *reader, *options, "--num-test", "5")
     assert done.returncode == 0, done.stdout + done.stderr
 
     import mlflow
@@ -59,7 +62,7 @@ def test_a_run_is_in_mlflow(folder: Path, server: Server) -> None:
     artifacts = {artifact.path for artifact in client.list_artifacts(logged.info.run_id)}
     assert artifacts >= {"records.jsonl", "table.txt", "report.html", "metrics.json"}
     traces = client.search_traces(locations=[experiment], max_results=200)
-    assert len(traces) == 78, "one trace for each question, none dropped"
+    assert len(traces) == 6 * 5, "one trace for each question, none dropped"
 
 
 def test_questions_are_traces_of_evaluation_runs(folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -401,7 +402,10 @@ def test_a_program_is_evaluated_with_any_model_and_refused_with_what_is_held_out
 
 
 @pytest.mark.filterwarnings("default")  # MLflow reads its own database with SQLAlchemy calls that warn
-def test_every_candidate_is_a_nested_run_in_mlflow(server: Server, simulated: Path, capfd: Any) -> None:
+def test_every_candidate_is_a_nested_run_in_mlflow(
+    server: Server, simulated: Path, capfd: Any, mlflow_tables: Path
+) -> None:
+    shutil.copy(mlflow_tables, "mydb.sqlite")
     server.answer = scripted(simulated, learns=True)
     words = [word for word in flags(server, simulated, "--run-dir", "run") if word != "--no-mlflow"]
     assert commands.optimize(words) == 0

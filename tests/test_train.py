@@ -33,6 +33,7 @@ from memometer.train.prompt_dataset import ReadingPrompt
 from memometer.train.reward import Case, gold_reply
 from tests import commands
 from tests.conftest import ROOT, Reply, Server, completion
+from tests.model_server import of_json, serving
 
 SAMPLE = str(ROOT / "locomo" / "sample.json")
 USAGE = 2
@@ -297,6 +298,14 @@ def test_a_teacher_is_asked_once_and_its_correct_replies_are_learned(server: Ser
     limited = replace(plan, options=replace(plan.options, cost_limit=1e-6))
     with RunFolder.create(tmp_path / "limited", {}) as folder, pytest.raises(SearchStopped, match="--cost-limit"):
         distillation.teacher_replies(limited, folder)
+
+
+def test_a_teacher_that_does_not_answer_ends_the_training_at_its_first_call(tmp_path: Path) -> None:
+    with serving(lambda body: of_json({"error": {"message": "there is no model of this name"}}, 404)) as server:
+        plan = plan_of("--mode", "distill", "--teacher", "openai/teacher", "--teacher-api-base", server.url)
+        with RunFolder.create(tmp_path / "run", {}) as folder, pytest.raises(UserError, match="no model of this name"):
+            distillation.teacher_replies(plan, folder)
+    assert server.calls == 1
 
 
 def test_each_mode_has_its_own_files_and_none_scores_the_test_split_unasked() -> None:

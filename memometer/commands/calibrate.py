@@ -15,14 +15,13 @@ import sys
 from collections.abc import Sequence
 
 from memometer.commands.argument_types import positive
+from memometer.commands.help_formatter import HelpFormatter
 from memometer.commands.judge_arguments import add_judge_arguments, first_call, judge_threads, load_judge, repeats
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     add_judge_arguments(options)
     options.add_argument(
         "--per-set",

@@ -18,11 +18,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from memometer.commands.help_formatter import HelpFormatter
+
 FAILED, REFUSED = 1, 3
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     verbs = made.add_subparsers(dest="verb", required=True)
     verb = verbs.add_parser("inspect", help="show the content of a file")
     verb.add_argument("file", metavar="FILE", type=Path)

@@ -14,14 +14,13 @@ import argparse
 from collections.abc import Sequence
 
 from memometer.commands.argument_types import count, positive, seconds
+from memometer.commands.help_formatter import HelpFormatter
 from memometer.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command, which have the names of those of `memometer eval`."""
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     options.add_argument("--model", required=True, metavar="NAME", help="a DSPy model string")
     options.add_argument("--api-base", metavar="URL,…", help="an OpenAI-compatible server; several share the calls")
     options.add_argument("--tokenizer", metavar="NAME", help="o200k_base, cl100k_base, a tokenizer.json, or ORG/NAME")

@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from memometer.commands.argument_types import integers, words
+from memometer.commands.help_formatter import HelpFormatter
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     options.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
     options.add_argument(
         "--measure", choices=["judge", "f1", "evidence_recall"], help="default: the first that all runs have"

@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from memometer.commands.argument_types import number, positive
+from memometer.commands.help_formatter import HelpFormatter
 from memometer.train import runpod
 from memometer.train.arbor_endpoint import FILE
 from memometer.train.runpod import PREFIX, PodError, RunPod
@@ -35,9 +36,7 @@ FAILED, USAGE, STOPPED = 1, 2, 4
 
 def parser() -> argparse.ArgumentParser:
     """Return the command-line parser."""
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     action = p.add_argument_group("actions (default: rent)").add_mutually_exclusive_group()
     action.add_argument("--dry-run", action="store_true", help="print the request and the highest cost, then exit")
     action.add_argument("--list", action="store_true", help="list all machines of the account")

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from memometer.benchmarks.arguments import add_data_arguments
 from memometer.commands.argument_types import Add, cost_limit, integers, names, positive, price
+from memometer.commands.help_formatter import HelpFormatter
 from memometer.harness.options import EvaluateOptions
 from memometer.run.options import OptionError
 from memometer.systems.specification import split_list
@@ -29,9 +30,7 @@ CONTEXT_FORMATS = ("lines", "toon", "json", "yaml", "csv")
 
 def parser() -> argparse.ArgumentParser:
     """The parser of `memometer eval`. Defaults are those of `EvaluateOptions`."""
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     questions = p.add_argument_group("questions")
     add_data_arguments(questions)
     questions.add_argument(

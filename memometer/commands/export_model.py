@@ -16,12 +16,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from memometer.commands.help_formatter import HelpFormatter
+
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser."""
-    p = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     p.add_argument("adapter", type=Path, metavar="ADAPTER", help="folder of a trained adapter, such as .../best")
     form = p.add_mutually_exclusive_group(required=True)
     form.add_argument("--gguf", type=Path, metavar="FILE", help="one GGUF file; needs a GGUF or embedded base model")

@@ -14,13 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from memometer.commands.argument_types import fraction
+from memometer.commands.help_formatter import HelpFormatter
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     options.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run over the validation part")
     options.add_argument("--system", default="adaptive", help="system of the run (default adaptive)")
     options.add_argument(

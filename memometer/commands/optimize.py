@@ -23,6 +23,7 @@ from pathlib import Path
 
 from memometer.benchmarks.arguments import add_data_arguments
 from memometer.commands.argument_types import count, number, positive, price
+from memometer.commands.help_formatter import HelpFormatter
 from memometer.errors import UserError
 from memometer.optimize.options import OUT, OptimizeOptions
 
@@ -34,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser. Its namespace has only the flags that were given; OptimizeOptions has the defaults."""
     p = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )

@@ -17,15 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from memometer.commands.argument_types import positive
+from memometer.commands.help_formatter import HelpFormatter
 from memometer.commands.judge_arguments import add_judge_arguments, judge_threads, load_judge, repeats, room
 from memometer.errors import UserError
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     options.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder, also of imported results")
     add_judge_arguments(options)
     options.add_argument(

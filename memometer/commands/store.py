@@ -21,13 +21,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from memometer.commands.help_formatter import HelpFormatter
+
 if TYPE_CHECKING:
     from memometer.store.protocol import Store
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = made.add_subparsers(dest="verb", required=True)
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    verbs = made.add_subparsers(dest="verb", required=True, metavar="ACTION")
     verb = verbs.add_parser("migrate", help="copy all episodes to another store")
     verb.add_argument("source", metavar="FROM_URL")
     verb.add_argument("target", metavar="TO_URL")

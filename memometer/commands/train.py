@@ -1,7 +1,7 @@
 """Train a reader's weights on LOCOMO's training conversations. The test conversations are never used for training.
 
-    python train.py --mode train --num-train 600 --num-val 100 --num-train-steps 500 --model Qwen/Qwen2.5-3B \\
-        --inference-gpus 0 --training-gpus 1,2                             GRPO on an Arbor server
+    python train.py --mode train --num-train 600 --num-val 100 --num-train-steps 500 \\
+        --model Qwen/Qwen2.5-3B --inference-gpus 0 --training-gpus 1,2     GRPO on an Arbor server
     python train.py --mode train --backend trl                             GRPO on this machine, with or without a GPU
     python train.py --mode sft --backend trl --model embedded:tiny         supervised training on the gold answers
     python train.py --mode distill --teacher openai/gpt-4o-mini            supervised training on a teacher's answers
@@ -27,11 +27,13 @@ from typing import Any
 
 from memometer import benchmarks
 from memometer.commands.argument_types import count, integers, json_object, number, positive, price
+from memometer.commands.help_formatter import HelpFormatter
 from memometer.errors import UserError
 from memometer.train.options import NAMES, OUTPUT_FOLDERS, PROMPT_FILES, TrainOptions, flag_names, refuse_idle
 
 EXIT = {"valid": 0, "failed": 1, "invalid": 3, "stopped": 4}
 DEFAULT = TrainOptions()
+SCHEDULERS = ("constant", "constant_with_warmup", "linear", "cosine")
 DOLLARS = number(0.000001, 1_000_000)
 
 
@@ -39,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser. Its namespace has only the flags that were given; TrainOptions has the defaults."""
     p = argparse.ArgumentParser(
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
@@ -129,7 +131,7 @@ def _add_hyperparameters(group: argparse._ArgumentGroup) -> None:
     add("--gradient-accumulation", type=positive, metavar="N", help="forward passes per step")
     add("--num-generations", type=positive, metavar="N", help="completions per prompt")
     add("--learning-rate", type=number(1e-9, 1), metavar="X")
-    add("--lr-scheduler", choices=["constant", "constant_with_warmup", "linear", "cosine"])
+    add("--lr-scheduler", choices=SCHEDULERS, metavar="NAME", help=", ".join(SCHEDULERS))
     add("--warmup-steps", type=count, metavar="N")
     add("--max-grad-norm", type=number(0.001, 1e6), metavar="X", help="gradient clipping")
     add("--beta", type=number(0, 10), metavar="X", help="weight of the KL term")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import dspy
@@ -17,9 +17,9 @@ from memometer.models.errors import FATAL, describe, is_of_a_model, without_keys
 from memometer.models.plain_adapter import PlainAdapter
 from memometer.models.replies import Reply, observed_replies
 from memometer.models.resolve_models import Model
-from memometer.models.usage import Usage, metered, metered_in
+from memometer.models.usage import Usage, metered_answer
 from memometer.reader.multi_round import inputs_of
-from memometer.reader.reader import Reader
+from memometer.reader.reader import Reader, RefusingReader
 from memometer.run.cost import COUNTED
 from memometer.run.folder import Record
 from memometer.run.shown_items import ItemTable
@@ -27,6 +27,45 @@ from memometer.systems.baselines import Oracle
 
 RANKED = 50
 """Number of ranked turns in a record. No published metric uses more."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRecall:
+    """A recall that was made before its call.
+
+    Attributes:
+        recall: The recall; None if it failed.
+        problem: The exception of a recall that failed.
+        seconds: The wall time.
+    """
+
+    recall: Recall | None
+    problem: Exception | None
+    seconds: float
+
+
+def can_prepare(memory: Memory[Any], reading: Reader) -> bool:
+    """Return True if the recalls of a memory may be made before their calls: they only compute, and the reader needs
+    one for each question."""
+    computes = memory.recall_only_computes and getattr(memory, "encoder", None) is None
+    return computes and not reading.rounds and not isinstance(reading, RefusingReader)
+
+
+def prepare(task: Task, memory: Memory[Any], state: State) -> PreparedRecall:
+    """Make the recall of a task."""
+    started = time.perf_counter()
+    recall = problem = None
+    try:
+        recall = _recall(task, memory, state)
+    except Exception as error:  # noqa: BLE001 - the attempt raises it and records the failure
+        problem = error
+    return PreparedRecall(recall, problem, time.perf_counter() - started)
+
+
+def _recall(task: Task, memory: Memory[Any], state: State) -> Recall:
+    if isinstance(memory, Oracle):
+        state = memory.reveal(state, task.question.evidence)
+    return memory.checked_recall(state, task.question.text, task.budget_tokens)
 
 
 def error_fields(problem: Exception, *, before: str = "") -> dict[str, str]:
@@ -57,25 +96,33 @@ def attempt_task(
     reader: Model | None,
     reading: Reader,
     judge: Judge | None,
+    prepared: PreparedRecall | None = None,
 ) -> tuple[Record, str]:
     """Carry out a task; returns the record, and the reason why the run must end or an empty text."""
     question = task.question
     recall, answer, end = Recall(), None, ""
     signals: dict[str, Any] = {}
     verdicts: list[dict[str, Any]] = []
-    with observed_replies() as replies, metered() as usage, metered_in(reading.read) as answering:
+    lm = reading.read.lm or reader.lm if reader else None
+    with observed_replies() as replies, metered_answer(reading.read, lm if prepared else None) as (usage, answering):
         if state is not None:
             try:
-                recall, answer, signals = _ask(task, memory, state, reader, reading)
+                recall, answer, signals = _ask(task, memory, state, reader, reading, prepared)
             except FATAL as problem:
                 end = describe(problem)
                 failed = error_fields(problem)
             except Exception as problem:  # noqa: BLE001 - a failure is a record, not the end of the run
                 failed = error_fields(problem)
+    if prepared:
+        usage.seconds = round(usage.seconds + prepared.seconds, 4)
     returned = memory.returned(state, question.text) if state is not None else ()
     if judge and answer is not None and question.gold is not None:
         verdict, end = grade_answer(judge, question, answer)
         verdicts.append(verdict)
+    shown = without_keys(answer) if answer else answer
+    if "raw_answer" in signals:
+        raw = signals["raw_answer"]
+        signals["raw_answer"] = shown if raw == answer else without_keys(raw)
     record = {
         "system": task.system,
         "budget_tokens": task.budget_tokens,
@@ -86,7 +133,7 @@ def attempt_task(
         "evidence": question.evidence,
         "option_order": task.option_order,
         "attempt": number,
-        "answer": without_keys(answer) if answer else answer,
+        "answer": shown,
         "recall": {
             "turn_ids": recall.whole_ids if recall.provenance == "turn" else None,
             **({"partial_ids": recall.partial_ids} if recall.partial_ids else {}),
@@ -122,15 +169,23 @@ def _is_cut(reader: Model | None, replies: Sequence[Reply], usage: Usage) -> boo
 
 
 def _ask(
-    task: Task, memory: Memory[Any], state: State, reader: Model | None, reading: Reader
+    task: Task,
+    memory: Memory[Any],
+    state: State,
+    reader: Model | None,
+    reading: Reader,
+    prepared: PreparedRecall | None,
 ) -> tuple[Recall, str | None, dict[str, Any]]:
     """Recall and answer; returns the recall, the answer (None without a model) and further fields of the record."""
     question = task.question
+    if prepared and prepared.problem:
+        raise prepared.problem
+    recall = prepared.recall if prepared else None
+    if reader is None:
+        recall = recall or _recall(task, memory, state)
+        return recall, None, {"speaker_gap": recall.speaker_gap}
     if isinstance(memory, Oracle):
         state = memory.reveal(state, question.evidence)
-    if reader is None:
-        recall = memory.checked_recall(state, question.text, task.budget_tokens)
-        return recall, None, {"speaker_gap": recall.speaker_gap}
     with dspy.context(lm=reader.lm, adapter=PlainAdapter(), disable_history=True):
         prediction = reading(
             memory=memory,
@@ -138,11 +193,12 @@ def _ask(
             question=question.text,
             budget_tokens=task.budget_tokens,
             choices=question.options(task.option_order),
+            **({"recall": recall} if recall else {}),
         )
     signals: dict[str, Any] = {"speaker_gap": prediction.recall.speaker_gap}
     if "raw_answer" in prediction:
         signals |= {
-            "raw_answer": without_keys(prediction.raw_answer),
+            "raw_answer": prediction.raw_answer,
             "attributed": prediction.signals.attributed,
             "abstention_score": prediction.abstention_score,
         }

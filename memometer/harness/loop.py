@@ -19,7 +19,17 @@ from typing import Any, Protocol
 import dspy
 
 from memometer.benchmarks.protocol import Conversation, Question, Session
-from memometer.harness.attempt import NO_FAILURE, attempt_task, error_fields, grade_answer, prompt_size, with_outside
+from memometer.harness.attempt import (
+    NO_FAILURE,
+    PreparedRecall,
+    attempt_task,
+    can_prepare,
+    error_fields,
+    grade_answer,
+    prepare,
+    prompt_size,
+    with_outside,
+)
 from memometer.harness.tasks import Task
 from memometer.judging.judge import NOT_A_LABEL, Judge
 from memometer.memory import Memory, State
@@ -125,13 +135,19 @@ def run(
     # The tokens of each prompt without memory and question, counted once.
     overheads = {name: prompt_size(reading, reader) for name, reading in readers.items()} if reader else {}
 
-    def attempt(task: Task, state: State | None, failed: dict[str, str], end_of_group: Callable[[], None]) -> None:
+    def attempt(
+        task: Task,
+        state: State | None,
+        failed: dict[str, str],
+        prepared: PreparedRecall | None,
+        end_of_group: Callable[[], None],
+    ) -> None:
         try:
-            carry_out(task, state, failed)
+            carry_out(task, state, failed, prepared)
         finally:
             end_of_group()
 
-    def carry_out(task: Task, state: State | None, failed: dict[str, str]) -> None:
+    def carry_out(task: Task, state: State | None, failed: dict[str, str], prepared: PreparedRecall | None) -> None:
         if stop.is_set():
             return
         number = tried[task.key] + 1
@@ -143,12 +159,22 @@ def run(
             traced(task.system, task.budget_tokens, task.question, task.option_order) as end_trace,
         ):
             record, end = attempt_task(
-                task, memory, state, failed, number, items, reader=reader, reading=readers[task.system], judge=judge
+                task,
+                memory,
+                state,
+                failed,
+                number,
+                items,
+                reader=reader,
+                reading=readers[task.system],
+                judge=judge,
+                prepared=prepared,
             )
             if reader and memory.count.name == reader.count.name:
                 question = f"{task.question.text} {task.question.options(task.option_order)}".strip()
-                size = overheads[task.system] + record["recall"]["tokens"] + reader.count(question)
-                record["counted_prompt_tokens"] = size
+                shown = [call["context_tokens"] for call in record.get("rounds", ())] or [record["recall"]["tokens"]]
+                each = overheads[task.system] + reader.count(question)
+                record["counted_prompt_tokens"] = len(shown) * each + sum(shown)
             end_trace(record)
         if calls.waits:
             return
@@ -185,13 +211,13 @@ def run(
             fatal.append(why)
             stop.set()
 
-    with ThreadPoolExecutor(num_threads) as pool:
-        pending: deque[Future[None]] = deque()
+    with _Calls(num_threads, stop) as calls:
         if judge:  # answers without a verdict are judged again; the answers stay
             for task in tasks:
                 answered = found.get(task.key)
                 if answered and task.question.gold is not None and needs_verdict(answered):
-                    pending.append(pool.submit(grade, task, judge, answered["answer"]))
+                    calls.wait_for_room()
+                    calls.submit(grade, task, judge, answered["answer"])
         for (conversation, system), group in groupby(todo, key=lambda task: (task.question.conversation, task.system)):
             if stop.is_set():
                 break
@@ -202,27 +228,69 @@ def run(
             if state is None and stop.is_set():
                 memory.skipped = ""  # the cost limit, or Ctrl-C; --resume tries again
             end_of_group = _after(len(here), partial(_close, memory, state))
-            pending.extend(pool.submit(attempt, task, state, failed, end_of_group) for task in here)
-            # Submit few tasks in advance, so that few conversations are in memory at once.
-            _until(pending, left=4 * num_threads, stop=stop)
-        _until(pending, left=0, stop=stop)
+            ahead = state is not None and traced is untraced and can_prepare(memory, readers[system])
+            before: Task | None = None
+            prepared: PreparedRecall | None = None
+            for task in here:
+                calls.wait_for_room()
+                # Here and not in the threads of the calls, which then only wait for the model.
+                if stop.is_set():
+                    prepared = None
+                elif ahead and state and not _is_repeat(task, before):
+                    before, prepared = task, prepare(task, memory, state)
+                calls.submit(attempt, task, state, failed, prepared, end_of_group)
     return fatal[0] if fatal else ""
 
 
-def _until(pending: deque[Future[None]], *, left: int, stop: threading.Event) -> None:
-    """Wait until at most `left` futures remain, and re-raise their exceptions.
+def _is_repeat(task: Task, before: Task | None) -> bool:
+    """True if two tasks have the same recall: they ask one question, with its answer options in another order."""
+    return before is not None and before.key[:3] == task.key[:3]
 
-    They end nearly in order, so it is enough to check the first. Polling lets the main thread handle Ctrl-C.
+
+class _Calls:
+    """The threads of the calls, with a short queue, so that few recalls and conversations are in memory at once.
+
+    Args:
+        num_threads: Concurrent calls.
+        stop: Set if a call raises, so that nothing is paid for that cannot be saved.
     """
-    while len(pending) > left:
-        if not pending[0].done():
-            time.sleep(0.01)
-            continue
+
+    def __init__(self, num_threads: int, stop: threading.Event) -> None:
+        self._pool = ThreadPoolExecutor(num_threads)
+        self._room = threading.Semaphore(2 * num_threads)
+        self._stop = stop
+        self._futures: deque[Future[None]] = deque()
+
+    def __enter__(self) -> _Calls:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            pending.popleft().result()
-        except BaseException:  # for example the disk is full; raised again below
-            stop.set()  # do not pay for answers that cannot be saved
-            raise
+            while kind is None and self._futures:
+                self._raise_failures()
+                time.sleep(0.01)  # polling lets the main thread handle Ctrl-C
+        finally:
+            self._pool.shutdown()
+
+    def wait_for_room(self) -> None:
+        """Wait until the queue is short, and raise the exception of a call that ended."""
+        while not self._room.acquire(timeout=0.1):
+            self._raise_failures()
+        self._raise_failures()
+
+    def submit(self, call: Callable[..., None], *args: Any) -> None:
+        """Queue a call, after `wait_for_room`."""
+        future = self._pool.submit(call, *args)
+        future.add_done_callback(lambda _: self._room.release())
+        self._futures.append(future)
+
+    def _raise_failures(self) -> None:
+        while self._futures and self._futures[0].done():
+            try:
+                self._futures.popleft().result()
+            except BaseException:  # for example the disk is full
+                self._stop.set()
+                raise
 
 
 def _after(number: int, then: Callable[[], None]) -> Callable[[], None]:

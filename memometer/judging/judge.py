@@ -193,7 +193,7 @@ class Judge:
         raw, reason = "", ""
         with (
             observed_replies() as replies,
-            metered() as usage,
+            metered(self.lm) as usage,
             dspy.context(adapter=PlainAdapter(), disable_history=True),
         ):
             try:

@@ -20,6 +20,7 @@ from dspy.utils.exceptions import (
 
 from memometer.models.chat_servers import ChatServers
 from memometer.models.replies import EmptyReplyError, LMNoAnswerError, Reply, observe, read_reply, with_text
+from memometer.models.usage import count_call
 
 MAX_WAIT_SECONDS = 120.0
 """Upper bound on the retry delay. After a used-up daily quota the server asks for hours. The call then fails, so
@@ -52,6 +53,8 @@ class BoundedRetryLM(dspy.LM):
 
     retries = 0
     token_flag = ""
+    counts_calls = True
+    """`memometer.models.usage.metered` needs no callback for this model."""
 
     def __init__(
         self,
@@ -77,6 +80,7 @@ class BoundedRetryLM(dspy.LM):
             LMNoAnswerError: the reply was cut before an answer, or the model or provider gave none.
             EmptyReplyError: the model finished its reply without an answer.
         """
+        count_call()
         _ENTRY.set(None)
         # The history entry is the one place where DSPy shows the reply of every client.
         with dspy.context(callbacks=[], disable_history=False):

@@ -12,7 +12,7 @@ import re
 import signal
 import threading
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,9 +135,13 @@ def weights(name: str, *, log: Callable[[str], None] = print) -> Path:
 class Embedded:
     """A GGUF model in this process: an engine for `dspy.LM(..., engine=Embedded(path))`, and a token counter.
 
-    Decoding is greedy and uses no prompt cache, so that an answer depends on its prompt alone. A prompt with worked
-    examples is sent as plain text, because small models continue text better than they chat. A grammar then forces the
-    form of the examples on the reply (one line, or one line per field), so that it always parses.
+    Decoding is greedy, so that an answer depends on its prompt alone. A prompt with worked examples is sent as plain
+    text, because small models continue text better than they chat. A grammar then forces the form of the examples on
+    the reply (one line, or one line per field), so that it always parses.
+
+    Such a prompt is read in three parts: instructions with examples, memory, and question. The next prompt with the
+    same first parts does not read them again. The division changes the last digits of the model's numbers, so every
+    prompt is divided in the same way, and the answers do not depend on the prompts before.
 
     Args:
         path: the GGUF file.
@@ -153,6 +157,9 @@ class Embedded:
         self._lock = threading.Lock()
         self._local = threading.local()
         self._server: Any = None
+        self._turn = threading.Lock()
+        self._held: list[str] = []  # the parts that llama.cpp has read
+        self._can_hold = True  # False for a model whose state cannot be cut back to a part, such as a recurrent one
 
     def __deepcopy__(self, memo: dict[int, object]) -> Embedded:
         return self  # optimisers copy programs; the model is shared
@@ -216,17 +223,17 @@ class Embedded:
             body["seed"] = request.config.seed
         if any(message.role == "assistant" for message in request.messages):
             grammar, end = _grammar(request)
-            body |= {"prompt": _as_text(request), "grammar": grammar, "stop": [*body["stop"], end]}
-            reply = server.handle_completions(body)
+            body |= {"grammar": grammar, "stop": [*body["stop"], end]}
+            with self._turn:
+                reply = self._continue(server, body, _parts(request))
         else:
             system = [{"role": "system", "content": request.system}] if request.system else []
             turns = [{"role": message.role, "content": message.text} for message in request.messages]
             template = {"chat_template_kwargs": self.template_kwargs} if self.template_kwargs else {}
-            reply = server.handle_chat_completions(body | {"messages": system + turns} | template)
-        if "error" in reply:
-            error = reply["error"]
-            kind = lm15.ContextLengthError if "context" in error.get("type", "") else lm15.InvalidRequestError
-            raise kind(error.get("message", "llama.cpp returned an error without a message"))
+            with self._turn:
+                self._held = []
+                reply = server.handle_chat_completions(body | {"messages": system + turns} | template)
+        _raise_error(reply)
         choice, usage = reply["choices"][0], reply["usage"]
         return lm15.Response(
             id=None,
@@ -235,6 +242,41 @@ class Embedded:
             message=lm15.Message.assistant(choice["text"] if "text" in choice else choice["message"]["content"]),
             usage=lm15.Usage(input_tokens=usage["prompt_tokens"], output_tokens=usage["completion_tokens"]),
         )
+
+    def _continue(self, server: Any, body: dict[str, Any], parts: list[str]) -> dict[str, Any]:
+        """Continue a text that is given in parts; all but the last stay read."""
+        *first, _ = parts
+        held, self._held = self._held, []
+        known = len(first) if held == first else int(held[:1] == first[:1])
+        for number in range(max(1, known), len(first) + 1):
+            text = "".join(first[:number])
+            if self._can_hold and number > known:
+                self._can_hold = self._read(server, text, keep=number > 1) > 0
+            # The last token is read once more, alone: llama.cpp then holds this part and nothing after it.
+            self._can_hold = self._can_hold and self._read(server, text, keep=True) == 1
+        reply: dict[str, Any] = server.handle_completions(
+            {**body, "prompt": "".join(parts), "cache_prompt": self._can_hold}
+        )
+        _raise_error(reply)
+        self._held = first if self._can_hold else []
+        return reply
+
+    def _read(self, server: Any, text: str, *, keep: bool) -> int:
+        """Read a text, and return the number of its tokens that were not held; 0 if that is unknown.
+
+        Raises:
+            lm15.LM15Error: the text is too long.
+        """
+        reply = server.handle_completions({"prompt": text, "max_tokens": 0, "temperature": 0.0, "cache_prompt": keep})
+        _raise_error(reply)
+        return int(reply.get("timings", {}).get("prompt_n") or 0)
+
+
+def _raise_error(reply: Mapping[str, Any]) -> None:
+    if "error" in reply:
+        error = reply["error"]
+        kind = lm15.ContextLengthError if "context" in error.get("type", "") else lm15.InvalidRequestError
+        raise kind(error.get("message", "llama.cpp returned an error without a message"))
 
 
 @contextmanager
@@ -274,12 +316,19 @@ def _grammar(request: lm15.Request) -> tuple[str, str]:
     ), "\n\n"
 
 
-def _as_text(request: lm15.Request) -> str:
-    """Return the request as one text to continue: instructions, worked examples, and the open question."""
-    parts = [str(request.system or "")]
+def _parts(request: lm15.Request) -> list[str]:
+    """Return the request as one text to continue, in up to three parts: instructions with examples, memory, question.
+
+    The question begins at the last paragraph but one, before the name of the answer.
+    """
+    texts = [str(request.system or "")]
     for message in request.messages:
         if message.role == "assistant":
-            parts[-1] += f" {message.text}"
+            texts[-1] += f" {message.text}"
         else:
-            parts.append(message.text)
-    return "\n\n".join(part for part in parts if part)
+            texts.append(message.text)
+    *examples, last = [text for text in texts if text]
+    shown = "\n\n".join(examples)
+    rest = f"\n\n{last}" if shown else last
+    question = rest.rfind("\n\n", 0, max(0, rest.rfind("\n\n")))
+    return [part for part in (shown, rest[: max(0, question)], rest[max(0, question) :]) if part]

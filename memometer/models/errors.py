@@ -111,6 +111,6 @@ def redact(text: str) -> str:
 def without_keys(text: str) -> str:
     """Remove the values of this process's keys from a text and leave the rest unchanged, such as a model's answer."""
     for name, value in os.environ.items():
-        if re.search(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", name) and len(value) >= 8:
+        if len(value) >= 8 and value in text and re.search(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", name):
             text = text.replace(value, "[redacted]")
     return text

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from typing import Any
 
 import dspy
 from dspy.utils.callback import BaseCallback
+from dspy.utils.usage_tracker import UsageTracker
 
 
 @dataclass
@@ -45,16 +47,63 @@ class Usage:
             setattr(self, field.name, getattr(self, field.name) + times * getattr(more, field.name))
 
 
+class _CallCounter(BaseCallback):
+    calls = 0
+
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        self.calls += 1
+
+
+_STARTED: ContextVar[_CallCounter | None] = ContextVar("started", default=None)
+"""Counts the calls of models that count themselves, in the innermost block of `metered`."""
+
+
+def count_call() -> None:
+    """Count a call in the block of `metered` around it. A model with `counts_calls` does this at each call."""
+    if (counter := _STARTED.get()) is not None:
+        counter.calls += 1
+
+
 @contextmanager
-def metered() -> Iterator[Usage]:
-    """Count the calls of this thread inside the block. The usage is complete when the block ends."""
+def metered(lm: Any = None) -> Iterator[Usage]:
+    """Count the calls of this thread inside the block. The usage is complete when the block ends.
+
+    Args:
+        lm: the only model that the block calls; None for any. If it counts its own calls (`counts_calls`), the block
+            needs no callbacks, which would run at each step of a DSPy program and cost more than the call itself.
+    """
     usage, counter, started = Usage(), _CallCounter(), time.perf_counter()
-    with dspy.track_usage() as tracker, dspy.context(callbacks=[*dspy.settings.callbacks, counter]):
+    counts_itself = getattr(lm, "counts_calls", False)
+    callbacks = {} if counts_itself else {"callbacks": [*dspy.settings.callbacks, counter]}
+    tracker = UsageTracker()
+    token = _STARTED.set(counter if counts_itself else None)
+    with dspy.context(usage_tracker=tracker, **callbacks):
         try:
             yield usage
         finally:
+            _STARTED.reset(token)
             usage.add(_reported(tracker, counter.calls))
             usage.seconds = round(time.perf_counter() - started, 4)
+
+
+@contextmanager
+def metered_answer(module: dspy.Module, lm: Any = None) -> Iterator[tuple[Usage, Usage]]:
+    """Count all calls of this thread inside the block, and those inside one DSPy module.
+
+    Args:
+        module: the module.
+        lm: the only model that the block calls, all from the module; None for any, from anywhere.
+    """
+    if getattr(lm, "counts_calls", False):
+        answering = Usage()
+        try:
+            with metered(lm) as usage:
+                yield usage, answering
+        finally:
+            answering.add(usage)
+    else:
+        with metered() as usage, metered_in(module) as answering:
+            yield usage, answering
 
 
 @contextmanager
@@ -67,17 +116,8 @@ def metered_in(module: dspy.Module) -> Iterator[Usage]:
     usage.seconds = round(usage.seconds, 4)
 
 
-class _CallCounter(BaseCallback):
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        self.calls += 1
-
-
 class _ModuleMeter(_CallCounter):
     def __init__(self, module: dspy.Module, tracker: Any, usage: Usage) -> None:
-        super().__init__()
         self.module, self.tracker, self.usage = module, tracker, usage
         self.open: dict[str, Usage] = {}
 

@@ -49,6 +49,7 @@ class Reader(dspy.Module):
         question: str,
         budget_tokens: int = DEFAULT_BUDGET_TOKENS,
         choices: str = "",
+        recall: Recall | None = None,
     ) -> dspy.Prediction:
         """Recall from `state`, then ask DSPy's language model.
 
@@ -58,6 +59,7 @@ class Reader(dspy.Module):
             question: any text.
             budget_tokens: a hard bound on the memory in one prompt.
             choices: answer options for the model; they do not influence the recall.
+            recall: the recall, if it was made before; a reader in rounds makes its own.
 
         Returns:
             A prediction with `answer` and `recall`. For a memory with `reads_in_rounds` also `raw_answer` (the model's
@@ -76,7 +78,7 @@ class Reader(dspy.Module):
             absent = prediction.status == "absent"
             attributed = _attributed(state, question, prediction.citations)
         else:
-            recall = memory.checked_recall(state, question, budget_tokens)
+            recall = recall or memory.checked_recall(state, question, budget_tokens)
             answer = self.read(memory=recall.text, question=prompt_question).answer
             prediction = dspy.Prediction(answer=answer, recall=recall)
             if not memory.reads_in_rounds:
@@ -125,6 +127,7 @@ class RefusingReader(Reader):
         question: str,
         budget_tokens: int = DEFAULT_BUDGET_TOKENS,
         choices: str = "",
+        recall: Recall | None = None,
     ) -> dspy.Prediction:
         return dspy.Prediction(answer=ABSTENTION, recall=Recall())
 

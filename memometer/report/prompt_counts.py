@@ -29,7 +29,7 @@ def cut_prompts(records: Iterable[Record]) -> dict[str, Any] | None:
     the reported tokens per byte are compared between the calls of the run.
 
     Args:
-        records: Answered attempts. Those of several calls, or without a reported count, are not compared.
+        records: Answered attempts. Those with more calls than rounds, or without a reported count, are not compared.
 
     Returns:
         `n` prompts of `of` are cut (`share`); `reported` and `counted` tokens of the worst one, and `unit` of the
@@ -75,6 +75,7 @@ def _pair(record: Record) -> tuple[int, int, bool] | None:
     """Reported tokens, counted tokens or bytes, and True for bytes."""
     answering = record.get("answering") or {}
     counted, reported = record.get("counted_prompt_tokens"), answering.get("prompt_tokens")
-    if not counted or not reported or answering.get("calls") != 1 or answering.get("unreported"):
+    calls = max(1, len(record.get("rounds") or ()))
+    if not counted or not reported or answering.get("calls") != calls or answering.get("unreported"):
         return None
     return reported, counted, record["recall"].get("counter") == Utf8Bytes.name

@@ -6,9 +6,11 @@ metric can be computed again from the folder without a model.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
@@ -26,8 +28,9 @@ Key = tuple[str, int, str, str]
 """(system, budget in tokens, question id, option order): the identity of a task."""
 
 
-ANCHOR_EVERY = 20
-"""A run saves the heads of its chains in the user's log after this number of lines of a file, and when it is closed."""
+ANCHOR_SECONDS = 2.0
+"""A run saves the heads of its chains in the user's log at the first line of each file, then with the next line after
+this time, and when it is closed."""
 
 
 def needs_verdict(record: Record) -> bool:
@@ -73,6 +76,8 @@ class RunFolder:
         self._write_lock = threading.Lock()
         self._heads: dict[str, chain.Head] = {}
         self._anchored = True
+        self._files: dict[str, io.FileIO] = {}
+        self._next_anchor = 0.0
         self._process_lock = FileLock(path / ".lock", blocking=False)
         try:
             self._process_lock.acquire()
@@ -131,6 +136,9 @@ class RunFolder:
     def __exit__(self, *exc: object) -> None:
         if self._heads and self._anchored:
             usage_log.anchor(self._manifest, self._heads)
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
         self._process_lock.release()
 
     @cached_property
@@ -178,19 +186,33 @@ class RunFolder:
         self._append(name, record, cost=False)
 
     def _append(self, name: str, record: Record, *, cost: bool = True) -> None:
-        with self._write_lock, (self.path / name).open("ab", buffering=0) as file:
-            if name not in self._heads:
-                self._heads[name] = chain.read(self.path / name, self._manifest).head
-            head = self._heads[name]
+        with self._write_lock:
+            file, first = self._opened(name)
             # ASCII, because a reply may contain half a surrogate pair, which UTF-8 cannot encode.
-            line = json.dumps({**record, chain.FIELD: head.digest}, separators=(",", ":")).encode("ascii")
+            line = json.dumps({**record, chain.FIELD: self._heads[name].digest}, separators=(",", ":")).encode("ascii")
             if file.write(line + b"\n") != len(line) + 1:
                 raise OSError(f"{self.path / name} could not be written completely; is the disk full?")
-            self._heads[name] = head.after(line)
-            if self._heads[name].lines % ANCHOR_EVERY == 1 and self._anchored:
-                usage_log.anchor(self._manifest, self._heads)
+            self._heads[name] = self._heads[name].after(line)
+            if self._anchored and (first or time.monotonic() >= self._next_anchor):
+                self._anchor()
             if cost:
                 self.on_append(name, record)
+
+    def _opened(self, name: str) -> tuple[io.FileIO, bool]:
+        """Return a file for appending, which stays open, and True if it has no line of this process yet."""
+        first = name not in self._files
+        if first:
+            path = self.path / name
+            self._heads[name] = chain.read(path, self._manifest).head
+            self._files[name] = path.open("ab", buffering=0)
+        return self._files[name], first
+
+    def _anchor(self) -> None:
+        for name, file in self._files.items():
+            if not os.fstat(file.fileno()).st_nlink:
+                raise OSError(f"{self.path / name} was deleted")
+        usage_log.anchor(self._manifest, self._heads)
+        self._next_anchor = time.monotonic() + ANCHOR_SECONDS
 
     def records(self) -> list[Record]:
         """Every attempt, in the order of completion, with all verdicts on its answer, the latest last."""

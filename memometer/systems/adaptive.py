@@ -60,6 +60,7 @@ class AdaptiveMemory(Memory[IndexedState]):
     reads_in_rounds = True
     takes_token_encoder = True
     takes_ranking = True
+    recall_only_computes = True
 
     def __init__(
         self,

@@ -15,6 +15,8 @@ from memometer.memory import Memory, Recall, State
 class NoMemory(Memory[State]):
     """Shows the question without any memory. Its score shows how much a reader guesses or already knows."""
 
+    recall_only_computes = True
+
     def recall(self, state: State, question: str, budget_tokens: int) -> Recall:
         return Recall()
 
@@ -42,6 +44,7 @@ class Oracle(Memory[RevealedState]):
     """
 
     state_type = RevealedState
+    recall_only_computes = True
 
     def reveal(self, state: State, evidence: Collection[str]) -> RevealedState:
         """Return the state for one question, with its evidence."""

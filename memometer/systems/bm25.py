@@ -22,6 +22,7 @@ class BM25(Memory[CountedState]):
     """Ranks turns by BM25 of their lines, speaker included, without their context."""
 
     state_type = CountedState
+    recall_only_computes = True
 
     def observe(self, state: CountedState, turns: Sequence[Turn]) -> None:
         state.terms.extend(term_counts(turn.line) for turn in turns)

@@ -8,6 +8,7 @@ class FullContext(Memory[State]):
     """Shows every turn. Raises BudgetTooSmall instead of truncating the conversation."""
 
     shows_everything = True
+    recall_only_computes = True
 
     def recall(self, state: State, question: str, budget_tokens: int) -> Recall:
         recall = show(state, range(len(state.turns)), self.count, form=self.form)

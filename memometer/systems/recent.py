@@ -7,5 +7,7 @@ from memometer.memory import Memory, Recall, State
 class Recent(Memory[State]):
     """Shows the newest turns that fit, independent of the question."""
 
+    recall_only_computes = True
+
     def recall(self, state: State, question: str, budget_tokens: int) -> Recall:
         return pack(state, reversed(range(len(state.turns))), budget_tokens, self.count, form=self.form)

@@ -25,6 +25,7 @@ class Session(Memory[SessionState]):
     """
 
     state_type = SessionState
+    recall_only_computes = True
 
     def observe(self, state: SessionState, turns: Sequence[Turn]) -> None:
         first = len(state.turns)

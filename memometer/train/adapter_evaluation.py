@@ -39,7 +39,7 @@ from memometer.stats.intervals import Comparison, paired
 from memometer.systems.adaptive import AdaptiveMemory
 from memometer.systems.baselines import Oracle
 from memometer.token_counters import counter_for
-from memometer.train import local_model
+from memometer.train import distillation, local_model
 from memometer.train.chat_format import SERVER_GREEDY
 from memometer.train.local_model import LocalEngine
 from memometer.train.options import TrainOptions
@@ -263,6 +263,7 @@ def evaluate(options: TrainOptions) -> Outcome:
     """
     evaluation = Evaluation(options)
     prefix, manifest = evaluation.data.prefix, evaluation.manifest()
+    keys = [task.key for task in evaluation.tasks]
     path = Path(options.run_dir) if options.run_dir else new_path()
     exists = (path / "manifest.json").exists()
     try:
@@ -274,6 +275,9 @@ def evaluate(options: TrainOptions) -> Outcome:
             raise UserError(f"{path} has another evaluation; use another --run-dir.")
         for line in evaluation.announcement():
             eprint(f"{prefix}{line}")
+        if evaluation.is_served and len(aggregate.current(folder.records(), keys)) < len(keys):
+            for model in evaluation.models.values():
+                distillation.check_first_call(model, lambda line: eprint(f"{prefix}{line}"))
         with stopping() as stop:
             fatal = loop.run(
                 evaluation.tasks,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import dspy
 from dspy.utils.exceptions import LMError
 
 from memometer.errors import UserError
+from memometer.harness.model_check import check_reader
 from memometer.models import resolve_models
 from memometer.models.replay_cache import CallStore, StoredLM
 from memometer.run import cost, progress
@@ -51,7 +53,7 @@ def teacher_replies(plan: TrainingPlan, folder: RunFolder) -> dict[str, str]:
 
     Raises:
         SearchStopped: The cost limit is reached, or no call can succeed.
-        UserError: No reply is correct.
+        UserError: The teacher does not answer, or no reply is correct.
     """
     options, teacher = plan.options, load_teacher(plan)
     plan.eprint(_forecast(plan, teacher))
@@ -66,6 +68,8 @@ def teacher_replies(plan: TrainingPlan, folder: RunFolder) -> dict[str, str]:
 
     store = CallStore(folder.path / "teacher.jsonl", fail_share=FAILED_SHARE, may_call=reason_to_stop)
     identity = f"{teacher.name} {teacher.revision} {options.teacher_api_base or ''}"
+    if not len(store):
+        check_first_call(teacher, plan.eprint)
     lm = StoredLM.of(teacher.lm, store, role="teacher", identity=identity)
     predict = dspy.Predict(dspy.Signature("messages: list[dict] -> reply: str"))
     found: dict[str, str] = {}
@@ -84,6 +88,25 @@ def teacher_replies(plan: TrainingPlan, folder: RunFolder) -> dict[str, str]:
     if not found:
         raise UserError("no reply of the teacher is correct; use another --teacher, or --mode sft on the gold answers.")
     return found
+
+
+def check_first_call(model: resolve_models.Model, log: Callable[[str], None]) -> None:
+    """Make a first call to a model of a server, before anything is paid for.
+
+    Args:
+        model: The model.
+        log: Receives what a user must know, such as parameters that the server refuses.
+
+    Raises:
+        UserError: The model does not answer.
+    """
+    if not model.is_remote:
+        return
+    found = check_reader(model)
+    if found.failure:
+        raise UserError(f"{model.name}: {found.failure}")
+    for line in found.findings():
+        log(line)
 
 
 def _forecast(plan: TrainingPlan, teacher: resolve_models.Model) -> str:
