@@ -12,6 +12,7 @@ from typing import Any
 
 import dspy
 import pytest
+from dspy.lm15 import Config, Message, Request
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -221,6 +222,30 @@ def test_the_embedded_model_answers_in_one_line_and_counts(engine: Embedded, sam
     assert first.recall.tokens == engine(first.recall.text) <= 100
     assert (usage.calls, usage.unreported) == (2, 0)
     assert usage.prompt_tokens > 2 * first.recall.tokens
+
+
+def test_an_embedded_answer_does_not_depend_on_the_prompts_before(engine: Embedded) -> None:
+    def request(memory: str, question: str) -> Request:
+        example = (
+            Message.user("Memory: Ann: I am in Oslo.\n\nQuestion: Where is Ann?\n\nAnswer:"),
+            Message.assistant("Oslo"),
+        )
+        asked = Message.user(f"Memory: {memory}\n\nQuestion: {question}\n\nAnswer:")
+        return Request(
+            model="m", system="Answer in few words.", messages=(*example, asked), config=Config(max_tokens=8)
+        )
+
+    kayak = "Nadia: I sold the kayak to my cousin.\nOskar: The vet closes at six."
+    requests = [
+        request(kayak, "What did Nadia sell?"),
+        request(kayak, "What did Oskar say about the vet?"),
+        request(f"{kayak}\nNadia: It rains.", "What did Nadia sell?"),
+        request("", "What did Nadia sell?"),
+    ]
+    answers = [engine.complete(each) for each in requests]
+    other = Embedded(engine.path)
+    again = [other.complete(each) for each in reversed(requests)]
+    assert answers == again[::-1]
 
 
 def test_embedded_lines_add_up(engine: Embedded, sample: Any) -> None:
