@@ -111,7 +111,7 @@ def test_verdicts_are_added_and_nothing_is_answered_again(
     assert results["judge_calibrations"][0]["passed"]
     assert "identity" not in results["judge_calibrations"][0]
     table = (run / "table.txt").read_text()
-    assert "Rogan-Gladen" in table
+    assert "lexical judge" in table
     assert "openai/judge (strict) passed its calibration" in table
     asked = len(server.requests)
     assert again(server, run, more=CALIBRATED) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import date
+from itertools import pairwise
 from typing import Literal
 
 from memometer.benchmarks.metrics import abstains, normalize
@@ -47,7 +48,7 @@ def hedge(question: str, gold: str, answer: str) -> Hedge | None:
     if _refuses_and_answers(answer) and not _REFUSAL.search(gold):
         return "refuses and answers"
     expected = f"{question} {gold}"
-    if len(_dates(answer)) >= 2 and len(_dates(expected)) < 2:
+    if _has_alternative_dates(answer) and not _has_alternative_dates(expected):
         return "several dates"
     if _ALTERNATIVES.search(answer) and not _ALTERNATIVES.search(expected):
         return "several candidates"
@@ -60,8 +61,16 @@ def hedge(question: str, gold: str, answer: str) -> Hedge | None:
     return None
 
 
-def _dates(text: str) -> set[tuple[date, date]]:
-    return {(when.start, when.end) for when in find(text, _ANY_DAY) if not when.relative and when.precision != "year"}
+_BETWEEN_DATES = re.compile(r"\s*(?:,?\s*or\s+(?:(?:in|on|around|maybe|perhaps|possibly)\s+)?|[;/,]\s*)", re.IGNORECASE)
+
+
+def _has_alternative_dates(text: str) -> bool:
+    """True if a text names different dates one after the other, with nothing but a comma or `or` between them."""
+    found = [when for when in find(text, _ANY_DAY) if not when.relative]
+    return any(
+        (a.start, a.end) != (b.start, b.end) and _BETWEEN_DATES.fullmatch(text[a.span[1] : b.span[0]])
+        for a, b in pairwise(sorted(found, key=lambda when: when.span))
+    )
 
 
 def _refuses_and_answers(answer: str) -> bool:
