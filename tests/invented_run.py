@@ -38,6 +38,7 @@ def invent(
     recalled_turns: Mapping[int, int] | None = None,
     seed: int = 0,
     calibrations: Sequence[dict[str, Any]] | None = None,
+    reference: str | None = None,
 ) -> Path:
     """Write manifest.json, records.jsonl, ingest.jsonl and results.json. One answer in fifty failed. With None for
     `calibrations` the judge passed its calibration."""
@@ -66,6 +67,7 @@ def invent(
         "reader": "openai/invented-reader", "judge": "openai/invented-judge (strict)", "token_counter": "o200k_base",
     }  # fmt: skip
     calibrations = [calibration()] if calibrations is None else calibrations
+    manifest["config"]["reference"] = reference
     results = compute_results(manifest, records, ingests, data, planned, facts, calibrations=calibrations)
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -4,7 +4,10 @@
     memometer compare runs/A --measure f1                      the systems of one run with each other
 
 The command prints the score of each system, and for each pair at the same budget the paired difference with its
-interval and tests, corrected by Holm. The baselines none, refusal and oracle are compared only if --system names them.
+interval and tests. Each system is compared with one reference: --reference, or the strongest of full_context, recent,
+session and bm25; with --system all named pairs are compared. The p-values are adjusted together (max-T over sign
+flips).
+The baselines none, refusal and oracle are compared only if --system names them.
 Differences between the runs that make scores incomparable are printed first.
 """
 
@@ -35,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--system", type=words, metavar="A,B,…", help="only these systems")
     options.add_argument("--budget", type=integers, metavar="N,M,…", help="only these budgets")
+    options.add_argument("--reference", metavar="NAME", help="compare all other systems with this one")
     options.add_argument("--data", metavar="FILE", help="the benchmark's file (default: the one that the run names)")
     return options
 
@@ -62,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rule=args.rule,
         systems=args.system,
         budgets=args.budget,
+        reference=args.reference,
         data=args.data,
     )
     print(found, end="")

@@ -52,6 +52,11 @@ def parser() -> argparse.ArgumentParser:
         "http://HOST:PORT/ and search:NAME, each optionally as LABEL=SYSTEM; the baselines none, refusal and oracle "
         "always run",
     )
+    systems.add_argument(
+        "--reference",
+        metavar="NAME",
+        help="system that all others are compared with (default: the strongest of full_context, recent, session, bm25)",
+    )
     budget = systems.add_mutually_exclusive_group()
     budget.add_argument(
         "--budget-tokens", type=positive, metavar="N", help="tokens of memory in a prompt (default 20000)"

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _problems(path: Path) -> Iterator[str]:
     from memometer.harness.rescore import rewrite_results
     from memometer.judging.rerun_detection import of_records
-    from memometer.report.results import read_results
+    from memometer.report.results import STATISTICS, read_results
     from memometer.report.write import data_of
     from memometer.run.folder import RunFolder, changes, read_manifest, read_records
     from memometer.run.test_set_usage import duplicate_attempts
@@ -78,9 +78,25 @@ def _problems(path: Path) -> Iterator[str]:
         shutil.copytree(path, copy, ignore=shutil.ignore_patterns(".lock", "report.*"))
         with RunFolder.reopen(copy, anchored=False) as folder:
             computed, _ = rewrite_results(folder, data)
+    if saved.get("statistics") != STATISTICS:  # earlier versions had other intervals and tests
+        saved, computed = _without_intervals(saved), _without_intervals(computed)
     for name in RECOMPUTED:
         if (place := _difference(saved.get(name), computed.get(name), name)) and name in saved:
             yield f"results.json differs from its records in {place}."
+
+
+def _without_intervals(results: Any) -> Any:
+    """Results without intervals and comparisons of systems."""
+    if isinstance(results, list):
+        return [_without_intervals(value) for value in results]
+    if not isinstance(results, Mapping):
+        return results
+    dropped = ("comparisons", "gap_closed", "low", "high", "corrected")
+    return {
+        name: _without_intervals(value)
+        for name, value in results.items()
+        if name not in dropped and not name.endswith("interval")
+    }
 
 
 def _difference(saved: Any, computed: Any, place: str) -> str:

@@ -26,6 +26,7 @@ from memometer.reader.program_file import Program, ProgramError, load_for
 from memometer.reader.reader import predictors_of
 from memometer.retrieval.ranker import FOLDER
 from memometer.run.options import OptionError, option_errors
+from memometer.systems import BASELINES
 from memometer.token_counters import counter_for
 
 DEFAULT_SYSTEMS = ("recent", "full_context", "adaptive")
@@ -88,6 +89,8 @@ def make_plan(options: EvaluateOptions) -> Plan:
     program, notice = _load_program(options, conversations, models, data)
     rule = _load_rule(options, conversations, data)
     systems = configure_memories(options, model=models.reader, count=count, program=program, rule=rule)
+    if options.reference and options.reference not in (known := [n for n in systems.memories if n not in BASELINES]):
+        raise OptionError(f"--reference {options.reference} is not in this run; allowed are {', '.join(known)}.")
     made = Plan(options, data, questions, conversations, models, systems, count, program, rule)
     if uncalibrated:
         made.notices.append(f"Judge accuracy is withheld: {NOT_POSSIBLE}.")

@@ -25,7 +25,7 @@ class EvaluateOptions(Options):
     """
 
     RENAMED: ClassVar[Mapping[str, str]] = {"no_certificate": "no_calibration"}
-    ADDED: ClassVar[tuple[str, ...]] = ("judge_max_tokens", "allow_failed_calibration", "encoder_api_base")
+    ADDED: ClassVar[tuple[str, ...]] = ("judge_max_tokens", "allow_failed_calibration", "encoder_api_base", "reference")
 
     benchmark: str | None = None
     data: str | None = None
@@ -35,6 +35,7 @@ class EvaluateOptions(Options):
     two_options: bool = False
     seed: int = 0
     systems: tuple[str, ...] = ()
+    reference: str | None = None
     budget_tokens: int | None = None
     budgets: tuple[int, ...] = ()
     encoder: str | None = None

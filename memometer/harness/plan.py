@@ -29,7 +29,7 @@ from memometer.run.environment import digest, recalling_code, scoring_code
 from memometer.run.folder import Key
 from memometer.run.options import OptionError
 from memometer.stats import power
-from memometer.systems import BASELINES
+from memometer.systems import BASELINES, SIMPLE
 from memometer.systems.plugin_memory import PluginMemory
 from memometer.token_counters import TokenCounter, Utf8Bytes
 
@@ -244,14 +244,18 @@ class Plan:
     def _power(self) -> str:
         """Return the difference that the run can find, and what more conversations or questions would."""
         systems = sum(name not in BASELINES for name in self.systems.memories)
-        pairs = systems * (systems - 1) // 2 + (systems if self.models.reader else 0)
+        has_reference = self.options.reference or any(name in SIMPLE for name in self.systems.memories)
+        floor = bool(self.models.reader)
+        pairs = systems - 1 + floor if has_reference else systems * (systems - 1) // 2 + floor * systems
         answerable = sum(question.answerable for question in self.questions)
         everything = chosen_questions(replace(self.options, split="all", num_test=None), self.data)
         whole = [question for question in everything if question.answerable]
         number = len({question.conversation for question in whole})
         flags = "--split all" + (" without --num-test" if self.options.num_test else "")
         others = {flags: (len(whole), number)}
-        if self.options.num_test:
+        if (self.program and self.program.trained_on) or (self.rule and self.rule.fitted_on):
+            others = {}  # a program or rule may not be evaluated on the conversations that it was fitted on
+        elif self.options.num_test:
             others = {"--split all": (answerable, number), **others}
         return power.sentence((answerable, len(self.conversations)), others, pairs)
 

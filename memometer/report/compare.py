@@ -24,8 +24,8 @@ from memometer.report.write import alarm
 from memometer.run.folder import changes, failed
 from memometer.stats.intervals import FEW_CLUSTERS
 from memometer.stats.number_format import interval, number, percent
-from memometer.stats.pairwise import SystemScores, compare_pair, holm_corrected
-from memometer.systems import BASELINES
+from memometer.stats.pairwise import Match, SystemScores, compare_family, strongest
+from memometer.systems import BASELINES, SIMPLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class RunComparison:
         grader: Name of the grader, for the measure judge.
         scores: For each system `system`, `budget`, `run` if there are several, `failed`, and the fields of
             `memometer.report.aggregate.rate`.
-        pairs: For each pair the fields of `memometer.stats.pairwise.compare_pair` and `holm_corrected`.
+        pairs: For each pair the fields of `memometer.stats.pairwise.compare_family`.
         warnings: Runs without a valid status, and another split, which makes scores incomparable.
         subjects: Every other setting that differs between the runs, such as the reader: what the comparison is about.
         notes: Sentences about the questions and the number of conversations.
@@ -100,14 +100,16 @@ def compare(
     rule: Rule = "mean",
     systems: Collection[str] | None = None,
     budgets: Collection[int] | None = None,
+    reference: str | None = None,
     data: str | Path | None = None,
 ) -> RunComparison:
     """Compare systems pairwise on the questions that all runs asked.
 
     Systems are compared at the same budget; a system with a single budget is compared at every budget. The baselines
     none, refusal and oracle are compared only if `systems` names them or nothing else is left. If the runs share a
-    system, it is compared with itself in the other runs, and other pairs only if `systems` names them. p-values are
-    corrected by Holm over all pairs.
+    system, it is compared with itself in the other runs, and other pairs only if `systems` names them. Otherwise each
+    system is compared with one reference; without a reference all pairs are compared. The tests are adjusted together
+    by the maximum of their statistics.
 
     Args:
         runs: Run folders.
@@ -120,6 +122,8 @@ def compare(
         rule: How repeated verdicts are combined.
         systems: Systems to compare; None for all.
         budgets: Budgets to compare; None for all.
+        reference: The system that all others are compared with; None for the strongest simple system
+            (`memometer.systems.SIMPLE`), or for all pairs if `systems` is given or there is none.
         data: The benchmark's file; None for the one that the first run names.
 
     Returns:
@@ -142,18 +146,24 @@ def compare(
     possible = [question for question in dataset.questions if question.category in chosen]
     shared = _shared(read, possible)
     compared = _system_scores(read, shared, measure, grader, rule, systems, budgets)
-    family = []
+    if reference and reference not in {one.system for one in compared}:
+        listed = ", ".join(dict.fromkeys(one.system for one in compared))
+        raise ComparisonError(f"--reference {reference} is not compared; allowed are {listed}.")
+    family: list[Match] = []
     for category in [None, *(chosen if by_category and len(chosen) > 1 else [])]:
         ids = {question.id for question in shared if category in (None, question.category)}
-        for a, b in _pairs(compared if systems else _without_baselines(compared), matched=not systems):
-            name = grader.name if grader else None
-            family.append(compare_pair(_only(a, ids), _only(b, ids), measure, grader=name, category=category))
-    pairs = holm_corrected(family)
+        for a, b in _pairs(
+            compared if systems or reference else _without_baselines(compared),
+            matched=not systems and not reference,
+            reference=reference or ("" if systems else strongest(compared, SIMPLE)),
+        ):
+            family.append((_only(a, ids), _only(b, ids), category))
+    pairs = compare_family(family, measure, grader=grader.name if grader else None)
     subset = f" A subset: there are {len(possible):,}." if len(shared) < len(possible) else ""
     notes = [f"{len(shared):,} questions of categories {', '.join(chosen)}{_unshared(read, possible)}.{subset}"]
     clusters = len({question.conversation for question in shared})
     if clusters <= FEW_CLUSTERS:
-        notes.append(few_clusters(clusters, len(pairs)))
+        notes.append(few_clusters(clusters))
     warnings, subjects = differences(read, compared, measure)
     return RunComparison(
         measure=measure,
@@ -304,12 +314,15 @@ def _without_baselines(systems: Sequence[SystemScores]) -> Sequence[SystemScores
     return found if len(found) > 1 else systems
 
 
-def _pairs(systems: Sequence[SystemScores], *, matched: bool) -> list[tuple[SystemScores, SystemScores]]:
+def _pairs(
+    systems: Sequence[SystemScores], *, matched: bool, reference: str = ""
+) -> list[tuple[SystemScores, SystemScores]]:
     """The pairs to compare.
 
     Args:
         systems: The systems of all runs.
         matched: True prefers pairs of one system in two runs, in which only the subject of the comparison differs.
+        reference: A system; only pairs with it are returned, in which it is the second.
 
     Returns:
         Pairs at the same budget and pairs with a system that has a single budget; all pairs if there are none.
@@ -324,7 +337,10 @@ def _pairs(systems: Sequence[SystemScores], *, matched: bool) -> list[tuple[Syst
         if a.budget == b.budget or 1 in (len(budgets[a.run, a.system]), len(budgets[b.run, b.system]))
     ]
     same = [(a, b) for a, b in fair if a.system == b.system and a.run != b.run]
-    return (matched and same) or fair or pairs
+    if matched and same:
+        return same
+    with_reference = [(b, a) if a.system == reference else (a, b) for a, b in fair if reference in (a.system, b.system)]
+    return with_reference or fair or pairs
 
 
 def _only(system: SystemScores, ids: set[str]) -> SystemScores:

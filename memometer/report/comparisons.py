@@ -12,26 +12,30 @@ from memometer.judging import sample_scores
 from memometer.judging.graders import graders_of
 from memometer.report.aggregate import SystemKey, grouped
 from memometer.run.folder import Key, Record
-from memometer.stats.intervals import FEW_CLUSTERS, min_sign_flip_p
-from memometer.stats.pairwise import SystemScores, compare_pair, holm_corrected
-from memometer.systems import BASELINES
+from memometer.stats.intervals import FEW_CLUSTERS, READABLE_CLUSTERS, min_sign_flip_p
+from memometer.stats.pairwise import SystemScores, compare_family, strongest
+from memometer.systems import BASELINES, SIMPLE
 
 Results = dict[str, Any]
 
 
-def compare_systems(records: Sequence[Record], questions: Iterable[Question], planned: Iterable[Key]) -> list[Results]:
-    """Compare systems pairwise over the answerable questions, by every measure and grader of the run.
+def compare_systems(
+    records: Sequence[Record], questions: Iterable[Question], planned: Iterable[Key], *, reference: str = ""
+) -> list[Results]:
+    """Compare each system with one reference over the answerable questions, by every measure and grader of the run.
 
-    All systems at the same budget (`level`) are compared with each other and with the better of the baselines none and
-    refusal. Holm's correction is over one measure at one budget.
+    The reference is a named system, or the strongest of the simple ones (`memometer.systems.SIMPLE`). Without either,
+    all systems are compared with each other. At each budget (`level`) the better of the baselines none and refusal is
+    compared with the reference too. The tests are adjusted over one measure at one budget.
 
     Args:
         records: All attempts.
         questions: The questions of the data.
         planned: What was planned.
+        reference: The system that all others are compared with; empty for the strongest simple one.
 
     Returns:
-        Comparisons as `memometer.stats.pairwise` gives them, with `level`.
+        Comparisons as `memometer.stats.pairwise` gives them, with `level`. Those with the reference have it as `b`.
     """
     groups = grouped(records, questions, planned)
     pairs = {key: [pair for pair in of if pair[0].answerable] for key, of in groups.items()}
@@ -42,15 +46,16 @@ def compare_systems(records: Sequence[Record], questions: Iterable[Question], pl
             for key, of in pairs.items()
             if (scores := sample_scores.by_question(of, measure, grader))
         }
-        for level, matches in _matches(systems, with_floor=measure != "evidence_recall").items():
+        chosen = reference or strongest(list(systems.values()), SIMPLE)
+        for level, matches in _matches(systems, chosen, with_floor=measure != "evidence_recall").items():
             name = grader.name if grader else None
-            family = [compare_pair(systems[a], systems[b], measure, grader=name) for a, b in matches]
-            found += [{**comparison, "level": level} for comparison in holm_corrected(family)]
+            family = compare_family([(systems[a], systems[b], None) for a, b in matches], measure, grader=name)
+            found += [{**comparison, "level": level} for comparison in family]
     return found
 
 
 def _matches(
-    systems: dict[SystemKey, SystemScores], *, with_floor: bool
+    systems: dict[SystemKey, SystemScores], reference: str, *, with_floor: bool
 ) -> dict[int, list[tuple[SystemKey, SystemKey]]]:
     """Return the pairs to compare by budget; a system with a single budget is compared at every budget."""
     budgets: dict[str, list[int]] = defaultdict(list)
@@ -65,17 +70,19 @@ def _matches(
         keys = [
             (system, level if level in of else of[0]) for system, of in budgets.items() if level in of or len(of) == 1
         ]
-        matches[level] = list(combinations(keys, 2)) + [(a, (b.system, b.budget)) for a in keys for b in floor]
+        others, of_floor = list(combinations(keys, 2)), keys
+        if chosen := [key for key in keys if key[0] == reference]:
+            others, of_floor = [(key, chosen[0]) for key in keys if key != chosen[0]], chosen
+        matches[level] = others + [(a, (b.system, b.budget)) for a in of_floor for b in floor]
     return matches
 
 
-def warnings_of(asked: Sequence[Question], everything: Sequence[Question], comparisons: Sequence[Results]) -> list[str]:
+def warnings_of(asked: Sequence[Question], everything: Sequence[Question]) -> list[str]:
     """Warn of few conversations and of a subset of the questions.
 
     Args:
         asked: The questions of the run.
         everything: The questions of the data.
-        comparisons: The comparisons of the run.
 
     Returns:
         Sentences.
@@ -83,7 +90,7 @@ def warnings_of(asked: Sequence[Question], everything: Sequence[Question], compa
     found = []
     clusters = len({question.conversation for question in asked})
     if clusters <= FEW_CLUSTERS:
-        found.append(few_clusters(clusters, max((c["family"] for c in comparisons), default=0)))
+        found.append(few_clusters(clusters))
     for name, only_answerable in (("answerable questions", True), ("questions", False)):
         n, full = (sum(question.answerable or not only_answerable for question in of) for of in (asked, everything))
         if n < full:
@@ -91,12 +98,11 @@ def warnings_of(asked: Sequence[Question], everything: Sequence[Question], compa
     return found
 
 
-def few_clusters(clusters: int, family: int = 0) -> str:
+def few_clusters(clusters: int) -> str:
     """Warn that intervals and tests rest on few conversations.
 
     Args:
         clusters: Number of conversations.
-        family: Number of comparisons that are corrected together.
 
     Returns:
         A sentence with the smallest possible p-value.
@@ -105,7 +111,5 @@ def few_clusters(clusters: int, family: int = 0) -> str:
         return "One conversation: no interval or test can generalise to other conversations."
     smallest = min_sign_flip_p(clusters)
     freedom = "1 degree of freedom" if clusters == 2 else f"{clusters - 1} degrees of freedom"
-    sentence = f"Only {clusters} conversations: intervals have {freedom}"
-    if smallest <= 0.05 < family * smallest:
-        return f"{sentence}, and after Holm over {family} tests no p is below {min(1.0, family * smallest):.2f}."
-    return f"{sentence}, and no sign-flip p is below {smallest:.3g}."
+    few = ", which is too few to read them" if clusters < READABLE_CLUSTERS else ""
+    return f"Only {clusters} conversations: intervals have {freedom}{few}, and no p is below {smallest:.3g}."

@@ -22,8 +22,9 @@ class LeaderboardError(UserError, ValueError):
 def leaderboard(run: Run, imported: Sequence[Run] = ()) -> str:
     """Build the leaderboard of a run.
 
-    The other systems are compared with the first one, paired on the same questions. Imported results are scored on the
-    run's questions and on all of theirs, in a table of their own, because their reader, prompt and judge differ.
+    The other systems are compared with the reference of the run's comparisons, paired on the same questions. Imported
+    results are scored on the run's questions and on all of theirs, in a table of their own, because their reader,
+    prompt and judge differ.
 
     Args:
         run: A run of evaluate.py.
@@ -94,7 +95,11 @@ def _heading(run: Run, summary: Summary, asked: set[str]) -> str:
 def _own_table(summary: Summary) -> Table:
     measures = summary.measures
     headline = measures[0]
-    reference = next((row.system for row in summary.rows if not row.baseline), "")
+    of_headline = [c for c in summary.comparisons if (c["grader"] or c["measure"]) == headline.key]
+    sides = [{c["a"]["system"], c["b"]["system"]} for c in of_headline]
+    in_all = [row.system for row in summary.rows if sides and all(row.system in pair for pair in sides)]
+    last = [c["b"]["system"] for c in of_headline if c["b"]["system"] in in_all]
+    reference = next(iter(last or in_all), "") or next((row.system for row in summary.rows if not row.baseline), "")
 
     def score(row: Row) -> Score | None:
         return row.scores.get(headline.key)
@@ -107,7 +112,7 @@ def _own_table(summary: Summary) -> Table:
         "none to oracle, %",
         "tokens per question",
         f"{headline.short} minus {reference}'s",
-        "p (Holm)",
+        "p (adjusted)",
     ]
     rows = []
 
@@ -128,7 +133,7 @@ def _own_table(summary: Summary) -> Table:
                 rate(difference["value"], difference["low"], difference["high"], signed=True)
                 if difference
                 else UNKNOWN,
-                p_value(difference["p_holm"] if difference else None),
+                p_value(difference["p_adjusted"] if difference else None),
             ]
         )
     return Table("", headers, rows)
@@ -158,7 +163,7 @@ def _difference(comparisons: Sequence[Results], measure: str, row: Row, referenc
         return None
     c, sign = found[0]
     low, high = sorted(sign * c[end] for end in ("low", "high")) if c["low"] is not None else (None, None)
-    return {"value": sign * c["difference"], "low": low, "high": high, "p_holm": c["p_holm"]}
+    return {"value": sign * c["difference"], "low": low, "high": high, "p_adjusted": c["p_adjusted"]}
 
 
 def _imported_rows(run: Run, asked: set[str]) -> list[list[str]]:

@@ -25,6 +25,10 @@ from memometer.run.folder import Key, Record, RunFolderError
 Results = dict[str, Any]
 
 
+STATISTICS = 2
+"""Version of intervals and tests: 2 has intervals that are never narrower than the naive ones, and max-T p-values."""
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """A run: the name of its folder, manifest, records, results and data."""
@@ -76,7 +80,7 @@ def compute_results(
     questions = [question for question in data.questions if question.id in ids]
     graders = graders_of(records)
     systems = aggregate.aggregate(records, questions, keys)
-    pairs = comparisons.compare_systems(records, questions, keys)
+    pairs = comparisons.compare_systems(records, questions, keys, reference=manifest["config"].get("reference") or "")
     problem = ""
     try:
         if corrections is None and label_sets.named_file(data) and not data.kind:
@@ -99,6 +103,7 @@ def compute_results(
     ]
     return {
         **facts,
+        "statistics": STATISTICS,
         "benchmark": data.benchmark,
         "categories": dict(data.categories),
         "data_kind": data.kind,
@@ -131,7 +136,7 @@ def compute_results(
         "systems": systems,
         "comparisons": pairs,
         "warnings": [
-            *comparisons.warnings_of(questions, data.questions, pairs),
+            *comparisons.warnings_of(questions, data.questions),
             *manifest.get("cautions", ()),
             *facts.get("warnings", ()),
             *filter(None, [problem]),

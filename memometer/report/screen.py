@@ -31,8 +31,8 @@ def screen_parts(summary: Summary, *, notes: Sequence[str] = (), rest: str) -> l
     """
     shown = _pairs_that_matter(summary)
     verdict: list[str] = []
-    if shown and not any((c["p_holm"] or 0.0) < 0.05 for c in shown):
-        verdict = ["No difference between these systems is significant (Holm, 0.05)."]
+    if shown and not any((c["p_adjusted"] or 0.0) < 0.05 for c in shown):
+        verdict = ["No difference between these systems is significant (adjusted p below 0.05)."]
     return [
         _short_table(summary) if len(summary.rows) <= MAX_ROWS else _by_budget(summary),
         *([_short_comparisons(summary, shown)] if shown else []),
@@ -96,7 +96,8 @@ def _key(side: Results) -> tuple[str, int]:
 
 def _short_comparisons(summary: Summary, comparisons: Sequence[Results]) -> Table:
     rows = [
-        [side_name(c["a"]), side_name(c["b"]), difference(c), p_value(c["p_holm"]), number(c["n"])] for c in comparisons
+        [side_name(c["a"]), side_name(c["b"]), difference(c), p_value(c["p_adjusted"]), number(c["n"])]
+        for c in comparisons
     ]
     title = f"Paired differences in {measure_name(summary.measures[0])}, percentage points"
-    return Table(title, ["a", "b", "a - b", "p (Holm)", "n"], rows, left=2)
+    return Table(title, ["a", "b", "a - b", "p (adjusted)", "n"], rows, left=2)

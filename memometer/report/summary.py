@@ -155,7 +155,11 @@ def summarize(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> Summar
         scope="Answerable questions" if any(e["questions"] for *_, e in entries_of(results)) else "All questions",
         measures=measures,
         rows=list(_rows(results, measures)),
-        comparisons=[c for c in results.get("comparisons", ()) if (c.get("grader") or c["measure"]) in known],
+        comparisons=[
+            {"p_adjusted": c.get("p_holm"), **c}  # earlier versions corrected by Holm
+            for c in results.get("comparisons", ())
+            if (c.get("grader") or c["measure"]) in known
+        ],
         judge_calibrations=list(results.get("judge_calibrations", ())),
         frontier={key: points for key, points in cost.get("frontier", {}).items() if key in known},
         areas={key: systems for key, systems in cost.get("areas", {}).items() if key in known},

@@ -217,7 +217,7 @@ def comparison_tables(comparisons: Sequence[Results], categories: Mapping[str, s
         return []
     by_category = any(c["category"] for c in comparisons)
     headers = ["a", "b", *(["category"] if by_category else []), "a - b", "wins/losses/ties", "p McNemar",
-               "p sign flips", "p Holm", "detectable", "n"]  # fmt: skip
+               "p sign flips", "p adjusted", "detectable", "n"]  # fmt: skip
     rows = []
     for c in comparisons:
         category = category_label(str(c["category"]), categories or {}) if c["category"] else "all"
@@ -228,7 +228,7 @@ def comparison_tables(comparisons: Sequence[Results], categories: Mapping[str, s
                 *([category] if by_category else []),
                 difference(c),
                 f"{c['wins']}/{c['losses']}/{c['ties']}",
-                *(p_value(c[name]) for name in ("p_mcnemar", "p_permutation", "p_holm")),
+                *(p_value(c[name]) for name in ("p_mcnemar", "p_permutation", "p_adjusted")),
                 percent(c["detectable"]),
                 number(c["n"]),
             ]
@@ -238,8 +238,9 @@ def comparison_tables(comparisons: Sequence[Results], categories: Mapping[str, s
     under = f" ({first['grader']})" if first["grader"] else ""
     title = (
         f"Paired differences in {MEASURES[first['measure']]}{under}, percentage points with clustered 95 % intervals; "
-        f"McNemar assumes independent questions, sign flips independent conversations; Holm over {families}; "
-        "detectable: smallest true difference found with 80 % power"
+        "McNemar assumes independent questions, sign flips independent conversations; "
+        f"adjusted by max-T over {families}; "
+        "detectable: smallest true difference that the adjusted test finds with 80 % power"
     )
     return [Table(title, headers, rows, left=2)]
 

@@ -19,7 +19,7 @@ from memometer.report.pareto import answered_questions, measures
 from memometer.report.results import Run
 from memometer.report.summary import summarize
 from memometer.run.folder import Record, is_answered, key, latest
-from memometer.stats.pairwise import SystemScores, compare_pair, holm_corrected
+from memometer.stats.pairwise import Match, SystemScores, compare_family
 
 Results = dict[str, Any]
 
@@ -60,7 +60,7 @@ def between(runs: Sequence[Run]) -> list[Results]:
         runs: The runs.
 
     Returns:
-        Comparisons as in results.json; Holm's correction is over all by one measure.
+        Comparisons as in results.json; the tests are adjusted over all by one measure.
     """
     answered = [answered_questions(run.records, run.data.questions) for run in runs]
     common = [measures(run.records) for run in runs]
@@ -68,7 +68,7 @@ def between(runs: Sequence[Run]) -> list[Results]:
     for name, (measure, grader) in common[0].items():
         if not all(name in known for known in common):
             continue
-        family = []
+        family: list[Match] = []
         for run, others in zip(runs[1:], answered[1:], strict=True):
             for first, second in _matches(list(answered[0]), list(others)):
                 a, b = (
@@ -76,8 +76,8 @@ def between(runs: Sequence[Run]) -> list[Results]:
                     for one, of, at in ((runs[0], answered[0], first), (run, others, second))
                 )
                 if a.scores and b.scores:
-                    family.append(compare_pair(a, b, measure, grader=grader.name if grader else None))
-        found += holm_corrected(family)
+                    family.append((a, b, None))
+        found += compare_family(family, measure, grader=grader.name if grader else None)
     return found
 
 

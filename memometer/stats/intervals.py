@@ -230,7 +230,8 @@ class Comparison:
         wins: Questions on which a scores more than b.
         losses: Questions on which a scores less than b.
         ties: Questions on which both score the same.
-        detectable: Smallest true difference that the design detects with about 80 % power.
+        detectable: Smallest true difference that the interval excludes zero for with about 80 % power.
+        standard_error: Cluster-robust standard error of the difference.
         n: Number of questions.
         clusters: Number of conversations.
     """
@@ -246,6 +247,7 @@ class Comparison:
     detectable: float | None
     n: int
     clusters: int
+    standard_error: float | None = None
 
 
 def paired(a: Sequence[float], b: Sequence[float], clusters: Sequence[str]) -> Comparison:
@@ -286,6 +288,7 @@ def paired(a: Sequence[float], b: Sequence[float], clusters: Sequence[str]) -> C
         detectable=detectable(estimate.standard_error, estimate.clusters) if estimate.standard_error else None,
         n=estimate.n,
         clusters=estimate.clusters,
+        standard_error=estimate.standard_error,
     )
 
 

@@ -1,12 +1,14 @@
-"""Paired comparisons of systems on the questions that both answered, with Holm's correction."""
+"""Paired comparisons of systems on the questions that both answered, adjusted for multiple testing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from memometer.stats.intervals import holm, paired
+from memometer.stats.intervals import paired
+from memometer.stats.max_t import max_t
+from memometer.stats.power import detectable_errors
 
 Results = dict[str, Any]
 
@@ -59,21 +61,53 @@ def compare_pair(
     return {"a": a.key, "b": b.key, "measure": measure, "grader": grader, "category": category, **comparison}
 
 
-def holm_corrected(family: Sequence[Results]) -> list[Results]:
-    """Correct a family of comparisons for multiple testing.
+Match = tuple[SystemScores, SystemScores, str | None]
+"""Two systems and the category of their questions; None for all categories."""
+
+
+def compare_family(matches: Sequence[Match], measure: str, *, grader: str | None = None) -> list[Results]:
+    """Compare pairs of systems and adjust their tests together.
 
     Args:
-        family: Comparisons as `compare_pair` returns them.
+        matches: The pairs to compare.
+        measure: Name of the measure.
+        grader: Name of the grader, if a judge gave the scores.
 
     Returns:
-        The comparisons with `p_holm` (Holm's correction of the sign-flip p-value) and `family` (number of tests).
+        Comparisons as `compare_pair` returns them, with `p_adjusted` (the sign-flip test, adjusted by the maximum
+        statistic of the family, see `memometer.stats.max_t`) and `family` (number of tests). `detectable` is the
+        smallest true difference that this adjusted test finds with 80 % power.
     """
-    tested = [number for number, comparison in enumerate(family) if comparison["p_permutation"] is not None]
-    p_values = dict(zip(tested, holm([family[number]["p_permutation"] for number in tested]), strict=True))
-    return [
-        {**comparison, "p_holm": p_values.get(number), "family": len(tested)}
-        for number, comparison in enumerate(family)
-    ]
+    found = [compare_pair(a, b, measure, grader=grader, category=category) for a, b, category in matches]
+    tested = [number for number, comparison in enumerate(found) if comparison["p_permutation"] is not None]
+    sums = [_sums(*matches[number][:2]) for number in tested]
+    places = sorted({conversation for of in sums for conversation in of})
+    p_values = dict(zip(tested, max_t([[of.get(place, 0.0) for place in places] for of in sums]), strict=True))
+    for number, comparison in enumerate(found):
+        error = comparison.pop("standard_error")
+        errors = detectable_errors(comparison["clusters"], max(1, len(tested)))
+        least = errors * error if errors and error else None
+        comparison["detectable"] = least if least is not None and least < 1 else None
+        comparison["p_adjusted"], comparison["family"] = p_values.get(number), len(tested)
+    return found
+
+
+def _sums(a: SystemScores, b: SystemScores) -> dict[str, float]:
+    """Sum of the differences by conversation."""
+    ids, (first, second) = align(a.scores, b.scores)
+    sums: dict[str, float] = {}
+    for conversation, x, y in zip(conversations(ids), first, second, strict=True):
+        sums[conversation] = sums.get(conversation, 0.0) + x - y
+    return sums
+
+
+def strongest(systems: Sequence[SystemScores], names: Collection[str]) -> str:
+    """Return the system of these names with the highest mean score over its budgets; empty if there is none."""
+    means: dict[str, list[float]] = {}
+    for one in systems:
+        if one.system in names:
+            means.setdefault(one.system, []).append(one.mean)
+    return max(means, key=lambda name: sum(means[name]) / len(means[name]), default="")
 
 
 def align(*systems: dict[str, float]) -> tuple[list[str], list[list[float]]]:

@@ -36,6 +36,9 @@ BASELINES = {
 }
 """The baselines of every evaluation. `recent` and `full_context` are memory systems like any other."""
 
+SIMPLE = ("full_context", "recent", "session", "bm25", "random")
+"""Memory systems that serve as the reference of comparisons: the strongest of them in a run, unless one is named."""
+
 
 FORMER_NAMES = {"evolving": "rewritten_notes", "rich": "fact_augmented"}
 

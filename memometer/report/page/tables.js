@@ -173,7 +173,7 @@ function forestSection(title, comparisons, summary, measure, state, again) {
   const place = (side) => (Number(side.budget) === 0 ? side.system : `${side.system} ${Number(side.budget) < 1e7 ? whole(Number(side.budget)) : "all"}`);
   const named = (side) => (side.run && side.run !== side.system ? `${side.run}: ` : "") + place(side);
   const rows = all.map((c) => {
-    const clear = c.low !== null && (c.low > 0 || c.high < 0);
+    const clear = c.p_adjusted !== null && c.p_adjusted < 0.05;
     const found = { value: c.difference, low: c.low, high: c.high };
     const bounds = c.low === null ? "" : ` [${signed(c.low)}, ${signed(c.high)}]`;
     return h("tr", {},
@@ -181,16 +181,16 @@ function forestSection(title, comparisons, summary, measure, state, again) {
       h("td", { class: "forest" }, interval(found, { least: -bound, most: bound, zero: 0, width: 240,
         colour: clear ? (c.difference > 0 ? "var(--good)" : "var(--bad)") : "var(--muted)" })),
       h("td", { class: "number" }, h("b", {}, signed(c.difference)), h("span", { class: "bounds" }, bounds)),
-      h("td", { class: "number" }, pValue(c.p_holm)),
+      h("td", { class: "number" }, pValue(c.p_adjusted)),
       h("td", { class: "number" }, `${whole(c.wins)} / ${whole(c.losses)} / ${whole(c.ties)}`),
       h("td", { class: "number" }, c.detectable === null || c.detectable === undefined ? "–" : percent(c.detectable)),
       h("td", { class: "number" }, `${whole(c.n)} in ${c.clusters}`));
   });
-  const head = ["comparison", "points", "difference", "p (Holm)", "won / lost / tied", "detectable", "n"];
+  const head = ["comparison", "points", "difference", "p (adjusted)", "won / lost / tied", "detectable", "n"];
   return h("section", {}, h("h2", {}, `${title}: ${measure.label}`),
     of.length > MOST_ROWS && h("label", { class: "inline" }, "Of ", select, ` ${whole(all.length)} of ${whole(of.length)} comparisons`),
     h("div", { class: "scroll" }, h("table", {},
-    h("caption", {}, "Percentage points on the same questions, with 95 % intervals clustered by conversation. Intervals are of single comparisons; p (Holm) is corrected over all by this measure. Grey: the interval includes zero."),
+    h("caption", {}, "Percentage points on the same questions, with 95 % intervals clustered by conversation. Intervals are of single comparisons; p is adjusted over all by this measure and budget (max-T over sign flips). Coloured: adjusted p below 0.05."),
     h("thead", {}, h("tr", {}, head.map((name, at) => h("th", { scope: "col", class: at < 2 ? "left" : "" }, name)))),
     h("tbody", {}, rows),
     h("tfoot", {}, h("tr", {}, h("td"), h("td", { class: "forest" }, forestAxis(bound, 240)), h("td", { colspan: 5 }))))));
