@@ -24,6 +24,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "fit-abstention": ("memometer.commands.fit_abstention", "fit the abstention rule on a validation run"),
         "import-results": ("memometer.commands.import_results", "convert published result files to run folders"),
         "leaderboard": ("memometer.commands.leaderboard", "combine a run and imported results in one table"),
+        "claims": ("memometer.commands.claims", "check written claims: supported, not supported or underpowered"),
+        "methods": ("memometer.commands.methods", "print a methods paragraph of a run for a paper"),
         "label-sets": ("memometer.commands.label_sets", "show known label errors and the score ceiling they imply"),
         "contamination": ("memometer.commands.contamination", "search files for held-out questions and answers"),
         "test-usage": ("memometer.commands.test_usage", "show how often the test split has been evaluated"),

@@ -194,3 +194,45 @@ def test_false_positives_and_misses_on_locomo(locomo: Dataset) -> None:
     long = {id for id, text in turns.items() if len(words(text)) >= 11}
     assert found <= long
     assert len(found) >= 0.99 * len(long)
+
+
+# ---------------------------------------------------------------- the data file during observe and recall
+
+
+def test_a_mapped_or_copied_data_file_is_refused_in_every_thread_and_others_are_not(tmp_path: Path) -> None:
+    import mmap
+    import shutil
+    import threading
+
+    from memometer.run import closed_files
+
+    data, other = tmp_path / "data.json", tmp_path / "other.json"
+    for path in (data, other):
+        path.write_text("{}")
+    (tmp_path / "alias.json").symlink_to(data)
+    closed_files.protect(data)
+
+    def mapped() -> None:
+        with (tmp_path / "alias.json").open("rb") as file:
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    with closed_files.closed() as refused:
+        for cheat in (mapped, lambda: shutil.copyfile(data, tmp_path / "c")):
+            with pytest.raises(PermissionError):
+                cheat()
+        failed: list[bool] = []
+
+        def elsewhere() -> None:
+            try:
+                data.read_text()
+            except PermissionError:
+                failed.append(True)
+
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        assert failed
+        assert other.read_text() == "{}"
+    assert len(refused) == 3
+    assert data.read_text() == "{}"
+    assert closed_files.without_protected([("A", str(data)), ("B", str(other))]) == {"B": str(other)}

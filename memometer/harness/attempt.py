@@ -20,6 +20,7 @@ from memometer.models.resolve_models import Model
 from memometer.models.usage import Usage, metered_answer
 from memometer.reader.multi_round import inputs_of
 from memometer.reader.reader import Reader, RefusingReader
+from memometer.run import closed_files
 from memometer.run.cost import COUNTED
 from memometer.run.folder import Record
 from memometer.run.shown_items import ItemTable
@@ -37,11 +38,13 @@ class PreparedRecall:
         recall: The recall; None if it failed.
         problem: The exception of a recall that failed.
         seconds: The wall time.
+        refused: The operations on the data file that were refused.
     """
 
     recall: Recall | None
     problem: Exception | None
     seconds: float
+    refused: Sequence[str] = ()
 
 
 def can_prepare(memory: Memory[Any], reading: Reader) -> bool:
@@ -55,11 +58,12 @@ def prepare(task: Task, memory: Memory[Any], state: State) -> PreparedRecall:
     """Make the recall of a task."""
     started = time.perf_counter()
     recall = problem = None
-    try:
-        recall = _recall(task, memory, state)
-    except Exception as error:  # noqa: BLE001 - the attempt raises it and records the failure
-        problem = error
-    return PreparedRecall(recall, problem, time.perf_counter() - started)
+    with closed_files.closed() as refused:
+        try:
+            recall = _recall(task, memory, state)
+        except Exception as error:  # noqa: BLE001 - the attempt raises it and records the failure
+            problem = error
+    return PreparedRecall(recall, problem, time.perf_counter() - started, refused)
 
 
 def _recall(task: Task, memory: Memory[Any], state: State) -> Recall:
@@ -104,7 +108,11 @@ def attempt_task(
     signals: dict[str, Any] = {}
     verdicts: list[dict[str, Any]] = []
     lm = reading.read.lm or reader.lm if reader else None
-    with observed_replies() as replies, metered_answer(reading.read, lm if prepared else None) as (usage, answering):
+    with (
+        closed_files.closed() as refused,
+        observed_replies() as replies,
+        metered_answer(reading.read, lm if prepared else None) as (usage, answering),
+    ):
         if state is not None:
             try:
                 recall, answer, signals = _ask(task, memory, state, reader, reading, prepared)
@@ -115,6 +123,7 @@ def attempt_task(
                 failed = error_fields(problem)
     if prepared:
         usage.seconds = round(usage.seconds + prepared.seconds, 4)
+        refused += prepared.refused
     returned = memory.returned(state, question.text) if state is not None else ()
     if judge and answer is not None and question.gold is not None:
         verdict, end = grade_answer(judge, question, answer)
@@ -150,6 +159,7 @@ def attempt_task(
         "finish_reason": replies[-1].finish_reason if replies else "",
         "model": reader.name if reader else None,
         **failed,
+        **({"data_file_refused": refused} if refused else {}),
         "at": round(time.time(), 3),
     }
     return record, end

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from memometer.harness.plan import Plan
-from memometer.report import aggregate, multi_round_analysis, prompt_counts
+from memometer.report import aggregate, data_access, multi_round_analysis, prompt_counts
 from memometer.report.write import write_results
 from memometer.run import resume, test_set_usage
 from memometer.run.folder import Record, RunFolder, is_answered
@@ -46,7 +46,8 @@ def finish(plan: Plan, folder: RunFolder, ending: Ending, *, verbose: bool = Fal
     share, limit = aggregate.missing_share(records, keys), plan.options.fail_on_error
     repeated = test_set_usage.duplicate_attempts(records)
     cut = prompt_counts.cut_prompts(aggregate.current(records, keys))
-    invalid = share > limit or bool(repeated) or bool(cut and cut["share"] > limit)
+    opened = data_access.systems_refused([*records, *folder.ingests()])
+    invalid = share > limit or bool(repeated) or bool(cut and cut["share"] > limit) or bool(opened)
     fatal = ending.fatal or plan.all_skipped()
     outcome = "failed" if fatal else "stopped" if ending.stopped else "invalid" if invalid else "valid"
     usage = _record_test_use(plan, folder, records, outcome)
@@ -61,6 +62,7 @@ def finish(plan: Plan, folder: RunFolder, ending: Ending, *, verbose: bool = Fal
         "left_out": plan.left_out,
         "skipped": plan.skipped(),
         "plug_ins": plan.plug_ins(),
+        "warnings": data_access.notes(plan.options.systems),
         "test_set_usage": {"test_scored": asdict(usage) if usage else None, "duplicate_attempts": repeated},
     }
     rounds, lines = _rounds(plan, records)

@@ -38,6 +38,7 @@ from memometer.models.plain_adapter import PlainAdapter
 from memometer.models.resolve_models import Model
 from memometer.models.usage import metered
 from memometer.reader.reader import Reader
+from memometer.run import closed_files
 from memometer.run.folder import Key, Record, RunFolder, is_answered, key, latest, needs_verdict
 from memometer.run.progress import bar
 from memometer.run.shown_items import ItemTable
@@ -328,7 +329,11 @@ def _ingest(
     failed = NO_FAILURE
     turns = 0
     lm = reader.lm if reader else None
-    with metered() as usage, dspy.context(lm=lm, adapter=PlainAdapter(), disable_history=True):
+    with (
+        closed_files.closed() as refused,
+        metered() as usage,
+        dspy.context(lm=lm, adapter=PlainAdapter(), disable_history=True),
+    ):
         try:
             state = memory.new()
             for session in _shown_progress(system, memory, conversation):
@@ -344,6 +349,7 @@ def _ingest(
         except Exception as problem:  # noqa: BLE001 - any memory may fail; its questions are recorded as failed
             state, failed = None, error_fields(problem, before="ingest: ")
     line = {"system": system, "conversation": conversation.id, "turns": turns}
+    line |= {"data_file_refused": refused} if refused else {}
     folder.append_ingest({**line, **with_outside(usage, memory.take_usage("ingest")), **failed})
     return state, failed
 

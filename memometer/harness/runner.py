@@ -27,7 +27,7 @@ from memometer.judging.judge_assessment import assess, sentence
 from memometer.models.errors import FATAL, describe
 from memometer.models.resolve_models import Model
 from memometer.report import aggregate, presenter
-from memometer.run import cost, resume
+from memometer.run import closed_files, cost, resume
 from memometer.run.environment import digest, provenance
 from memometer.run.folder import (
     Key,
@@ -135,6 +135,7 @@ class Runner:
         Returns:
             The outcome, as of `start`.
         """
+        closed_files.protect(self.plan.data.path)
         with folder:
             try:
                 return self._ask(folder, self._traced())

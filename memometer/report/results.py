@@ -17,7 +17,7 @@ from memometer.judging.judge_assessment import MAX_FALSE_ACCEPT
 from memometer.judging.judge_calibration import Calibration
 from memometer.judging.label_sets import LabelCorrections
 from memometer.judging.withheld import withhold
-from memometer.report import aggregate, answer_form, comparisons, fact_recall, pareto, variance
+from memometer.report import aggregate, answer_form, comparisons, data_access, fact_recall, pareto, variance
 from memometer.report.prompt_counts import cut_prompts
 from memometer.run import cost
 from memometer.run.folder import Key, Record, RunFolderError
@@ -136,11 +136,12 @@ def compute_results(
         "systems": systems,
         "comparisons": pairs,
         "warnings": [
-            *comparisons.warnings_of(questions, data.questions),
+            *data_access.alarms([*records, *ingests]),
+            *above,
             *manifest.get("cautions", ()),
             *facts.get("warnings", ()),
             *filter(None, [problem]),
-            *above,
+            *comparisons.warnings_of(questions, data.questions),
         ],
         "clean_and_flagged": clean_and_flagged,
         "cost": {

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+from memometer.run.closed_files import without_protected
 from memometer.systems import worker
 from memometer.systems.connection import MOST_REPLY, error_text, seconds
 from memometer.systems.plugin import PluginError
@@ -241,7 +242,7 @@ def worker_environment(more: Mapping[str, str]) -> dict[str, str]:
         for name, value in os.environ.items()
         if not PROVIDER_VARIABLES.fullmatch(name) and not PRIVATE_VARIABLES.fullmatch(name)
     }
-    return {**kept, "PYTHONUNBUFFERED": "1", **more}
+    return {**without_protected(kept.items()), "PYTHONUNBUFFERED": "1", **more}
 
 
 def worker_files_digest(words: list[str]) -> str:

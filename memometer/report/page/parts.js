@@ -63,8 +63,12 @@ function bounded(found) {
   return `n = ${whole(found.n)}${range}`;
 }
 
+// With fewer questions than this a rate is shown without an interval.
+const FEWEST_WITH_INTERVAL = 10;
+
 function rateCell(found, options) {
   if (!found) return h("td", { class: "number muted" }, "–");
+  if (found.n && found.n < FEWEST_WITH_INTERVAL) found = { ...found, low: null, high: null };
   const bounds = found.low === null || found.low === undefined ? (found.n ? `n ${found.n}` : "") : `${percent(found.low)}–${percent(found.high)}`;
   return h(
     "td",

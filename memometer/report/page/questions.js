@@ -184,7 +184,7 @@ class Questions {
     history.replaceState(null, "", `#${encodeURIComponent(answers[0].question)}`);
     document.querySelector(".panes").classList.add("opened");
     this.detail.hidden = false;
-    this.detail.replaceChildren(...questionDetail(this, answers));
+    this.detail.replaceChildren(...questionDetail(this, answers).filter(Boolean));
     this.detail.scrollTop = 0;
     this.draw();
   }

@@ -40,18 +40,23 @@ function provenance(summary, name) {
   return (summary.provenance.find(([key]) => key === name) || [])[1] || "";
 }
 
+const isAlarm = (text) => /\b(ALARM|INVALID)\b/.test(text);
+
 function heading(run) {
   const { summary } = run;
   const status = provenance(summary, "status");
+  const alarm = status === "valid" && summary.warnings.some(isAlarm);
   const facts = ["data", "split", "reader", "judge", "begun"].map((name) =>
     h("div", {}, h("dt", {}, name), h("dd", {}, provenance(summary, name).replace(/(sha256 .{12}).*/, "$1…"))));
-  return h("header", { class: "heading" }, h("h1", {}, run.name, " ", pill(status, status)), h("dl", { class: "facts" }, facts));
+  return h("header", { class: "heading" }, h("h1", {}, run.name, " ", alarm ? pill("alarm", "failed") : pill(status, status)), h("dl", { class: "facts" }, facts));
 }
 
 function callouts(summary) {
-  const warnings = [...summary.warnings, ...summary.withheld];
-  if (!warnings.length) return null;
-  return h("ul", { class: "callouts", "aria-label": "Warnings" }, warnings.map((text) => h("li", {}, text)));
+  const alarms = summary.warnings.filter(isAlarm);
+  const notes = [...summary.withheld, ...summary.warnings.filter((text) => !isAlarm(text))];
+  const list = (texts, kind, label) => texts.length > 0 &&
+    h("ul", { class: `callouts ${kind}`, "aria-label": label }, texts.map((text) => h("li", {}, text)));
+  return h("div", {}, list(alarms, "alarms", "Alarms"), list(notes, "", "Warnings"));
 }
 
 function systemCells(row, colours, run) {
