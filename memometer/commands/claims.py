@@ -3,8 +3,8 @@
     memometer claims claims.yaml
 
 The file is a list: `run` (a run folder, relative to the file), `system`, `better_than`, and optionally `measure`,
-`budget`, `by` (points) and `expect`. Each claim is supported, not supported or underpowered. Exit code 3 if a verdict is not the
-expected one; the default is supported.
+`budget`, `by` (points) and `expect`. Each claim is supported, not supported or underpowered. Exit code 3 if a
+verdict is not the expected one; the default is supported.
 """
 
 from __future__ import annotations
