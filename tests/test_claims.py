@@ -46,7 +46,7 @@ def test_claims_from_few_conversations_are_underpowered_and_exit_3(run: Path, ca
     assert cli.main(["claims", str(run.parent / "claims.yaml")]) == 3
     first, second = capfd.readouterr().out.splitlines()
     assert "underpowered (expected: supported)" in first
-    assert "not supported (expected: supported)" in second
+    assert "by 100 points: underpowered (expected: supported)" in second
     (run.parent / "claims.yaml").write_text(f"- {claim}, expect: underpowered}}\n")
     assert cli.main(["claims", str(run.parent / "claims.yaml")]) == 0
 
