@@ -89,8 +89,10 @@ class FollowedRun:
         if stamp != self._stamp:
             results = self._newest_results()
             alarms = [write.alarm(change) for change in changes(self.path)]
-            new = [text for text in alarms if text not in results.get("warnings", ())]
-            self._results = {**results, "warnings": [*results.get("warnings", ()), *new]} if new else results
+            if alarms:
+                warnings = dict.fromkeys([*results.get("warnings", ()), *alarms])
+                results = {**results, "status": "invalid", "warnings": list(warnings)}
+            self._results = results
             self._stamp = stamp
         return Run(self.name, self.manifest, self.records, self._results, self.data)
 
@@ -124,7 +126,8 @@ class FollowedRun:
             self.data,
             planned,
             facts,
-            calibrations=written.get("judge_calibrations", []),
+            calibrations=read_lines(self.path / "calibrations.jsonl") or written.get("judge_calibrations", []),
+            probes=read_lines(self.path / "probes.jsonl"),
             measurings=read_lines(self.path / "measuring.jsonl"),
             items=shown_items.texts(self.path),
         )
