@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from memometer.benchmarks.protocol import Question
 from memometer.judging.evasive_answers import hedges as make_hedges
 from memometer.judging.evasive_answers import refusals_with_content
 from memometer.judging.hedges import hedge
+from memometer.report import variance
 from memometer.stats.standardised import standardised_mean
 from memometer.stats.variance_components import Place, variance_components
 
@@ -96,3 +99,29 @@ def test_balanced_components_equal_the_analysis_of_variance() -> None:
 
 def test_one_conversation_has_no_components() -> None:
     assert variance_components([1.0, 0.0], [("a", "a#0", 0, 0), ("a", "a#1", 0, 0)]) is None
+
+
+def answered(question: Question, labels: list[str], answer: str = "x") -> dict[str, Any]:
+    verdicts = [{"judge": "m", "prompt": "strict", "repeat": n, "label": label} for n, label in enumerate(labels)]
+    return {"system": "a", "budget_tokens": 64, "question_id": question.id, "option_order": "free", "answer": answer,
+            "error": "", "verdicts": verdicts, "model": "m"}  # fmt: skip
+
+
+def test_repeats_split_the_variance_of_a_run_and_of_equal_runs() -> None:
+    questions = [Question(c, n, f"What {n}?", "1", "x", ()) for c in "abc" for n in range(6)]
+    steady = [answered(q, ["correct" if q.index % 2 else "wrong"] * 3) for q in questions]
+    (found,) = variance.of_run(steady, questions, ())
+    assert found["variance"]["verdicts"] == pytest.approx(0)
+    assert found["variance"]["questions"] > 0
+    assert found["variance"]["answers"] is None, "one answer a question"
+    flipping = [answered(q, ["correct", "wrong", "correct"]) for q in questions]
+    (found,) = variance.of_run(flipping, questions, ())
+    assert found["variance"]["verdicts"] > 0
+    assert found["variance"]["questions"] == pytest.approx(0)
+    assert variance.of_run([answered(q, ["correct"]) for q in questions], questions, ()) == []
+    assert variance.of_run(steady, questions, ("m (strict, original)",)) == [], "withheld"
+    other = [answered(q, [], "x" if q.index < 3 else "y") for q in questions]
+    (found,) = variance.measure([[answered(q, []) for q in questions], other], questions, None)
+    assert found["units"]["answers"] == 2 * found["units"]["questions"]
+    assert found["variance"]["answers"] > 0
+    assert len(variance.tables([found])) == 1
