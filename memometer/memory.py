@@ -12,10 +12,11 @@ A new memory system is a subclass with one method, `recall`, and a line in `memo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from functools import cached_property
+from itertools import groupby
 from typing import ClassVar, Generic, Protocol, TypeVar, cast
 
 from memometer.token_counters import TokenCounter, default_counter
@@ -41,6 +42,7 @@ class Turn:
             speaker's local day.
         caption: the description of its picture.
         role: `user`, `assistant` or another role, if the data have one.
+        audience: the persons who may be shown the turn; None for everyone. The speaker may be shown it always.
     """
 
     id: str
@@ -50,6 +52,11 @@ class Turn:
     said_at: datetime
     caption: str | None = None
     role: str | None = None
+    audience: tuple[str, ...] | None = None
+
+    def may_be_shown_to(self, asker: str) -> bool:
+        """Return True if a person may be shown the turn."""
+        return self.audience is None or asker in (self.speaker, *self.audience)
 
     @cached_property
     def line(self) -> str:
@@ -233,8 +240,32 @@ class Memory(Generic[S]):
             if turn.day not in state.header_tokens:
                 state.header_tokens[turn.day] = self.count(turn.header)
 
+    def ready(self, state: S) -> None:
+        """Wait until everything observed can be recalled. Most memories have nothing to wait for."""
+
     def finish(self, state: S) -> None:
         """Complete an ingest after its last turn. Most memories have nothing to do."""
+
+    def forget(self, state: S, turn_ids: Collection[str]) -> None:
+        """Delete turns and all that was derived from them: the state becomes that of the turns that remain.
+
+        Args:
+            state: what `new` made and `observe` filled.
+            turn_ids: the turns to delete; unknown ids are ignored.
+        """
+        gone = set(turn_ids)
+        fresh = self.new()
+        for _, session in groupby((t for t in state.turns if t.id not in gone), key=lambda turn: turn.session):
+            self.observe(fresh, list(session))
+        vars(state).update(vars(fresh))
+
+    def asked_by(self, asker: str) -> Memory[S]:
+        """Return the memory for the questions of one person. Most memories show every turn to everyone.
+
+        Args:
+            asker: the name of the person.
+        """
+        return self
 
     def returned(self, state: S, question: str) -> Sequence[Item]:
         """Return all items that the search for a question found, by rank; empty if the system returns no items."""

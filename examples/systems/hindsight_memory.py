@@ -109,6 +109,10 @@ class Hindsight:
             for fact in found.results
         ]
 
+    async def forget(self, scope: str, ids: list[str]) -> None:
+        for id in ids:
+            await (await self._started()).delete_document(id, scope, request_context=self._context())
+
     async def close(self, scope: str) -> None:
         await (await self._started()).delete_bank(scope, request_context=self._context())
 

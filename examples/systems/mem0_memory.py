@@ -41,6 +41,7 @@ class Mem0:
     ) -> None:
         self.infer, self.batch, self.encoder, self.model, self.threshold = infer, batch, encoder, model, threshold
         self.memories: dict[str, Any] = {}
+        self.made_of: dict[str, dict[str, list[str]]] = {}  # scope -> turn id -> ids of memories
         self.embedder: Any = None
 
     def open(self, scope: str) -> None:
@@ -64,7 +65,9 @@ class Mem0:
         for batch in (turns[i : i + size] for i in range(0, len(turns), size)):
             messages = [{"role": turn["role"], "content": dated(turn)} for turn in batch]
             sources = {"turn_ids": [turn["id"] for turn in batch]}
-            self.memories[scope].add(messages, user_id=scope, metadata=sources, infer=self.infer)
+            made = self.memories[scope].add(messages, user_id=scope, metadata=sources, infer=self.infer)["results"]
+            for turn in batch:
+                self.made_of.setdefault(scope, {})[turn["id"]] = [memory["id"] for memory in made]
 
     def ready(self, scope: str) -> None:
         pass
@@ -77,6 +80,11 @@ class Mem0:
         return [
             {"text": one["memory"], "turn_ids": one["metadata"]["turn_ids"], "score": one["score"]} for one in found
         ]
+
+    def forget(self, scope: str, ids: list[str]) -> None:
+        known = self.made_of.get(scope, {})
+        for memory in {memory for id in ids for memory in known.pop(id, [])}:
+            self.memories[scope].delete(memory)
 
     def close(self, scope: str) -> None:
         self.memories.pop(scope).delete_all(user_id=scope)

@@ -8,6 +8,7 @@ load("name")               an entry point of the group memometer.benchmarks
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,10 @@ BENCHMARKS = {
     "longmemeval": "memometer.benchmarks.longmemeval:BENCHMARK",
     "realtalk": "memometer.benchmarks.realtalk:BENCHMARK",
     "beam": "memometer.benchmarks.beam:BENCHMARK",
+    "life": "memometer.benchmarks.life:BENCHMARK",
+    "gatemem": "memometer.benchmarks.checkpoints:GATEMEM",
+    "memorystress": "memometer.benchmarks.checkpoints:MEMORYSTRESS",
+    "forgeteval": "memometer.benchmarks.checkpoints:FORGETEVAL",
     "own": "memometer.benchmarks.own:BENCHMARK",
 }
 """Name -> module and attribute. A new benchmark is one folder and one line here."""
@@ -60,12 +65,13 @@ def recognize(path: str | Path | None) -> str:
     return DEFAULT if known else OWN
 
 
-def read(name: str | None = None, path: str | Path | None = None) -> Dataset:
+def read(name: str | None = None, path: str | Path | None = None, *, ages: Sequence[int] = ()) -> Dataset:
     """Load the data of a benchmark.
 
     Args:
         name: As for `load`. None for the default benchmark if it recognizes the file, and for own data otherwise.
         path: The file or folder; None for the benchmark's own place.
+        ages: Ask each question this many turns after its evidence (`memometer.benchmarks.ages`); empty for the end.
 
     Raises:
         UnknownBenchmark: There is no such benchmark.
@@ -73,8 +79,12 @@ def read(name: str | None = None, path: str | Path | None = None) -> Dataset:
     """
     name = name or recognize(path)
     data = load(name).load(path)
-    if data.benchmark == name:
-        return data
-    from dataclasses import replace
+    if data.benchmark != name:
+        from dataclasses import replace
 
-    return replace(data, benchmark=name)  # the name that `load` finds it by again
+        data = replace(data, benchmark=name)  # the name that `load` finds it by again
+    if ages:
+        from memometer.benchmarks.ages import at_ages
+
+        data = at_ages(data, ages)
+    return data

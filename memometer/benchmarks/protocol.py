@@ -41,6 +41,34 @@ class Session:
     turns: tuple[Turn, ...]
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Moment:
+    """The time at which a question is asked.
+
+    Attributes:
+        after: The number of turns that the memory has observed.
+        settled: False asks at once after the last turn was written, before the memory reports that it is ready.
+    """
+
+    after: int
+    settled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """A change of the memory that the harness makes while the conversation goes on.
+
+    Attributes:
+        after: The number of turns that the memory has observed.
+        kind: `forget` deletes turns; `reload` writes the memory to a file and continues with what the file holds.
+        turn_ids: The turns to delete.
+    """
+
+    after: int
+    kind: str
+    turn_ids: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """A question about one conversation. A benchmark with its own scoring rules overrides the methods.
@@ -54,6 +82,8 @@ class Question:
         evidence: Ids of the turns that contain the answer, each once. All exist in the conversation.
         unresolved: Evidence strings of the file that match no turn.
         adversarial_answer: A wrong answer that an unanswerable question suggests.
+        moment: When it is asked; None for the end of the conversation.
+        asker: The person who asks; empty if the benchmark does not know.
     """
 
     conversation: str
@@ -64,6 +94,8 @@ class Question:
     evidence: tuple[str, ...]
     unresolved: tuple[str, ...] = ()
     adversarial_answer: str | None = None
+    moment: Moment | None = None
+    asker: str = ""
 
     @property
     def id(self) -> str:
@@ -126,12 +158,13 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """The sessions of one conversation, in time order, and the questions about it."""
+    """The sessions of one conversation, in time order, the questions about it, and the changes of the memory."""
 
     id: str
     speakers: tuple[str, ...]
     sessions: tuple[Session, ...]
     questions: tuple[Question, ...]
+    actions: tuple[Action, ...] = ()
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -335,6 +368,9 @@ class Benchmark:
         synthesize: Generates synthetic conversations: (seed, number of conversations) -> data.
         write_synthetic: Writes them to a file: (path, seed, number) -> statistics, as lines to print.
         person_names: Invents names of persons: (seed, names to avoid) -> a function that returns a name at each call.
+        measure: Computes the benchmark's own measures of one system from what it showed and what its ingest cost
+            (`memometer.benchmarks.shown`). None without measures of its own.
+        budgets: The default budgets in tokens; empty for the general default.
         recognizes: True for a file of this benchmark, its sample or its synthetic conversations. Without it, the
             benchmark takes any file.
     """
@@ -356,6 +392,8 @@ class Benchmark:
     write_synthetic: Callable[[Path, int, int], list[str]] | None = None
     person_names: Callable[[str, Collection[str]], Callable[[], str]] | None = None
     recognizes: Callable[[Path], bool] | None = None
+    measure: Callable[..., Any] | None = None
+    budgets: tuple[int, ...] = ()
 
     def judge_prompt(self, name: str | None = None) -> JudgePrompt:
         """A judge prompt by name; the default prompt for None.

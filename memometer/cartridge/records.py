@@ -107,13 +107,17 @@ def turn_to_row(turn: Turn, line: str) -> Row:
         "said_at": turn.said_at.isoformat(),
         "line": line,
     }
-    return row | {name: value for name in _OPTIONAL if (value := getattr(turn, name)) is not None}
+    hidden = {} if turn.audience is None else {"audience": list(turn.audience)}
+    return row | {name: value for name in _OPTIONAL if (value := getattr(turn, name)) is not None} | hidden
 
 
 def turn_from_row(row: Any) -> tuple[Turn, str]:
     """Return the turn and its line. Raises CartridgeError for an invalid row."""
     optional = {name: row.pop(name, None) for name in _OPTIONAL} if isinstance(row, dict) else {}
+    audience = row.pop("audience", None) if isinstance(row, dict) else None
     _check(row, _TURN)
+    if audience is not None and not (isinstance(audience, list) and all(type(name) is str for name in audience)):
+        raise CartridgeError("a turn has an invalid audience")
     for name, value in optional.items():
         if value is not None and type(value) is not str:
             raise CartridgeError(f"a turn has an invalid {name}")
@@ -121,7 +125,9 @@ def turn_from_row(row: Any) -> tuple[Turn, str]:
         said_at = datetime.fromisoformat(row["said_at"])
     except ValueError as error:
         raise CartridgeError(f"a turn has an invalid time ({error})") from error
-    return Turn(row["id"], row["speaker"], row["text"], row["session"], said_at, **optional), row["line"]
+    hidden = None if audience is None else tuple(audience)
+    turn = Turn(row["id"], row["speaker"], row["text"], row["session"], said_at, **optional, audience=hidden)
+    return turn, row["line"]
 
 
 def episode_to_row(episode: Episode) -> Row:

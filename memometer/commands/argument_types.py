@@ -54,6 +54,14 @@ def integers(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(values))
 
 
+def ages(text: str) -> tuple[int, ...]:
+    """Parse a comma-separated list of integers, 0 or more, into increasing order without duplicates."""
+    try:
+        return tuple(sorted({count(part) for part in text.split(",")}))
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected integers, 0 or more, such as 0,10,100,1000") from error
+
+
 def names(text: str) -> tuple[str, ...]:
     """Parse a comma-separated list of names; drop duplicates."""
     found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))

@@ -18,7 +18,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from memometer.benchmarks.arguments import add_data_arguments
-from memometer.commands.argument_types import Add, cost_limit, integers, names, positive, price
+from memometer.commands.argument_types import Add, ages, cost_limit, integers, names, positive, price
 from memometer.commands.help_formatter import HelpFormatter
 from memometer.harness.options import EvaluateOptions
 from memometer.run.options import OptionError
@@ -40,6 +40,12 @@ def parser() -> argparse.ArgumentParser:
     questions.add_argument("--categories", type=names, metavar="A,B,…", help="keys of categories (default: all)")
     questions.add_argument(
         "--two-options", action="store_true", help="if a question has answer options, ask with them, once in each order"
+    )
+    questions.add_argument(
+        "--ages",
+        type=ages,
+        metavar="N,M,…",
+        help="ask each question N, M, … turns after its evidence, in place of the end (with --recall-only)",
     )
     questions.add_argument("--seed", type=int, metavar="N", help="seed of the sample (default 0)")
     systems = p.add_argument_group("memory systems")

@@ -69,6 +69,8 @@ def prepare(task: Task, memory: Memory[Any], state: State) -> PreparedRecall:
 def _recall(task: Task, memory: Memory[Any], state: State) -> Recall:
     if isinstance(memory, Oracle):
         state = memory.reveal(state, task.question.evidence)
+    if task.question.asker:
+        memory = memory.asked_by(task.question.asker)
     return memory.checked_recall(state, task.question.text, task.budget_tokens)
 
 
@@ -104,6 +106,7 @@ def attempt_task(
 ) -> tuple[Record, str]:
     """Carry out a task; returns the record, and the reason why the run must end or an empty text."""
     question = task.question
+    asked = memory.asked_by(question.asker) if question.asker else memory
     recall, answer, end = Recall(), None, ""
     signals: dict[str, Any] = {}
     verdicts: list[dict[str, Any]] = []
@@ -115,7 +118,7 @@ def attempt_task(
     ):
         if state is not None:
             try:
-                recall, answer, signals = _ask(task, memory, state, reader, reading, prepared)
+                recall, answer, signals = _ask(task, asked, state, reader, reading, prepared)
             except FATAL as problem:
                 end = describe(problem)
                 failed = error_fields(problem)
@@ -124,7 +127,7 @@ def attempt_task(
     if prepared:
         usage.seconds = round(usage.seconds + prepared.seconds, 4)
         refused += prepared.refused
-    returned = memory.returned(state, question.text) if state is not None else ()
+    returned = asked.returned(state, question.text) if state is not None else ()
     if judge and answer is not None and question.gold is not None:
         verdict, end = grade_answer(judge, question, answer)
         verdicts.append(verdict)

@@ -7,10 +7,9 @@ and computes no metric.
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from itertools import groupby
@@ -31,6 +30,7 @@ from memometer.harness.attempt import (
     with_outside,
 )
 from memometer.harness.tasks import Task
+from memometer.harness.timeline import is_timed, steps
 from memometer.judging.judge import NOT_A_LABEL, Judge
 from memometer.memory import Memory, State
 from memometer.models.errors import TOO_LONG, EarlyStop
@@ -225,6 +225,15 @@ def run(
             memory, here = memory_of(system, conversation), list(group)
             if memory.skipped:
                 continue
+            if is_timed(here):
+                for state, failed, due in steps(system, memory, by_id[conversation], here, folder, reader, stop):
+                    for task in due:
+                        calls.wait_for_room()
+                        calls.submit(attempt, task, state, failed, None, lambda: None)
+                    calls.wait_for_all()  # the state changes only after its questions were answered
+                if stop.is_set():
+                    memory.skipped = ""
+                continue
             state, failed = _ingest(system, memory, by_id[conversation], folder, reader, stop)
             if state is None and stop.is_set():
                 memory.skipped = ""  # the cost limit, or Ctrl-C; --resume tries again
@@ -267,9 +276,8 @@ class _Calls:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            while kind is None and self._futures:
-                self._raise_failures()
-                time.sleep(0.01)  # polling lets the main thread handle Ctrl-C
+            if kind is None:
+                self.wait_for_all()
         finally:
             self._pool.shutdown()
 
@@ -278,6 +286,12 @@ class _Calls:
         while not self._room.acquire(timeout=0.1):
             self._raise_failures()
         self._raise_failures()
+
+    def wait_for_all(self) -> None:
+        """Wait until all calls have ended, and raise the exception of one."""
+        while self._futures:
+            wait([self._futures[0]], timeout=0.05)  # polling lets the main thread handle Ctrl-C
+            self._raise_failures()
 
     def submit(self, call: Callable[..., None], *args: Any) -> None:
         """Queue a call, after `wait_for_room`."""

@@ -54,7 +54,7 @@ def make_plan(options: EvaluateOptions) -> Plan:
         DataError: The data cannot be used.
         ContaminationError: Test data are in a prompt, file or weight.
     """
-    data = benchmarks.read(options.benchmark, options.data)
+    data = benchmarks.read(options.benchmark, options.data, ages=options.ages)
     benchmark = benchmarks.load(data.benchmark)
     model, judge_model = default_names(options)
     options = replace(
@@ -62,7 +62,9 @@ def make_plan(options: EvaluateOptions) -> Plan:
         benchmark=data.benchmark,
         categories=categories_of(options.categories, data),
         systems=options.systems or tuple(s for s in DEFAULT_SYSTEMS if s != "full_context" or not options.recall_only),
-        budgets=options.budgets or (options.budget_tokens or DEFAULT_BUDGET_TOKENS,),
+        budgets=options.budgets
+        or (() if options.budget_tokens else benchmark.budgets)
+        or (options.budget_tokens or DEFAULT_BUDGET_TOKENS,),
         budget_tokens=None,
         judge=benchmark.judge_prompt(options.judge).name,
         model=model,

@@ -25,7 +25,13 @@ class EvaluateOptions(Options):
     """
 
     RENAMED: ClassVar[Mapping[str, str]] = {"no_certificate": "no_calibration"}
-    ADDED: ClassVar[tuple[str, ...]] = ("judge_max_tokens", "allow_failed_calibration", "encoder_api_base", "reference")
+    ADDED: ClassVar[tuple[str, ...]] = (
+        "ages",
+        "judge_max_tokens",
+        "allow_failed_calibration",
+        "encoder_api_base",
+        "reference",
+    )
 
     benchmark: str | None = None
     data: str | None = None
@@ -33,6 +39,7 @@ class EvaluateOptions(Options):
     num_test: int | None = None
     categories: tuple[str, ...] = ()
     two_options: bool = False
+    ages: tuple[int, ...] = ()
     seed: int = 0
     systems: tuple[str, ...] = ()
     reference: str | None = None
@@ -101,6 +108,10 @@ class EvaluateOptions(Options):
             raise OptionError("--question-budget limits the tokens of all rounds; it needs --rounds.")
         if self.batch:
             self._refuse("--batch has no calls to trace", "trace")
+        if self.ages and not self.recall_only:
+            raise OptionError("--ages measures the recall at several moments; it needs --recall-only.")
+        if self.ages and min(self.ages) < 0:
+            raise OptionError(f"--ages has {min(self.ages)}; an age is a number of turns, 0 or more.")
         if self.recall_only:
             self._refuse("--recall-only sends no requests", "batch")
             self._refuse("--recall-only asks no model", "model", "judge_model", "two_options", "trace")

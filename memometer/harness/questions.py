@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from memometer import benchmarks
 from memometer.benchmarks.protocol import DataError, Dataset, Question
 from memometer.benchmarks.sampling import sample
 from memometer.harness.options import EvaluateOptions
@@ -44,7 +45,8 @@ def refuse_too_few(options: EvaluateOptions, data: Dataset, questions: Sequence[
             f"--split {options.split} has no question of the chosen categories; {data.path.name} has {n} "
             f"conversation{'' if n == 1 else 's'}. Use --split all."
         )
-    if options.recall_only and not any(question.evidence for question in questions):
+    own_measures = benchmarks.load(data.benchmark).measure is not None
+    if options.recall_only and not own_measures and not any(question.evidence for question in questions):
         raise DataError(
             "--recall-only measures evidence recall, and no chosen question has evidence; add the ids of turns as "
             "evidence, or name a --model that answers."

@@ -201,7 +201,7 @@ def _dataset(runs: Sequence[ComparedRun], path: str | Path | None) -> Dataset:
         listed = ", ".join(f"{name} {str(digest)[:12]}" for name, digest in digests.items())
         raise ComparisonError(f"the runs used different data ({listed}); compare runs over the same file.")
     config = runs[0].manifest["config"]
-    data = benchmarks.read(config.get("benchmark"), path or config.get("data"))
+    data = benchmarks.read(config.get("benchmark"), path or config.get("data"), ages=config.get("ages") or ())
     if known and data.sha256 not in known:
         raise ComparisonError(f"the runs used other data than {data.path}; name their file with --data FILE.")
     return data

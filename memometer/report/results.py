@@ -17,7 +17,16 @@ from memometer.judging.judge_assessment import MAX_FALSE_ACCEPT
 from memometer.judging.judge_calibration import Calibration
 from memometer.judging.label_sets import LabelCorrections
 from memometer.judging.withheld import withhold
-from memometer.report import aggregate, answer_form, comparisons, data_access, fact_recall, pareto, variance
+from memometer.report import (
+    aggregate,
+    answer_form,
+    comparisons,
+    data_access,
+    fact_recall,
+    own_measures,
+    pareto,
+    variance,
+)
 from memometer.report.prompt_counts import cut_prompts
 from memometer.run import cost
 from memometer.run.folder import Key, Record, RunFolderError
@@ -132,6 +141,7 @@ def compute_results(
         "copied_examples": aggregate.copied_examples(records, questions, keys, manifest.get("example_answers", ())),
         "ingest": aggregate.ingest_cost(ingests),
         "plug_in_calls": aggregate.plug_in_calls(records, ingests),
+        "own_measures": own_measures.measure(records, ingests, data, keys, items or {}),
         "fact_recall": fact_recall.measure(records, data, keys, items or {}),
         "systems": systems,
         "comparisons": pairs,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from memometer.report import own_measures
 from memometer.report.presenter import Table
 from memometer.report.summary import Summary
 from memometer.report.tables import difference, headline_comparisons, measure_name, score_cell, side_name, skipped_row
@@ -35,6 +36,7 @@ def screen_parts(summary: Summary, *, notes: Sequence[str] = (), rest: str) -> l
         verdict = ["No difference between these systems is significant (adjusted p below 0.05)."]
     return [
         _short_table(summary) if len(summary.rows) <= MAX_ROWS else _by_budget(summary),
+        *own_measures.short_table(summary.own_measures),
         *([_short_comparisons(summary, shown)] if shown else []),
         "\n".join(filter(None, [*verdict, *summary.withheld, *summary.warnings, *notes])),
         rest,

@@ -114,6 +114,7 @@ class Summary:
         frontier: Measure key -> points of score over tokens, as in results.json.
         areas: Measure key -> system -> area under the budget curve, as in results.json.
         clean_and_flagged: As in results.json.
+        own_measures: As in results.json; empty without measures of the benchmark's own.
         skipped: System -> the reason why it took no further part; it has no rows.
         total: The cost of the whole run, with `dollars` as text; None if unknown.
         withheld: Sentences that say why a judge accuracy is not shown.
@@ -130,6 +131,7 @@ class Summary:
     frontier: dict[str, list[Results]]
     areas: dict[str, Results]
     clean_and_flagged: Results
+    own_measures: Results
     skipped: dict[str, str]
     total: Results | None
     withheld: list[str]
@@ -164,6 +166,7 @@ def summarize(manifest: Mapping[str, Any], results: Mapping[str, Any]) -> Summar
         frontier={key: points for key, points in cost.get("frontier", {}).items() if key in known},
         areas={key: systems for key, systems in cost.get("areas", {}).items() if key in known},
         clean_and_flagged=results.get("clean_and_flagged", {}),
+        own_measures=results.get("own_measures") or {},
         skipped=dict(results.get("skipped") or {}),
         total={**cost["total"], "dollars": dollars(cost["total"])} if cost else None,
         withheld=_withheld(results),

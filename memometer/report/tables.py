@@ -7,7 +7,7 @@ from typing import Any
 
 from memometer.benchmarks.protocol import category_label
 from memometer.judging.sample_scores import MEASURES
-from memometer.report import answer_form, variance
+from memometer.report import answer_form, own_measures, variance
 from memometer.report.judge_tables import calibration_parts, human_label_parts, probe_lines
 from memometer.report.presenter import Table
 from memometer.report.summary import Measure, Score, Summary, entries_of, scores_of, shown_budget
@@ -48,6 +48,7 @@ def all_parts(
         *variance.tables(results.get("variance") or ()),
         *_label_sets(summary),
         *_all_questions(entries, summary),
+        *own_measures.tables(results.get("own_measures") or {}),
         *_fact_recall(results.get("fact_recall") or {}),
         *_ranking(entries),
         *(_conversations(entries) if by_conversation else []),

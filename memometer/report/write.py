@@ -29,7 +29,7 @@ from memometer.report.tables import all_parts, main_table
 from memometer.run import shown_items
 from memometer.run.folder import Key, RunFolder, RunFolderError, changes, evaluation_options
 
-SCRIPTS = ("data.js", "parts.js", "plots.js", "tables.js", "detail.js", "questions.js", "page.js")
+SCRIPTS = ("data.js", "parts.js", "plots.js", "measures.js", "tables.js", "detail.js", "questions.js", "page.js")
 
 
 def data_of(path: Path, manifest: Mapping[str, Any]) -> Dataset:
@@ -47,7 +47,7 @@ def data_of(path: Path, manifest: Mapping[str, Any]) -> Dataset:
     """
     try:
         config = evaluation_options(manifest, path)
-        data = benchmarks.read(config.get("benchmark"), config.get("data"))
+        data = benchmarks.read(config.get("benchmark"), config.get("data"), ages=config.get("ages") or ())
     except ValueError as error:
         raise RunFolderError(f"the data of {path} cannot be read: {error}") from error
     if data.sha256 != (expected := str(manifest["identity"].get("data"))):

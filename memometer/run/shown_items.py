@@ -43,8 +43,8 @@ class ItemTable:
             returned: All items of the search, by rank; empty for a system that returns no items.
 
         Returns:
-            `items`, the keys of the items shown, by rank; `provenance` and `source_ids` as in Recall. Empty for a
-            system that returns no items.
+            `items`, the keys of the items shown, by rank, or the `text` of a system that returns no items;
+            `provenance` and `source_ids` as in Recall. Empty if turns are shown.
         """
         with self._lock:
             if returned and (system, question_id) not in self._searches:
@@ -56,6 +56,7 @@ class ItemTable:
         if not recall.items and recall.provenance == "turn":
             return {}
         return {
+            **({} if recall.items else {"text": recall.text}),
             "items": [item_key(item) for item in recall.items],
             "provenance": recall.provenance,
             "source_ids": recall.source_ids,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -42,6 +43,8 @@ def episode_of(turn: Turn, number: int, *, importance: float = 0.5) -> Episode:
     for name, value in (("caption", turn.caption), ("role", turn.role)):
         if value is not None:
             details[name] = value
+    if turn.audience is not None:
+        details["audience"] = json.dumps(turn.audience)
     for name, value in (("speaker", turn.speaker), ("text", turn.text)):
         if _speaker_and_text(line, details)[name] != value:
             details[name] = value
@@ -61,14 +64,17 @@ def at_of(turn: Turn) -> float:
 def turn_of(episode: Episode) -> Turn:
     """Convert an episode back to its turn."""
     details = episode.details
-    caption, role = details.get("caption"), details.get("role")
+    caption, role, audience = details.get("caption"), details.get("role"), details.get("audience")
+    speaker, text = _speaker_and_text(episode.text, details).values()
     return Turn(
         episode.id,
-        **_speaker_and_text(episode.text, details),
+        speaker,
+        text,
         session=int(details.get("session", 0)),
         said_at=_said_at(episode),
         caption=None if caption is None else str(caption),
         role=None if role is None else str(role),
+        audience=None if audience is None else tuple(json.loads(str(audience))),
     )
 
 

@@ -5,7 +5,7 @@ The budget is spent where the expected evidence per token is highest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -20,6 +20,7 @@ from memometer.retrieval.late_interaction import Projection, TokenVectors
 from memometer.retrieval.ranker import Ranker, shipped
 from memometer.retrieval.ranker import load as load_ranker
 from memometer.retrieval.speakers import named_speaker, speaker_gap
+from memometer.retrieval.statements import arranged
 from memometer.retrieval.turn_index import TurnIndex
 from memometer.token_counters import TokenCounter
 
@@ -76,6 +77,13 @@ class AdaptiveMemory(Memory[IndexedState]):
         self.ranking = ranking
         self.encoder = encoder
         self.projection = projection
+        self._asker: str | None = None
+
+    def asked_by(self: Self, asker: str) -> Self:
+        """Return a copy that shows the turns which a person may be shown."""
+        other = copy(self)
+        other._asker = asker
+        return other
 
     @property
     def fitted_on(self) -> tuple[str, ...]:
@@ -149,9 +157,18 @@ class AdaptiveMemory(Memory[IndexedState]):
 
     def recall(self, state: IndexedState, question: str, budget_tokens: int) -> Recall:
         scores = self.scores(state, question)
-        ranking = best_first(self.values(state, scores, budget_tokens))
+        ranking = self.ranking_of(state, question, self.values(state, scores, budget_tokens))
         recall = pack(state, ranking, budget_tokens, self.count, question=question, form=self.form)
         return replace(recall, speaker_gap=self.speaker_gap(state, question, scores))
+
+    def ranking_of(self, state: IndexedState, question: str, values: np.ndarray) -> Iterator[int]:
+        """Yield the positions of the turns to show, the best first: superseded statements and contradictions by third
+        parties are moved down (memometer/retrieval/statements.py)."""
+        turns, asker = state.turns, self._asker
+        ranking = best_first(values)
+        if asker is not None:
+            ranking = (position for position in ranking if turns[position].may_be_shown_to(asker))
+        return arranged(turns, ranking, question)
 
     def values(self, state: IndexedState, scores: np.ndarray, budget_tokens: int) -> np.ndarray:
         """Return the logarithm of the expected evidence per token of each turn, shape (turns,).
@@ -217,7 +234,8 @@ class RankedPages:
         turns = self._state.turns
         known = set(shown) - {id for id in partial if self._fits(id, budget_tokens)}
         values = self._memory.values(self._state, self._scores[follow_up_queries], budget_tokens)
-        ranking = (p for p in best_first(values) if turns[p].id not in known)
+        ranked = self._memory.ranking_of(self._state, self._question, values)
+        ranking = (position for position in ranked if turns[position].id not in known)
         return pack(
             self._state,
             ranking,

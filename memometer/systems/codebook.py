@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -219,6 +219,14 @@ class Codebook(Memory[CodebookState]):
             episodes = [episode_of(turn, len(state.turns) + n) for n, turn in enumerate(turns)]
             store.store_episodes(state.scope, episodes, np.stack(vectors), encoder=self._encoder().name)
             self._add_turns(state, turns, vectors)
+
+    def forget(self, state: CodebookState, turn_ids: Collection[str]) -> None:
+        """Delete turns, and build the codes again from those that remain."""
+        if not self.memory_url:
+            super().forget(state, turn_ids)
+            return
+        opened(self.memory_url).delete(state.scope, sorted(set(turn_ids)))
+        vars(state).update(vars(self.open(state.scope)))
 
     def _add_turns(self, state: CodebookState, turns: Sequence[Turn], vectors: Sequence[np.ndarray]) -> None:
         for turn, vector in zip(turns, vectors, strict=True):

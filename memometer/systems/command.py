@@ -27,7 +27,7 @@ PROVIDER_VARIABLES = re.compile(
 )
 """Environment variables of model providers. A worker does not get them, so that its calls cannot avoid the meter."""
 
-PRIVATE_VARIABLES = re.compile(r"(LOCOMO|MEMOMETER|LONGMEMEVAL|REALTALK|BEAM)_.*")
+PRIVATE_VARIABLES = re.compile(r"(LOCOMO|MEMOMETER|LONGMEMEVAL|REALTALK|BEAM|GATEMEM|MEMORYSTRESS|FORGETEVAL)_.*")
 """Environment variables that name the data of a benchmark. A worker does not get them."""
 
 

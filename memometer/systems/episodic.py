@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from memometer.memory import Memory, Recall, State, Turn
 from memometer.models import encoders
@@ -89,6 +90,14 @@ class Episodic(Memory[EpisodicState]):
         new = turn_conversion.observe(self.store(state), state.scope, turns, encoder=encoder, number=state.number)
         state.number += len(new)
         super().observe(state, new)
+
+    def forget(self, state: EpisodicState, turn_ids: Collection[str]) -> None:
+        """Delete turns from the store."""
+        gone = set(turn_ids)
+        self.store(state).delete(state.scope, sorted(gone))
+        kept = State()
+        super().observe(cast(EpisodicState, kept), [turn for turn in state.turns if turn.id not in gone])
+        vars(state).update(vars(kept))
 
     def recall(self, state: EpisodicState, question: str, budget_tokens: int, *, at: float | None = None) -> Recall:
         """Select the turns to show for a question.

@@ -9,8 +9,10 @@ A system has six methods and needs no base class, no DSPy and not this package:
     close(scope)                            delete the memory
     describe()                              return {name, versions, parameters, degraded}
 
-`forget(scope, ids)` is optional: remove turns, and all that was derived from them. `search` also gets `asker`, the
-person who asks, if it has a parameter of that name and the benchmark knows the person.
+`forget(scope, ids)` is optional: delete turns, and all that was derived from them. `search` also gets `asker`, the
+person who asks, if it has a parameter of that name and the benchmark knows the person. A turn of `add` has `audience`,
+the persons who may be shown it in addition to the speaker, only if it may not be shown to everyone. A worker that does
+not use worker.py names what it has of these in `optional` of its description: ["forget", "asker"].
 
 `said_at` and `at` are ISO 8601 times. An item's `turn_ids` are the turns that its text comes from, or null if the
 system does not know. The harness packs the items into every budget, so a system never sees a budget or a tokenizer.
@@ -97,6 +99,7 @@ class Description:
         parameters: Name -> value.
         degraded: What is missing, one sentence each.
         source: A digest of its source, if the worker knows it.
+        optional: The optional parts of the protocol that it has: `forget`, `asker`.
     """
 
     name: str = ""
@@ -104,6 +107,7 @@ class Description:
     parameters: Mapping[str, Any] | None = None
     degraded: tuple[str, ...] = ()
     source: str = ""
+    optional: tuple[str, ...] = ()
 
 
 def turn_message(turn: Turn) -> dict[str, Any]:
@@ -115,6 +119,7 @@ def turn_message(turn: Turn) -> dict[str, Any]:
         "text": clean(f"{turn.text}{image}"),
         "said_at": turn.said_at.isoformat(),
         "role": getattr(turn, "role", None) or "user",
+        **({} if turn.audience is None else {"audience": list(turn.audience)}),
     }
 
 
@@ -129,6 +134,9 @@ def read_description(value: Any) -> Description:
     degraded = value.get("degraded") or []
     if not isinstance(degraded, list) or any(not isinstance(sentence, str) for sentence in degraded):
         raise PluginError(f"describe returned degraded as {_kind(degraded)}; expected a list of sentences")
+    optional = value.get("optional") or []
+    if not isinstance(optional, list) or any(not isinstance(part, str) for part in optional):
+        raise PluginError(f"describe returned optional as {_kind(optional)}; expected a list such as ['forget']")
     for name in ("versions", "parameters"):
         if not isinstance(value.get(name) or {}, Mapping):
             raise PluginError(f"describe returned {name} as {_kind(value[name])}; expected an object")
@@ -138,6 +146,7 @@ def read_description(value: Any) -> Description:
         parameters=dict(value.get("parameters") or {}),
         degraded=tuple(clean(sentence) for sentence in degraded),
         source=str(value.get("source") or ""),
+        optional=tuple(optional),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -46,15 +46,17 @@ class PluginState(State):
 
     Attributes:
         scope: The name of the memory in the system.
+        forgotten: The turns that the system was asked to delete; `turns` holds them still, to see if it shows them.
         started: The value of `Connection.starts` when the scope was opened.
         deadline: When the ingest must be finished, on the monotonic clock.
-        searches: Question -> items returned.
+        searches: Question and asker -> items returned, since the last change.
     """
 
     scope: str = ""
     started: int = 0
     deadline: float = 0.0
-    searches: dict[str, list[Item]] = field(default_factory=dict)
+    forgotten: set[str] = field(default_factory=set)
+    searches: dict[tuple[str, str], list[Item]] = field(default_factory=dict)
 
 
 class PluginMemory(Memory[PluginState]):
@@ -100,6 +102,7 @@ class PluginMemory(Memory[PluginState]):
         self.empty_searches = 0
         self.short_searches = 0
         self.failures_in_a_row = 0
+        self.cannot_forget = False
         self._search_lock = threading.RLock()
 
     # ------------------------------------------------------------ start and end
@@ -143,6 +146,34 @@ class PluginMemory(Memory[PluginState]):
         self._restore(state)
         self._ingest_call(state, "add", turns=[turn_message(turn) for turn in turns])
         super().observe(state, turns)
+        state.searches.clear()
+
+    def forget(self, state: PluginState, turn_ids: Collection[str]) -> None:
+        """Let the system delete turns. A system without `forget` keeps them, and the report says so."""
+        self.stage("ingest")
+        self._restore(state)
+        if "forget" not in self.description.optional:
+            self.cannot_forget = True
+            return
+        self._ingest_call(state, "forget", ids=list(turn_ids))
+        state.searches.clear()
+        state.forgotten.update(turn_ids)
+
+    def asked_by(self, asker: str) -> Memory[PluginState]:
+        return _AskedBy(self, asker) if "asker" in self.description.optional else self
+
+    def ready(self, state: PluginState) -> None:
+        """Wait until the system is ready.
+
+        Raises:
+            PluginError: It is not ready in time.
+        """
+        self.stage("ingest")
+        while self._ingest_call(state, "ready") is False:
+            if time.monotonic() + POLL_SECONDS > state.deadline:
+                raise PluginError(f"it was not ready within {self.ingest_seconds:g} s after the ingest")
+            time.sleep(POLL_SECONDS)
+        state.searches.clear()
 
     def finish(self, state: PluginState) -> None:
         """Wait until the system is ready, and try one search.
@@ -150,11 +181,7 @@ class PluginMemory(Memory[PluginState]):
         Raises:
             PluginError: The system is not ready in time, or finds nothing at all.
         """
-        self.stage("ingest")
-        while self._ingest_call(state, "ready") is False:
-            if time.monotonic() + POLL_SECONDS > state.deadline:
-                raise PluginError(f"it was not ready within {self.ingest_seconds:g} s after the ingest")
-            time.sleep(POLL_SECONDS)
+        self.ready(state)
         if not state.turns:
             return
         canary = max(state.turns, key=lambda turn: (min(len(turn.text), 200), turn.id))
@@ -179,35 +206,43 @@ class PluginMemory(Memory[PluginState]):
         self.restarts += 1
         state.deadline = time.monotonic() + self.ingest_seconds
         self._open(state)
-        for _, session in groupby(state.turns, key=lambda turn: turn.session):
+        kept = (turn for turn in state.turns if turn.id not in state.forgotten)
+        for _, session in groupby(kept, key=lambda turn: turn.session):
             self._ingest_call(state, "add", turns=[turn_message(turn) for turn in session])
         return True
 
     # ------------------------------------------------------------ recall
 
-    def recall(self, state: PluginState, question: str, budget_tokens: int) -> Recall:
+    def recall(self, state: PluginState, question: str, budget_tokens: int, asker: str = "") -> Recall:
         """Search once for a question, and pack what was found into a budget.
+
+        Args:
+            state: The state.
+            question: The question.
+            budget_tokens: A hard bound.
+            asker: The person who asks, for a system that has `asker`.
 
         Raises:
             PluginError: The search failed.
         """
         with self._search_lock:
-            if question not in state.searches:
+            if (question, asker) not in state.searches:
                 try:
-                    state.searches[question] = self._filled(state, question)
+                    state.searches[question, asker] = self._filled(state, question, asker)
                 except PluginError as error:
                     self.failures_in_a_row += 1
                     if self.failures_in_a_row >= GIVE_UP_AFTER:
                         self.skipped = f"{GIVE_UP_AFTER} searches in a row failed, the last: {error}"
                     raise
                 self.failures_in_a_row = 0
-        return self.pack(state, state.searches[question], budget_tokens)
+            items = state.searches[question, asker]
+        return self.pack(state, items, budget_tokens)
 
-    def returned(self, state: PluginState, question: str) -> Sequence[Item]:
+    def returned(self, state: PluginState, question: str, asker: str = "") -> Sequence[Item]:
         """Return the items that the search for a question found, by rank."""
-        return state.searches.get(question, ())
+        return state.searches.get((question, asker), ())
 
-    def _filled(self, state: PluginState, question: str) -> list[Item]:
+    def _filled(self, state: PluginState, question: str, asker: str) -> list[Item]:
         """Search with a growing limit until the largest budget is full or the system has no more."""
         if self._restore(state):
             self.finish(state)
@@ -216,7 +251,7 @@ class PluginMemory(Memory[PluginState]):
         mean_tokens = max(1.0, sum(state.line_tokens) / len(state.line_tokens))
         limit = min(10 + int(FIRST_LIMIT * budget / mean_tokens), MOST_ITEMS)
         while True:
-            items = self._search(state, question, limit)
+            items = self._search(state, question, limit, asker)
             left = budget - self.pack(state, items, budget).tokens
             if len(items) < limit or left <= max(8, SPARE * budget) or limit >= MOST_ITEMS:
                 break
@@ -227,9 +262,11 @@ class PluginMemory(Memory[PluginState]):
         self.short_searches += left > 0.1 * budget and budget < everything
         return items
 
-    def _search(self, state: PluginState, question: str, limit: int) -> list[Item]:
+    def _search(self, state: PluginState, question: str, limit: int, asker: str = "") -> list[Item]:
         at = state.turns[-1].said_at.isoformat()
         params = {"scope": state.scope, "question": question, "limit": limit, "at": at}
+        if asker:
+            params["asker"] = asker
         found = self.connection.call("search", params, timeout_seconds=self.search_seconds)
         return read_items(found, {turn.id for turn in state.turns}, limit)
 
@@ -290,6 +327,8 @@ class PluginMemory(Memory[PluginState]):
         if self.restarts:
             times = "once" if self.restarts == 1 else f"{self.restarts} times"
             found.append(f"its process ended and was started again {times}; the conversation was ingested again")
+        if self.cannot_forget:
+            found.append("it has no forget, so what was to be deleted stays")
         if self.empty_searches:
             found.append(f"{self.empty_searches:,} of {self.searches:,} searches found nothing")
         if self.short_searches:
@@ -298,6 +337,23 @@ class PluginMemory(Memory[PluginState]):
                 f"{self.largest_budget:,}"
             )
         return found
+
+
+class _AskedBy(Memory[PluginState]):
+    """A plug-in for the questions of one person."""
+
+    state_type = PluginState
+    shows_turns = False
+
+    def __init__(self, memory: PluginMemory, asker: str) -> None:
+        super().__init__(count=memory.count)
+        self.memory, self.asker = memory, asker
+
+    def recall(self, state: PluginState, question: str, budget_tokens: int) -> Recall:
+        return self.memory.recall(state, question, budget_tokens, self.asker)
+
+    def returned(self, state: PluginState, question: str) -> Sequence[Item]:
+        return self.memory.returned(state, question, self.asker)
 
 
 def _grain(item: Item, turns: Sequence[Turn]) -> str:

@@ -201,8 +201,18 @@ class Caller:
             self._loop = self._loop or asyncio.new_event_loop()
             result = self._loop.run_until_complete(result)
         if method == "describe" and isinstance(result, dict):
-            result = {"source": source_digest(type(self.system)), **result}
+            result = {"source": source_digest(type(self.system)), "optional": optional_parts(self.system), **result}
         return json.loads(json.dumps(result, default=_plain))
+
+
+def optional_parts(system: Any) -> list[str]:
+    """Return what a system has of the optional parts of the protocol: `forget`, and `asker` in `search`."""
+    found = [method for method in OPTIONAL_METHODS if callable(getattr(system, method, None))]
+    try:
+        taken = inspect.signature(system.search).parameters.values()
+    except (TypeError, ValueError):  # a method written in C has no signature
+        return found
+    return found + ["asker"] * any(p.name == "asker" or p.kind is p.VAR_KEYWORD for p in taken)
 
 
 def _plain(value: Any) -> Any:

@@ -14,6 +14,7 @@ function renderReport(content, root, state) {
       mainTable(runs, colours),
       summary.measures.length > 1 &&
         switcher("Measure", summary.measures.map((one) => [one.key, one.label]), measure.key, (key) => ((state.measure = key), again())),
+      ownSection(summary, colours),
       frontierSection(summary, measure, colours),
       categorySection(content, summary, measure, colours),
       labelSection(summary),
