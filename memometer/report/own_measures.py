@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -18,7 +19,7 @@ from memometer.report.summary import shown_budget
 from memometer.run.folder import Key, Record, failed, is_answered
 from memometer.stats.intervals import clustered_mean, clustered_ratio
 from memometer.stats.number_format import UNKNOWN, number, percent, rate
-from memometer.stats.pairwise import SystemScores, compare_pair, conversations, holm_corrected
+from memometer.stats.pairwise import SystemScores, compare_family, conversations
 from memometer.systems import BASELINES
 
 Results = dict[str, Any]
@@ -39,7 +40,7 @@ def measure(
     Returns:
         `values`: a list of measures with `system`, `budget`, `name`, `group`, `unit`, `low_is_better`, `mean`,
         `interval` (95 %, clustered by conversation) and `n`. `comparisons`: paired differences of the measures
-        between systems, Holm-corrected within a budget. Empty for a benchmark without measures of its own.
+        between systems, corrected within one measure and budget. Empty for a benchmark without measures of its own.
     """
     benchmark = benchmarks.load(data.benchmark)
     asked_at_ages = benchmark.measure is None and any(question.moment for question in data.questions)
@@ -92,16 +93,14 @@ def _comparisons(found: Mapping[tuple[str, int], Sequence[Measure]]) -> list[Res
     """Compare systems pairwise by every share, at equal budgets."""
     compared: list[Results] = []
     for budget in dict.fromkeys(budget for _, budget in found):
-        here = {system: of for (system, level), of in found.items() if level == budget and system not in BASELINES}
-        family = []
-        for a, b in combinations(here, 2):
-            others = {(one.name, one.group): one for one in here[b]}
-            for one in here[a]:
-                other = others.get((one.name, one.group))
-                if other and one.unit == "share" and set(one.values) & set(other.values):
-                    first, second = (SystemScores(name, budget, dict(of.values)) for name, of in ((a, one), (b, other)))
-                    family.append({**compare_pair(first, second, one.name), "group": one.group})
-        compared += holm_corrected(family)
+        by_measure: dict[tuple[str, str], list[SystemScores]] = defaultdict(list)
+        for (system, level), of in found.items():
+            for one in of if level == budget and system not in BASELINES else ():
+                if one.unit == "share" and one.values:
+                    by_measure[one.name, one.group].append(SystemScores(system, budget, dict(one.values)))
+        for (name, group), systems in by_measure.items():
+            pairs = [(a, b, None) for a, b in combinations(systems, 2) if set(a.scores) & set(b.scores)]
+            compared += [{**comparison, "group": group} for comparison in compare_family(pairs, name)]
     return compared
 
 
