@@ -35,6 +35,7 @@ class Scripted:
         self.count, self.replies = count, list(replies)
         self.prompts: list[str] = []
         self.tokens: list[int] = []
+        self.sent: list[list[str]] = []
         self.lock = threading.Lock()
 
     def complete(self, request: lm15.Request) -> lm15.Response:
@@ -42,6 +43,7 @@ class Scripted:
         with self.lock:
             reply = self.replies[min(len(self.prompts), len(self.replies) - 1)]
             self.prompts.append(texts[-1])
+            self.sent.append(texts)
             self.tokens.append(sum(self.count(text) + MESSAGE_TOKENS for text in texts) + REPLY_TOKENS)
         usage = lm15.Usage(input_tokens=1, output_tokens=1)
         message = lm15.Message.assistant(reply)
@@ -170,8 +172,10 @@ def test_more_brings_what_the_lookup_names_and_keeps_the_prefix() -> None:
     )
     prediction = ask(memory, observed(memory, REED), engine, "What did the accordion cost?", 200)
     first, second = engine.prompts
-    shown_first = first.partition("\n\nQuestion:")[0]
-    assert second.startswith(shown_first), "what was shown stays as it is"
+    sent_first, sent_second = engine.sent
+    assert sent_second[: len(sent_first)] == sent_first, "a call begins with the messages of the call before"
+    assert sent_second[len(sent_first) :] == [engine.replies[0], second], "then come the reply and the new lines"
+    assert "reed" not in second.partition("Question:")[0], "no line is shown twice"
     assert f"Offered: {NOT_LAST}" in first
     assert [told.status for told in prediction.rounds] == ["more", "answered"]
     assert prediction.rounds[0].lookup == "euros paid"

@@ -18,8 +18,9 @@ from memometer.errors import UserError
 from memometer.models.replay_cache import SearchStopped
 from memometer.run.folder import RunFolder
 from memometer.train import (
-    adapter_evaluation,
+    chat_format,
     checkpoints,
+    compare_arms,
     distillation,
     local_model,
     metrics,
@@ -331,10 +332,10 @@ def test_the_arms_of_an_evaluation(tmp_path: Path) -> None:
     checkpoints.copy_start(first, tmp_path / "sft")
     grpo.mkdir()
     checkpoints.copy_start(supervised, grpo)
-    starts = adapter_evaluation.starting_adapters(grpo / "best")
+    starts = compare_arms.starting_adapters(grpo / "best")
     assert list(starts) == ["starting adapter", "supervised"]
     arms = ("adapter", "base", "base with examples", "base with style rules", *starts)
-    pairs = [(one, other) for one, other, _ in adapter_evaluation.comparisons(arms)]
+    pairs = [(one, other) for one, other, _ in compare_arms.comparisons(arms)]
     assert pairs[0] == ("adapter", "base with examples")
     assert ("adapter", "supervised") in pairs
     assert ("supervised", "base with examples") in pairs
@@ -364,7 +365,7 @@ def test_served_models_decode_as_in_training(server: Server, monkeypatch: pytest
     decoding = {"stop_token_ids": [7, 8], "chat_template_kwargs": {"enable_thinking": False}}
     server.answer = lambda number, body: completion("[[ ## answer ## ]]\n2022\n\n[[ ## completed ## ]]")
     lm = dspy.LM("openai/base", api_base=server.url, api_key="none", temperature=0.0, max_tokens=8, cache=False)
-    lm.kwargs.update(adapter_evaluation.served_decoding(decoding))
+    lm.kwargs.update(chat_format.served_decoding(decoding))
     with dspy.context(lm=lm):
         assert dspy.Predict("question -> answer")(question="When?") is not None
     sent = server.requests[0]

@@ -217,3 +217,90 @@ def test_a_training_that_does_not_improve_ends_early_and_says_so(
     assert "did not help" in out
     assert json.loads((tmp_path / "sft_checkpoints" / "results.json").read_text())["gain"]["difference"] <= 0
     assert not (tmp_path / "runs").exists(), "the test split is scored on request only"
+
+
+EPISODES = [
+    "--mode",
+    "train",
+    "--backend",
+    "trl",
+    "--data",
+    SAMPLE,
+    "--episodes",
+    "--rounds",
+    "2",
+    "--budgets",
+    "32,64",
+]
+LOOKUP = "none\nStatus: more\nLookup: kayak\nAnswer: No information available"
+REPLY = "1\nStatus: answered\nAnswer: 7 May 2023"
+
+
+def _episode_trainer(model: Path, folder: Path, *flags: str) -> tuple[Any, Any, Any]:
+    from transformers import TrainerCallback
+    from transformers.trainer_callback import PrinterCallback
+
+    from memometer.commands import train
+    from memometer.train import trl_backend, trl_trainers
+    from memometer.train.plan import make_plan
+    from memometer.train.reward import RewardFunction
+
+    given = [*EPISODES, *SIZES, *SHORT, *REST, "--max-completion-tokens", "64", "--model", str(model), *flags]
+    plan = make_plan(train.options_of(vars(train.parser().parse_args([*given, "--output-dir", str(folder)]))))
+    trl_backend.check(plan)
+    local = trl_backend.load_with_adapter(plan)
+    assert plan.episodes is not None
+    reward = RewardFunction(steps=2, num_generations=4, log_reply=lambda _: None, grade_episode=plan.episodes.grade)
+    trainer = trl_trainers.grpo_trainer(plan, folder, local, reward, TrainerCallback())
+    trainer.remove_callback(PrinterCallback)
+    return plan, local, trainer
+
+
+def test_an_episode_trains_on_the_replies_alone(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The token ids are those of an evaluation, and the loss leaves the memory out."""
+    plan, local, trainer = _episode_trainer(model, tmp_path, "--num-train-steps", "1")
+    batches: list[Any] = []
+    calls: list[list[list[int]]] = []
+
+    def generated(prompt_ids: Any, *_: Any, **__: Any) -> Any:  # half of the rollouts ask for more, once
+        calls.append([list(ids) for ids in prompt_ids])
+        replies = [LOOKUP if len(calls) == 1 and n % 2 else REPLY for n in range(len(prompt_ids))]
+        return [local.format.reply_ids(reply) for reply in replies], None
+
+    monkeypatch.setattr(trainer, "_generate_single_turn", generated)
+    score = trainer._generate_and_score_completions
+    monkeypatch.setattr(
+        trainer, "_generate_and_score_completions", lambda inputs: batches.append(score(inputs)) or batches[-1]
+    )
+    trainer.train()
+    (batch,) = batches
+    assert len(calls) == 2, "the last round offers no more"
+    assert len(calls[1]) == len(calls[0]) // 2
+    prompt = plan.train[trainer.train_dataset[0]["number"]]
+    reading = plan.episodes.open(prompt.question_id)
+    assert calls[0][0] == local.prompt_ids(plan.episodes.messages(reading)), "the prompt of an evaluation"
+    plan.episodes.take(reading, LOOKUP)
+    assert calls[1][0] == local.prompt_ids(plan.episodes.messages(reading)), "also after a lookup"
+    trained = (batch["completion_mask"] * batch["tool_mask"]).bool()
+    for n in range(len(calls[0])):
+        replies = [LOOKUP, REPLY] if n % 2 else [REPLY]
+        expected = [id for reply in replies for id in local.format.reply_ids(reply)]
+        assert batch["completion_ids"][n][trained[n]].tolist() == expected
+
+
+def test_a_killed_training_on_episodes_ends_the_same(model: Path, tmp_path: Path) -> None:
+    import torch
+
+    flags = [*EPISODES, *SIZES, *SHORT, *REST, "--model", str(model), "--num-train-steps", "4", "--output-dir"]
+    said = _run(*flags, "whole", cwd=tmp_path)
+    assert "Best at step" in said
+    killed = _start(*flags, "killed", cwd=tmp_path)
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "killed" / "checkpoint-2" / "complete").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    _run("--resume", "killed", cwd=tmp_path)
+    assert _steps(tmp_path / "killed") == _steps(tmp_path / "whole")
+    ends = [_adapter(tmp_path / name / "checkpoint-4") for name in ("whole", "killed")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])

@@ -62,7 +62,6 @@ def main(argv: list[str] | None = None) -> int:
 def write_prompts(args: argparse.Namespace, base: Path) -> None:
     """Write the prompts of training, validation and test, with and without the worked examples."""
     from memometer.commands import train
-    from memometer.harness import fit_ranker
     from memometer.token_counters import counter_for
     from memometer.train import plan, prompt_dataset
 
@@ -77,13 +76,9 @@ def write_prompts(args: argparse.Namespace, base: Path) -> None:
         if most:
             asked, _ = prompt_dataset.choose_questions(conversations, most, absent_share=0.1, seed=0)
         asked = asked[: args.limit]
-        rankers = {}
-        if part == "train" and not data.kind and len(conversations) > 1:  # weights that have not seen the conversation
-            folds = fit_ranker.folds(data, [c.id for c in conversations], among=conversations)
-            rankers = {id: ranker for id, (ranker, _) in folds.items()}
         for examples in (False, True) if part == "test" else (False,):
             prompts = prompt_dataset.reading_prompts(
-                conversations, asked, budgets=[args.budget], rounds=0, count=count, rankers=rankers,
+                conversations, asked, budgets=[args.budget], rounds=0, count=count,
                 examples=examples, benchmark=data.benchmark,
             )  # fmt: skip
             name = f"{part}_examples" if examples else part

@@ -3,6 +3,7 @@
     python train.py --mode train --num-train 600 --num-val 100 --num-train-steps 500 \\
         --model Qwen/Qwen2.5-3B --inference-gpus 0 --training-gpus 1,2     GRPO on an Arbor server
     python train.py --mode train --backend trl                             GRPO on this machine, with or without a GPU
+    python train.py --mode train --backend trl --episodes --rounds 2 --budgets 512,1024   GRPO on lookups
     python train.py --mode sft --backend trl --model embedded:tiny         supervised training on the gold answers
     python train.py --mode distill --teacher openai/gpt-4o-mini            supervised training on a teacher's answers
     python train.py --mode sft --backend together --model NAME             supervised training at Together's service
@@ -75,6 +76,19 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
     add("--num-val", type=positive, metavar="N", help=f"validation questions at most (default {DEFAULT.num_val})")
     add("--budgets", type=integers, metavar="N,…", help="tokens of memory (default 512,1024,2048)")
     add("--rounds", type=count, metavar="N", help="reader calls (default: one per budget; 0 asks for the bare answer)")
+    add(
+        "--episodes",
+        action="store_true",
+        help="train each question as one episode of up to --rounds calls, in which the model may ask for more memory "
+        "(train; trl or --export)",
+    )
+    add("--question-budget", type=positive, metavar="N", help="tokens of all calls of an episode at most")
+    add(
+        "--token-price",
+        type=number(0, 1),
+        metavar="X",
+        help="deduction from the reward of an episode per 1,000 tokens of all calls (default 0.01)",
+    )
     add("--memory", choices=["adaptive", "oracle"], help="memory system, or the evidence only (default adaptive)")
     add("--absent-share", type=number(0, 1), metavar="X", help="unanswerable questions at most (default 0.1)")
     add("--rename", action="store_true", help="replace the speakers' names in training conversations")

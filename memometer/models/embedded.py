@@ -154,6 +154,8 @@ class Embedded:
         self.name = f"gguf ({path.name})"
         self.template_kwargs: dict[str, Any] = {}
         """Arguments of the chat template, such as `enable_thinking`."""
+        self.always_chats = False
+        """True for a model that was trained with the chat template, which is then used for every prompt."""
         self._lock = threading.Lock()
         self._local = threading.local()
         self._server: Any = None
@@ -221,7 +223,7 @@ class Embedded:
         }
         if request.config.seed is not None:
             body["seed"] = request.config.seed
-        if any(message.role == "assistant" for message in request.messages):
+        if not self.always_chats and any(message.role == "assistant" for message in request.messages):
             grammar, end = _grammar(request)
             body |= {"grammar": grammar, "stop": [*body["stop"], end]}
             with self._turn:

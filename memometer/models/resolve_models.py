@@ -123,6 +123,7 @@ def load(
         tier = embedded.TIERS.get(name.removeprefix("embedded:"))
         program = None if tier else gguf_metadata.trained_prompt(path)
         engine.template_kwargs = gguf_metadata.template_kwargs(program)
+        engine.always_chats = program is not None
         revision = tier.sha256 if tier else embedded.sha256(path)
         return Model(
             name,

@@ -1,8 +1,9 @@
-"""Reading in rounds: the model may ask for more memory, which is appended to its prompt before the next call.
+"""Reading in rounds: the model may ask for more memory, which follows in a further message of the same conversation.
 
 Two budgets are hard, in the memory's own token counter. `budget_tokens` bounds the memory in one prompt.
-`question_budget` bounds all tokens of all calls: instructions, examples, memory, question and the longest reply. The
-memory in the prompt only grows at its end, so the start of the prompt stays the same and provider caches hold.
+`question_budget` bounds all tokens of all calls: instructions, examples, memory, question and the longest reply. Each
+call begins with the messages of the call before it and its reply, so provider caches hold, and the calls of a question
+are one sequence for a trainer.
 """
 
 from __future__ import annotations
@@ -83,7 +84,29 @@ def answer_in_rounds(
     budget_tokens: int,
     question_budget: int | None = None,
 ) -> MultiRoundAnswer:
-    """Call the model until it answers.
+    """Call the model until it answers. The arguments are those of `Reading`.
+
+    Raises:
+        QuestionBudgetTooSmall: `question_budget` does not hold one prompt.
+    """
+    reading = Reading(
+        predict,
+        question,
+        more=more,
+        count=count,
+        rounds=rounds,
+        budget_tokens=budget_tokens,
+        question_budget=question_budget,
+    )
+    while reading.take(predict(**reading.inputs)):
+        pass
+    return reading.answer()
+
+
+class Reading:
+    """The calls for one question. It does not call a model: the caller does, with `inputs`, and passes the reply on.
+
+    A further call repeats the messages of the calls before, with their replies, and adds a message with the new lines.
 
     Args:
         predict: a predictor over `CitedAnswer`, or over `MultiRound` if there may be several rounds.
@@ -94,74 +117,124 @@ def answer_in_rounds(
         budget_tokens: a hard bound on the memory in one prompt.
         question_budget: a hard bound on all tokens of all calls; None sets no bound.
 
+    Attributes:
+        inputs: the keyword arguments of the next call of `predict`.
+        offers_more: True if the reply to this call may ask for more memory.
+        shown: the turn id of each line shown so far.
+        text: all memory shown so far.
+        calls: the calls made so far.
+
     Raises:
         QuestionBudgetTooSmall: `question_budget` does not hold one prompt.
     """
-    queries: tuple[str, ...] = ()
-    shown: tuple[str, ...] = ()  # one turn id for each line
-    partial: tuple[str, ...] = ()
-    text = ""
-    calls: list[Round] = []
-    left = question_budget
-    for number in range(rounds):
-        last = number + 1 == rounds
-        limit = budget_tokens >> (rounds - 1 - number)
-        known = queries, shown, partial
-        page, cost = _next_page(predict, question, text, known, limit=limit, left=left, more=more, count=count)
-        if page is None and calls:
-            continue  # nothing new fits this round; a later one is larger, or the last answer stays
-        if page is None or (left is not None and cost > left):
+
+    def __init__(
+        self,
+        predict: dspy.Predict,
+        question: str,
+        *,
+        more: NextPage,
+        count: Callable[[str], int],
+        rounds: int,
+        budget_tokens: int,
+        question_budget: int | None = None,
+    ) -> None:
+        self._predict, self._question, self._more, self._count = predict, question, more, count
+        self._rounds, self._budget, self._left = rounds, budget_tokens, question_budget
+        self._queries: tuple[str, ...] = ()
+        self._history: list[dict[str, Any]] = []
+        self._reply: Any = None
+        self._cost = self._number = 0
+        self._partial: tuple[str, ...] = ()
+        self.inputs: dict[str, Any] = {}
+        self.offers_more = False
+        self.shown: tuple[str, ...] = ()
+        self.text = ""
+        self.calls: list[Round] = []
+        page, cost = self._next_page()
+        if question_budget is not None and cost > question_budget:
             raise QuestionBudgetTooSmall(
-                f"a prompt without memory takes {cost:,} tokens, but the question budget is {left:,}"
+                f"a prompt without memory takes {cost:,} tokens, but the question budget is {question_budget:,}"
             )
-        text, shown = text + page.text, shown + page.turn_ids
-        partial = tuple(id for id in (*partial, *page.partial_ids) if id not in page.whole_ids)
-        # The next round repeats this round's tokens, so the budget must also hold new lines.
-        offers = not last and (left is None or left >= 2 * cost + MIN_NEW_TOKENS)
-        reply = predict(**inputs_of(predict, text, question, offers=offers))
-        wants_more = offers and reply.status == "more"
+        self._show(page, cost)
+
+    def take(self, reply: Any) -> bool:
+        """Record the model's reply to `inputs`.
+
+        Args:
+            reply: the outputs of `predict`, as attributes.
+
+        Returns:
+            True if another call follows, with the new `inputs`.
+        """
+        self._reply = reply
+        wants_more = self.offers_more and reply.status == "more"
         query = str(getattr(reply, "lookup", None) or "") if wants_more else ""
-        calls.append(Round(reply.status, offers, query, count(text), cost, tuple(dict.fromkeys(shown)), partial))
+        context, shown = self._count(self.text), tuple(dict.fromkeys(self.shown))
+        self.calls.append(Round(reply.status, self.offers_more, query, context, self._cost, shown, self._partial))
         if not wants_more:
-            break
-        queries += (query,) if query else ()
-        left = None if left is None else left - cost
-    citations = dict.fromkeys(shown[line - 1] for line in reply.lines or () if 1 <= line <= len(shown))
-    answer = reply.answer or ABSTENTION
-    absent = reply.status == "absent" or answer == ABSTENTION
-    return MultiRoundAnswer(answer, "absent" if absent else "answered", tuple(citations), text, tuple(calls))
+            return False
+        self._queries += (query,) if query else ()
+        self._left = None if self._left is None else self._left - self._cost
+        asked = {name: value for name, value in self.inputs.items() if name != "demos"}
+        replied = {name: getattr(reply, name, None) for name in self._predict.signature.output_fields}
+        self._history.append({**asked, **replied, "answer": reply.answer or ABSTENTION})
+        while self._number + 1 < self._rounds:
+            self._number += 1
+            page, cost = self._next_page()
+            if page.turn_ids and (self._left is None or cost <= self._left):
+                self._show(page, cost)
+                return True
+        return False  # nothing new fits, also in the last round: the last answer stays
 
+    def answer(self) -> MultiRoundAnswer:
+        """Return the answer of the last reply."""
+        reply, shown = self._reply, self.shown
+        citations = dict.fromkeys(shown[line - 1] for line in reply.lines or () if 1 <= line <= len(shown))
+        answer = reply.answer or ABSTENTION
+        absent = reply.status == "absent" or answer == ABSTENTION
+        return MultiRoundAnswer(
+            answer, "absent" if absent else "answered", tuple(citations), self.text, tuple(self.calls)
+        )
 
-def _next_page(
-    predict: dspy.Predict,
-    question: str,
-    text: str,
-    known: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]],
-    *,
-    limit: int,
-    left: int | None,
-    more: NextPage,
-    count: Callable[[str], int],
-) -> tuple[Recall | None, int]:
-    """Return the next lines and the cost of the call with them; None if no new line fits.
+    def _next_page(self) -> tuple[Recall, int]:
+        """Return the next lines, which may be none, and the cost of the call with them."""
+        limit = self._budget >> (self._rounds - 1 - self._number)
+        room = limit - self._count(self.text)
+        if self._left is not None:
+            room = min(room, self._left - self._cost_with(""))
+        while True:
+            page = self._more(self._queries, self.shown, self._partial, max(0, room))
+            cost = self._cost_with(page.text)
+            excess = max(self._count(self.text + page.text) - limit, 0 if self._left is None else cost - self._left)
+            if excess <= 0 or not page.turn_ids:
+                return page, cost
+            room = min(room, page.tokens) - excess  # a tokenizer may join texts that were counted separately
 
-    In the first round a page may be empty, because the question is asked in any case.
-    """
+    def _show(self, page: Recall, cost: int) -> None:
+        self.text, self.shown, self._cost = self.text + page.text, self.shown + page.turn_ids, cost
+        self._partial = tuple(id for id in (*self._partial, *page.partial_ids) if id not in page.whole_ids)
+        last = self._number + 1 == self._rounds
+        # A further call repeats this one with its reply, asks again, and must have room for new lines.
+        further = 2 * cost + self._repeated() + MIN_NEW_TOKENS
+        self.offers_more = not last and (self._left is None or self._left >= further)
+        self.inputs = self._inputs(page.text, offers=self.offers_more)
 
-    def cost_of(text: str) -> int:
+    def _inputs(self, page: str, *, offers: bool) -> dict[str, Any]:
+        inputs: dict[str, Any] = dict(inputs_of(self._predict, page, self._question, offers=offers))
+        return inputs | ({"demos": [*self._predict.demos, *self._history]} if self._history else {})
+
+    def _cost_with(self, page: str) -> int:
         # The offered statuses are a few words; the longer list is counted, so that either fits.
-        return prompt_tokens(predict, inputs_of(predict, text, question, offers=True), count) + reply_tokens(predict)
+        inputs = self._inputs(page, offers=True)
+        return prompt_tokens(self._predict, inputs, self._count) + reply_tokens(self._predict)
 
-    room = limit - count(text)
-    if left is not None:
-        room = min(room, left - cost_of(text))
-    while True:
-        page = more(*known, max(0, room))
-        cost = cost_of(text + page.text)
-        excess = max(count(text + page.text) - limit, 0 if left is None else cost - left)
-        if excess <= 0 or not page.turn_ids:
-            return (page if page.turn_ids or not text else None), cost
-        room = min(room, page.tokens) - excess  # a tokenizer may join texts that were counted separately
+    def _repeated(self) -> int:
+        """Upper bound of what a further call adds to this one: the reply, and a message without new lines."""
+        if self._left is None:
+            return 0
+        empty = inputs_of(self._predict, "", self._question)
+        return reply_tokens(self._predict) + prompt_tokens(self._predict, {**empty, "demos": []}, self._count)
 
 
 def inputs_of(predict: dspy.Predict, text: str, question: str, *, offers: bool = True) -> dict[str, str]:
@@ -180,7 +253,9 @@ def inputs_of(predict: dspy.Predict, text: str, question: str, *, offers: bool =
 def prompt_tokens(predict: dspy.Predict, inputs: dict[str, Any], count: Callable[[str], int]) -> int:
     """Count the tokens of a call's prompt: instructions, examples, inputs, and an allowance for the chat template."""
     adapter = dspy.settings.adapter or dspy.ChatAdapter()
-    messages = adapter.format(predict.signature, [dict(demo) for demo in predict.demos], inputs)
+    values = dict(inputs)
+    demos = values.pop("demos", predict.demos)
+    messages = adapter.format(predict.signature, [dict(demo) for demo in demos], values)
     return sum(count(str(message["content"])) + MESSAGE_TOKENS for message in messages) + PROMPT_TOKENS
 
 

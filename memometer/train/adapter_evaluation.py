@@ -10,7 +10,8 @@ of evaluate.py, so `memometer compare` and `memometer view` read it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -19,10 +20,10 @@ from typing import Any
 import dspy
 
 from memometer.benchmarks.protocol import DataError, Question
-from memometer.benchmarks.reward import Objective, Reply, balanced_f1
 from memometer.benchmarks.sampling import sample
 from memometer.errors import UserError
 from memometer.harness import loop, tasks
+from memometer.harness.tasks import Task
 from memometer.memory import Memory
 from memometer.models import resolve_models
 from memometer.models.downloads import sha256
@@ -35,22 +36,27 @@ from memometer.run.environment import digest, provenance, recalling_code
 from memometer.run.folder import Record, RunFolder, is_answered, new_path
 from memometer.run.interrupts import stopping
 from memometer.run.progress import eprint
-from memometer.stats.intervals import Comparison, paired
 from memometer.systems.adaptive import AdaptiveMemory
 from memometer.systems.baselines import Oracle
 from memometer.token_counters import counter_for
 from memometer.train import distillation, local_model
-from memometer.train.chat_format import SERVER_GREEDY
+from memometer.train.chat_format import served_decoding
+from memometer.train.compare_arms import (
+    ADAPTER,
+    BASE,
+    EXAMPLES,
+    ONE_CALL,
+    STYLED,
+    compare_arms,
+    one_call_budget,
+    starting_adapters,
+)
 from memometer.train.local_model import LocalEngine
 from memometer.train.options import TrainOptions
 from memometer.train.plan import Outcome, load_data
 from memometer.train.prompt_dataset import reading_prompts
 from memometer.train.reward import gold_reply
 
-ADAPTER, BASE, STYLED = "adapter", "base", "base with style rules"
-EXAMPLES = "base with examples"
-STARTS = {"sft": "supervised", "distill": "distilled"}
-"""Names of the arms of starting adapters by their training mode; others are called `starting adapter`."""
 EVALUATION = "evaluation.json"
 """The last evaluation of an adapter, in its folder; `memometer export-model` writes it into the model card."""
 FAILED_SHARE = 0.05
@@ -92,6 +98,7 @@ class Evaluation:
         system = Oracle if self.notes["memory"] == "oracle" else AdaptiveMemory
         self.memory: Memory[Any] = system(count=self.count)
         self.readers = {name: self._reader(name) for name in self.arms}
+        self.one_call: tuple[str, ...] = ()
         self.tasks = tasks.plan_tasks(dict.fromkeys(self.readers, self.memory), self.questions, budgets=[self.budget])
 
     @property
@@ -166,7 +173,8 @@ class Evaluation:
         return models
 
     def _reader(self, arm: str) -> Reader:
-        reader = Reader(rounds=0 if self.notes["memory"] == "oracle" else self.notes["rounds"])
+        rounds = 0 if self.notes["memory"] == "oracle" else self.notes["rounds"]
+        reader = Reader(rounds=rounds, question_budget=self.notes.get("question_budget"))
         if not self.notes["examples"] and arm != EXAMPLES:
             reader.read.demos = []
         if arm == STYLED:
@@ -174,6 +182,26 @@ class Evaluation:
             reader.read.signature = reader.read.signature.with_instructions(instructions)
         reader.read.lm = self.models.get(arm, self.models[BASE]).lm
         return reader
+
+    def add_one_call(self, records: Sequence[Record]) -> list[Task]:
+        """Add the arm with one call at equal total tokens, if the adapter was trained on episodes.
+
+        Args:
+            records: The records of the adapter's own arm, whose tokens are counted.
+
+        Returns:
+            The tasks of the new arm.
+        """
+        if not self.notes.get("episodes") or self.is_served:
+            return []
+        model, reader = self.models[ADAPTER], self._reader(ADAPTER)
+        reader.rounds = 1  # the first call is the last, so nothing more is offered
+        question = max((question.text for question in self.questions), key=len)
+        budget = one_call_budget(records, tasks.prompt_overhead(model, question, reader) + model.max_tokens)
+        self.readers[ONE_CALL], self.one_call = reader, (ONE_CALL,)
+        found = tasks.plan_tasks({ONE_CALL: self.memory}, self.questions, budgets=[budget])
+        self.tasks = [*self.tasks, *found]
+        return found
 
     def cautions(self) -> list[str]:
         """Return warnings about an overestimated gain."""
@@ -239,17 +267,6 @@ class Evaluation:
         return [line, *self.cautions(), *filter(None, [self.data.notice])]
 
 
-def served_decoding(decoding: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the request fields that make a server decode as the training did: greedily, to the same end token."""
-    greedy = {name: SERVER_GREEDY[name] for name in ("temperature", "top_p")}
-    body: dict[str, Any] = {"repetition_penalty": SERVER_GREEDY["repetition_penalty"]}
-    if decoding.get("stop_token_ids"):
-        body["stop_token_ids"] = decoding["stop_token_ids"]
-    if decoding.get("chat_template_kwargs"):
-        body["chat_template_kwargs"] = decoding["chat_template_kwargs"]
-    return {**greedy, "extra_body": body}
-
-
 def evaluate(options: TrainOptions) -> Outcome:
     """Evaluate the adapter, its base model, and the base model with style rules; print the comparison.
 
@@ -279,18 +296,25 @@ def evaluate(options: TrainOptions) -> Outcome:
             for model in evaluation.models.values():
                 distillation.check_first_call(model, lambda line: eprint(f"{prefix}{line}"))
         with stopping() as stop:
-            fatal = loop.run(
-                evaluation.tasks,
-                lambda _system, _conversation: evaluation.memory,
-                evaluation.conversations,
-                folder,
-                reader=evaluation.models[BASE],
-                readers=evaluation.readers,
-                num_threads=4 if evaluation.is_served else 1,
-                stop=stop,
-                progress=_progress(len(evaluation.tasks), prefix),
-            )
+            fatal = _run(evaluation, evaluation.tasks, folder, stop)
+            if not fatal and not stop.is_set() and (more := evaluation.add_one_call(list(folder.records()))):
+                fatal = _run(evaluation, more, folder, stop)
         return _finish(evaluation, folder, fatal, stopped=stop.is_set())
+
+
+def _run(evaluation: Evaluation, planned: Sequence[Task], folder: RunFolder, stop: threading.Event) -> str:
+    """Answer the questions of some tasks; returns the reason of a failure that ended it."""
+    return loop.run(
+        planned,
+        lambda _system, _conversation: evaluation.memory,
+        evaluation.conversations,
+        folder,
+        reader=evaluation.models[BASE],
+        readers=evaluation.readers,
+        num_threads=4 if evaluation.is_served else 1,
+        stop=stop,
+        progress=_progress(len(planned), evaluation.data.prefix),
+    )
 
 
 def _finish(evaluation: Evaluation, folder: RunFolder, fatal: str, *, stopped: bool) -> Outcome:
@@ -318,7 +342,7 @@ def _finish(evaluation: Evaluation, folder: RunFolder, fatal: str, *, stopped: b
         "test_set_usage": {"test_scored": asdict(usage) if usage else None, "duplicate_attempts": []},
     }
     _, table = write_results(folder, data, keys, facts, no_judge="no judge is used", notes=[str(usage or "")])
-    compared = compare_arms(evaluation, records)
+    compared = compare_arms([*evaluation.arms, *evaluation.one_call], evaluation.questions, records)
     if (evaluation.adapter / "training.json").exists() and outcome == "valid":
         measured = {"split": options.split, "questions": len(evaluation.questions), "run": str(folder.path)}
         text = json.dumps({**measured, "arms": compared}, indent=1) + "\n"
@@ -331,76 +355,6 @@ def _finish(evaluation: Evaluation, folder: RunFolder, fatal: str, *, stopped: b
     for line in lines:
         print(f"{data.prefix}{line}", flush=True)
     return outcome
-
-
-def compare_arms(evaluation: Evaluation, records: Sequence[Record]) -> list[str]:
-    """Return lines that compare the adapter with the other arms, paired, with intervals."""
-    questions = {question.id: question for question in evaluation.questions}
-    by_arm: dict[str, dict[str, Record]] = {name: {} for name in evaluation.arms}
-    for record in records:
-        if is_answered(record) and record["answer"] is not None:
-            by_arm[record["system"]][record["question_id"]] = record
-    quality = Objective(token_price=0.0).quality
-
-    def f1(question: Question, record: Record) -> float:
-        return question.score(record["answer"])
-
-    def balanced(question: Question, record: Record) -> float:
-        return balanced_f1(question, record["answer"])
-
-    measures: list[tuple[str, Callable[[Question], bool], Callable[[Question, Record], float]]] = [
-        ("F1, answerable questions", lambda question: question.answerable, f1),
-        ("F1 with list precision", lambda question: question.answerable, balanced),
-        ("abstentions, unanswerable questions", lambda question: not question.answerable, f1),
-        ("quality, all questions", lambda _: True, lambda question, record: quality(question, Reply.of_record(record))),
-    ]
-    lines = []
-    for one, other, meaning in comparisons(evaluation.arms):
-        lines.append(f"{one} against {other} ({meaning}), percent:")
-        for name, counts, score in measures:
-            both = [id for id in by_arm[one] if id in by_arm[other] and counts(questions[id])]
-            mine, theirs = ([score(questions[id], by_arm[arm][id]) for id in both] for arm in (one, other))
-            found = paired(mine, theirs, [questions[id].conversation for id in both])
-            lines.append(f"  {name}: {100 * _mean(theirs):.1f} -> {100 * _mean(mine):.1f}, {_describe(found)}")
-    return lines
-
-
-def comparisons(arms: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Return the compared arms and the meaning of each comparison, the most important one first."""
-    starts = [arm for arm in arms if arm not in (ADAPTER, BASE, EXAMPLES, STYLED)]
-    found = [(ADAPTER, EXAMPLES, "the gain")] if EXAMPLES in arms else []
-    if starts:
-        found.append((ADAPTER, starts[-1], "the share of the last training"))
-        found += [(start, EXAMPLES, "the gain before the last training") for start in starts if EXAMPLES in arms]
-    found.append((ADAPTER, BASE, "the same prompt without examples, whose form a base model often misses"))
-    return [*found, (ADAPTER, STYLED, "the effect beyond style")]
-
-
-def starting_adapters(adapter: Path) -> dict[str, Path]:
-    """Return the adapters from which a training started, by arm, the first training first.
-
-    A training copies its starting adapter to `start/` next to `best/`, and the adapter before that to `start/start/`.
-    """
-    found: list[tuple[str, Path]] = []
-    path = adapter.parent / "start" if adapter.name == "best" else adapter / "start"
-    while (path / "adapter_config.json").is_file():
-        notes = json.loads((path / "training.json").read_text("utf-8")) if (path / "training.json").exists() else {}
-        found.insert(0, (STARTS.get(notes.get("mode", ""), "starting adapter"), path))
-        path = path / "start"
-    names = [name for name, _ in found]
-    return {name if names.count(name) == 1 else f"{name} {n}": path for n, (name, path) in enumerate(found, start=1)}
-
-
-def _describe(found: Comparison) -> str:
-    if found.difference is None:
-        return "no such questions"
-    low, high = found.low, found.high
-    interval = f" [{100 * low:+.1f}, {100 * high:+.1f}]" if low is not None and high is not None else ""
-    significant = bool(found.low and found.low > 0) or bool(found.high and found.high < 0)
-    return (
-        f"{100 * found.difference:+.1f}{interval}, {found.wins} better, {found.losses} worse, n = {found.n}, "
-        f"{found.clusters} conversations" + ("" if significant else ": not significant")
-    )
 
 
 def _likelihood(evaluation: Evaluation) -> str:
@@ -449,7 +403,3 @@ def _read_notes(adapter: Path) -> dict[str, Any]:
             "--adapter."
         ) from error
     return found
-
-
-def _mean(values: Sequence[float]) -> float:
-    return fmean(values) if values else 0.0

@@ -152,3 +152,14 @@ def declared_ends(model: Any) -> list[int]:
         ids = getattr(config, "eos_token_id", None)
         found += [ids] if isinstance(ids, int) else list(ids or [])
     return found
+
+
+def served_decoding(decoding: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the request fields that make a server decode as the training did: greedily, to the same end token."""
+    greedy = {name: SERVER_GREEDY[name] for name in ("temperature", "top_p")}
+    body: dict[str, Any] = {"repetition_penalty": SERVER_GREEDY["repetition_penalty"]}
+    if decoding.get("stop_token_ids"):
+        body["stop_token_ids"] = decoding["stop_token_ids"]
+    if decoding.get("chat_template_kwargs"):
+        body["chat_template_kwargs"] = decoding["chat_template_kwargs"]
+    return {**greedy, "extra_body": body}

@@ -13,6 +13,7 @@ from memometer.models.embedded import repository_of
 from memometer.reader import program_file
 from memometer.stats.intervals import Comparison, paired
 from memometer.train import metrics
+from memometer.train.episodes import Episodes
 from memometer.train.local_model import LocalModel
 from memometer.train.plan import TrainingPlan
 from memometer.train.prompt_dataset import ReadingPrompt
@@ -89,11 +90,11 @@ class Validation:
     def run(self, step: int) -> None:
         """Validate the current weights and save their adapter as the best one if no earlier reward is higher."""
         scores = self.folder / metrics.VALIDATIONS
-        values = self.plan.hyperparameters
-        replies = self.local.generate(
-            self.prompts, max_tokens=values.max_completion_tokens, batch_size=values.batch_size
-        )
-        grades = [grade(prompt.case, reply) for prompt, reply in zip(self.plan.validation, replies, strict=True)]
+        if self.plan.episodes:
+            replies, grades = self._read_episodes(self.plan.episodes)
+        else:
+            replies = self._generate(self.prompts)
+            grades = [grade(prompt.case, reply) for prompt, reply in zip(self.plan.validation, replies, strict=True)]
         record = validation_record(step, grades)
         if step:
             pairs = list(zip(self.prompts, replies, strict=True))[:: max(1, len(replies) // KL_REPLIES)]
@@ -103,6 +104,24 @@ class Validation:
         self.plan.eprint(metrics.format_line(record))
         if step and record["reward"] >= best_before:
             save_best(self.plan, self.folder, record, self._save_adapter, decoding=self.local.format.decoding())
+
+    def _generate(self, prompts: Sequence[Sequence[int]]) -> list[str]:
+        values = self.plan.hyperparameters
+        return self.local.generate(prompts, max_tokens=values.max_completion_tokens, batch_size=values.batch_size)
+
+    def _read_episodes(self, episodes: Episodes) -> tuple[list[str], list[Grade]]:
+        """The first replies and the grades of the episodes of all validation questions."""
+        ids = [prompt.question_id for prompt in self.plan.validation]
+        readings = [episodes.open(id) for id in ids]
+        replies: list[list[str]] = [[] for _ in ids]
+        going = list(range(len(ids)))
+        while going:
+            prompts = [self.local.prompt_ids(episodes.messages(readings[n])) for n in going]
+            for n, reply in zip(going, self._generate(prompts), strict=True):
+                replies[n].append(reply)
+            going = [n for n in going if episodes.take(readings[n], replies[n][-1])]
+        grades = [episodes.grade(id, written) for id, written in zip(ids, replies, strict=True)]
+        return [written[0] for written in replies], grades
 
     def _save_adapter(self, folder: Path) -> None:
         # With a KL term the model also has TRL's reference adapter, which must not be saved.
@@ -148,7 +167,8 @@ def training_notes(
         before = (id for notes in plan.sources for id in notes[by])
         return sorted({*before, *(prompt.conversation for prompt in prompts)})
 
-    copied = ("model", "mode", "backend", "recipe", "rounds", "budgets", "memory", "examples", "quantize", "seed")
+    copied = ("model", "mode", "backend", "recipe", "rounds", "budgets", "memory", "examples", "episodes",
+              "question_budget", "quantize", "seed")  # fmt: skip
     return {
         **{name: options.as_json()[name] for name in copied},
         "benchmark": plan.data.benchmark,

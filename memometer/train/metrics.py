@@ -42,7 +42,7 @@ def reply_metrics(grades: Sequence[Grade]) -> Metrics:
     """Return means over replies.
 
     `strict`, `f1` and `balanced_f1` are means over answers and abstentions. `more`, `absent` and `unparseable` are
-    shares of all replies.
+    shares of all replies. Episodes of lookups also have `calls` and `total_tokens`.
     """
     if not grades:
         return {}
@@ -50,6 +50,8 @@ def reply_metrics(grades: Sequence[Grade]) -> Metrics:
     found = {"reply_tokens": fmean(grade.tokens for grade in grades)}
     for status in ("unparseable", "more", "absent"):
         found[status] = sum(grade.status == status for grade in grades) / len(grades)
+    if any(grade.total_tokens for grade in grades):
+        found |= {name: fmean(getattr(g, name) for g in grades) for name in ("calls", "total_tokens")}
     if graded:
         found |= {name: fmean(getattr(g, name) for g in graded) for name in ("strict", "f1", "balanced_f1")}
     return found
@@ -130,6 +132,18 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
 
 def format_line(record: Mapping[str, Any], label: str = "") -> str:
     """Return a step's or a validation's metrics as one line."""
-    names = ("reward", "strict", "f1", "reply_tokens", "kl", "group_variance", "zero_variance", "unparseable", "loss")
+    names = (
+        "reward",
+        "strict",
+        "f1",
+        "calls",
+        "total_tokens",
+        "reply_tokens",
+        "kl",
+        "group_variance",
+        "zero_variance",
+        "unparseable",
+        "loss",
+    )
     shown = [f"{name} {record[name]:.4g}" for name in names if record.get(name) is not None]
     return f"{label or record.get('what', 'step')} {record['step']}: {', '.join(shown)}"

@@ -127,6 +127,9 @@ class TrainOptions(Options):
     num_val: int = 100
     budgets: tuple[int, ...] = (512, 1024, 2048)
     rounds: int = -1
+    episodes: bool = False
+    question_budget: int | None = None
+    token_price: float | None = None
     memory: str = "adaptive"
     absent_share: float = 0.1
     rename: bool = False
@@ -189,6 +192,7 @@ class TrainOptions(Options):
             raise OptionError("--memory oracle shows the evidence and asks for the bare answer; leave out --rounds.")
         if self.rounds > 1 and len(self.budgets) != self.rounds:
             raise OptionError(f"--rounds {self.rounds} needs as many --budgets, and there are {len(self.budgets)}.")
+        self._check_episodes()
         budgets = sorted(self.budgets)
         object.__setattr__(self, "budgets", tuple(budgets[-1:] if self.memory == "oracle" else budgets))
 
@@ -222,6 +226,23 @@ class TrainOptions(Options):
             raise OptionError(f"--export is for --mode train; leave out --mode {self.mode}.")
         if self.push_to_hub is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub):
             raise OptionError(f"--push-to-hub is {self.push_to_hub!r}; expected OWNER/NAME.")
+
+    def _check_episodes(self) -> None:
+        if not self.episodes:
+            for name in ("question_budget", "token_price"):
+                if getattr(self, name) is not None:
+                    raise OptionError(f"{flag_names([name])} is for training on episodes; add --episodes.")
+            return
+        if self.planned_mode != "train" or self.mode == "evaluate":
+            raise OptionError(f"--episodes is for --mode train; leave it out in --mode {self.mode}.")
+        if self.backend != "trl":
+            raise OptionError(f"--episodes needs --backend trl, or --export; {self.backend} trains on single prompts.")
+        if self.rounds < 2:
+            raise OptionError(
+                f"--episodes trains to ask for more memory, and --rounds is {self.rounds}; use --rounds 2 or more."
+            )
+        if self.mode == "train" and self.examples and self.export:
+            raise OptionError("--export of episodes leaves the worked examples out; leave out --examples.")
 
     def _refuse_ineffective(self) -> None:
         if self.examples and self.backend == "arbor":

@@ -14,7 +14,7 @@ A backend carries the plan out in a training folder:
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -22,11 +22,13 @@ from typing import Any
 
 from memometer import benchmarks
 from memometer.benchmarks import reward as objective
-from memometer.benchmarks.protocol import Conversation, DataError, Dataset
+from memometer.benchmarks.protocol import Conversation, DataError, Dataset, Question
+from memometer.benchmarks.reward import TOKEN_PRICE
 from memometer.errors import UserError
-from memometer.harness import contamination, fit_ranker
+from memometer.harness import contamination
+from memometer.reader.multi_round import QuestionBudgetTooSmall
 from memometer.reader.reader import Reader
-from memometer.retrieval.ranker import Ranker
+from memometer.report.multi_round_analysis import contexts_of
 from memometer.run import resume as resuming
 from memometer.run.environment import digest, provenance, recalling_code
 from memometer.run.folder import RunFolder
@@ -34,6 +36,7 @@ from memometer.run.progress import eprint
 from memometer.token_counters import counter_for
 from memometer.train import prompt_dataset
 from memometer.train.anonymize_speakers import anonymize
+from memometer.train.episodes import Episodes
 from memometer.train.options import LORA_SHAPE, Hyperparameters, TrainOptions
 from memometer.train.prompt_dataset import ReadingPrompt
 
@@ -63,6 +66,7 @@ class TrainingPlan:
         validation: The prompts that select a checkpoint.
         notices: Sentences about the data for the announcement.
         sources: Notes of the adapter or merged model from which the training starts.
+        episodes: The episodes of all prompts' questions; None for a training on single prompts.
     """
 
     options: TrainOptions
@@ -72,6 +76,7 @@ class TrainingPlan:
     validation: tuple[ReadingPrompt, ...]
     notices: tuple[str, ...] = ()
     sources: tuple[dict[str, Any], ...] = ()
+    episodes: Episodes | None = None
 
     @property
     def dataset_kind(self) -> str:
@@ -122,12 +127,17 @@ def make_plan(options: TrainOptions) -> TrainingPlan:
     if options.adapter:
         values = replace(values, **_adapter_shape(Path(options.adapter)))
     data = load_data(options)
-    train, notices = _prompts(options, data, "train", options.num_train)
-    validation, more = _prompts(options, data, "validation", options.num_val)
+    parts = {
+        part: _questions(options, data, part, n)
+        for part, n in (("train", options.num_train), ("validation", options.num_val))
+    }
+    episodes = _episodes(options, values, data, parts) if options.episodes else None
+    train, validation = (_prompts(options, data, episodes, part) for part in parts.values())
     if not data.kind and (found := prompt_dataset.find_leaks(train, contamination.HeldOut.of(data))):
         summary = contamination.summary(found)[0]
         raise UserError(f"the training prompts contain {len(found)} held-out texts: {summary}.")
-    return TrainingPlan(options, values, data, train, validation, (*notices, *more), _sources(options))
+    notices = tuple(notice for part in parts.values() for notice in part.notices)
+    return TrainingPlan(options, values, data, train, validation, notices, _sources(options), episodes)
 
 
 def load_data(options: TrainOptions) -> Dataset:
@@ -147,39 +157,23 @@ def load_data(options: TrainOptions) -> Dataset:
     return benchmark.synthesize(options.seed, SYNTHETIC_CONVERSATIONS)
 
 
-def _prompts(
-    options: TrainOptions, data: Dataset, part: str, n: int
-) -> tuple[tuple[ReadingPrompt, ...], tuple[str, ...]]:
-    """The prompts of one part of the data, and notices about missing questions."""
+@dataclass(frozen=True)
+class _Part:
+    """The conversations and questions of one part of the data, and notices about missing questions."""
+
+    conversations: Sequence[Conversation]
+    questions: tuple[Question, ...]
+    notices: tuple[str, ...]
+
+
+def _questions(options: TrainOptions, data: Dataset, part: str, n: int) -> _Part:
     conversations: Sequence[Conversation] = data.part(part)
-    rankers: dict[str, Ranker] = {}
-    if part == "train" and options.memory == "adaptive" and _shipped_weights_saw(data) and len(conversations) > 1:
-        # The shipped weights have seen these conversations. Weights fitted on the others show what an unknown
-        # conversation would show.
-        weights = fit_ranker.folds(data, [c.id for c in conversations], among=conversations)
-        rankers = {id: ranker for id, (ranker, _) in weights.items()}
     if part == "train" and options.rename:
         benchmark = benchmarks.load(data.benchmark)
         conversations = [anonymize(c, benchmark, seed=options.seed) for c in conversations]
     questions, unlabelled = prompt_dataset.choose_questions(
         conversations, n, absent_share=options.absent_share, seed=options.seed
     )
-    try:
-        prompts = tuple(
-            prompt_dataset.reading_prompts(
-                conversations,
-                questions,
-                budgets=options.budgets,
-                rounds=options.rounds,
-                count=counter_for(),
-                memory=options.memory,
-                rankers=rankers,
-                examples=options.examples,
-                benchmark=data.benchmark,
-            )
-        )
-    except ValueError as error:
-        raise UserError(f"{error}.") from error
     if not questions:
         raise UserError(f"the data have no {part} question with evidence; use data with more conversations.")
     notices = []
@@ -187,11 +181,48 @@ def _prompts(
         notices.append(f"There are {len(questions)} {part} questions instead of {n}.")
     if unlabelled:
         notices.append(f"{unlabelled} {part} questions without a usable evidence label are left out.")
-    return prompts, tuple(notices)
+    return _Part(conversations, questions, tuple(notices))
 
 
-def _shipped_weights_saw(data: Dataset) -> bool:
-    return data.benchmark == benchmarks.DEFAULT and not data.kind
+def _episodes(options: TrainOptions, values: Hyperparameters, data: Dataset, parts: Mapping[str, _Part]) -> Episodes:
+    contexts = contexts_of(options.budgets[-1], options.rounds)
+    if list(options.budgets) != contexts:
+        wanted = ",".join(map(str, contexts))
+        raise UserError(f"each round doubles the memory: with {options.rounds} rounds use --budgets {wanted}.")
+    return Episodes(
+        [conversation for part in parts.values() for conversation in part.conversations],
+        [question for part in parts.values() for question in part.questions],
+        rounds=options.rounds,
+        budget_tokens=options.budgets[-1],
+        reply_tokens=values.max_completion_tokens,
+        question_budget=options.question_budget,
+        token_price=TOKEN_PRICE if options.token_price is None else options.token_price,
+        examples=options.examples,
+        benchmark=data.benchmark,
+    )
+
+
+def _prompts(options: TrainOptions, data: Dataset, episodes: Episodes | None, part: _Part) -> tuple[ReadingPrompt, ...]:
+    """The prompts of one part of the data: with episodes, the first one of each."""
+    try:
+        if episodes:
+            return tuple(prompt_dataset.first_prompts(episodes, part.questions))
+        return tuple(
+            prompt_dataset.reading_prompts(
+                part.conversations,
+                part.questions,
+                budgets=options.budgets,
+                rounds=options.rounds,
+                count=counter_for(),
+                memory=options.memory,
+                examples=options.examples,
+                benchmark=data.benchmark,
+            )
+        )
+    except QuestionBudgetTooSmall as error:
+        raise UserError(f"{error}; use a larger --question-budget.") from error
+    except ValueError as error:
+        raise UserError(f"{error}.") from error
 
 
 def _adapter_shape(adapter: Path) -> dict[str, Any]:
@@ -225,6 +256,12 @@ def announcement(plan: TrainingPlan) -> list[str]:
         f"{complete:.0%} show all evidence. {len(plan.validation):,} prompts of other conversations select the "
         "checkpoint.",
     ]
+    if plan.episodes:
+        limit = f"{options.question_budget:,} tokens" if options.question_budget else "no limit"
+        lines.append(
+            f"Episodes: up to {options.rounds} calls per question, {limit} for all of them; the reward falls by "
+            f"{plan.episodes.token_price:g} per 1,000 tokens. The evidence counts above are those of the first call."
+        )
     if options.mode == "train":
         shown = ", ".join(f"{name} {value}" for name, value in asdict(values).items())
         lines.append(

@@ -26,9 +26,9 @@ from memometer.reader.multi_round import inputs_of
 from memometer.reader.reader import Reader
 from memometer.reader.signatures import ABSTENTION
 from memometer.report.multi_round_analysis import contexts_of
-from memometer.retrieval.ranker import Ranker
 from memometer.systems.adaptive import AdaptiveMemory
 from memometer.token_counters import TokenCounter
+from memometer.train.episodes import Episodes
 from memometer.train.reward import Case
 
 Message = dict[str, str]
@@ -143,7 +143,6 @@ def reading_prompts(
     rounds: int,
     count: TokenCounter,
     memory: str = "adaptive",
-    rankers: Mapping[str, Ranker] | None = None,
     examples: bool = False,
     benchmark: str = benchmarks.DEFAULT,
 ) -> Iterator[ReadingPrompt]:
@@ -156,7 +155,6 @@ def reading_prompts(
         rounds: 0 asks for the bare answer, 1 for lines and status; more offer to show more before the last round.
         count: Counts the tokens of the memory.
         memory: `adaptive`, or `oracle` for the evidence only.
-        rankers: Ranking weights by conversation that have not seen its labels; by default the shipped weights.
         examples: True keeps the worked examples in the prompt.
         benchmark: Name of the benchmark whose rules score an answer.
 
@@ -167,7 +165,7 @@ def reading_prompts(
         wanted = ",".join(map(str, contexts_of(budgets[-1], rounds)))
         raise ValueError(f"each round doubles the memory: with {rounds} rounds use --budgets {wanted}")
     for conversation in conversations:
-        system = AdaptiveMemory(count=count, ranker=(rankers or {}).get(conversation.id))
+        system = AdaptiveMemory(count=count)
         reader = Reader(rounds=rounds)
         recorder = reader.read = _Recorder.like(reader.read)
         if not examples:
@@ -205,9 +203,29 @@ def reading_prompts(
                 )
 
 
+def first_prompts(episodes: Episodes, questions: Iterable[Question]) -> Iterator[ReadingPrompt]:
+    """Yield the first prompt of each question's episode.
+
+    Raises:
+        QuestionBudgetTooSmall: The question budget does not hold a prompt.
+    """
+    for question in questions:
+        reading = episodes.open(question.id)
+        yield ReadingPrompt(
+            id=f"{question.id}@{episodes.budget_tokens}",
+            conversation=question.conversation,
+            question_id=question.id,
+            budget_tokens=episodes.budget_tokens,
+            messages=tuple(episodes.messages(reading)),
+            case=episodes.case(question.id, reading),
+        )
+
+
 def _messages(read: dspy.Predict, inputs: Mapping[str, Any]) -> tuple[Message, ...]:
     """The messages that a predictor sends to a model."""
-    formatted = PlainAdapter().format(read.signature, [dict(demo) for demo in read.demos], dict(inputs))
+    values = dict(inputs)
+    demos = values.pop("demos", read.demos)  # with the calls before, in a later round
+    formatted = PlainAdapter().format(read.signature, [dict(demo) for demo in demos], values)
     return tuple({"role": str(m["role"]), "content": str(m["content"])} for m in formatted)
 
 

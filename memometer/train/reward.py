@@ -122,6 +122,8 @@ class Grade:
         balanced_f1: The same with precision also for lists, which the reward uses.
         strict: 1 if the answer equals a gold answer or its date, or is a correct abstention; otherwise 0.
         tokens: Length of the reply in o200k_base tokens.
+        calls: Calls of the model; more than one in an episode of lookups.
+        total_tokens: Tokens of all calls of an episode; 0 for a single prompt, where the reward does not use them.
     """
 
     reward: float
@@ -131,6 +133,8 @@ class Grade:
     strict: float
     tokens: int
     balanced_f1: float = 0.0
+    calls: int = 1
+    total_tokens: int = 0
 
 
 @cache
@@ -217,6 +221,13 @@ RECENT, MIN_RECENT = 256, 64
 """Number of a round's rewards in its mean, and the number needed before the mean replaces MORE."""
 
 
+class GradeEpisode(Protocol):
+    """Grades the replies of one episode (memometer.train.episodes.Episodes.grade)."""
+
+    def __call__(self, question_id: str, replies: Sequence[str], *, progress: float = 0.0) -> Grade:
+        """Return the grade of the last answer."""
+
+
 class DroppableOrder(Protocol):
     """The order of the prompts (memometer.train.prompt_dataset.PromptOrder), as far as the reward uses it."""
 
@@ -240,12 +251,21 @@ class RewardFunction:
         steps: Number of training steps.
         num_generations: Completions per prompt; they are consecutive in a batch.
         log_reply: Called with a sample reply of each batch.
+        grade_episode: Grades the replies of an episode of lookups, by its question; None for single prompts.
     """
 
     __name__ = "reward"
 
-    def __init__(self, *, steps: int, num_generations: int, log_reply: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        *,
+        steps: int,
+        num_generations: int,
+        log_reply: Callable[[dict[str, Any]], None],
+        grade_episode: GradeEpisode | None = None,
+    ) -> None:
         self.steps, self.num_generations, self.log_reply = steps, num_generations, log_reply
+        self.grade_episode = grade_episode
         self.recent: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=RECENT))
         """Recent rewards by number of halvings, which identifies the round."""
         self.grades: list[Grade] = []
@@ -264,18 +284,32 @@ class RewardFunction:
         case: Sequence[str],
         trainer_state: Any,
         number: Sequence[int] = (),
+        question: Sequence[str] = (),
         **_: Any,
     ) -> list[float]:
-        """Return the rewards of a batch. `case` has the cases as JSON texts, `number` the prompts' positions."""
-        cases = [Case.of_json(json.loads(text)) for text in case]
+        """Return the rewards of a batch.
+
+        `case` has the cases as JSON texts, `number` the prompts' positions, `question` the ids of their questions.
+        """
         progress = min(1.0, trainer_state.global_step / self.steps)
-        texts = [reply if isinstance(reply, str) else reply[0]["content"] for reply in completions]
-        more = [self.more(c) for c in cases]  # before this batch's rewards, so that its order does not matter
-        grades = [grade(c, text, progress=progress, more=m) for c, text, m in zip(cases, texts, more, strict=True)]
-        for c, each in zip(cases, grades, strict=True):
-            self.recent[c.halvings].append(each.reward)
+        texts = [replies_of(completion) for completion in completions]
+        if self.grade_episode:
+            grade_episode = self.grade_episode
+            grades = [
+                grade_episode(id, replies, progress=progress) for id, replies in zip(question, texts, strict=True)
+            ]
+        else:
+            cases = [Case.of_json(json.loads(text)) for text in case]
+            more = [self.more(c) for c in cases]  # before this batch's rewards, so that its order does not matter
+            grades = [
+                grade(c, replies[0], progress=progress, more=m)
+                for c, replies, m in zip(cases, texts, more, strict=True)
+            ]
+            for c, each in zip(cases, grades, strict=True):
+                self.recent[c.halvings].append(each.reward)
         self.grades += grades
-        self.log_reply({"step": trainer_state.global_step + 1, "reward": grades[0].reward, "reply": texts[0]})
+        sample = "\n\n".join(texts[0])
+        self.log_reply({"step": trainer_state.global_step + 1, "reward": grades[0].reward, "reply": sample})
         rewards = [each.reward for each in grades]
         size = self.num_generations
         for at in range(0, len(number), size) if self.order else ():
@@ -302,3 +336,10 @@ class RewardFunction:
             self.recent[int(halvings)].extend(rewards)
         if self.order and state["order"]:
             self.order.restore(state["order"])
+
+
+def replies_of(completion: Any) -> list[str]:
+    """Return the model's replies in a completion of TRL, which is a text or a list of messages."""
+    if isinstance(completion, str):
+        return [completion]
+    return [message["content"] for message in completion if message["role"] == "assistant"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,9 @@ from memometer.run.interrupts import stopping
 from memometer.train import checkpoints, distillation, local_model, metrics
 from memometer.train.chat_format import ChatFormat, declared_ends
 from memometer.train.checkpoints import Validation
+from memometer.train.episodes import longest_episode
 from memometer.train.local_model import LocalModel
+from memometer.train.lookup_environment import check_template
 from memometer.train.options import Hyperparameters
 from memometer.train.plan import Outcome, TrainingPlan
 from memometer.train.prompt_dataset import PromptOrder
@@ -66,7 +69,11 @@ def _check_lengths(plan: TrainingPlan) -> None:
     longest = max((*plan.train, *plan.validation), key=lambda p: sum(len(m["content"]) for m in p.messages))
     chat = ChatFormat.of(tokenizer, declared_ends(SimpleNamespace(config=config)), plan.options.chat_template_kwargs)
     _check_end_token(plan, chat)
-    tokens, reply = len(chat.prompt_ids(longest.messages)), values.max_completion_tokens
+    messages: Sequence[Mapping[str, str]] = longest.messages
+    if plan.episodes:
+        check_template(chat, name)
+        messages = longest_episode(plan.episodes, longest.question_id)
+    tokens, reply = len(chat.prompt_ids(messages)), values.max_completion_tokens
     if tokens > values.max_prompt_tokens:
         raise UserError(
             f"the longest prompt has {tokens:,} tokens of {name}, and --max-prompt-tokens is "
@@ -181,6 +188,7 @@ def _fit(plan: TrainingPlan, folder: RunFolder, local: LocalModel, stop: threadi
         steps=plan.steps,
         num_generations=plan.hyperparameters.num_generations,
         log_reply=lambda record: metrics.append(folder.path / metrics.REPLIES, record),
+        grade_episode=plan.episodes.grade if plan.episodes else None,
     )
     if plan.options.mode == "train":
         per_step = plan.hyperparameters.prompts_per_step

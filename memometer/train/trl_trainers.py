@@ -8,11 +8,13 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from memometer.run.folder import RunFolder
 from memometer.train.local_model import LocalModel
+from memometer.train.lookup_environment import LookupEnvironment, completion_limit, settings, tokenizer_for_lookups
 from memometer.train.plan import TrainingPlan
 from memometer.train.prompt_dataset import PromptOrder, ReadingPrompt, schedule
 from memometer.train.reward import RewardFunction
@@ -45,14 +47,19 @@ def grpo_trainer(plan: TrainingPlan, folder: Path, local: LocalModel, reward: Re
             "prompt": [prompts[n] for n in numbers],
             "case": [cases[n] for n in numbers],
             "number": numbers,
+            "question": [plan.train[n].question_id for n in numbers],
         }
 
     positions = Dataset.from_dict({"position": range(values.prompts_per_step * plan.steps)}).with_transform(rows)
+    lookups: Mapping[str, Any] = {"max_completion_length": values.max_completion_tokens}
+    if plan.episodes:
+        asked = [prompt.question_id for prompt in plan.train]
+        limit = completion_limit(plan.episodes, asked, local.format, values.max_completion_tokens)
+        lookups = settings(limit, values.max_completion_tokens, options.rounds, vllm=vllm)
     tied = bool(getattr(local.model.config, "tie_word_embeddings", False))
     arguments = GRPOConfig(
         **_shared_arguments(plan, folder, on_gpu=on_gpu),
         num_generations=values.num_generations,
-        max_completion_length=values.max_completion_tokens,
         temperature=values.temperature,
         top_p=values.top_p,
         beta=values.beta,
@@ -68,14 +75,17 @@ def grpo_trainer(plan: TrainingPlan, folder: Path, local: LocalModel, reward: Re
         chat_template_kwargs=dict(local.format.template_kwargs) or None,
         use_vllm=vllm,
         **({"vllm_mode": "colocate", "vllm_gpu_memory_utilization": options.vllm_memory} if vllm else {}),
+        **lookups,
     )
+    environment = partial(LookupEnvironment, plan.episodes) if plan.episodes else None
     return GRPOTrainer(
         model=local.model,
         reward_funcs=reward,
         args=arguments,
         train_dataset=positions,
-        processing_class=local.tokenizer,
+        processing_class=tokenizer_for_lookups(local.format) if plan.episodes else local.tokenizer,
         callbacks=[callback],
+        environment_factory=environment,
     )
 
 
