@@ -82,11 +82,12 @@ def test_cases_say_what_is_shown(sample: Any) -> None:
     conversation = sample.conversations[0]
     questions = [q for q in conversation.questions if q.evidence]
     for prompt in _exported(conversation, questions, budgets=[64, 128], rounds=2):
-        text = prompt.messages[-1]["content"]
+        text = "".join(message["content"] for message in prompt.messages if message["role"] == "user")
         turns = {turn.id: turn for turn in conversation.turns}
         for number, id in enumerate(prompt.case.shown, start=1):
             assert f"\n{number} {turns[id].speaker}: " in text
-        assert len(prompt.messages) == 2  # no examples
+        replies = [message for message in prompt.messages if message["role"] == "assistant"]
+        assert len(replies) == (not prompt.case.offers_more), "no examples, and in the second round the first reply"
         assert ReadingPrompt.of_json(prompt.as_json()) == prompt
 
 

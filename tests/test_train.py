@@ -22,6 +22,7 @@ from memometer.train import (
     checkpoints,
     compare_arms,
     distillation,
+    episode_files,
     local_model,
     metrics,
     results,
@@ -153,6 +154,30 @@ def test_verifiers_gets_a_taskset(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--clip-high 0.2" in readme or "--scale-rewards" in readme
     for file in folder.rglob("*"):
         assert file.is_dir() or str(Path.cwd()) not in file.read_text()
+
+
+@pytest.mark.parametrize("engine", ["verifiers", "verl"])
+def test_exported_episodes_give_the_same_rewards(engine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Verifiers' own loader was tried with 0.4.0; verl's agent loop was not run."""
+    if engine == "verl":
+        pytest.importorskip("pyarrow.parquet")
+    flags = [*SMALL, "--episodes", "--rounds", "2", "--budgets", "64,128"]
+    assert commands.train(["--export", engine, "--output-dir", "out", *flags]) == 0
+    capsys.readouterr()
+    folder = Path("out") / engine
+    source = folder / ("memometer_reading/__init__.py" if engine == "verifiers" else "agent_loop.py")
+    compile(source.read_text(), str(source), "exec")
+    loaded = episode_files.read(source.parent / "episodes.json")
+    plan = make_plan(train.options_of(vars(train.parser().parse_args([*flags, "--backend", "trl"]))))
+    assert plan.episodes is not None
+    asked = list(dict.fromkeys(prompt.question_id for prompt in (*plan.train, *plan.validation)))
+    assert list(loaded.questions) == asked, "no other question leaves this machine"
+    replies = ["none\nStatus: more\nLookup: garden\nAnswer: ?", "1\nStatus: answered\nAnswer: x"]
+    for id in asked:
+        assert loaded.grade(id, replies) == plan.episodes.grade(id, replies)
+    if engine == "verifiers":
+        row = json.loads((source.parent / "train.jsonl").read_text().splitlines()[0])
+        assert set(row) == {"id", "name", "system_prompt", "prompt", "question"}
 
 
 def test_verl_gets_parquet_and_a_reward(capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,3 +71,21 @@ def test_values_that_do_not_fit_together(mode: str, backend: str, overrides: dic
 def test_options_survive_a_manifest() -> None:
     options = TrainOptions(mode="distill", teacher="openai/x", teacher_price=(1.0, 2.0), overrides={"lora_rank": 4})
     assert TrainOptions.of_saved(json.loads(json.dumps(options.as_json()))) == options
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        ("--mode sft --episodes", "--episodes is for --mode train"),
+        ("--mode evaluate --episodes", "--episodes"),
+        ("--episodes", "--backend trl"),
+        ("--backend trl --episodes --rounds 1 --budgets 512", "--rounds 2"),
+        ("--backend trl --episodes --memory oracle", "--memory oracle"),
+        ("--backend trl --question-budget 900", "--question-budget .*--episodes"),
+        ("--backend trl --token-price 0.1", "--token-price .*--episodes"),
+        ("--export verl --episodes --examples", "--examples"),
+    ],
+)
+def test_episodes_refuse_what_has_no_effect(flags: str, hint: str) -> None:
+    with pytest.raises(UserError, match=hint):
+        train.options_of(vars(train.parser().parse_args(flags.split())))

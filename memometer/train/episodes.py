@@ -64,7 +64,7 @@ class Episodes:
         self.conversations = {conversation.id: conversation for conversation in conversations}
         self.questions = {question.id: question for question in questions}
         self.rounds, self.budget_tokens, self.question_budget = rounds, budget_tokens, question_budget
-        self.token_price, self.benchmark = token_price, benchmark
+        self.reply_tokens, self.token_price, self.benchmark = reply_tokens, token_price, benchmark
         self.count = count or counter_for()
         self.memory = AdaptiveMemory(count=self.count)
         self.predict = dspy.Predict(MultiRound, max_tokens=reply_tokens)

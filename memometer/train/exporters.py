@@ -15,6 +15,8 @@ from textwrap import dedent
 from typing import Any
 
 from memometer.errors import UserError
+from memometer.train import episode_files
+from memometer.train.export_templates import AGENT_LOOP, AGENT_LOOPS, ENVIRONMENT, TASKSET, VERL_REWARD
 from memometer.train.plan import TrainingPlan
 from memometer.train.prompt_dataset import ReadingPrompt
 from memometer.train.reward import ABSTENTION
@@ -80,6 +82,19 @@ def export(plan: TrainingPlan, framework: str) -> list[str]:
     ]
 
 
+def _response_tokens(plan: TrainingPlan) -> int:
+    """The most tokens after the first prompt: one reply, or all replies and pages of an episode."""
+    reply, options = plan.hyperparameters.max_completion_tokens, plan.options
+    if not plan.episodes:
+        return reply
+    pages = options.budgets[-1] - options.budgets[0]
+    return options.rounds * (reply + REPEATED_TOKENS) + int(TOKENS_PER_COUNTED * pages)
+
+
+REPEATED_TOKENS, TOKENS_PER_COUNTED = 128, 1.5
+"""Bounds of what each further message repeats, and of a model's tokens per o200k_base token."""
+
+
 def dropped_values(plan: TrainingPlan, framework: str) -> dict[str, Any]:
     """Return the hyperparameters that differ from the framework's behaviour and have no counterpart in the export."""
     values = asdict(plan.hyperparameters)
@@ -111,25 +126,11 @@ def verl_row(prompt: ReadingPrompt, index: int, split: str) -> dict[str, Any]:
             "index": index,
             "split": split,
             "id": prompt.id,
+            "question": prompt.question_id,
             "evidence": list(prompt.case.evidence),
             "case": json.dumps(prompt.case.as_json()),
         },
     }
-
-
-VERL_REWARD = '''\
-"""The reward of memometer, as verl calls it."""
-
-import json
-
-from memometer.train.reward import Case, grade
-
-
-def compute_score(data_source, solution_str, ground_truth, extra_info=None, **_):
-    found = grade(Case.of_json(json.loads(extra_info["case"])), solution_str)
-    unparseable = float(found.status == "unparseable")
-    return {"score": found.reward, "strict": found.strict, "f1": found.f1, "unparseable": unparseable}
-'''
 
 
 def _export_verl(plan: TrainingPlan, folder: Path) -> str:
@@ -139,8 +140,22 @@ def _export_verl(plan: TrainingPlan, folder: Path) -> str:
     for name, prompts in (("train", plan.train), ("validation", plan.validation)):
         _write_parquet([verl_row(prompt, n, name) for n, prompt in enumerate(prompts)], folder / f"{name}.parquet")
     (folder / "reward.py").write_text(VERL_REWARD, encoding="utf-8")
-    (folder / "grpo.yaml").write_text(_verl_config(plan), encoding="utf-8")
-    return VERL_COMMAND
+    if plan.episodes:
+        _write_episodes(plan, folder)
+        (folder / "agent_loop.py").write_text(AGENT_LOOP, encoding="utf-8")
+        (folder / "agent_loops.yaml").write_text(AGENT_LOOPS, encoding="utf-8")
+    config = _verl_config(plan)
+    if plan.episodes:
+        config = config.replace("    name: vllm\n", f"    name: vllm\n{VERL_AGENT}")
+    (folder / "grpo.yaml").write_text(config, encoding="utf-8")
+    return f'PYTHONPATH="$PWD" {VERL_COMMAND}' if plan.episodes else VERL_COMMAND
+
+
+VERL_AGENT = """\
+    agent:
+      default_agent_loop: lookup
+      agent_loop_config_path: ${oc.env:PWD}/agent_loops.yaml
+"""
 
 
 VERL_COMMAND = 'python -m verl.trainer.main_ppo --config-path "$PWD" --config-name grpo'
@@ -159,7 +174,7 @@ def _verl_config(plan: TrainingPlan) -> str:
           val_files: ${{oc.env:PWD}}/validation.parquet
           train_batch_size: {prompts_per_step}
           max_prompt_length: {values.max_prompt_tokens}
-          max_response_length: {values.max_completion_tokens}
+          max_response_length: {_response_tokens(plan)}
           seed: {options.seed}
         actor_rollout_ref:
           model:
@@ -219,52 +234,6 @@ def _write_parquet(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 # ---------------------------------------------------------------- verifiers 0.4 and prime-rl
 
-TASKSET = '''\
-"""The reading prompts of memometer as a verifiers taskset."""
-
-import json
-from pathlib import Path
-
-import verifiers.v1 as vf
-
-from memometer.train.reward import Case, grade
-
-__all__ = ["ReadingTaskset"]
-
-
-class ReadingData(vf.TaskData):
-    """The facts of a prompt, as a JSON text."""
-
-    case: str
-
-
-class ReadingTask(vf.Task[ReadingData]):
-    def _grade(self, trace):
-        return grade(Case.of_json(json.loads(self.data.case)), trace.last_reply)
-
-    @vf.reward(weight=1.0)
-    async def reading(self, trace: vf.Trace) -> float:
-        return self._grade(trace).reward
-
-    @vf.metric
-    async def strict(self, trace: vf.Trace) -> float:
-        return self._grade(trace).strict
-
-    @vf.metric
-    async def f1(self, trace: vf.Trace) -> float:
-        return self._grade(trace).f1
-
-
-class ReadingConfig(vf.TasksetConfig):
-    split: str = "train"  # or validation
-
-
-class ReadingTaskset(vf.Taskset[ReadingTask, ReadingConfig]):
-    def load(self) -> list[ReadingTask]:
-        lines = (Path(__file__).parent / f"{self.config.split}.jsonl").read_text(encoding="ascii").splitlines()
-        return [ReadingTask(ReadingData(**json.loads(line)), self.config.task) for line in lines]
-'''
-
 
 def verifiers_row(prompt: ReadingPrompt) -> dict[str, Any]:
     """Return the data of a task. verifiers has a field of its own for the system message."""
@@ -280,14 +249,30 @@ def verifiers_row(prompt: ReadingPrompt) -> dict[str, Any]:
     }
 
 
+def verifiers_episode(prompt: ReadingPrompt) -> dict[str, Any]:
+    """Return the data of a task whose prompt is the first call of an episode."""
+    row = verifiers_row(prompt)
+    del row["case"]
+    return {**row, "question": prompt.question_id}
+
+
+def _write_episodes(plan: TrainingPlan, folder: Path) -> None:
+    if plan.episodes:
+        asked = [prompt.question_id for prompt in (*plan.train, *plan.validation)]
+        episode_files.write(plan.episodes, folder / "episodes.json", asked)
+
+
 def _export_verifiers(plan: TrainingPlan, folder: Path) -> str:
     values = plan.hyperparameters
     package = folder / PACKAGE
     package.mkdir()
+    row = verifiers_episode if plan.episodes else verifiers_row
     for name, prompts in (("train", plan.train), ("validation", plan.validation)):
-        lines = [json.dumps(verifiers_row(prompt)) + "\n" for prompt in prompts]
+        lines = [json.dumps(row(prompt)) + "\n" for prompt in prompts]
         (package / f"{name}.jsonl").write_text("".join(lines), encoding="ascii")
-    (package / "__init__.py").write_text(TASKSET, encoding="utf-8")
+    if plan.episodes:
+        _write_episodes(plan, package)
+    (package / "__init__.py").write_text(ENVIRONMENT if plan.episodes else TASKSET, encoding="utf-8")
     name = PACKAGE.replace("_", "-")
     (folder / "pyproject.toml").write_text(
         dedent(f"""\
@@ -303,7 +288,7 @@ def _export_verifiers(plan: TrainingPlan, folder: Path) -> str:
 
         [tool.setuptools]
         packages = ["{PACKAGE}"]
-        package-data = {{ {PACKAGE} = ["*.jsonl"] }}
+        package-data = {{ {PACKAGE} = ["*.jsonl", "*.json"] }}
         """),
         encoding="utf-8",
     )
@@ -341,7 +326,7 @@ def _prime_rl_config(plan: TrainingPlan, name: str) -> str:
     return dedent(f"""\
         # prime-rl: uv run rl @ rl.toml
         max_steps = {plan.steps}
-        seq_len = {values.max_prompt_tokens + values.max_completion_tokens}
+        seq_len = {values.max_prompt_tokens + _response_tokens(plan)}
 
         [ckpt]
         interval = {plan.options.save_steps}

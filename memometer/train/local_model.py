@@ -65,12 +65,13 @@ class LocalModel:
     def with_adapter(self, path: Path, *, trainable: bool = False) -> LocalModel:
         """Return this model with a saved peft adapter. Raises UserError if it cannot be loaded or does not fit."""
         from peft import PeftModel
+        from safetensors import SafetensorError
 
         if not (path / "adapter_config.json").is_file():
             raise UserError(f"{path} is not an adapter folder (adapter_config.json missing).")
         try:
             model = PeftModel.from_pretrained(self.model, str(path), is_trainable=trainable)
-        except (ValueError, RuntimeError, OSError) as error:
+        except (ValueError, RuntimeError, OSError, SafetensorError) as error:
             raise UserError(f"the adapter {path} does not fit {self.name}: {_first_line(error)}") from error
         expose_head_bias(model)
         return LocalModel(self.name, model, self.format)
@@ -200,6 +201,7 @@ def load(
     quiet()
     source = dense_source(name, log=log)
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     on_gpu = torch.cuda.is_available()
@@ -220,7 +222,7 @@ def load(
             if on_gpu:
                 extra["device_map"] = {"": torch.cuda.current_device()}
             model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **extra)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(explain_load_error(name, error)) from error
     chat = ChatFormat.of(tokenizer, declared_ends(model), template_kwargs)
     tokenizer.padding_side = "left"

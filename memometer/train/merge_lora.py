@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from memometer.errors import UserError
 from memometer.train.chat_format import ChatFormat, declared_ends
 from memometer.train.local_model import dense_source, require
 
@@ -95,11 +96,19 @@ def set_base_model(adapter: Path, base: str) -> None:
 
 
 def read_matrices(path: Path) -> dict[str, np.ndarray]:
-    """Return the matrices of a safetensors file by name, bfloat16 as float32, which is exact."""
-    from safetensors import deserialize
+    """Return the matrices of a safetensors file by name, bfloat16 as float32, which is exact.
+
+    Raises:
+        UserError: The file does not exist, or is not complete.
+    """
+    from safetensors import SafetensorError, deserialize
 
     found = {}
-    for name, tensor in deserialize(path.read_bytes()):
+    try:
+        tensors = deserialize(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read ({error}); use the adapter of another checkpoint.") from error
+    for name, tensor in tensors:
         if tensor["dtype"] == "BF16":
             matrix = (np.frombuffer(tensor["data"], np.uint16).astype(np.uint32) << 16).view(np.float32)
         else:

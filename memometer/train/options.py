@@ -236,13 +236,15 @@ class TrainOptions(Options):
         if self.planned_mode != "train" or self.mode == "evaluate":
             raise OptionError(f"--episodes is for --mode train; leave it out in --mode {self.mode}.")
         if self.backend != "trl":
-            raise OptionError(f"--episodes needs --backend trl, or --export; {self.backend} trains on single prompts.")
+            raise OptionError(f"{self.backend} trains on single prompts; use --episodes with --backend trl.")
+        if self.memory == "oracle":
+            raise OptionError("--memory oracle has no further memory to ask for; leave out --memory or --episodes.")
+        if self.export and self.examples:
+            raise OptionError("exported episodes have no worked examples; leave out --examples.")
         if self.rounds < 2:
             raise OptionError(
                 f"--episodes trains to ask for more memory, and --rounds is {self.rounds}; use --rounds 2 or more."
             )
-        if self.mode == "train" and self.examples and self.export:
-            raise OptionError("--export of episodes leaves the worked examples out; leave out --examples.")
 
     def _refuse_ineffective(self) -> None:
         if self.examples and self.backend == "arbor":

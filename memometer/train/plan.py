@@ -274,7 +274,10 @@ def announcement(plan: TrainingPlan) -> list[str]:
 
 WITHOUT_EFFECT = ("no_mlflow", "arbor_url", "push_to_hub", "output_dir", "cost_limit")
 """Options that do not affect the trained weights."""
-UNRELATED = ("doctor", "env_check", "gpu_memory", "smoke_test", "exporters", "adapter_evaluation", "runpod")
+UNRELATED = (
+    "doctor", "env_check", "gpu_memory", "smoke_test", "exporters", "export_templates", "episode_files",
+    "adapter_evaluation", "compare_arms", "runpod",
+)  # fmt: skip
 """Modules of this package that do not affect the trained weights."""
 
 

@@ -116,6 +116,14 @@ def train(plan: TrainingPlan, folder: RunFolder) -> Outcome:
     except torch.OutOfMemoryError as error:
         plan.eprint(explain_out_of_memory(error, plan.hyperparameters))
         return "failed"
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        plan.eprint(
+            f"The disk of {folder.path} is full ({describe(error)}). Free some space, then continue with: "
+            f"python train.py --resume {folder.path}"
+        )
+        return "failed"
     if outcome == "stopped":
         plan.eprint(f"Stopped. Continue with: python train.py --resume {folder.path}")
     return finish(plan, folder) if outcome == "valid" else outcome
@@ -275,6 +283,15 @@ def _is_patient_enough(plan: TrainingPlan, folder: Path) -> bool:
         return False
     plan.eprint(f"The last {patience} validations are not better than an earlier one, so the training ends.")
     return True
+
+
+DISK_FULL = ("no space left", "disk quota", "file too large", "pytorchstreamwriter failed", "unexpected pos")
+"""Words of a full disk in the errors of Python, safetensors and PyTorch, whose types differ."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return true if a checkpoint could not be written because the disk is full."""
+    return any(words in str(error).lower() for words in DISK_FULL)
 
 
 def explain_out_of_memory(error: BaseException, values: Hyperparameters) -> str:
