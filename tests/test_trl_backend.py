@@ -292,8 +292,9 @@ def test_a_killed_training_on_episodes_ends_the_same(model: Path, tmp_path: Path
     import torch
 
     flags = [*EPISODES, *SIZES, *SHORT, *REST, "--model", str(model), "--num-train-steps", "4", "--output-dir"]
-    said = _run(*flags, "whole", cwd=tmp_path)
+    said = _run(*flags, "whole", "--num-test", "2", cwd=tmp_path)
     assert "Best at step" in said
+    assert "adapter against adapter, one call (the effect of lookups, at equal total tokens)" in said
     killed = _start(*flags, "killed", cwd=tmp_path)
     deadline = time.monotonic() + 300
     while not (tmp_path / "killed" / "checkpoint-2" / "complete").exists() and time.monotonic() < deadline:
