@@ -18,7 +18,7 @@ Processed = tuple[str, list[Line], list[Line]]
 """Status of a batch at its end, the lines of its output file and of its error file."""
 
 
-def answered(request: Line, text: str) -> Line:
+def answered(request: Line, text: str, *, prompt_tokens: int = 100) -> Line:
     """The line of an output file with a chat completion."""
     body = {
         "id": "chatcmpl-1",
@@ -26,7 +26,7 @@ def answered(request: Line, text: str) -> Line:
         "created": 1,
         "model": request["body"]["model"],
         "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
-        "usage": {"prompt_tokens": 100, "completion_tokens": 5, "total_tokens": 105},
+        "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": 5, "total_tokens": prompt_tokens + 5},
     }
     response = {"status_code": 200, "request_id": "r", "body": body}
     return {"id": "line", "custom_id": request["custom_id"], "response": response, "error": None}

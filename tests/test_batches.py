@@ -164,7 +164,8 @@ def test_the_cost_limit_holds(tmp_path: Path) -> None:
 def test_a_reader_in_rounds_takes_one_batch_for_each(tmp_path: Path) -> None:
     def process(number: int, requests: list[Line]) -> Processed:
         texts = "none\nStatus: more\nLookup: the dog\nAnswer: none", "1\nStatus: answered\nAnswer: Bruno"
-        return "completed", [answered(request, texts[min(number, 2) - 1]) for request in requests], []
+        text = texts[min(number, 2) - 1]
+        return "completed", [answered(request, text, prompt_tokens=500) for request in requests], []
 
     with batch_server(process) as batches:
         given = words(batches.url, "openai", "--batch", "--run-dir", "run", "--rounds", "2", judge=False)
@@ -173,7 +174,7 @@ def test_a_reader_in_rounds_takes_one_batch_for_each(tmp_path: Path) -> None:
         assert len(batches.batches) == 2
     found = [record for record in records(tmp_path / "run") if record["system"] == "adaptive"]
     assert {len(record["rounds"]) for record in found} == {2}
-    assert {record["prompt_tokens"] for record in found} == {200}
+    assert {record["prompt_tokens"] for record in found} == {1000}
 
 
 @pytest.mark.parametrize(
