@@ -292,12 +292,12 @@ def test_a_server_that_cuts_prompts_silently_makes_a_run_invalid(unit: str, tmp_
 def test_all_rounds_of_a_reading_are_compared(tmp_path: Path) -> None:
     words = ["--systems", "adaptive", "--rounds", "2", "--num-test", "2"]
     reply = "1\nStatus: more\nLookup: bread\nAnswer: Sourdough"
-    with serving(lambda body: chat(reply, prompt=min(size(body), 200))) as server:
+    with serving(lambda body: chat(reply, prompt=min(size(body), 50))) as server:
         assert run(server, tmp_path, *words).returncode == 3
         server.answer = lambda body: chat(reply, prompt=size(body))
         assert run(server, tmp_path, *words, "--run-dir", "whole").returncode == 0
     cut = results(tmp_path / "run")["cut_prompts"]
-    assert cut["counted"] > cut["reported"] == 400, "two calls"
+    assert cut["counted"] > cut["reported"] == 100, "two calls"
     assert results(tmp_path / "whole")["cut_prompts"] is None
 
 

@@ -41,13 +41,13 @@ def cut_prompts(records: Iterable[Record]) -> dict[str, Any] | None:
     in_bytes = pairs[0][2]
     expected = 1.0
     if in_bytes:
-        ratios = sorted(reported / counted for reported, counted, _ in pairs)
+        ratios = sorted(reported / counted for reported, counted, *_ in pairs)
         expected = ratios[math.ceil(HIGH * len(ratios)) - 1]
     limit = CLEARLY_SHORTER_BY_RATIO if in_bytes else CLEARLY_SHORTER
     cut = [
         (reported, counted)
-        for reported, counted, _ in pairs
-        if reported < limit * expected * counted and expected * counted - reported >= LEAST_DIFFERENCE
+        for reported, counted, _, calls in pairs
+        if reported < limit * expected * counted and expected * counted - reported >= calls * LEAST_DIFFERENCE
     ]
     if not cut:
         return None
@@ -71,11 +71,11 @@ def sentence(found: dict[str, Any]) -> str:
     )
 
 
-def _pair(record: Record) -> tuple[int, int, bool] | None:
-    """Reported tokens, counted tokens or bytes, and True for bytes."""
+def _pair(record: Record) -> tuple[int, int, bool, int] | None:
+    """Reported tokens, counted tokens or bytes, True for bytes, and the number of calls."""
     answering = record.get("answering") or {}
     counted, reported = record.get("counted_prompt_tokens"), answering.get("prompt_tokens")
     calls = max(1, len(record.get("rounds") or ()))
     if not counted or not reported or answering.get("calls") != calls or answering.get("unreported"):
         return None
-    return reported, counted, record["recall"].get("counter") == Utf8Bytes.name
+    return reported, counted, record["recall"].get("counter") == Utf8Bytes.name, calls
