@@ -290,7 +290,7 @@ def test_a_server_that_cuts_prompts_silently_makes_a_run_invalid(unit: str, tmp_
 
 
 def test_all_rounds_of_a_reading_are_compared(tmp_path: Path) -> None:
-    words = ["--systems", "adaptive", "--rounds", "2", "--num-test", "2"]
+    words = ["--systems", "adaptive", "--rounds", "2", "--num-test", "2", "--budget-tokens", "400"]
     reply = "1\nStatus: more\nLookup: bread\nAnswer: Sourdough"
     with serving(lambda body: chat(reply, prompt=min(size(body), 50))) as server:
         assert run(server, tmp_path, *words).returncode == 3

@@ -18,6 +18,9 @@ CLEARLY_SHORTER_BY_RATIO = 0.5
 LEAST_DIFFERENCE = 256
 """Tokens that a prompt must lack. The smallest windows have a thousand tokens or more."""
 
+LEAST_DIFFERENCE_OF_ROUNDS = 400
+"""The same for each call of a reading in rounds, whose prompts are counted with the longest offer of further rounds."""
+
 HIGH = 0.9
 """Quantile of tokens per byte that prompts which are not cut reach."""
 
@@ -47,7 +50,7 @@ def cut_prompts(records: Iterable[Record]) -> dict[str, Any] | None:
     cut = [
         (reported, counted)
         for reported, counted, _, calls in pairs
-        if reported < limit * expected * counted and expected * counted - reported >= calls * LEAST_DIFFERENCE
+        if reported < limit * expected * counted and expected * counted - reported >= _least(calls)
     ]
     if not cut:
         return None
@@ -69,6 +72,10 @@ def sentence(found: dict[str, Any]) -> str:
         f"prompt tokens where {found['counted']:,} {found['unit']} were sent. Raise its window (Ollama: "
         "OLLAMA_CONTEXT_LENGTH), or lower --budgets."
     )
+
+
+def _least(calls: int) -> int:
+    return LEAST_DIFFERENCE if calls == 1 else calls * LEAST_DIFFERENCE_OF_ROUNDS
 
 
 def _pair(record: Record) -> tuple[int, int, bool, int] | None:
