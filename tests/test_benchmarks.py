@@ -276,7 +276,7 @@ def test_the_order_of_events_is_scored_by_line(tmp_path: Path, server: Server, a
 
     def same(number: int, body: Any) -> Any:
         text = body["messages"][-1]["content"]
-        event, line = (re.search(rf"{name}:?\s*(\w+)", text, re.IGNORECASE) for name in ("gold", "answer"))
+        event, line = (re.search(rf'{name}:?[\s"]*(\w+)', text, re.IGNORECASE) for name in ("gold", "answer"))
         return completion("yes" if event and line and event[1] == line[1] else "no")
 
     server.answer = same

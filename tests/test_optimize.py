@@ -324,7 +324,7 @@ def test_a_judge_helps_when_it_is_certified_and_reports_nothing(
         if body["model"] != "judge":
             return reads(number, body)
         shown = dict(re.findall(r"^(Question|Gold|Answer): (.*)$", body["messages"][-1]["content"], re.MULTILINE))
-        return completion("yes" if shown["Gold"] == shown["Answer"] else "no")
+        return completion("yes" if shown["Gold"] == json.loads(shown["Answer"]) else "no")
 
     server.answer = answer
     judge = ["--judge-model", "openai/judge", "--judge-api-base", server.url]
@@ -333,7 +333,7 @@ def test_a_judge_helps_when_it_is_certified_and_reports_nothing(
     assert "openai/judge has no judge calibration" in capfd.readouterr().err
     assert not server.requests
     certified = {"passed": True}
-    monkeypatch.setattr("memometer.optimize.plan.Calibrator.cached", lambda self: certified)
+    monkeypatch.setattr("memometer.optimize.plan.Calibrator.cached", lambda self, **_: certified)
     monkeypatch.setattr("memometer.optimize.plan.assess", lambda found: found)
     assert commands.optimize(words) == 0
     assert {body["model"] for body in server.requests} == {"scripted", "judge"}

@@ -112,7 +112,7 @@ def test_verdicts_are_added_and_nothing_is_answered_again(
     assert "identity" not in results["judge_calibrations"][0]
     table = (run / "table.txt").read_text()
     assert "lexical judge" in table
-    assert "openai/judge (strict) passed its calibration" in table
+    assert "openai/judge (strict) was not certified" in table
     asked = len(server.requests)
     assert again(server, run, more=CALIBRATED) == 0
     assert len(server.requests) == asked, "what has a label is not asked for again"
