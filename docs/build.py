@@ -64,9 +64,10 @@ def section(words: list[str], level: int) -> str:
     text = help_of(words)
     parts = [f"{'#' * level} memometer {' '.join(words)}\n\n```text\n{text.rstrip()}\n```\n"]
     usage = text.split("\n\n")[0]
-    choices = re.search(r"\{([a-z,-]+)\}\s+\.\.\.", usage)
-    if level == 3 and choices:
-        parts += [section([*words, name], 4) for name in choices[1].split(",")]
+    if level == 3 and re.search(r"\s\.\.\.$", usage):  # it has subcommands, which its help lists four spaces deep
+        listed = text.partition("positional arguments:")[2].partition("\n\n")[0]
+        names = re.findall(r"^    ([a-z][a-z-]*)(?:\s|$)", listed, flags=re.MULTILINE)
+        parts += [section([*words, name], 4) for name in names]
     return "\n".join(parts)
 
 

@@ -18,7 +18,7 @@ from memometer.serve.tenants import TenantMemories
 from memometer.store.episode import Episode
 
 Key = Annotated[str | None, Header(alias="Idempotency-Key", pattern=r"^[\x21-\x7e]{1,200}$")]
-IfMatch = Annotated[str | None, Header(alias="If-Match", pattern=r'^("[0-9a-f]{1,64}"|\*)$')]
+IfMatch = Annotated[str | None, Header(alias="If-Match", pattern=r"^[\x20-\x7e]{1,200}$")]
 IfNoneMatch = Annotated[str | None, Header(alias="If-None-Match", max_length=200)]
 TURN_CURSOR: TypeAdapter[tuple[float, str]] = TypeAdapter(tuple[FiniteFloat, Text])
 
