@@ -254,7 +254,7 @@ def test_the_certificate_is_paid_for_by_the_run_that_measured_it(
     server.answer = lambda number, body: completion("yes")
     judge = ["--judge-model", "openai/judge", "--judge-api-base", server.url, "--judge-price", "1000,0"]
     args = remote(server, "--systems", "recent", "--price", "1000,0", *judge, "--allow-failed-calibration")
-    assert commands.evaluate([*args, "--cost-limit", "1", "--run-dir", "run"]) == 4
+    assert commands.evaluate([*args, "--cost-limit", "0.05", "--run-dir", "run"]) == 4
     measured = len(server.requests)
     assert f"The run has cost ${measured / 10:.4f}" in capsys.readouterr().out
     assert not any(body["model"] == "scripted" for body in server.requests), "no question was asked"
