@@ -268,7 +268,7 @@ class SQLiteFile:
         self.set_meta("deleted", "yes")
 
     def erase(self) -> None:
-        """Write the whole file anew if something was deleted.
+        """Rewrite the whole file if something was deleted.
 
         SQLite overwrites deleted rows, but not the copies that it makes of rows when it moves them between pages.
         """
