@@ -109,8 +109,9 @@ def load(data: str | Path | None = None, *, log: Callable[[str], None] = eprint)
 
 
 def local_file() -> Path:
-    """The file to use without a download: LOCOMO if it was downloaded, otherwise the sample."""
-    path = DATA / "locomo10.json"
+    """The file to use without a download: LOCOMO of LOCOMO_PATH or of an earlier download, otherwise the sample."""
+    named = os.environ.get("LOCOMO_PATH")
+    path = Path(named) if named and Path(named).exists() else DATA / "locomo10.json"
     return path if path.exists() else SAMPLE
 
 

@@ -30,7 +30,7 @@ SHOWN, HIDDEN = "none\nStatus: answered\nAnswer: red", "none\nStatus: answered\n
 def _data(folder: Path) -> Path:
     """Conversations in which each person has a red ball and hides something blue in a box."""
     conversations = []
-    for number in range(5):
+    for number, month in enumerate(("March", "April", "June", "July", "May")):  # no question is asked twice
         turns = [{"id": "t0", "speaker": "Ada", "text": "Hello!", "time": "2024-03-03T18:00:00"}]
         questions: list[dict[str, Any]] = []
         for n, name in enumerate(NAMES):
@@ -39,8 +39,8 @@ def _data(folder: Path) -> Path:
                 {"id": f"b{n}", "speaker": name, "text": "The box is blue."},
             ]
             questions += [
-                {"id": f"qa{n}", "text": f"Shown by {name}?", "answer": "red", "evidence": [f"a{n}"]},
-                {"id": f"qb{n}", "text": f"Hidden by {name}?", "answer": "blue", "evidence": [f"b{n}"]},
+                {"id": f"qa{n}", "text": f"Shown by {name} in {month}?", "answer": "red", "evidence": [f"a{n}"]},
+                {"id": f"qb{n}", "text": f"Hidden by {name} in {month}?", "answer": "blue", "evidence": [f"b{n}"]},
             ]
         conversations.append({"id": f"c{number}", "turns": turns, "questions": questions})
     path = folder / "balls.json"
@@ -50,12 +50,12 @@ def _data(folder: Path) -> Path:
 
 FLAGS = ["--mode", "train", "--backend", "trl", "--episodes", "--rounds", "2", "--budgets", "16,32", "--no-mlflow",
          "--token-price", "0.5", "--absent-share", "0", "--max-completion-tokens", "56", "--num-val", "16",
-         "--num-train-steps", "70", "--eval-steps", "35", "--batch-size", "64", "--gradient-accumulation", "1",
-         "--num-generations", "8", "--learning-rate", "0.01", "--lora-rank", "16", "--warmup-steps", "0"]  # fmt: skip
+         "--num-train-steps", "36", "--eval-steps", "12", "--batch-size", "64", "--gradient-accumulation", "1",
+         "--num-generations", "8", "--learning-rate", "0.001", "--lora-rank", "16", "--warmup-steps", "0"]  # fmt: skip
 
 
 def _warm_start(folder: Path, data: Path) -> Path:
-    """A model with the form of the replies: a coin decides if it asks, and it answers blue after it asked."""
+    """A model that knows the form of the replies, asks by a biased coin, and answers blue after a lookup."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -63,16 +63,18 @@ def _warm_start(folder: Path, data: Path) -> Path:
     from memometer.train import local_model
     from memometer.train.plan import make_plan
 
-    write_tiny_model(folder, window=2048)
+    write_tiny_model(folder, window=2048, hidden=64)
     flags = [*FLAGS, "--data", str(data), "--model", str(folder)]
     plan = make_plan(train.options_of(vars(train.parser().parse_args(flags))))
     local = local_model.load(str(folder), precision="fp32")
     episodes, coin, rows = plan.episodes, random.Random(0), []
     assert episodes is not None
-    for _ in range(4):
+    for _ in range(16):
         for prompt in plan.train:
             reading = episodes.open(prompt.question_id)
-            reply = coin.choice([ASK, SHOWN])
+            likely = 0.65 if "Hidden" in prompt.messages[-1]["content"] else 0.35
+            asks = coin.random() < likely
+            reply = ASK if asks else SHOWN
             ids, labels = list(local.prompt_ids(episodes.messages(reading))), []
             labels = [-100] * len(ids)
             replied = local.format.reply_ids(reply)
@@ -85,7 +87,7 @@ def _warm_start(folder: Path, data: Path) -> Path:
             rows.append((ids, labels))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(160):
+    for step in range(400):
         chosen = [rows[(8 * step + n) % len(rows)] for n in range(8)]
         longest = max(len(ids) for ids, _ in chosen)
         pad = local.tokenizer.pad_token_id
@@ -117,8 +119,9 @@ def test_a_model_learns_when_to_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert plan.episodes is not None
     _, grades = Validation(plan, tmp_path, local)._read_episodes(plan.episodes)
     ids = [prompt.question_id for prompt in plan.validation]
-    hidden = [grade.calls for id, grade in zip(ids, grades, strict=True) if "qb" in id]
-    shown = [grade.calls for id, grade in zip(ids, grades, strict=True) if "qa" in id]
+    texts = [plan.episodes.questions[id].text for id in ids]
+    hidden = [grade.calls for text, grade in zip(texts, grades, strict=True) if "Hidden" in text]
+    shown = [grade.calls for text, grade in zip(texts, grades, strict=True) if "Shown" in text]
     assert fmean(hidden) > 1.8, "asks where the answer is hidden"
     assert fmean(shown) < 1.2, "and only there"
     constant = [fmean(plan.episodes.grade(id, replies).reward for id in ids) for replies in ([SHOWN], [ASK, HIDDEN])]

@@ -12,13 +12,14 @@ TEMPLATE = (
 )
 
 
-def write_tiny_model(folder: Path, *, declared_end: str = END, window: int = 4096) -> Path:
+def write_tiny_model(folder: Path, *, declared_end: str = END, window: int = 4096, hidden: int = 32) -> Path:
     """Write a Llama whose chat template ends replies with `<end>`.
 
     Args:
         folder: The folder to write to.
         declared_end: The end token of tokenizer and configuration; `<stop>` makes it like a base model.
         window: The context window in tokens.
+        hidden: The width of the hidden state.
     """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -35,8 +36,8 @@ def write_tiny_model(folder: Path, *, declared_end: str = END, window: int = 409
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(words),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

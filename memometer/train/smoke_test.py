@@ -71,7 +71,8 @@ TOKENIZER_MARGIN = 1.15
 def longest_prompt(options: TrainOptions, limit: int) -> int:
     """Return the tokens of the longest training prompt, at most `limit`, estimated with o200k_base.
 
-    Uses the same data as `example_group`, and a sample of its questions. Without usable data it returns the limit.
+    Uses the same data as `example_group`, and a sample of its questions, or all of them with `--memory oracle`. Without
+    usable data it returns the limit.
     """
     local_file = benchmarks.load(options.benchmark).local_file
     if options.data is None and local_file:
@@ -79,7 +80,9 @@ def longest_prompt(options: TrainOptions, limit: int) -> int:
     try:
         data = load_data(options)
         conversations = data.part("train")
-        asked, _ = prompt_dataset.choose_questions(conversations, QUESTIONS, absent_share=0.1, seed=options.seed)
+        # Evidence alone is read at once, and its length varies most.
+        n = options.num_train if options.memory == "oracle" else QUESTIONS
+        asked, _ = prompt_dataset.choose_questions(conversations, n, absent_share=0.1, seed=options.seed)
         count = counter_for()
         prompts = prompt_dataset.reading_prompts(
             conversations,
