@@ -233,7 +233,9 @@ class TrainOptions(Options):
                 if getattr(self, name) is not None:
                     raise OptionError(f"{flag_names([name])} is for training on episodes; add --episodes.")
             return
-        if self.planned_mode != "train" or self.mode == "evaluate":
+        if self.mode == "evaluate":  # after a training; on the command line the flag is refused
+            return
+        if self.planned_mode != "train":
             raise OptionError(f"--episodes is for --mode train; leave it out in --mode {self.mode}.")
         if self.backend != "trl":
             raise OptionError(f"{self.backend} trains on single prompts; use --episodes with --backend trl.")
