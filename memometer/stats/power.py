@@ -126,11 +126,13 @@ def sentence(design: tuple[int, int], others: dict[str, tuple[int, int]], compar
     found = smallest_difference(*design, comparisons)
     size = f"{design[0]:,} answerable questions, {design[1]} conversation{'s' * (design[1] != 1)}"
     tests = f"{comparisons} comparison{'s' * (comparisons != 1)}"
-    could = "no difference, however large" if found is None else f"differences from about {100 * found:.0f} points"
     better = {
         name: value
         for name, other in others.items()
         if (value := smallest_difference(*other, comparisons)) is not None and (found is None or value < found)
     }
-    more = "".join(f"; {name} from {100 * value:.0f}" for name, value in better.items())
-    return f"This design ({size}, {tests}) can find {could}{more}."
+    could = (
+        "cannot find any difference" if found is None else f"can find differences of {100 * found:.0f} points or more"
+    )
+    more = " and ".join(f"{100 * value:.0f} points with {name}" for name, value in better.items())
+    return f"This design ({size}, {tests}) {could}{'; it could find ' + more if more else ''}."
